@@ -1,0 +1,53 @@
+"""The device is found, not assumed."""
+
+import os
+
+import torch
+
+from .errors import InputError
+
+
+def available_devices() -> list[str]:
+    """Device types that this process can compute on, the fastest first; ``cpu`` is always the last."""
+    found = []
+    for name in ('cuda', 'xpu', 'npu', 'hpu', 'mps'):
+        backend = getattr(torch, name, None) if name != 'mps' else torch.backends.mps
+        is_available = getattr(backend, 'is_available', None)
+        if is_available is not None and is_available():
+            found.append(name)
+    return [*found, 'cpu']
+
+
+def find_device(name: str | None = None) -> torch.device:
+    """The device to compute on.
+
+    Args:
+        name: What the user asked for (``cuda``, ``cuda:1``, ``cpu``, ...); None or ``auto`` takes the best there is.
+
+    Raises:
+        InputError: If the name is not a device, or there is none of that type here.
+    """
+    available = available_devices()
+    if not name or name == 'auto':
+        return torch.device(available[0])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f'--device {name}: not a device; available here: {", ".join(available)}') from None
+    if device.type not in available and device.type != 'meta':
+        raise InputError(f'--device {name}: there is none on this machine; available here: {", ".join(available)}')
+    if device.type == 'cuda' and device.index is not None and device.index >= torch.cuda.device_count():
+        raise InputError(f'--device {name}: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}')
+    return device
+
+
+def is_distributed() -> bool:
+    """True in a process that ``torchrun`` (or a compatible launcher) started as one of several."""
+    return int(os.environ.get('WORLD_SIZE', '1')) > 1
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given; nothing to wait for on the CPU."""
+    backend = getattr(torch, device.type, None)
+    if device.type != 'cpu' and hasattr(backend, 'synchronize'):
+        backend.synchronize()
