@@ -1,0 +1,30 @@
+"""ECA, efficient channel attention."""
+
+import torch
+from timm.layers import EcaModule
+
+from .gate import ChannelGate
+
+
+class ECA(ChannelGate, EcaModule):
+    """Efficient channel attention, v = sigmoid(conv1d_k(u)), u = GAP(x), k odd and about log2(C) / 2 + 1/2.
+
+    Wang et al.: ECA-Net: Efficient Channel Attention for Deep CNNs, CVPR 2020, https://arxiv.org/abs/1910.03151.
+    timm's ``EcaModule``; the convolution runs over the channels and has no bias.
+
+    Args:
+        channels: Channels C of the feature map.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+            self,
+            channels: int,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(channels, device=device, dtype=dtype)
+
+    def excite(self, u: torch.Tensor) -> torch.Tensor:
+        return self.conv(u.unsqueeze(1)).squeeze(1).sigmoid()

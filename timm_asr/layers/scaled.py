@@ -1,0 +1,135 @@
+"""Scaling the output channels of a layer by scaling its parameters.
+
+A layer whose output is affine in its own parameters, channel by channel, satisfies layer(x; w, b) * v =
+layer(x; v * w, v * b), in training mode and for every gradient too. So attention that does not depend on the input
+needs neither a pass over the feature map nor anything saved for the backward pass.
+"""
+
+import difflib
+
+import timm.layers as tl
+import torch
+import torch.nn.functional as F
+from timm.layers.norm_act import FrozenBatchNormAct2d, SyncBatchNormAct
+from torch import nn
+from torch.func import functional_call
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+_WEIGHT_BIAS = ('weight', 'bias')
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+# Exact types, since a subclass may do anything with its weight (a weight-standardised convolution divides a scale
+# out again). The value names the tensors whose first dimension is the output channel.
+SCALABLE: dict[type[nn.Module], tuple[str, ...]] = {
+    **dict.fromkeys(_BATCH_NORMS, _WEIGHT_BIAS),
+    **dict.fromkeys((nn.SyncBatchNorm, FrozenBatchNorm2d, tl.SplitBatchNorm2d), _WEIGHT_BIAS),
+    **dict.fromkeys((tl.BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d), _WEIGHT_BIAS),
+    **dict.fromkeys((nn.LayerNorm, tl.LayerNorm, tl.LayerNormFp32, tl.LayerNorm2d, tl.LayerNorm2dFp32), _WEIGHT_BIAS),
+    **dict.fromkeys((nn.GroupNorm, tl.GroupNorm, tl.GroupNorm1, tl.GroupNormAct, tl.LayerNormAct), _WEIGHT_BIAS),
+    **dict.fromkeys((nn.RMSNorm, tl.RmsNorm, tl.RmsNorm2d), _WEIGHT_BIAS),
+    **dict.fromkeys((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, tl.Conv2dSame), _WEIGHT_BIAS),
+    **dict.fromkeys((tl.LayerScale, tl.LayerScale2d), ('gamma',)),
+}
+# These apply an activation after the scale, so multiplying their output is not the same as scaling them.
+WITH_ACTIVATION = (
+    tl.BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d, tl.SplitBatchNorm2d, tl.GroupNormAct, tl.LayerNormAct)
+# Channels are the last dimension of these layers' output, the second of all others'.
+_CHANNELS_LAST = (
+    nn.LayerNorm, tl.LayerNorm, tl.LayerNormFp32, nn.RMSNorm, tl.RmsNorm, nn.Linear, tl.LayerScale)
+
+
+def scaled_names(layer: nn.Module) -> list[str]:
+    """Names of the tensors, parameters or buffers, that a scale of the layer's output channels multiplies.
+
+    Raises:
+        TypeError: A layer of this type, or one without such tensors, cannot be scaled.
+    """
+    kind = type(layer)
+    if kind not in SCALABLE:
+        raise TypeError(
+            f'A {kind.__name__} cannot be scaled by its parameters; layers that can: '
+            f'{", ".join(sorted({t.__name__ for t in SCALABLE}))}.')
+    names = [name for name in SCALABLE[kind] if getattr(layer, name, None) is not None]
+    if SCALABLE[kind][0] not in names:
+        raise TypeError(f'This {kind.__name__} has no {SCALABLE[kind][0]} to scale (affine=False?).')
+    if isinstance(layer, tl.SplitBatchNorm2d):
+        names += [f'aux_bn.{i}.{name}' for i in range(len(layer.aux_bn)) for name in _WEIGHT_BIAS]
+    return names
+
+
+def out_channels(layer: nn.Module) -> int:
+    """Number of output channels of a scalable layer.
+
+    Raises:
+        TypeError: The layer cannot be scaled, or normalises over more than its channels.
+    """
+    tensor = getattr(layer, scaled_names(layer)[0])
+    if isinstance(layer, nn.LayerNorm | nn.RMSNorm) and tensor.ndim != 1:
+        raise TypeError(
+            f'A {type(layer).__name__} over the shape {tuple(tensor.shape)} has no channel weights to scale; '
+            'one over the channels alone has.')
+    return tensor.shape[0]
+
+
+def channel_dim(layer: nn.Module) -> int:
+    """Dimension of the channels in a scalable layer's output: -1 for layers that keep them last, otherwise 1."""
+    return -1 if type(layer) in _CHANNELS_LAST else 1
+
+
+def _along_rows(v: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    return v.view(-1, *[1] * (tensor.ndim - 1))
+
+
+def _tensor(layer: nn.Module, name: str) -> torch.Tensor:
+    path, _, leaf = name.rpartition('.')
+    return getattr(layer.get_submodule(path), leaf)
+
+
+def scaled_forward(layer: nn.Module, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """layer(x) with its output channels multiplied by v, (C,), before any activation that the layer applies.
+
+    Raises:
+        TypeError: The layer cannot be scaled.
+    """
+    kind = type(layer)
+    if kind in _BATCH_NORMS and layer.momentum is not None:
+        return _batch_norm(layer, x, v)
+    if kind is nn.Linear:
+        return F.linear(x, layer.weight * v[:, None], None if layer.bias is None else layer.bias * v)
+    tensors = {name: _tensor(layer, name) for name in scaled_names(layer)}
+    return functional_call(layer, {name: t * _along_rows(v, t) for name, t in tensors.items()}, (x,))
+
+
+def _batch_norm(bn: nn.Module, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    # The functional form: swapping parameters in and out costs 3 % of a training step of ResNet-164.
+    if bn.training and bn.track_running_stats:
+        bn.num_batches_tracked.add_(1)
+    track = not bn.training or bn.track_running_stats
+    return F.batch_norm(
+        x,
+        bn.running_mean if track else None,
+        bn.running_var if track else None,
+        bn.weight * v,
+        bn.bias * v,
+        bn.training or bn.running_mean is None,
+        bn.momentum,
+        bn.eps,
+    )
+
+
+@torch.no_grad()
+def scale_(layer: nn.Module, v: torch.Tensor) -> None:
+    """Multiply the layer's output channels by v, (C,), in place and for good.
+
+    Raises:
+        TypeError: The layer cannot be scaled.
+    """
+    for name in scaled_names(layer):
+        tensor = _tensor(layer, name)
+        tensor.mul_(_along_rows(v, tensor))
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint at the known name nearest to a mistyped one, '' where none is near."""
+    match = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean '{match[0]}'" if match else ''

@@ -1,0 +1,57 @@
+"""SGE, spatial group-wise enhancement."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .gate import ChannelGate
+
+
+class SGE(ChannelGate):
+    """Spatial group-wise enhancement: in each of G groups, positions that resemble the group's mean are enhanced.
+
+    c_i = <GAP(x)_g, x_g,i> for each position i of group g, normalised over positions to zero mean and unit deviation,
+    a_i = w_g * c_i + b_g, x' = x * sigmoid(a).
+
+    Li, Hu, Yang: Spatial Group-wise Enhance, https://arxiv.org/abs/1905.09646. w starts at 0, b at 1, as there.
+    It acts on positions and so cannot be folded.
+
+    Args:
+        channels: Channels C of the feature map.
+        groups: Groups at most; G is the largest common divisor of this and C.
+        eps: Added to the deviation.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    foldable = False
+
+    def __init__(
+            self,
+            channels: int,
+            groups: int = 64,
+            eps: float = 1e-5,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.groups = math.gcd(groups, channels)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(self.groups, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.ones(self.groups, device=device, dtype=dtype))
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """Similarity of every position to its group's mean, (B, C, H, W) -> (B, G, H, W)."""
+        return (x * F.adaptive_avg_pool2d(x, 1)).unflatten(1, (self.groups, -1)).sum(2)
+
+    def excite(self, u: torch.Tensor) -> torch.Tensor:
+        """Similarities to weights, (B, G, H, W) -> (B, G, H, W)."""
+        var, mean = torch.var_mean(u, dim=(2, 3), correction=0, keepdim=True)
+        u = (u - mean) / (var.sqrt() + self.eps)
+        return (u * self.weight[:, None, None] + self.bias[:, None, None]).sigmoid()
+
+    def scale(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Multiply (B, C, H, W) by the weights (B, G, H, W) of each channel's group."""
+        return (x.unflatten(1, (self.groups, -1)) * v.unsqueeze(2)).flatten(1, 2)
