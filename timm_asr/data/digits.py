@@ -16,7 +16,7 @@ class Digits(Dataset):
     """UCI handwritten digits, 8x8, 10 classes.
 
     Args:
-        split: ``train`` (1,437 images) or ``validation`` (360, stratified, fixed).
+        split: ``train`` (1,438 images) or ``validation`` (359, stratified, fixed).
         input_img_mode: PIL mode of the images: ``L`` for one channel, ``RGB`` for three equal ones.
         transform: Applied to the PIL image.
         target_transform: Applied to the label, an int.
