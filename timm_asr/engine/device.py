@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from .errors import InputError
+from .errors import BadInput
 
 
 def available_devices() -> list[str]:
@@ -25,7 +25,7 @@ def find_device(name: str | None = None) -> torch.device:
         name: What the user asked for (``cuda``, ``cuda:1``, ``cpu``, ...); None or ``auto`` takes the best there is.
 
     Raises:
-        InputError: If the name is not a device, or there is none of that type here.
+        BadInput: If the name is not a device, or there is none of that type here.
     """
     available = available_devices()
     if not name or name == 'auto':
@@ -33,11 +33,11 @@ def find_device(name: str | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f'--device {name}: not a device; available here: {", ".join(available)}') from None
+        raise BadInput(f'--device {name}: not a device; available here: {", ".join(available)}') from None
     if device.type not in available and device.type != 'meta':
-        raise InputError(f'--device {name}: there is none on this machine; available here: {", ".join(available)}')
+        raise BadInput(f'--device {name}: there is none on this machine; available here: {", ".join(available)}')
     if device.type == 'cuda' and device.index is not None and device.index >= torch.cuda.device_count():
-        raise InputError(f'--device {name}: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}')
+        raise BadInput(f'--device {name}: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}')
     return device
 
 

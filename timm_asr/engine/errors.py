@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
 
-class InputError(Exception):
+class BadInput(Exception):  # noqa: N818 - it is not the program that failed
     """An input that cannot work; its text is one sentence that names the input and what would work."""
 
 
@@ -19,9 +19,9 @@ def nearest(name: str, known: Sequence[str], count: int = 1) -> list[str]:
 
 
 def run_main(main: Callable[[], int | None], prog: str) -> int:
-    """Run a script's ``main`` and return its exit status; a ``InputError`` becomes one line on stderr and status 2."""
+    """Run a script's ``main`` and return its exit status; a ``BadInput`` becomes one line on stderr and status 2."""
     try:
         return main() or 0
-    except InputError as error:
+    except BadInput as error:
         print(f'{prog}: error: {error}', file=sys.stderr)
         return 2
