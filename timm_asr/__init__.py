@@ -1,5 +1,18 @@
 """Channel attention for timm: importing this package registers its models with ``timm.create_model``."""
 
+from .layers import fold_asr, get_gate, has_asr, list_gates
+from .models import attach_asr, plain_architecture, reparameterize
+from .models.auxiliary import auxiliary_loss
 from .version import __version__
 
-__all__ = ['__version__']
+__all__ = [
+    '__version__',
+    'attach_asr',
+    'auxiliary_loss',
+    'fold_asr',
+    'get_gate',
+    'has_asr',
+    'list_gates',
+    'plain_architecture',
+    'reparameterize',
+]

@@ -1,0 +1,17 @@
+"""Backbones and their entrypoints; importing this registers them with timm."""
+
+from .asr_cifar import ASRCifarResNet
+from .asr_resnet import ASRResNet
+from .asr_vit import ASRVisionTransformer
+from .attach import attach_asr
+from .reparameterize import reparameterize
+from .zoo import plain_architecture
+
+__all__ = [
+    'ASRCifarResNet',
+    'ASRResNet',
+    'ASRVisionTransformer',
+    'attach_asr',
+    'plain_architecture',
+    'reparameterize',
+]

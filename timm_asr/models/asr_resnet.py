@@ -1,0 +1,61 @@
+"""timm's ImageNet ResNets by name with each gate in their blocks, with ASR, with both."""
+
+from typing import Any
+
+import torch.nn as nn
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from .zoo import Variant, ZooModel, register, variants
+
+__all__ = ['ASRResNet']
+
+
+class ASRResNet(ZooModel, ResNet):
+    """timm's ``ResNet`` with the keywords of :class:`ZooModel`."""
+
+
+_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    'resnet18': {'block': BasicBlock, 'layers': (2, 2, 2, 2)},
+    'resnet34': {'block': BasicBlock, 'layers': (3, 4, 6, 3)},
+    'resnet50': {'block': Bottleneck, 'layers': (3, 4, 6, 3)},
+    'resnet101': {'block': Bottleneck, 'layers': (3, 4, 23, 3)},
+    'resnet152': {'block': Bottleneck, 'layers': (3, 8, 36, 3)},
+}
+_VARIANTS = {v.name: v for name in _ARCHITECTURES for v in variants(name)}
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        'num_classes': 1000,
+        'input_size': (3, 224, 224),
+        'pool_size': (7, 7),
+        'crop_pct': 0.875,
+        'interpolation': 'bicubic',
+        'mean': IMAGENET_DEFAULT_MEAN,
+        'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'conv1',
+        'classifier': 'fc',
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs({name: _cfg() for name in _VARIANTS})
+
+
+def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    architecture = _ARCHITECTURES[_VARIANTS[variant].backbone]
+    return build_model_with_cfg(ASRResNet, variant, pretrained, **{**architecture, **kwargs})
+
+
+for _variant in _VARIANTS.values():
+    register(
+        __name__,
+        _variant,
+        _create,
+        plain=Variant(_variant.backbone, _variant.gate).name,
+        doc=f'ResNet-{_variant.backbone.removeprefix("resnet")}'
+            + (f', {_variant.gate} in every block' if _variant.gate else '')
+            + (f', ASR({_variant.asr}) at the last norm of every block' if _variant.asr else '') + '.',
+    )

@@ -1,0 +1,84 @@
+"""Put ASR on a network that is already built."""
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from ..layers.asr import ASR, MAX_DEPTH
+from ..layers.gate import ChannelGate
+from ..layers.gates import asr_gate
+from .sites import known_sites, match_sites
+
+
+def attach_asr(
+        model: nn.Module,
+        gate: str | Callable[..., ChannelGate] = 'se',
+        sites: Sequence[str] | None = None,
+        depth: int = 1,
+        init: float | str = 0.1,
+        learnable: bool = True,
+        rd_ratio: float | None = None,
+        preserve: bool = False,
+        stack: bool = False,
+) -> nn.Module:
+    """Scale layers of a model by attention that is fed by learned vectors (ASR), in place.
+
+    Args:
+        model: Any module with blocks of a known kind (ResNets, vision transformers), or any at all with ``sites``.
+        gate: Name of a foldable gate, or a constructor ``f(channels, device=None, dtype=None)`` of one.
+        sites: Names or patterns of layers to scale, as in ``model.named_modules()``, e.g. ``['layer4.*.bn3']``;
+            by default the known sites of the model's blocks.
+        depth: Number of vectors at each site, 1 to 4 (the paper's delta).
+        init: Initial psi: a number for a constant, or ``'N_0.1'`` for N(0, 0.1^2).
+        learnable: Whether psi is trained.
+        rd_ratio: Hidden width of the gate over its channels, for gates with a hidden layer.
+        preserve: Divide each layer's parameters by the initial v, so that the model computes exactly what it did
+            before: the way to fine-tune pretrained weights.
+        stack: Where a site has ASR already, add vectors to it instead of refusing.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: Unknown gate, unknown site, wrong depth or init, a site that has ASR already, or a gate that does
+            not fit the layer's channels. The model is unchanged.
+        TypeError: A site's layer cannot be scaled through its parameters. The model is unchanged.
+    """
+    if isinstance(gate, str):
+        gate = asr_gate(gate, rd_ratio)
+    elif rd_ratio is not None:
+        raise TypeError('rd_ratio goes with a gate given by name; a constructor brings its own.')
+    names = known_sites(model) if sites is None else match_sites(
+        model, [sites] if isinstance(sites, str) else list(sites))
+
+    wrappers: dict[nn.Module, ASR] = {}  # by layer, since a shared layer is one site under several names
+    grown: dict[ASR, ASR] = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        if isinstance(layer, ASR) and not stack:
+            raise ValueError(
+                f"'{name}' has ASR already; pass stack=True to add vectors to it, or depth={depth + 1} from the start.")
+        if layer in wrappers or layer in grown:
+            continue
+        try:
+            if isinstance(layer, ASR):  # built aside, so that an error further on leaves the model as it was
+                if depth + len(layer.vectors) > MAX_DEPTH:
+                    raise ValueError(
+                        f'it has {len(layer.vectors)} vectors, and {depth} more would exceed {MAX_DEPTH}.')
+                grown[layer] = ASR(layer.layer, gate, depth, init, learnable)
+            else:
+                wrappers[layer] = ASR(layer, gate, depth, init, learnable)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"ASR does not fit the site '{name}': {error}") from None
+
+    for wrapper in (*wrappers.values(), *grown.values()):
+        wrapper.train(wrapper.layer.training)
+        if preserve:
+            wrapper.preserve_()
+    for asr, addition in grown.items():
+        asr.vectors.extend(addition.vectors)
+    for name in names:
+        layer = model.get_submodule(name)
+        if layer in wrappers:
+            model.set_submodule(name, wrappers[layer])
+    return model

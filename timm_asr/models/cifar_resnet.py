@@ -1,0 +1,235 @@
+"""ResNets for small images (CIFAR, STL-10): a 3x3 stem and three stages of timm's residual blocks.
+
+He et al.: Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2, with projection shortcuts as in the
+ASR authors' code (https://github.com/zhongshsh/ASR). timm has no such network.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerType, create_classifier, get_act_layer, get_device_dtype, get_norm_layer
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from timm.models.resnet import BasicBlock, Bottleneck, downsample_conv
+from torch import nn
+
+
+class CifarResNet(nn.Module):
+    """Post-activation ResNet with three stages, for images of 32x32 or so.
+
+    ``(B, in_chans, H, W)`` to ``(B, num_classes)``; feature maps at H, H, H / 2 and H / 4 after stem and stages.
+
+    Args:
+        block: timm's ``BasicBlock`` or ``Bottleneck``.
+        layers: Number of blocks in each of the three stages.
+        num_classes: Classes, 0 for none.
+        in_chans: Channels of the images.
+        global_pool: Pooling before the classifier, '' for none.
+        channels: Planes of each stage; a bottleneck puts out four times as many.
+        act_layer: Activation.
+        norm_layer: Normalization.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth, growing linearly to this at the last block.
+        zero_init_last: Start the last norm of every residual branch at zero. Off, as in the authors' code.
+        block_args: Further arguments of the blocks, e.g. ``attn_layer``.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+            self,
+            block: type[BasicBlock] | type[Bottleneck],
+            layers: tuple[int, int, int],
+            num_classes: int = 10,
+            in_chans: int = 3,
+            global_pool: str = 'avg',
+            channels: tuple[int, int, int] = (16, 32, 64),
+            act_layer: LayerType = nn.ReLU,
+            norm_layer: LayerType = nn.BatchNorm2d,
+            drop_rate: float = 0.0,
+            drop_path_rate: float = 0.0,
+            zero_init_last: bool = False,
+            block_args: dict[str, Any] | None = None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        act_layer = get_act_layer(act_layer)
+        norm_layer = get_norm_layer(norm_layer)
+
+        width = channels[0]
+        self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd)
+        self.bn1 = norm_layer(width, **dd)
+        self.act1 = act_layer(inplace=True)
+        self.feature_info = [{'num_chs': width, 'reduction': 1, 'module': 'act1'}]
+
+        rates = torch.linspace(0, drop_path_rate, sum(layers), device='cpu').split(layers)
+        for stage, (planes, stage_rates) in enumerate(zip(channels, rates, strict=True)):
+            blocks = make_stage(
+                block,
+                width,
+                planes,
+                stride=1 if stage == 0 else 2,
+                drop_path_rates=stage_rates.tolist(),
+                act_layer=act_layer,
+                norm_layer=norm_layer,
+                **(block_args or {}),
+                **dd,
+            )
+            width = planes * block.expansion
+            self.add_module(f'layer{stage + 1}', blocks)
+            self.feature_info.append({'num_chs': width, 'reduction': 2**stage, 'module': f'layer{stage + 1}'})
+
+        self.num_features = width
+        self.global_pool, self.fc = create_classifier(width, num_classes, pool_type=global_pool, **dd)
+        self.head_hidden_size = width * self.global_pool.feat_mult()
+        self.init_weights(zero_init_last=zero_init_last)
+
+    @torch.jit.ignore
+    def init_weights(self, zero_init_last: bool = False) -> None:
+        """He initialisation of every convolution (fan out)."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+        if zero_init_last:
+            for module in self.modules():
+                if isinstance(module, BasicBlock | Bottleneck):
+                    module.zero_init_last()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Patterns that group parameters by stage (coarse) or block, for layer-wise learning rates."""
+        return {'stem': r'^conv1|bn1', 'blocks': r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)'}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade computation for memory in the backward pass."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
+        """The classifier, or its name."""
+        return 'fc' if name_only else self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier; the pooling is kept unless given, and ``(0, '')`` leaves feature maps."""
+        self.num_classes = num_classes
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=pool_type, **get_device_dtype(self))
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    @torch.jit.ignore
+    def forward_intermediates(
+            self,
+            x: torch.Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,  # noqa: ARG002 - part of timm's interface; there is no norm to apply here
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Features after the stem (0) and each stage (1 to 3).
+
+        Args:
+            x: Images (B, C, H, W).
+            indices: The last n if an int, these if a list, all if None.
+            norm: Accepted for timm's interface; these features have no norm of their own.
+            stop_early: Do not compute what comes after the last one wanted.
+            output_fmt: 'NCHW' only.
+            intermediates_only: Return the list alone.
+
+        Returns:
+            The last feature map and the list of intermediates, or the list.
+
+        Raises:
+            ValueError: ``output_fmt`` is not 'NCHW'.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f"output_fmt={output_fmt!r} is not supported; the features are 'NCHW'.")
+        wanted, last = feature_take_indices(4, indices)
+        x = self.act1(self.bn1(self.conv1(x)))
+        intermediates = [x] if 0 in wanted else []
+        for index in range(1, 1 + (last if stop_early else 3)):
+            stage = getattr(self, f'layer{index}')
+            checkpointed = self.grad_checkpointing and not torch.jit.is_scripting()
+            x = checkpoint_seq(stage, x) if checkpointed else stage(x)
+            if index in wanted:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+            self,
+            indices: int | list[int] = 1,
+            prune_norm: bool = False,  # noqa: ARG002 - part of timm's interface
+            prune_head: bool = True,
+    ) -> list[int]:
+        """Remove the stages after the last of the given intermediates, and the classifier; returns their indices."""
+        wanted, last = feature_take_indices(4, indices)
+        for index in range(last + 1, 4):
+            setattr(self, f'layer{index}', nn.Sequential())
+        if last < 3:
+            self.num_features = self.head_hidden_size = self.feature_info[last]['num_chs']
+        if prune_head or last < 3:
+            self.reset_classifier(0, '')
+        return wanted
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) to the last feature map (B, num_features, H / 4, W / 4)."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
+        x = self.layer1(x)
+        x = self.layer2(x)
+        return self.layer3(x)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """The last feature map to logits (B, num_classes), or to pooled features."""
+        x = self.global_pool(x)
+        if self.drop_rate:
+            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def make_stage(
+        block: type[BasicBlock] | type[Bottleneck],
+        in_planes: int,
+        planes: int,
+        stride: int,
+        drop_path_rates: list[float],
+        norm_layer: type[nn.Module],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **block_args: Any,
+) -> nn.Sequential:
+    """One stage of residual blocks, the first with ``stride`` and, where shapes differ, a projection shortcut."""
+    dd = {'device': device, 'dtype': dtype}
+    blocks = []
+    for index, rate in enumerate(drop_path_rates):
+        out_planes = planes * block.expansion
+        shortcut = None
+        if index == 0 and (stride != 1 or in_planes != out_planes):
+            shortcut = downsample_conv(in_planes, out_planes, kernel_size=1, stride=stride, norm_layer=norm_layer, **dd)
+        blocks.append(block(
+            in_planes,
+            planes,
+            stride=stride if index == 0 else 1,
+            downsample=shortcut,
+            drop_path=DropPath(rate) if rate > 0 else None,
+            norm_layer=norm_layer,
+            **block_args,
+            **dd,
+        ))
+        in_planes = out_planes
+    return nn.Sequential(*blocks)

@@ -1,0 +1,63 @@
+"""From the trained network to the one that runs."""
+
+from timm.models import reparameterize_model
+from torch import nn
+
+from ..layers.asr import ASR, fold_asr
+from .fold_bn import check_batch_norm_eval, fold_batch_norm
+
+_TIMM_VERBS = ('fuse', 'reparameterize', 'switch_to_deploy')
+
+
+def reparameterize(module: nn.Module, fold_bn: bool = False) -> nn.Module:
+    """Give a network its inference form, in place: the same function, by fewer operations.
+
+    ASR vectors are folded first (:func:`timm_asr.fold_asr`), then the branches that timm's own layers know how to
+    merge (RepVGG, MobileOne, ...). The module may hold a network of this package anywhere inside: a detector, a
+    segmentation network, a DataParallel or compiled wrapper. A second call changes nothing.
+
+    Args:
+        module: The module.
+        fold_bn: Fold each BatchNorm into the convolution before it as well. For inference only: what is left has no
+            BatchNorm to train.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: ``fold_bn``, or merging branches, in training mode, where either would change the function. The
+            module is unchanged.
+    """
+    merging = [m for m in module.modules() if not isinstance(m, Reparameterizable) and _merges(m)]
+    if module.training and merging:
+        raise ValueError(
+            f'Merging the branches of {type(merging[0]).__name__} in training mode would change what the model '
+            'computes; call model.eval() first, or fold_asr(model) to fold the attention alone.')
+    if fold_bn:
+        check_batch_norm_eval(module)
+    module = fold_asr(module)
+    if merging:
+        if module in merging:  # timm's function looks at children only
+            module = _merge_root(module)
+        reparameterize_model(module, inplace=True)
+    return fold_batch_norm(module) if fold_bn else module
+
+
+def _merges(module: nn.Module) -> bool:
+    return not isinstance(module, ASR) and any(callable(getattr(module, verb, None)) for verb in _TIMM_VERBS)
+
+
+def _merge_root(module: nn.Module) -> nn.Module:
+    if callable(getattr(module, 'fuse', None)):
+        return module.fuse()
+    verb = 'reparameterize' if hasattr(module, 'reparameterize') else 'switch_to_deploy'
+    getattr(module, verb)()
+    return module
+
+
+class Reparameterizable:
+    """Gives a model the method ``reparameterize`` that timm looks for."""
+
+    def reparameterize(self, fold_bn: bool = False) -> nn.Module:
+        """This model's inference form, in place; see :func:`timm_asr.reparameterize`."""
+        return reparameterize(self, fold_bn=fold_bn)  # type: ignore[arg-type]  # mixed into modules only

@@ -1,0 +1,135 @@
+"""What all models of this package share: keywords, the inference form, and how they are registered."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from timm.models import is_model, register_model
+from torch import nn
+
+from ..layers.gates import get_gate, list_gates, reduction
+from .attach import attach_asr
+from .reparameterize import Reparameterizable
+
+_PLAIN: dict[str, str] = {}
+
+
+class ZooModel(Reparameterizable):
+    """Mixed into a timm model class: gates in its blocks, ASR at its sites, and ``reparameterize``.
+
+    Args:
+        gate: Name of a gate that stands in every block (ResNets).
+        asr: Name of a foldable gate for ASR at the known sites.
+        asr_depth: Vectors at each site, 1 to 4 (default 1).
+        asr_init: Initial psi (default 0.1); ``'N_0.1'`` draws it from N(0, 0.1^2).
+        asr_learnable: Whether psi is trained (default True).
+        rd_ratio: Hidden width over channels, of gates that have a hidden layer.
+
+    Raises:
+        TypeError: A keyword is unknown, or has no meaning for this model.
+        ValueError: A value is out of range.
+    """
+
+    def __init__(
+            self,
+            *args: Any,
+            gate: str | None = None,
+            asr: str | None = None,
+            asr_depth: int | None = None,
+            asr_init: float | str | None = None,
+            asr_learnable: bool | None = None,
+            rd_ratio: float | None = None,
+            **kwargs: Any,
+    ) -> None:
+        options = {'depth': asr_depth, 'init': asr_init, 'learnable': asr_learnable}
+        options = {name: value for name, value in options.items() if value is not None}
+        if options and asr is None:
+            raise TypeError(f"asr_{next(iter(options))} is for models with ASR; this one has none (asr='se' adds it).")
+        if rd_ratio is not None and asr is None and gate is None:
+            raise TypeError('rd_ratio is for models with a gate or with ASR; this one has neither.')
+        if gate is not None:
+            attn_layer = partial(get_gate(gate), **reduction(gate, rd_ratio))
+            kwargs['block_args'] = {**(kwargs.get('block_args') or {}), 'attn_layer': attn_layer}
+        super().__init__(*args, **kwargs)
+        if asr is not None:
+            attach_asr(self, asr, rd_ratio=rd_ratio, **options)  # type: ignore[arg-type]
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        trained = next((k for k in state_dict if k.startswith(prefix) and k.endswith('.psi')), None)
+        if trained is not None and prefix + trained.removeprefix(prefix) not in self._own_keys(prefix):
+            error_msgs = args[-1]
+            error_msgs.append(
+                f"This is a trainable checkpoint with unfused ASR vectors ('{trained}') and the model is fused or "
+                'plain there: load it into the ASR architecture, then fold_asr(model).')
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+
+    def _own_keys(self, prefix: str) -> set[str]:
+        return {prefix + name for name, _ in self.named_parameters()}  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One name of the zoo: a backbone, the gate in its blocks, the gate of its ASR."""
+
+    backbone: str
+    gate: str | None = None
+    asr: str | None = None
+
+    @property
+    def name(self) -> str:
+        """``<backbone>[_<gate>][_asr_<gate>]``."""
+        return self.backbone + (f'_{self.gate}' if self.gate else '') + (f'_asr_{self.asr}' if self.asr else '')
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Keyword arguments of :class:`ZooModel`."""
+        return {key: value for key, value in (('gate', self.gate), ('asr', self.asr)) if value}
+
+
+def variants(backbone: str, gates: bool = True) -> Iterator[Variant]:
+    """Names of a backbone with ASR, and (``gates``) with each gate in its blocks and with both."""
+    if gates:
+        for gate in list_gates():
+            yield Variant(backbone, gate)
+    for asr in list_gates(foldable=True):
+        yield Variant(backbone, asr=asr)
+        if gates:
+            yield Variant(backbone, asr, asr)
+
+
+def register(module: str, variant: Variant, create: Callable[..., nn.Module], plain: str, doc: str) -> None:
+    """Register ``create(name, pretrained, **options)`` with timm under the variant's name.
+
+    Args:
+        module: ``__name__`` of the module that defines the model; it holds ``default_cfgs`` for the name.
+        variant: The name.
+        create: The function that builds it.
+        plain: The architecture that is left when ASR is folded.
+        doc: Docstring of the entrypoint.
+
+    Raises:
+        RuntimeError: The name is taken, by timm or by this package.
+    """
+    name, options = variant.name, variant.options
+    if is_model(name):
+        raise RuntimeError(f"The model name '{name}' is registered already.")
+
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return create(name, pretrained, **{**options, **kwargs})
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__module__ = module
+    entrypoint.__doc__ = doc
+    setattr(sys.modules[module], name, entrypoint)
+    register_model(entrypoint)
+    _PLAIN[name] = plain
+
+
+def plain_architecture(name: str) -> str:
+    """The architecture that is left of a model when its ASR is folded: 'resnet50' for 'resnet50_asr_se'.
+
+    A name that this package does not know, a stock timm one say, is its own answer.
+    """
+    return _PLAIN.get(name.partition('.')[0], name.partition('.')[0])
