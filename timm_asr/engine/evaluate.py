@@ -1,0 +1,120 @@
+"""Loss and accuracy of a model over a loader, averaged over images, each image counted once."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.utils import accuracy
+from torch import nn
+
+
+class Totals:
+    """Running sums of loss, top-1 and top-5 over images.
+
+    The per-batch figures stay on the device until they are asked for, so that counting never waits for it.
+    """
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(4, dtype=torch.float64)
+        self._pending: list[tuple[torch.Tensor, int]] = []
+
+    def update(self, loss: torch.Tensor, output: torch.Tensor, target: torch.Tensor) -> None:
+        """Count a batch: its mean loss (scalar), logits (B, classes) and targets (B,)."""
+        top1, top5 = accuracy(output, target, topk=(1, 5))
+        self._pending.append((torch.stack([loss.detach().float(), top1, top5]), len(output)))
+
+    def flush(self) -> None:
+        for figures, count in self._pending:
+            values = figures.cpu().double()
+            # Percentages of a batch become whole numbers of images again, so that no rounding adds up.
+            correct = (values[1:] * count / 100).round()
+            self.sums += torch.cat([values[:1] * count, correct, torch.tensor([float(count)], dtype=torch.float64)])
+        self._pending.clear()
+
+    def reduce(self, device: torch.device) -> None:
+        """Add up the sums of all processes."""
+        self.flush()
+        # MPS has no float64; the sums of one epoch fit float32 well enough there.
+        sums = self.sums.to(device, torch.float32 if device.type == 'mps' else torch.float64)
+        dist.all_reduce(sums)
+        self.sums = sums.cpu().double()
+
+    def averages(self) -> 'OrderedDict[str, float]':
+        """``loss``, ``top1`` and ``top5`` (percent), and ``count``, the number of images."""
+        self.flush()
+        loss, top1, top5, count = self.sums.tolist()
+        n = max(count, 1)
+        return OrderedDict(loss=loss / n, top1=100 * top1 / n, top5=100 * top5 / n, count=int(count))
+
+
+def images_of_this_process(loader: Any) -> int | None:
+    """How many images of the loader are this process's own; None if there is no padding to leave out.
+
+    ``OrderedDistributedSampler`` repeats images so that all processes have the same number of batches.
+    """
+    return getattr(getattr(loader, 'sampler', None), 'num_valid_samples', None)
+
+
+def evaluate(
+        model: nn.Module,
+        loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
+        criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        amp_autocast: Callable[[], Any] = suppress,
+        channels_last: bool = False,
+        valid_labels: Sequence[int] | None = None,
+        on_output: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+        on_batch: Callable[[int, int, Totals], None] | None = None,
+) -> 'OrderedDict[str, float]':
+    """Evaluate a model.
+
+    Args:
+        model: Put into eval mode, and left there.
+        loader: Yields images (B, C, H, W) and targets (B,), already on the device or not.
+        criterion: Mean loss of logits (B, classes) and targets (B,).
+        device: Where the model is.
+        dtype: Type of the images; None leaves them as they come.
+        amp_autocast: Context in which the model runs.
+        channels_last: Lay the images out so.
+        valid_labels: Columns of the logits that count; None for all.
+        on_output: Called with the logits and targets of each batch, padding left out.
+        on_batch: Called after each batch with its index, its size and the totals.
+
+    Returns:
+        ``loss``, ``top1``, ``top5`` (percent) and ``count``, over the images of all processes where
+        ``torch.distributed`` is initialized, padding not counted.
+    """
+    totals = Totals()
+    remaining = images_of_this_process(loader)
+    model.eval()
+    with torch.inference_mode():
+        for index, (images, target) in enumerate(loader):
+            images = images.to(device=device, dtype=dtype, non_blocking=True)
+            target = target.to(device=device, non_blocking=True)
+            if channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with amp_autocast():
+                output = model(images)
+                if isinstance(output, tuple | list):
+                    output = output[0]
+                if valid_labels is not None:
+                    output = output[:, list(valid_labels)]
+                if remaining is not None:
+                    output, target = output[:remaining], target[:remaining]
+                    remaining -= len(output)
+                if len(output):
+                    loss = criterion(output, target)
+            if len(output):
+                totals.update(loss, output.float(), target)
+                if on_output is not None:
+                    on_output(output, target)
+            if on_batch is not None:
+                on_batch(index, len(output), totals)
+    if dist.is_available() and dist.is_initialized():
+        totals.reduce(device)
+    return totals.averages()

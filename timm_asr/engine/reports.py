@@ -1,0 +1,70 @@
+"""Result rows as CSV, JSON or a Markdown table."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from .errors import BadInput
+
+FORMATS = ('csv', 'json', 'md')
+Row = Mapping[str, Any]
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """The keys of all rows, in the order in which they first appear."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def write_csv(file: TextIO, rows: Sequence[Row]) -> None:
+    if rows:
+        writer = csv.DictWriter(file, fieldnames=columns_of(rows), lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """A table whose numbers are aligned to the right; an empty string for no rows."""
+    if not rows:
+        return ''
+    columns = columns_of(rows)
+    cells = [[str(row.get(key, '')).replace('|', '\\|') for key in columns] for row in rows]
+    widths = [max([len(key), 3, *(len(line[i]) for line in cells)]) for i, key in enumerate(columns)]
+    numbers = [all(isinstance(row.get(key, 0), int | float) for row in rows) for key in columns]
+
+    def line(values: Sequence[str]) -> str:
+        aligned = [value.rjust(w) if n else value.ljust(w) for value, w, n in zip(values, widths, numbers, strict=True)]
+        return f'| {" | ".join(aligned)} |'
+
+    rule = ['-' * (w - 1) + ':' if n else '-' * w for w, n in zip(widths, numbers, strict=True)]
+    return '\n'.join([line(columns), line(rule), *map(line, cells)]) + '\n'
+
+
+def check_results_file(path: str, format: str) -> None:
+    """Fail before the measurement, not after it, if the results could not be written."""
+    if format not in FORMATS:
+        raise BadInput(f'--results-format {format}: one of {", ".join(FORMATS)}')
+    if path and Path(path).is_dir():
+        raise BadInput(f'--results-file {path} is a folder')
+    if path and not Path(path).absolute().parent.is_dir():
+        raise BadInput(f'--results-file {path}: there is no folder {Path(path).absolute().parent}')
+
+
+def write_results(path: str | Path, results: Row | Sequence[Row], format: str = 'csv') -> None:
+    """Write one row or several.
+
+    Args:
+        path: File to write.
+        results: A row, or a list of rows; JSON keeps that difference, as timm's scripts do.
+        format: ``csv``, ``json`` or ``md``.
+    """
+    rows = [results] if isinstance(results, Mapping) else list(results)
+    with Path(path).open('w', encoding='utf-8', newline='') as file:
+        if format == 'json':
+            json.dump(results, file, indent=4)
+            file.write('\n')
+        elif format == 'md':
+            file.write(as_markdown(rows))
+        else:
+            write_csv(file, rows)

@@ -1,0 +1,121 @@
+"""Two or more things timed fairly: in one process, in turns, compared round by round.
+
+On a shared machine the absolute time of a step says more about the neighbours than about the step. What stays is the
+ratio of two steps that ran next to each other; its median over many rounds, and how far the quartiles lie apart.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from .device import synchronize
+
+
+class Spread(NamedTuple):
+    """Median and quartiles of a sample."""
+
+    median: float
+    q1: float
+    q3: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> 'Spread':
+        """The spread of at least one value."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        q1, median, q3 = statistics.quantiles(values, n=4, method='inclusive')
+        return cls(median, q1, q3)
+
+
+def interleave(
+        steps: Mapping[str, Callable[[], object]],
+        *,
+        rounds: int = 20,
+        iters: int = 1,
+        warmup: int = 3,
+        device: torch.device | str = 'cpu',
+        clock: Callable[[], float] = time.perf_counter,
+        on_round: Callable[[int, dict[str, list[float]]], None] | None = None,
+) -> dict[str, list[float]]:
+    """Time steps in turns.
+
+    In each round every step runs ``iters`` times in a row; the order moves on by one from round to round, so that
+    nobody always runs after the same neighbour. Garbage is collected between rounds, never inside one.
+
+    Args:
+        steps: What to time, by name.
+        rounds: Number of rounds.
+        iters: Runs of a step in a round.
+        warmup: Runs of each step before the first round.
+        device: Waited for before the clock is read.
+        clock: Seconds.
+        on_round: Called after each round with its number and the times so far.
+
+    Returns:
+        Seconds of one run, a list of ``rounds`` figures for each name.
+    """
+    if rounds < 1 or iters < 1:
+        raise ValueError(f'rounds ({rounds}) and iters ({iters}) must be at least 1')
+    device = torch.device(device)
+    for step in steps.values():
+        for _ in range(warmup):
+            step()
+    names = list(steps)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for number in range(rounds):
+            gc.collect()
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                step = steps[name]
+                synchronize(device)
+                start = clock()
+                for _ in range(iters):
+                    step()
+                synchronize(device)
+                times[name].append((clock() - start) / iters)
+            if on_round is not None:
+                on_round(number, times)
+    finally:
+        if was_enabled:
+            gc.enable()
+    return times
+
+
+def ratios(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, Spread]:
+    """Time of each step over that of the baseline in the same round: median and quartiles."""
+    base = times[baseline]
+    return {name: Spread.of([t / b for t, b in zip(own, base, strict=True)]) for name, own in times.items()}
+
+
+def compare(times: Mapping[str, Sequence[float]], baseline: str, batch_size: int, prefix: str) -> dict[str, dict]:
+    """Result columns for each name: speed, and the ratio to the baseline with its spread.
+
+    Args:
+        times: What ``interleave`` returned.
+        baseline: Name whose ratio is 1.
+        batch_size: Images in a step.
+        prefix: Of the columns (``infer``, ``train``).
+
+    Returns:
+        By name: ``samples_per_sec`` and ``step_time`` (ms) from the median round, ``time_ratio``, ``time_ratio_q1`` and
+        ``time_ratio_q3`` (above 1: slower than the baseline).
+    """
+    spread = ratios(times, baseline)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, own in times.items():
+        seconds = statistics.median(own)
+        rows[name] = {
+            f'{prefix}_samples_per_sec': round(batch_size / seconds, 2),
+            f'{prefix}_step_time': round(1000 * seconds, 3),
+            f'{prefix}_time_ratio': round(spread[name].median, 4),
+            f'{prefix}_time_ratio_q1': round(spread[name].q1, 4),
+            f'{prefix}_time_ratio_q3': round(spread[name].q3, 4),
+        }
+    return rows
