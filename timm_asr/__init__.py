@@ -1,11 +1,13 @@
 """Channel attention for timm: importing this package registers its models with ``timm.create_model``."""
 
-from .layers import fold_asr, get_gate, has_asr, list_gates
+from .hub import save_fused
+from .layers import ChannelGate, fold_asr, get_gate, has_asr, list_gates
 from .models import attach_asr, plain_architecture, reparameterize
 from .models.auxiliary import auxiliary_loss
 from .version import __version__
 
 __all__ = [
+    'ChannelGate',
     '__version__',
     'attach_asr',
     'auxiliary_loss',
@@ -15,4 +17,5 @@ __all__ = [
     'list_gates',
     'plain_architecture',
     'reparameterize',
+    'save_fused',
 ]

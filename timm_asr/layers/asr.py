@@ -148,7 +148,7 @@ class ASR(nn.Module):
         """The channel weights v, (C,), the product over all vectors at this site."""
         v: list[torch.Tensor] = []
         for vector in self.vectors:
-            v.append(vector())  # noqa: PERF401 - TorchScript unrolls a loop over modules, not a comprehension
+            v.append(vector())
         return v[0] if len(v) == 1 else torch.stack(v).prod(0)
 
     @torch.jit.ignore
@@ -191,7 +191,7 @@ class ASR(nn.Module):
         """Divide the layer's parameters by v, so that the wrapped layer computes what the plain one did."""
         scale_(self.layer, self.attention_vector().reciprocal())
 
-    def _load_from_state_dict(  # noqa: PLR0913 - the signature is torch's
+    def _load_from_state_dict(
             self,
             state_dict: dict,
             prefix: str,

@@ -48,7 +48,7 @@ class ChannelGate(nn.Module):
         """The descriptor (1, D) of a feature map of one pixel whose values are psi, a vector (psi_ratio * C,)."""
         return psi.unsqueeze(0)
 
-    def hidden(self, u: torch.Tensor) -> torch.Tensor | None:  # noqa: ARG002
+    def hidden(self, u: torch.Tensor) -> torch.Tensor | None:
         """Pre-activations (B, R) of a hidden ReLU, None where there is none."""
         return None
 

@@ -132,7 +132,7 @@ class CifarResNet(nn.Module):
             self,
             x: torch.Tensor,
             indices: int | list[int] | None = None,
-            norm: bool = False,  # noqa: ARG002 - part of timm's interface; there is no norm to apply here
+            norm: bool = False,
             stop_early: bool = False,
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
@@ -169,7 +169,7 @@ class CifarResNet(nn.Module):
     def prune_intermediate_layers(
             self,
             indices: int | list[int] = 1,
-            prune_norm: bool = False,  # noqa: ARG002 - part of timm's interface
+            prune_norm: bool = False,
             prune_head: bool = True,
     ) -> list[int]:
         """Remove the stages after the last of the given intermediates, and the classifier; returns their indices."""

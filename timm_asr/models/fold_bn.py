@@ -43,7 +43,7 @@ def find_pairs(module: nn.Module) -> list[tuple[str, str]]:
         return []
     try:
         graph = _Tracer().trace(module)
-    except Exception:  # noqa: BLE001 - tracing runs any forward there is; what fails to trace is searched in parts
+    except Exception:
         return [
             (f'{name}.{conv}', f'{name}.{bn}')
             for name, child in module.named_children() for conv, bn in find_pairs(child)]
