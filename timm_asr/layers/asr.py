@@ -181,7 +181,7 @@ class ASR(nn.Module):
     def fuse(self) -> nn.Module:
         """Multiply the layer's parameters by v in place and return the layer; a second call changes nothing."""
         if len(self.vectors):
-            scale_(self.layer, self.attention_vector())
+            scale_(self.layer, self._full_precision_vector())
             self.vectors = nn.ModuleList()
         return self.layer
 
@@ -189,7 +189,7 @@ class ASR(nn.Module):
     @torch.no_grad()
     def preserve_(self) -> None:
         """Divide the layer's parameters by v, so that the wrapped layer computes what the plain one did."""
-        scale_(self.layer, self.attention_vector().reciprocal())
+        scale_(self.layer, self._full_precision_vector().reciprocal())
 
     def _load_from_state_dict(
             self,

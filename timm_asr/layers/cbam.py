@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from timm.layers.cbam import CbamModule
+from torch import nn
 
 from .gate import ChannelGate
 
@@ -18,6 +19,9 @@ class CBAM(ChannelGate, CbamModule):
     Args:
         channels: Channels C of the feature map.
         rd_ratio: Hidden width over C.
+        rd_channels: Hidden width, instead of ``rd_ratio``.
+        rd_divisor: The hidden width is rounded to a multiple of this.
+        act_layer: Activation of the hidden layer.
         device: Of the parameters.
         dtype: Of the parameters.
     """
@@ -28,10 +32,21 @@ class CBAM(ChannelGate, CbamModule):
             self,
             channels: int,
             rd_ratio: float = 1 / 16,
+            rd_channels: int | None = None,
+            rd_divisor: int = 1,
+            act_layer: type[nn.Module] = nn.ReLU,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(channels, rd_ratio=rd_ratio, device=device, dtype=dtype)
+        super().__init__(
+            channels,
+            rd_ratio=rd_ratio,
+            rd_channels=rd_channels,
+            rd_divisor=rd_divisor,
+            act_layer=act_layer,
+            device=device,
+            dtype=dtype,
+        )
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """Average and maximum of every channel, (B, C, H, W) -> (B, 2C), all averages first."""
@@ -39,7 +54,7 @@ class CBAM(ChannelGate, CbamModule):
 
     def excite(self, u: torch.Tensor) -> torch.Tensor:
         u = u.unflatten(1, (2, -1))  # the MLP is shared by both halves, and its last layer is linear
-        u = F.relu(F.linear(u, self.channel.fc1.weight.flatten(1), self.channel.fc1.bias))
+        u = self.channel.act(F.linear(u, self.channel.fc1.weight.flatten(1), self.channel.fc1.bias))
         return F.linear(u, self.channel.fc2.weight.flatten(1), self.channel.fc2.bias).sum(1).sigmoid()
 
     def scale(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """ECA, efficient channel attention."""
 
+from typing import Any
+
 import torch
 from timm.layers import EcaModule
 
-from .gate import ChannelGate
+from .gate import ChannelGate, check_unused
 
 
 class ECA(ChannelGate, EcaModule):
@@ -16,6 +18,7 @@ class ECA(ChannelGate, EcaModule):
         channels: Channels C of the feature map.
         device: Of the parameters.
         dtype: Of the parameters.
+        unused: Reduction arguments of timm's blocks, which this gate has no use for.
     """
 
     def __init__(
@@ -23,7 +26,9 @@ class ECA(ChannelGate, EcaModule):
             channels: int,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
+            **unused: Any,
     ) -> None:
+        check_unused('ECA', unused)
         super().__init__(channels, device=device, dtype=dtype)
 
     def excite(self, u: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,22 @@
 """What every channel attention module has in common: pool, excite, scale."""
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+
+def check_unused(gate: str, unused: dict[str, Any]) -> None:
+    """Accept what timm's blocks pass to any ``attn_layer``, though it means nothing to a gate without hidden layer.
+
+    Raises:
+        TypeError: Another keyword is among them.
+    """
+    unknown = set(unused) - {'rd_ratio', 'rd_channels', 'rd_divisor', 'act_layer'}
+    if unknown:
+        raise TypeError(f"{gate} has no argument '{min(unknown)}'.")
 
 
 class ChannelGate(nn.Module):

@@ -1,9 +1,11 @@
 """IE, instance enhancement."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from .gate import ChannelGate
+from .gate import ChannelGate, check_unused
 
 
 class IE(ChannelGate):
@@ -16,6 +18,7 @@ class IE(ChannelGate):
         channels: Channels C of the feature map.
         device: Of the parameters.
         dtype: Of the parameters.
+        unused: Reduction arguments of timm's blocks, which this gate has no use for.
     """
 
     def __init__(
@@ -23,7 +26,9 @@ class IE(ChannelGate):
             channels: int,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
+            **unused: Any,
     ) -> None:
+        check_unused('IE', unused)
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.full((channels,), -1.0, device=device, dtype=dtype))

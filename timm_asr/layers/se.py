@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from timm.layers import SEModule
+from torch import nn
 
 from .gate import ChannelGate
 
@@ -18,6 +19,7 @@ class SE(ChannelGate, SEModule):
         rd_ratio: Hidden width over C.
         rd_channels: Hidden width, instead of ``rd_ratio``.
         rd_divisor: The hidden width is rounded to a multiple of this.
+        act_layer: Activation of the hidden layer.
         bias: Whether both linear layers have a bias (the papers' counts on ResNets include it).
         device: Of the parameters.
         dtype: Of the parameters.
@@ -29,6 +31,7 @@ class SE(ChannelGate, SEModule):
             rd_ratio: float = 1 / 16,
             rd_channels: int | None = None,
             rd_divisor: int = 1,
+            act_layer: type[nn.Module] = nn.ReLU,
             bias: bool = True,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
@@ -38,6 +41,7 @@ class SE(ChannelGate, SEModule):
             rd_ratio=rd_ratio,
             rd_channels=rd_channels,
             rd_divisor=rd_divisor,
+            act_layer=act_layer,
             bias=bias,
             device=device,
             dtype=dtype,
@@ -53,4 +57,4 @@ class SE(ChannelGate, SEModule):
             self.fc1.bias[rows] *= -1
 
     def excite(self, u: torch.Tensor) -> torch.Tensor:
-        return F.linear(F.relu(self.hidden(u)), self.fc2.weight.flatten(1), self.fc2.bias).sigmoid()
+        return F.linear(self.act(self.hidden(u)), self.fc2.weight.flatten(1), self.fc2.bias).sigmoid()

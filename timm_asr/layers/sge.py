@@ -1,12 +1,13 @@
 """SGE, spatial group-wise enhancement."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .gate import ChannelGate
+from .gate import ChannelGate, check_unused
 
 
 class SGE(ChannelGate):
@@ -24,6 +25,7 @@ class SGE(ChannelGate):
         eps: Added to the deviation.
         device: Of the parameters.
         dtype: Of the parameters.
+        unused: Reduction arguments of timm's blocks, which this gate has no use for.
     """
 
     foldable = False
@@ -35,7 +37,9 @@ class SGE(ChannelGate):
             eps: float = 1e-5,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
+            **unused: Any,
     ) -> None:
+        check_unused('SGE', unused)
         super().__init__()
         self.groups = math.gcd(groups, channels)
         self.eps = eps
@@ -49,7 +53,7 @@ class SGE(ChannelGate):
     def excite(self, u: torch.Tensor) -> torch.Tensor:
         """Similarities to weights, (B, G, H, W) -> (B, G, H, W)."""
         var, mean = torch.var_mean(u, dim=(2, 3), correction=0, keepdim=True)
-        u = (u - mean) / (var.sqrt() + self.eps)
+        u = (u - mean) / (var.clamp_min(1e-12).sqrt() + self.eps)  # a root at zero has no gradient
         return (u * self.weight[:, None, None] + self.bias[:, None, None]).sigmoid()
 
     def scale(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from timm.layers import make_divisible
 from torch import nn
 
 from .gate import ChannelGate
@@ -16,6 +17,9 @@ class SPA(ChannelGate):
     Args:
         channels: Channels C of the feature map.
         rd_ratio: Hidden width over C.
+        rd_channels: Hidden width, instead of ``rd_ratio``.
+        rd_divisor: The hidden width is rounded to a multiple of this.
+        act_layer: Activation of the hidden layer.
         device: Of the parameters.
         dtype: Of the parameters.
     """
@@ -24,12 +28,16 @@ class SPA(ChannelGate):
             self,
             channels: int,
             rd_ratio: float = 1 / 16,
+            rd_channels: int | None = None,
+            rd_divisor: int = 1,
+            act_layer: type[nn.Module] = nn.ReLU,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        rd_channels = max(1, round(channels * rd_ratio))
+        rd_channels = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
         self.fc1 = nn.Linear(21 * channels, rd_channels, bias=False, device=device, dtype=dtype)
+        self.act = act_layer()
         self.fc2 = nn.Linear(rd_channels, channels, bias=False, device=device, dtype=dtype)
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
@@ -46,4 +54,4 @@ class SPA(ChannelGate):
         self.fc1.weight[rows] *= -1
 
     def excite(self, u: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.relu(self.hidden(u))).sigmoid()
+        return self.fc2(self.act(self.hidden(u))).sigmoid()

@@ -1,9 +1,11 @@
 """SRM, style-based recalibration."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from .gate import ChannelGate
+from .gate import ChannelGate, check_unused
 
 
 class ChannelAffine(nn.Module):
@@ -39,6 +41,7 @@ class SRM(ChannelGate):
             would leave nothing.
         device: Of the parameters.
         dtype: Of the parameters.
+        unused: Reduction arguments of timm's blocks, which this gate has no use for.
     """
 
     psi_ratio = 2  # mean and deviation
@@ -50,7 +53,9 @@ class SRM(ChannelGate):
             fixed_stats: bool = False,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
+            **unused: Any,
     ) -> None:
+        check_unused('SRM', unused)
         super().__init__()
         self.eps = eps
         self.cfc = nn.Parameter(torch.empty(channels, 2, device=device, dtype=dtype))

@@ -1,0 +1,17 @@
+"""One thread a worker: two workers share the machine, and small models are faster so."""
+
+import os
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+import pytest
+import torch
+
+import timm_asr  # noqa: F401 - registers the models
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,72 @@
+"""What several test files need: random states, errors, small versions of every registered model."""
+
+import copy
+
+import timm
+import torch
+from timm.models import list_models, model_entrypoint
+from torch import nn
+
+from timm_asr.layers import ASR
+
+
+def zoo_names() -> list[str]:
+    """Every name that this package registers."""
+    return [n for n in list_models() if model_entrypoint(n).__module__.startswith('timm_asr.')]
+
+
+def small(name: str, **kwargs) -> nn.Module:
+    """A registered model from its own entrypoint, with few blocks and in float64."""
+    if name.startswith('vit'):
+        shrink = {'depth': 2, 'img_size': 32, 'embed_dim': 48, 'num_heads': 3}
+    else:
+        stages = len(timm.create_model(name, device='meta').feature_info) - 1
+        shrink = {'layers': (2,) + (1,) * (stages - 1)}
+    return timm.create_model(name, **{'dtype': torch.float64, 'num_classes': 5, **shrink, **kwargs})
+
+
+def images(model: nn.Module, batch: int = 2, size: int | None = None) -> torch.Tensor:
+    """Random images that fit a model and its dtype, small ones where any size will do."""
+    channels, height, _ = model.default_cfg['input_size']
+    grid = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
+    size = size or (grid[0] if grid else min(height, 64) // (4 if height == 32 else 1) * (2 if height == 32 else 1))
+    dtype = next(model.parameters()).dtype
+    return torch.randn(batch, getattr(model, 'in_chans', channels), size, size).to(dtype)
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Move every parameter and statistic away from its initial value, keeping activations of order one."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(like: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        return torch.empty(like.shape, dtype=torch.float64).uniform_(low, high, generator=generator).to(like)
+
+    for name, p in model.named_parameters():
+        if p.ndim > 1:  # some noise on top of the initialisation, whose scale is right
+            p.add_(draw(p, -1, 1) * (p.std() if p.numel() > 1 and p.std() > 0 else 0.1) * 0.3)
+        elif name.endswith('psi'):
+            p.copy_(draw(p, -1, 1))
+        elif name.endswith('weight'):
+            p.copy_(draw(p, 0.6, 1.4))
+        else:
+            p.copy_(draw(p, -0.3, 0.3))
+    for name, b in model.named_buffers():
+        if name.endswith('running_mean'):
+            b.copy_(draw(b, -0.3, 0.3))
+        elif name.endswith('running_var'):
+            b.copy_(draw(b, 0.6, 1.4))
+    return model
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference over the largest value."""
+    return ((a - b).abs().max() / a.abs().max().clamp_min(1e-30)).item()
+
+
+def asr_layers(model: nn.Module) -> list[ASR]:
+    return [m for m in model.modules() if isinstance(m, ASR)]
+
+
+def clone(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model)
