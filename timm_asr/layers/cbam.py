@@ -52,10 +52,10 @@ class CBAM(ChannelGate, CbamModule):
         """Average and maximum of every channel, (B, C, H, W) -> (B, 2C), all averages first."""
         return torch.cat([F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)], dim=1).flatten(1)
 
-    def excite(self, u: torch.Tensor) -> torch.Tensor:
+    def logits(self, u: torch.Tensor) -> torch.Tensor:
         u = u.unflatten(1, (2, -1))  # the MLP is shared by both halves, and its last layer is linear
         u = self.channel.act(F.linear(u, self.channel.fc1.weight.flatten(1), self.channel.fc1.bias))
-        return F.linear(u, self.channel.fc2.weight.flatten(1), self.channel.fc2.bias).sum(1).sigmoid()
+        return F.linear(u, self.channel.fc2.weight.flatten(1), self.channel.fc2.bias).sum(1)
 
     def scale(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Channel weights first, then timm's spatial attention: (B, C, H, W), (B, C) -> (B, C, H, W)."""

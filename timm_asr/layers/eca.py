@@ -31,5 +31,5 @@ class ECA(ChannelGate, EcaModule):
         check_unused('ECA', unused)
         super().__init__(channels, device=device, dtype=dtype)
 
-    def excite(self, u: torch.Tensor) -> torch.Tensor:
-        return self.conv(u.unsqueeze(1)).squeeze(1).sigmoid()
+    def logits(self, u: torch.Tensor) -> torch.Tensor:
+        return self.conv(u.unsqueeze(1)).squeeze(1)

@@ -46,8 +46,12 @@ class ChannelGate(nn.Module):
         return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
     @abstractmethod
+    def logits(self, u: torch.Tensor) -> torch.Tensor:
+        """F(u), what the sigmoid makes weights of: descriptor (B, D) -> (B, C)."""
+
     def excite(self, u: torch.Tensor) -> torch.Tensor:
         """Descriptor (B, D) to channel weights (B, C) in [0, 1]."""
+        return self.logits(u).sigmoid()
 
     def scale(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Multiply the feature map (B, C, H, W) by its channel weights (B, C): Eq. 4."""

@@ -33,5 +33,5 @@ class IE(ChannelGate):
         self.weight = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.full((channels,), -1.0, device=device, dtype=dtype))
 
-    def excite(self, u: torch.Tensor) -> torch.Tensor:
-        return (u * self.weight + self.bias).sigmoid()
+    def logits(self, u: torch.Tensor) -> torch.Tensor:
+        return u * self.weight + self.bias

@@ -56,5 +56,5 @@ class SE(ChannelGate, SEModule):
         if self.fc1.bias is not None:
             self.fc1.bias[rows] *= -1
 
-    def excite(self, u: torch.Tensor) -> torch.Tensor:
-        return F.linear(self.act(self.hidden(u)), self.fc2.weight.flatten(1), self.fc2.bias).sigmoid()
+    def logits(self, u: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.act(self.hidden(u)), self.fc2.weight.flatten(1), self.fc2.bias)

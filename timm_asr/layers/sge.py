@@ -50,11 +50,11 @@ class SGE(ChannelGate):
         """Similarity of every position to its group's mean, (B, C, H, W) -> (B, G, H, W)."""
         return (x * F.adaptive_avg_pool2d(x, 1)).unflatten(1, (self.groups, -1)).sum(2)
 
-    def excite(self, u: torch.Tensor) -> torch.Tensor:
-        """Similarities to weights, (B, G, H, W) -> (B, G, H, W)."""
+    def logits(self, u: torch.Tensor) -> torch.Tensor:
+        """Similarities, normalised over positions and scaled, (B, G, H, W) -> (B, G, H, W)."""
         var, mean = torch.var_mean(u, dim=(2, 3), correction=0, keepdim=True)
         u = (u - mean) / (var.clamp_min(1e-12).sqrt() + self.eps)  # a root at zero has no gradient
-        return (u * self.weight[:, None, None] + self.bias[:, None, None]).sigmoid()
+        return u * self.weight[:, None, None] + self.bias[:, None, None]
 
     def scale(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Multiply (B, C, H, W) by the weights (B, G, H, W) of each channel's group."""

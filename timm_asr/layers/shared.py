@@ -89,7 +89,7 @@ class SharedSRM(SharedGate):
         gate.bn = nn.Identity()
 
     def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        return (u.unflatten(1, (-1, 2)) * self.gate.cfc).sum(2), state
+        return self.gate.logits(u), state
 
     @torch.jit.ignore
     def make_own(self) -> nn.Module:

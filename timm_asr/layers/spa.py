@@ -53,5 +53,5 @@ class SPA(ChannelGate):
     def flip_hidden(self, rows: torch.Tensor) -> None:
         self.fc1.weight[rows] *= -1
 
-    def excite(self, u: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.act(self.hidden(u))).sigmoid()
+    def logits(self, u: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.hidden(u)))

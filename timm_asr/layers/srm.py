@@ -68,5 +68,5 @@ class SRM(ChannelGate):
         var, mean = torch.var_mean(x, dim=(2, 3), correction=0)
         return torch.stack([mean, (var + self.eps).sqrt()], dim=2).flatten(1)
 
-    def excite(self, u: torch.Tensor) -> torch.Tensor:
-        return self.bn((u.unflatten(1, (-1, 2)) * self.cfc).sum(2)).sigmoid()
+    def logits(self, u: torch.Tensor) -> torch.Tensor:
+        return self.bn((u.unflatten(1, (-1, 2)) * self.cfc).sum(2))
