@@ -1,5 +1,6 @@
 """What the user did wrong, said in one sentence instead of a traceback."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -18,10 +19,27 @@ def nearest(name: str, known: Sequence[str], count: int = 1) -> list[str]:
     return []
 
 
+class Stopped(Exception):  # noqa: N818 - not an error of the program either
+    """A run that cannot go on; its text is one sentence that says why and what is left."""
+
+
+def sentence(error: BaseException) -> str:
+    """The text of an error; of one that came out of a loading worker, the part after the worker's traceback."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if lines[0].startswith('Caught ') and len(lines) > 1:
+        return lines[-1].partition(': ')[2] or lines[-1]
+    return str(error)
+
+
 def run_main(main: Callable[[], int | None], prog: str) -> int:
-    """Run a script's ``main`` and return its exit status; a ``BadInput`` becomes one line on stderr and status 2."""
+    """Run a script's ``main`` and return its exit status.
+
+    A ``BadInput`` becomes one line on stderr and status 2, a ``Stopped`` one line and status 1. Of several processes
+    only the first speaks.
+    """
     try:
         return main() or 0
-    except BadInput as error:
-        print(f'{prog}: error: {error}', file=sys.stderr)
-        return 2
+    except (BadInput, Stopped) as error:
+        if os.environ.get('RANK', '0') == '0':
+            print(f'{prog}: error: {sentence(error)}', file=sys.stderr)
+        return 2 if isinstance(error, BadInput) else 1

@@ -4,6 +4,8 @@ from typing import Any
 
 from .options import Option
 
+SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'wsd', 'rsqrt', 'constant', 'none')
+
 _GROUP = ''
 
 
@@ -115,8 +117,7 @@ def _optimizer() -> list[Option]:
 def _schedule() -> list[Option]:
     _group('Learning rate')
     return [
-        _value('--sched', str, 'cosine', 'schedule: cosine, tanh, step, multistep, plateau, poly or none',
-               metavar='NAME', choices=('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'none')),
+        _value('--sched', str, 'cosine', f'schedule: {", ".join(SCHEDULES)}', metavar='NAME', choices=SCHEDULES),
         _switch('--sched-on-updates', 'change the learning rate at every update, not every epoch'),
         _value('--lr', float, None, 'learning rate; from --lr-base if unset', metavar='LR'),
         _value('--lr-base', float, 0.1, 'learning rate of one base batch: lr = lr_base * global batch / base size',
@@ -202,7 +203,8 @@ def _norm_and_ema() -> list[Option]:
         _switch('--split-bn', 'separate BatchNorms for the parts of --aug-splits'),
     ]
     _group('Averaged weights')
-    return norm + [
+    return [
+        *norm,
         _switch('--model-ema', 'keep a moving average of the weights, and validate that'),
         _switch('--model-ema-force-cpu', 'keep it on the CPU; then it is not validated'),
         _value('--model-ema-decay', float, 0.9998, 'decay of the average'),

@@ -1,0 +1,173 @@
+"""From options to model, loss, optimizer and schedule, on timm's factories."""
+
+import argparse
+import logging
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm
+from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models import resolve_model_input_args
+from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
+from timm.task import ClassificationTask
+from timm.utils import unwrap_model
+from torch import nn
+
+from .. import auxiliary_loss
+from .errors import BadInput, nearest
+from .load_model import check_model_name, load_weights, read_checkpoint, state_dict_of
+
+_logger = logging.getLogger(__name__)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')
+
+
+def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
+    """The model that the options name, on the CPU in float32, not yet converted, compiled or wrapped.
+
+    Args:
+        args: The options of ``train.py``.
+        weights: Load the pretrained weights or initial checkpoint asked for.
+
+    Raises:
+        BadInput: For an unknown model (with the nearest names), options that it does not take, or weights that do not
+            fit it.
+    """
+    if not args.model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')):
+        check_model_name(args.model)
+    drop_path = args.drop_path
+    if drop_path is None and args.drop_connect is not None:
+        _logger.warning('--drop-connect is the old name of --drop-path.')
+        drop_path = args.drop_connect
+    keywords: dict[str, Any] = {
+        'num_classes': args.num_classes, 'drop_rate': args.drop, 'drop_path_rate': drop_path,
+        'drop_block_rate': args.drop_block, 'global_pool': args.gp, 'bn_momentum': args.bn_momentum,
+        'bn_eps': args.bn_eps, 'scriptable': args.torchscript}
+    pretrained = args.pretrained and weights
+    if args.pretrained_path and weights:
+        read_checkpoint(args.pretrained_path)  # says what is wrong with the file, if anything is
+        pretrained = True
+        keywords['pretrained_cfg_overlay'] = {'file': args.pretrained_path, 'num_classes': -1}
+    shape = {'in_chans': args.in_chans, 'img_size': args.img_size, 'input_size': args.input_size}
+    try:
+        resolved = resolve_model_input_args(args.model, shape, **{**keywords, **args.model_kwargs})
+        model = timm.create_model(**resolved, pretrained=pretrained)
+    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, OSError) as error:
+        raise BadInput(f'{args.model} cannot be made with these options: {first_line(error)}') from None
+    if args.initial_checkpoint and weights:
+        load_weights(model, args.initial_checkpoint,
+                     state_dict_of(read_checkpoint(args.initial_checkpoint), path=args.initial_checkpoint), args.model)
+    if weights:
+        _start_head(model, args)
+    return model
+
+
+def data_config_of(model: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
+    """Size, mean, standard deviation, crop and interpolation of the images, from the options and the model."""
+    try:
+        config = resolve_data_config(vars(args), model=model)
+    except AssertionError:
+        raise BadInput('--mean and --std take one value, or one for each input channel') from None
+    channels = args.input_size[0] if args.input_size else args.in_chans or 3
+    config['input_size'] = (channels, *config['input_size'][1:])
+    for key in ('mean', 'std'):
+        if len(config[key]) != channels:
+            config[key] = (sum(config[key]) / len(config[key]),) * channels
+    return config
+
+
+@torch.no_grad()
+def _start_head(model: nn.Module, args: argparse.Namespace) -> None:
+    if args.head_init_scale is not None:
+        for parameter in model.get_classifier().parameters():  # type: ignore[operator]
+            parameter.mul_(args.head_init_scale)
+    if args.head_init_bias is not None:
+        nn.init.constant_(model.get_classifier().bias, args.head_init_bias)  # type: ignore[operator]
+
+
+def prepare_model(model: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:
+    """Put a new model on the device in the asked type and layout, with the norm layers asked for."""
+    if args.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
+        except (AttributeError, AssertionError):
+            raise BadInput(f'{args.model} has no gradient checkpointing (--grad-checkpointing)') from None
+    if args.split_bn:
+        if args.aug_splits < 2 and not args.resplit:
+            raise BadInput('--split-bn needs --aug-splits of at least 2, or --resplit')
+        model = convert_splitbn_model(model, max(args.aug_splits, 2))
+    model.to(device=device, dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if args.sync_bn and args.distributed:
+        if args.split_bn:
+            raise BadInput('--sync-bn and --split-bn exclude each other')
+        args.dist_bn = ''  # there is nothing left to distribute
+        model = convert_sync_batchnorm(model)
+        if device.type == 'cpu':
+            _logger.warning('SyncBatchNorm is converted to, but PyTorch shares its statistics on GPUs only.')
+    if args.torchscript:
+        if args.sync_bn:
+            raise BadInput('--sync-bn and --torchscript exclude each other')
+        model = torch.jit.script(model)
+    return model
+
+
+def make_loss(args: argparse.Namespace, mixing: bool) -> nn.Module:
+    """The training loss, chosen as timm chooses it."""
+    if args.jsd_loss:
+        if args.aug_splits < 2:
+            raise BadInput('--jsd-loss needs --aug-splits of at least 2')
+        return JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
+    bce = {'target_threshold': args.bce_target_thresh, 'sum_classes': args.bce_sum, 'pos_weight': args.bce_pos_weight}
+    if mixing:  # which smooths the labels itself
+        return BinaryCrossEntropy(**bce) if args.bce_loss else SoftTargetCrossEntropy()
+    if args.bce_loss:
+        return BinaryCrossEntropy(smoothing=args.smoothing, **bce)
+    return LabelSmoothingCrossEntropy(smoothing=args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+
+
+class Task(ClassificationTask):
+    """timm's classification task; a model's auxiliary terms, if it has any, are added to the loss."""
+
+    def __init__(self, model: nn.Module, criterion: nn.Module, device: torch.device, dtype: Any = None) -> None:
+        super().__init__(model=model, criterion=criterion, device=device, dtype=dtype, verbose=False)
+        # Asked once: a model without such terms pays nothing for them later.
+        self.has_auxiliary = bool(auxiliary_loss(model).requires_grad)
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        result = super().forward(input, target)
+        if self.has_auxiliary:
+            result['loss'] = result['loss'] + auxiliary_loss(unwrap_model(self.trainable_module))
+        return result
+
+
+def resolve_learning_rate(args: argparse.Namespace, batch_size: float) -> None:
+    """Fill in ``args.lr`` from ``--lr-base`` and the global batch, as timm does; ``batch_size`` is per process."""
+    if args.lr:
+        return
+    total = batch_size * args.world_size * args.grad_accum_steps
+    ratio = total / args.lr_base_size
+    scale = args.lr_base_scale or ('sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear')
+    args.lr_base_scale = scale
+    args.lr = args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+    _logger.info(f'Learning rate {args.lr:.6g}: base {args.lr_base} times the {scale} ratio of {total:g} images to '
+                 f'{args.lr_base_size}.')
+
+
+def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """timm's optimizer of that name, with layer decay and without weight decay on vectors, as timm does both."""
+    name = args.opt.lower()
+    names = set(list_optimizers())
+    if name.removeprefix('lookahead_') not in names:
+        raise BadInput(f'unknown optimizer {args.opt!r} (--opt); the nearest are '
+                       f'{", ".join(nearest(name, sorted(names), 3))}')
+    try:
+        return create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise BadInput(f'--opt {args.opt} cannot be made with these options: {first_line(error)}') from None

@@ -1,0 +1,196 @@
+"""Checkpoints that survive a kill at any moment.
+
+Every file is written aside, flushed to the disk, and renamed; ``last.pth.tar`` is replaced first, and holds all that is
+needed to bring the ranked copies beside it (``checkpoint-N.pth.tar``, ``model_best.pth.tar``) up to date again.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from .errors import BadInput
+from .load_model import read_checkpoint
+
+LAST = 'last.pth.tar'
+BEST = 'model_best.pth.tar'
+_NUMBERED = re.compile(r'checkpoint-(\d+)\.pth\.tar')
+_RECOVERY = re.compile(r'recovery-(\d+)-(\d+)\.pth\.tar')
+
+
+class SaveFailed(Exception):  # noqa: N818 - named for what happened
+    """A file could not be written; the one it was to replace is untouched."""
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # a system that does not open folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Make a file whole or not at all: ``write`` gets a file beside ``path`` that is then renamed.
+
+    Raises:
+        SaveFailed: If the disk is full or the like; what was at ``path`` is still there.
+    """
+    aside = path.with_name(f'.{path.name}.tmp')
+    try:
+        with aside.open('wb') as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except (OSError, RuntimeError) as error:
+        aside.unlink(missing_ok=True)
+        reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
+        raise SaveFailed(f'{path} could not be written ({reason})') from error
+    _sync_folder(path.parent)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make ``target`` a second name (or a copy) of ``source``, replacing it in one step."""
+    aside = target.with_name(f'.{target.name}.tmp')
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(source, aside)
+        os.replace(aside, target)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        write_atomically(target, lambda file: file.write(source.read_bytes()))
+
+
+class Saver:
+    """Keeps the last checkpoint, the best one, and the best few.
+
+    Args:
+        folder: Where the files go.
+        decreasing: Whether a smaller metric is better.
+        keep: How many numbered checkpoints stay, the best ones (``--checkpoint-hist``).
+    """
+
+    def __init__(self, folder: str | Path, decreasing: bool = False, keep: int = 10) -> None:
+        self.folder = Path(folder)
+        self.decreasing = decreasing
+        self.keep = max(1, keep)
+        self.best_metric: float | None = None
+        self.best_epoch: int | None = None
+        self.ranked: list[tuple[int, float | None]] = []  # (epoch, metric), best first
+
+    @property
+    def last(self) -> Path | None:
+        """The last whole checkpoint, if there is one."""
+        path = self.folder / LAST
+        return path if path.exists() else None
+
+    @property
+    def best(self) -> Path | None:
+        """The best checkpoint, or the last one while no finite metric has been seen."""
+        path = self.folder / BEST
+        return path if path.exists() else self.last
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers that ``load_state_dict`` reads back."""
+        return {'best_metric': self.best_metric, 'best_epoch': self.best_epoch, 'ranked': list(self.ranked)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state that a checkpoint holds."""
+        self.best_metric, self.best_epoch = state.get('best_metric'), state.get('best_epoch')
+        self.ranked = [(int(epoch), metric) for epoch, metric in state.get('ranked', [])]
+
+    def _better(self, a: float | None, b: float | None) -> bool:
+        if a is None or b is None:
+            return a is not None
+        return a < b if self.decreasing else a > b
+
+    def _rank(self, epoch: int, metric: float | None) -> None:
+        # Equal metrics keep the older first; epochs without a metric come last, the newest of them first.
+        ranked = [entry for entry in self.ranked if entry[0] != epoch]
+        at = next((i for i, (_, other) in enumerate(ranked) if self._better(metric, other) or other is None),
+                  len(ranked))
+        self.ranked = [*ranked[:at], (epoch, metric), *ranked[at:]][:self.keep]
+        if metric is not None and (self.best_metric is None or self._better(metric, self.best_metric)):
+            self.best_metric, self.best_epoch = metric, epoch
+
+    def save(self, state: dict[str, Any], epoch: int, metric: float | None = None) -> None:
+        """Write the state of a finished epoch; a metric that is NaN or infinite is no metric.
+
+        Raises:
+            SaveFailed: If it cannot be written; the checkpoint before it is whole.
+        """
+        if metric is not None and not math.isfinite(metric):
+            metric = None
+        before = self.state_dict()
+        self._rank(epoch, metric)
+        content = {**state, 'epoch': epoch, 'metric': metric, 'saver': self.state_dict(), 'version': 2}
+        try:
+            write_atomically(self.folder / LAST, lambda file: torch.save(content, file))
+        except SaveFailed:
+            self.load_state_dict(before)
+            raise
+        self.settle(epoch)
+
+    def settle(self, epoch: int) -> None:
+        """Bring the other files in line with ``last``, which holds ``epoch``; doing it twice changes nothing."""
+        last = self.folder / LAST
+        if self.best_epoch == epoch:
+            _link(last, self.folder / BEST)
+        kept = {number for number, _ in self.ranked}
+        if epoch in kept:
+            _link(last, self.folder / f'checkpoint-{epoch}.pth.tar')
+        for path in self.folder.iterdir():
+            numbered, recovery = _NUMBERED.fullmatch(path.name), _RECOVERY.fullmatch(path.name)
+            stale = numbered is not None and int(numbered[1]) <= epoch and int(numbered[1]) not in kept
+            if stale or (recovery is not None and int(recovery[1]) <= epoch):
+                path.unlink(missing_ok=True)
+
+    def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> None:
+        """Write the state in the middle of an epoch, and drop the one before it."""
+        content = {**state, 'epoch': epoch, 'recovery': True, 'update': update, 'saver': self.state_dict(),
+                   'version': 2}
+        path = self.folder / f'recovery-{epoch}-{update}.pth.tar'
+        write_atomically(path, lambda file: torch.save(content, file))
+        for other in self.folder.iterdir():
+            if _RECOVERY.fullmatch(other.name) and other != path:
+                other.unlink(missing_ok=True)
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Checkpoints of a run folder, the furthest first."""
+    recoveries, numbered = [], []
+    for path in folder.iterdir():
+        if match := _RECOVERY.fullmatch(path.name):
+            recoveries.append(((int(match[1]), int(match[2])), path))
+        elif match := _NUMBERED.fullmatch(path.name):
+            numbered.append((int(match[1]), path))
+    found = [path for _, path in sorted(recoveries, reverse=True)]
+    if (folder / LAST).exists():
+        found.append(folder / LAST)
+    return found + [path for _, path in sorted(numbered, reverse=True)]
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The furthest checkpoint of a run folder that loads; None if there is none.
+
+    Files that a kill left half-written have another name and are not looked at; a damaged one is passed over.
+    """
+    if not folder.is_dir():
+        return None
+    for path in _candidates(folder):
+        try:
+            if 'state_dict' in read_checkpoint(path):
+                return path
+        except BadInput:
+            continue
+    return None

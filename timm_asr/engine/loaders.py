@@ -1,0 +1,272 @@
+"""Data sets and loaders of a training run, on ``timm.data``."""
+
+import argparse
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
+from torch.utils.data import Dataset, IterableDataset
+
+from ..data import create_dataset
+from .errors import BadInput
+from .seeding import EpochSeeded, own_generator
+
+_logger = logging.getLogger(__name__)
+
+#: Folders up to this many images have the header of each read before training starts.
+CHECKED_IMAGES = 20000
+
+
+@dataclass
+class Loaders:
+    """What an epoch reads.
+
+    Args:
+        train: Loader of training batches.
+        eval: Loader of validation batches, or None.
+        mixup: Mixes a batch on the device, where the prefetcher does not do it in the workers.
+        mixing: Whether mixup or cutmix is on.
+        batch_size: Average images of a batch of this process.
+    """
+
+    train: Any
+    eval: Any
+    mixup: Callable | None
+    mixing: bool
+    batch_size: float
+
+
+class NamedErrors(Dataset):
+    """A data set that names the image it cannot read, instead of putting another one in its place."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        # timm's ImageDataset goes on to the next image, this many times.
+        dataset._max_retries = 1
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except (RuntimeError, OSError, UnidentifiedImageError):
+            raise BadInput(f'cannot read the image {self.dataset.filename(index, absolute=True)}') from None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def transform(self) -> Any:
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.dataset.transform = transform
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__') or name == 'dataset':
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+def classes_of(dataset: Any) -> dict[str, int] | None:
+    """Class names and indices of a data set, or None if it does not say."""
+    for holder in (getattr(dataset, 'reader', None), dataset):
+        mapping = getattr(holder, 'class_to_idx', None)
+        if isinstance(mapping, dict):
+            return mapping
+    names = getattr(dataset, 'classes', None)
+    return {str(name): index for index, name in enumerate(names)} if names else None
+
+
+def check_images(dataset: Any) -> None:
+    """Read the header of every image of a folder; ``BadInput`` names the first that has none."""
+    samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
+    if not samples or len(samples) > CHECKED_IMAGES or not isinstance(samples[0][0], str):
+        return
+    for path, _ in samples:
+        try:
+            with Image.open(path):
+                pass
+        except (OSError, SyntaxError, ValueError):
+            raise BadInput(f'cannot read the image {path}') from None
+
+
+def open_dataset(args: argparse.Namespace, training: bool, img_mode: str) -> Any:
+    """The training or validation set that the options name.
+
+    Raises:
+        BadInput: If there is no such folder or set, or no image or only one class in it.
+    """
+    split = args.train_split if training else args.val_split
+    if not args.dataset:
+        if not args.data_dir:
+            raise BadInput('no data: give the folder of the images (--data-dir DIR) or the name of a data set '
+                           '(--dataset NAME), or take a recipe (--config digits)')
+        if not os.path.exists(args.data_dir):
+            raise BadInput(f'no data at {args.data_dir}')
+    keywords: dict[str, Any] = {
+        'is_training': training, 'class_map': args.class_map, 'download': args.dataset_download,
+        'batch_size': args.batch_size, 'input_img_mode': img_mode, 'input_key': args.input_key,
+        'target_key': args.target_key, 'trust_remote_code': args.dataset_trust_remote_code,
+        'num_samples': args.train_num_samples if training else args.val_num_samples,
+    }
+    if training:
+        keywords |= {'seed': args.seed, 'repeats': args.epoch_repeats}
+    try:
+        dataset = create_dataset(args.dataset, root=args.data_dir, split=split, **keywords)
+    except (RuntimeError, ValueError, AssertionError, OSError, ImportError, KeyError) as error:
+        what = args.data_dir if not args.dataset else args.dataset
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')
+        raise BadInput(f'cannot open the {split!r} split of {what}: {reason}') from None
+    classes = classes_of(dataset)
+    if classes is not None and len(classes) < 2:
+        raise BadInput(f'{args.data_dir or args.dataset} ({split}) has only one class, '
+                       f'{next(iter(classes), "none")!r}; there must be a sub-folder for each of at least two classes')
+    if hasattr(dataset, 'reader') and not isinstance(dataset, IterableDataset):
+        check_images(dataset)
+        dataset = NamedErrors(dataset)
+    return dataset
+
+
+def check_classes(args: argparse.Namespace, train: Any, evaluation: Any) -> None:
+    """Compare the classes of both sets with each other and with the model's ``args.num_classes``.
+
+    Raises:
+        BadInput: If the sets have different classes, or more than the model.
+    """
+    known = classes_of(train)
+    if known is None:
+        return
+    count = max(known.values()) + 1
+    if count > args.num_classes:
+        raise BadInput(f'the data has {count} classes and {args.model} only {args.num_classes} outputs; '
+                       f'use --num-classes {count}')
+    if count < args.num_classes:
+        _logger.warning(f'The data has {count} classes, the model {args.num_classes} outputs (--num-classes).')
+    other = classes_of(evaluation) if evaluation is not None else None
+    if other is not None and set(other) - set(known):
+        extra = sorted(set(other) - set(known))[0]
+        raise BadInput(f'the validation data has the class {extra!r}, which the training data has not')
+
+
+def open_datasets(args: argparse.Namespace, channels: int) -> tuple[Any, Any]:
+    """The training and the validation set (or None), checked against each other and the model."""
+    img_mode = args.input_img_mode or ('RGB' if channels == 3 else 'L')
+    train = open_dataset(args, True, img_mode)
+    evaluation = open_dataset(args, False, img_mode) if args.val_split else None
+    check_classes(args, train, evaluation)
+    return train, evaluation
+
+
+class SharedMixup(FastCollateMixup):
+    """timm's mixing in the loading workers, which can be switched off while they live (``--mixup-off-epoch``)."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._enabled = torch.ones((), dtype=torch.int64).share_memory_()
+        super().__init__(**kwargs)
+
+    @property
+    def mixup_enabled(self) -> bool:
+        return bool(self._enabled)
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, on: bool) -> None:
+        self._enabled.fill_(int(on))
+
+
+def _mixing(args: argparse.Namespace, splits: int) -> tuple[Callable | None, Callable | None, bool]:
+    """(collate function, device function, whether on) of mixup and cutmix."""
+    if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
+        return None, None, False
+    keywords: dict[str, Any] = {
+        'mixup_alpha': args.mixup, 'cutmix_alpha': args.cutmix, 'cutmix_minmax': args.cutmix_minmax,
+        'prob': args.mixup_prob, 'switch_prob': args.mixup_switch_prob, 'mode': args.mixup_mode,
+        'label_smoothing': args.smoothing, 'num_classes': args.num_classes}
+    if args.no_prefetcher:
+        return None, Mixup(**keywords), True
+    if splits:
+        raise BadInput('--aug-splits and mixup or cutmix need --no-prefetcher together')
+    return SharedMixup(**keywords), None, True
+
+
+def make_loaders(
+        args: argparse.Namespace,
+        data_config: dict[str, Any],
+        datasets: tuple[Any, Any],
+        device: torch.device,
+        dtype: torch.dtype | None,
+) -> Loaders:
+    """Loaders for the two data sets.
+
+    Args:
+        args: The options, with ``distributed``, ``rank`` and ``num_classes`` filled in.
+        data_config: What ``timm.data.resolve_data_config`` says: size, mean, interpolation, ...
+        datasets: Training set, and validation set or None.
+        device: Where batches go.
+        dtype: Type of the images; float32 if None.
+
+    Raises:
+        BadInput: If the options do not go together, or the training set does not fill one batch.
+    """
+    train, evaluation = datasets
+    splits = args.aug_splits if args.aug_splits > 1 else 0
+    collate, mixup, mixing = _mixing(args, splits)
+    iterable = isinstance(train, IterableDataset)
+    if mixing and args.batch_size % 2:
+        raise BadInput(f'mixup and cutmix need an even --batch-size, not {args.batch_size}')
+    if args.aug_repeats and (not args.distributed or iterable):
+        raise BadInput('--aug-repeats works over several processes (torchrun) and not with iterable data sets')
+    if splits:
+        train = AugMixDataset(train, num_splits=splits)
+    if not iterable:
+        train = EpochSeeded(train, args.seed, args.rank, numpy=args.worker_seeding == 'all')
+    common: dict[str, Any] = {
+        'input_size': data_config['input_size'], 'mean': data_config['mean'], 'std': data_config['std'],
+        'pin_memory': args.pin_mem, 'img_dtype': dtype or torch.float32, 'device': device,
+        'distributed': args.distributed, 'use_prefetcher': not args.no_prefetcher}
+    interpolation = args.train_interpolation
+    if args.no_aug or not interpolation:
+        interpolation = data_config['interpolation']
+    try:
+        train_loader = create_loader(
+            train, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug,
+            re_prob=args.reprob, re_mode=args.remode, re_count=args.recount, re_split=args.resplit,
+            train_crop_mode=args.train_crop_mode, scale=args.scale, ratio=args.ratio, hflip=args.hflip,
+            vflip=args.vflip, color_jitter=args.color_jitter, color_jitter_prob=args.color_jitter_prob,
+            grayscale_prob=args.grayscale_prob, gaussian_blur_prob=args.gaussian_blur_prob, auto_augment=args.aa,
+            num_aug_repeats=args.aug_repeats, num_aug_splits=splits, interpolation=interpolation,
+            num_workers=args.workers, worker_seeding=args.worker_seeding, collate_fn=collate,
+            input_size_choices=args.train_img_sizes, batch_size_choices=args.train_batch_sizes,
+            batch_choice_weights=args.train_size_probs, batch_choice_seed=args.seed,
+            batch_choice_schedule=args.train_size_schedule,
+            batch_schedule_epochs=args.epochs if args.train_size_schedule == 'progressive' else None,
+            batch_schedule_spread=args.train_size_schedule_spread,
+            batch_schedule_random_mix=args.train_size_random_mix, num_batches=args.train_batches_per_epoch,
+            use_multi_epochs_loader=args.use_multi_epochs_loader, **common)
+    except (ValueError, AssertionError, TypeError, NotImplementedError) as error:
+        raise BadInput(f'these data options do not go together: {error or type(error).__name__}') from None
+    if args.use_multi_epochs_loader:
+        _logger.warning('--use-multi-epochs-loader reads ahead of the epoch: a resumed run will not repeat it exactly.')
+    else:
+        own_generator(train_loader, args.seed)
+    if not iterable and len(train_loader) == 0:
+        raise BadInput(f'{len(train)} training images do not fill one batch of {args.batch_size}; '
+                       'use a smaller --batch-size')
+    batch_size = float(args.batch_size)
+    if args.train_img_sizes:
+        batch_size = train_loader.batch_sampler.average_batch_size
+    eval_loader = None
+    if evaluation is not None:
+        workers = args.workers
+        if args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
+            workers = min(2, workers)  # fewer workers, less padding
+        eval_loader = create_loader(
+            evaluation, batch_size=args.validation_batch_size or args.batch_size, is_training=False,
+            interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
+            num_workers=workers, **common)
+        own_generator(eval_loader, args.seed)
+    return Loaders(train_loader, eval_loader, mixup, mixing, batch_size)

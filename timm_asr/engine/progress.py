@@ -1,0 +1,75 @@
+"""A progress bar on a terminal, plain log lines anywhere else."""
+
+import logging
+import sys
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+_logger = logging.getLogger('timm_asr')
+
+
+class _Handler(logging.StreamHandler):
+    """Writes above the progress bar, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _Format(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f'{record.levelname.lower()}: {text}'
+
+
+def setup_logging(primary: bool = True) -> None:
+    """Log this package and timm to stderr; of several processes, only the first says more than warnings."""
+    handler = _Handler()
+    handler.setFormatter(_Format('%(message)s'))
+    for name in ('timm_asr', 'timm'):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+        quiet = logging.ERROR if not primary else logging.INFO if name == 'timm_asr' else logging.WARNING
+        logger.setLevel(quiet)
+
+
+class Progress:
+    """Progress over the updates of a whole run.
+
+    Args:
+        total: Updates of the run.
+        done: Updates before a resume.
+        bar: Show a bar if stderr is a terminal; otherwise every ``line`` is logged.
+    """
+
+    def __init__(self, total: int, done: int = 0, bar: bool = True) -> None:
+        self.bar = None
+        if bar and sys.stderr.isatty():
+            self.bar = tqdm(total=total, initial=done, unit='step', dynamic_ncols=True, smoothing=0.05)
+
+    def __enter__(self) -> 'Progress':
+        return self
+
+    def __exit__(
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            trace: TracebackType | None,
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def step(self, epoch: int, **values: Any) -> None:
+        """One update is done; the values go beside the bar when they are given."""
+        if self.bar is not None:
+            self.bar.update()
+            if values:
+                self.bar.set_description(f'epoch {epoch}', refresh=False)
+                self.bar.set_postfix_str(', '.join(f'{name} {value}' for name, value in values.items()), refresh=False)
+
+    def line(self, text: str, always: bool = False) -> None:
+        """Log a line; while a bar is shown, only those that are meant for it too."""
+        if always or self.bar is None:
+            _logger.info(text)

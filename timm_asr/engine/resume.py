@@ -1,0 +1,157 @@
+"""The state of a run as a checkpoint holds it, and a run brought back to such a state."""
+
+import logging
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.models import safe_model_name
+
+from .build import first_line
+from .checkpoint import find_checkpoint
+from .errors import BadInput
+from .load_model import load_weights, read_checkpoint, state_dict_of
+from .loop import Training
+
+_logger = logging.getLogger(__name__)
+
+DEFAULT_OUTPUT = './output/train'
+
+
+def plain_options(args: Any) -> dict[str, Any]:
+    """The options as plain data, which ``torch.load(weights_only=True)`` reads anywhere."""
+    return {key: value if isinstance(value, bool | int | float | str | list | dict | None) else str(value)
+            for key, value in vars(args).items()}
+
+
+def run_folder_of(args: Any, size: int) -> Path:
+    """Folder of this run: that of the checkpoint it goes on from, or a new one named by time, model and size."""
+    output = Path(args.output or DEFAULT_OUTPUT)
+    if args.experiment:
+        return output / args.experiment
+    if args.resume and args.resume != 'auto':
+        return Path(args.resume).resolve().parent
+    model = safe_model_name(args.model)
+    if args.resume == 'auto' and output.is_dir():
+        earlier = sorted((path for path in output.glob(f'*-{model}-{size}') if find_checkpoint(path)),
+                         key=lambda path: path.name)
+        if earlier:
+            return earlier[-1]
+    return output / f'{datetime.now():%Y%m%d-%H%M%S}-{model}-{size}'
+
+
+def locate(args: Any, size: int) -> tuple[Path, Path | None]:
+    """(run folder, checkpoint to go on from or None), the same in all processes.
+
+    Raises:
+        BadInput: If the named checkpoint is not there.
+    """
+    found: list[Any] = [None, None]
+    if args.rank == 0:
+        folder = run_folder_of(args, size)
+        checkpoint = None
+        if args.resume == 'auto':
+            checkpoint = find_checkpoint(folder)
+        elif args.resume:
+            checkpoint = Path(args.resume)
+        found = [folder, checkpoint]
+    if args.distributed:
+        dist.broadcast_object_list(found, src=0)
+    folder, checkpoint = found
+    if checkpoint is not None and not checkpoint.is_file():
+        raise BadInput(f'--resume {checkpoint}: no such file; --resume auto finds the last checkpoint of a run')
+    return folder, checkpoint
+
+
+def capture(training: Training) -> dict[str, Any]:
+    """Everything a checkpoint holds about a run but its place in it.
+
+    Random numbers need no state: each epoch starts from a seed made of ``--seed``, the epoch and the process.
+    """
+    task = training.task
+    state: dict[str, Any] = {
+        'arch': training.args.model, 'args': plain_options(training.args),
+        'optimizer': training.optimizer.state_dict(),
+        **task.get_checkpoint_state(), **task.get_checkpoint_state(ema=True)}
+    if training.scaler is not None:
+        state[training.scaler.state_dict_key] = training.scaler.state_dict()
+    ema = task.get_trainable_module(ema=True)
+    if ema is not None:
+        state['ema_generator'] = ema._sr_generator.get_state()
+    plateau = getattr(training.scheduler, 'lr_scheduler', None)
+    if plateau is not None:  # the other schedules are functions of the epoch
+        keys = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
+        state['plateau'] = {**{key: getattr(plateau, key) for key in keys},
+                            'restore_lr': training.scheduler.restore_lr}
+    return state
+
+
+def read_state(path: Path, args: Any) -> dict[str, Any]:
+    """A checkpoint to go on from.
+
+    Raises:
+        BadInput: If it is damaged, would run code, or is of another model.
+    """
+    content = read_checkpoint(path)
+    if 'state_dict' not in content or 'optimizer' not in content:
+        raise BadInput(f'--resume {path}: not a training checkpoint; load weights alone by --initial-checkpoint')
+    arch = content.get('arch')
+    if arch != args.model:
+        raise BadInput(f'--resume {path}: it is a checkpoint of {arch}, not of {args.model}')
+    return content
+
+
+def restore_weights(training: Training, content: dict[str, Any], path: Path) -> None:
+    """Load the model; before EMA is set up, which starts as a copy of it."""
+    load_weights(training.task.get_trainable_module(), path, state_dict_of(content, path=path), training.args.model)
+
+
+def restore(training: Training, content: dict[str, Any], path: Path) -> None:
+    """Load optimizer, scaler, EMA and schedule."""
+    args, task = training.args, training.task
+    ema = task.get_trainable_module(ema=True)
+    if ema is not None:
+        load_weights(ema.module, path, state_dict_of(content, use_ema='state_dict_ema' in content, path=path),
+                     args.model)
+        if 'ema_generator' in content:
+            ema._sr_generator.set_state(content['ema_generator'].cpu())
+    if args.no_resume_opt:
+        return
+    try:
+        training.optimizer.load_state_dict(content['optimizer'])
+    except (ValueError, KeyError) as error:
+        raise BadInput(f'--resume {path}: its optimizer does not fit --opt {args.opt} ({first_line(error)}); '
+                       'use --no-resume-opt to go on without it') from None
+    if training.scaler is not None and training.scaler.state_dict_key in content:
+        training.scaler.load_state_dict(content[training.scaler.state_dict_key])
+
+
+def place_schedule(training: Training, content: dict[str, Any] | None, start_epoch: int) -> None:
+    """Bring the learning rate to where it is at the start of an epoch."""
+    scheduler = training.scheduler
+    if scheduler is None or start_epoch == 0:
+        return
+    plateau = getattr(scheduler, 'lr_scheduler', None)
+    if plateau is not None:
+        if content is not None and 'plateau' in content and not training.args.no_resume_opt:
+            state = dict(content['plateau'])
+            scheduler.restore_lr = state.pop('restore_lr')
+            for key, value in state.items():
+                setattr(plateau, key, value)
+            # timm's constructor set the warm-up rate; the optimizer's own state has the true one.
+            for group, saved in zip(training.optimizer.param_groups, content['optimizer']['param_groups'],
+                                    strict=True):
+                group['lr'] = saved['lr']
+    elif training.args.sched_on_updates:
+        scheduler.step_update(start_epoch * training.updates_per_epoch)
+    else:
+        scheduler.step(start_epoch)
+
+
+def same_everywhere(model: torch.nn.Module) -> None:
+    """Give all processes the buffers of the first, which is the one that saved them."""
+    for buffer in model.buffers():
+        if buffer.numel():
+            dist.broadcast(buffer, src=0)

@@ -1,0 +1,122 @@
+"""What a run writes down: ``summary.csv``, curves, trackers, and the table at the end."""
+
+import argparse
+import csv
+import io
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..layers import ASR
+from .checkpoint import write_atomically
+
+_logger = logging.getLogger(__name__)
+
+
+def read_summary(path: Path, before: int | None = None) -> list[dict[str, str]]:
+    """Rows of a ``summary.csv``, only those of epochs before the given one; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline='') as file:
+        rows = [row for row in csv.DictReader(file) if row.get('epoch', '').isdigit()]
+    return rows if before is None else [row for row in rows if int(row['epoch']) < before]
+
+
+def add_summary(path: Path, row: Mapping[str, Any]) -> None:
+    """Add an epoch to ``summary.csv``, in place of any later rows; the file is whole at any moment."""
+    rows = [*read_summary(path, before=row['epoch']), {key: str(value) for key, value in row.items()}]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for each in rows for key in each)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+class Trackers:
+    """Weights & Biases and TensorBoard, where asked for."""
+
+    def __init__(self, args: argparse.Namespace, name: str, folder: Path) -> None:
+        self.wandb: Any = None
+        self.board: Any = None
+        if args.log_wandb:
+            try:
+                import wandb
+            except ImportError:
+                _logger.warning('--log-wandb: the package wandb is not installed (pip install wandb); nothing is '
+                                'logged there.')
+            else:
+                self.wandb = wandb
+                resume = {'resume': 'must', 'id': args.wandb_resume_id} if args.wandb_resume_id else {}
+                wandb.init(project=args.wandb_project, name=name, config=vars(args), tags=args.wandb_tags, **resume)
+        if args.log_tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                _logger.warning('--log-tensorboard: the package tensorboard is not installed (pip install '
+                                'tensorboard); nothing is logged there.')
+            else:
+                self.board = SummaryWriter(str(folder))
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Log an epoch's row of the summary."""
+        if self.wandb is not None:
+            self.wandb.log(dict(row))
+        if self.board is not None:
+            for key, value in row.items():
+                if key != 'epoch':
+                    self.board.add_scalar(key, value, row['epoch'])
+            self.board.flush()
+
+    def close(self) -> None:
+        """Finish both."""
+        if self.board is not None:
+            self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def table(metrics: Mapping[str, Any]) -> str:
+    """The figures of ``metrics.json`` as a table: the trained model, the fused one, the plain backbone."""
+    columns = [('model', metrics['model']), ('fused', 'fused')]
+    if 'parameters_plain' in metrics:
+        columns.append(('plain', f'plain {metrics["plain"]}'))
+    suffix = {'model': '', 'fused': '_fused', 'plain': '_plain'}
+
+    def cell(key: str, column: str, form: str) -> str:
+        value = metrics.get(f'images_per_second_{column}' if key == 'images_per_second' else key + suffix[column])
+        return '-' if value is None else format(value, form)
+
+    rows = [
+        [f'top-1 on {metrics["images"]} images, %', *(cell('top1', c, '.2f') for c, _ in columns)],
+        ['largest logit difference', '-', f'{metrics["logit_difference"]:.1e}' if metrics['logit_difference'] else '0', *['-'] * (len(columns) - 2)],
+        ['parameters', *(cell('parameters', c, ',') for c, _ in columns)],
+    ]
+    if 'images_per_second_model' in metrics:
+        rows.append(['images/s (median, in turns)', *(cell('images_per_second', c, ',.0f') for c, _ in columns)])
+    header = ['', *(title for _, title in columns)]
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = ['  '.join([row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True))])
+             for row in [header, *rows]]
+    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+def plot_run(folder: Path, model: nn.Module | None) -> None:
+    """Write ``curve.png`` from ``summary.csv``, and ``attention.png`` from a model with ASR.
+
+    Without matplotlib (the extra ``plot``) one line says so.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        _logger.info('No plots: matplotlib is not installed (pip install "timm-asr[plot]").')
+        return
+    matplotlib.use('Agg')
+    from .plots import plot_attention, plot_curve
+    rows = read_summary(folder / 'summary.csv')
+    if rows:
+        plot_curve(rows, folder / 'curve.png')
+    if model is not None and any(isinstance(m, ASR) for m in model.modules()):
+        plot_attention(model, folder / 'attention.png')
