@@ -16,20 +16,30 @@ class ECA(ChannelGate, EcaModule):
 
     Args:
         channels: Channels C of the feature map.
+        kernel_size: k, odd, instead of the one that follows from C.
         device: Of the parameters.
         dtype: Of the parameters.
         unused: Reduction arguments of timm's blocks, which this gate has no use for.
+
+    Raises:
+        ValueError: ``kernel_size`` is even.
     """
 
     def __init__(
             self,
             channels: int,
+            kernel_size: int | None = None,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
             **unused: Any,
     ) -> None:
         check_unused('ECA', unused)
-        super().__init__(channels, device=device, dtype=dtype)
+        if kernel_size is None:
+            super().__init__(channels, device=device, dtype=dtype)
+        elif kernel_size > 0 and kernel_size % 2:
+            super().__init__(None, kernel_size=kernel_size, device=device, dtype=dtype)
+        else:
+            raise ValueError(f"ECA's kernel_size is {kernel_size}; it takes an odd number, such as 5.")
 
     def logits(self, u: torch.Tensor) -> torch.Tensor:
         return self.conv(u.unsqueeze(1)).squeeze(1)

@@ -9,7 +9,7 @@ from typing import Any
 from timm.models import is_model, register_model
 from torch import nn
 
-from ..layers.gates import get_gate, list_gates, reduction
+from ..layers.gates import OPTIONS, asr_gate, gate_arguments, get_gate, list_gates
 from .attach import attach_asr
 from .reparameterize import Reparameterizable
 
@@ -25,7 +25,9 @@ class ZooModel(Reparameterizable):
         asr_depth: Vectors at each site, 1 to 4 (default 1).
         asr_init: Initial psi (default 0.1); ``'N_0.1'`` draws it from N(0, 0.1^2).
         asr_learnable: Whether psi is trained (default True).
-        rd_ratio: Hidden width over channels, of gates that have a hidden layer.
+        rd_ratio: Hidden width over channels, of gates that have a hidden layer; and the other options of single
+            gates, see :data:`timm_asr.layers.gates.OPTIONS`: ``se_bias``, ``eca_kernel``, ``spe_mix``,
+            ``spe_reweight``, ``spe_eta``, ``ras_depth``, ``ras_connect``, ``ras_share``.
 
     Raises:
         TypeError: A keyword is unknown, or has no meaning for this model.
@@ -40,21 +42,24 @@ class ZooModel(Reparameterizable):
             asr_depth: int | None = None,
             asr_init: float | str | None = None,
             asr_learnable: bool | None = None,
-            rd_ratio: float | None = None,
             **kwargs: Any,
     ) -> None:
         options = {'depth': asr_depth, 'init': asr_init, 'learnable': asr_learnable}
         options = {name: value for name, value in options.items() if value is not None}
         if options and asr is None:
             raise TypeError(f"asr_{next(iter(options))} is for models with ASR; this one has none (asr='se' adds it).")
-        if rd_ratio is not None and asr is None and gate is None:
-            raise TypeError('rd_ratio is for models with a gate or with ASR; this one has neither.')
+        gate_options = {name: kwargs.pop(name) for name in list(kwargs) if name in OPTIONS}
+        if asr is None and gate is None and any(value is not None for value in gate_options.values()):
+            given = next(name for name, value in gate_options.items() if value is not None)
+            raise TypeError(f'{given} is for models with a gate or with ASR; this one has neither.')
         if gate is not None:
-            attn_layer = partial(get_gate(gate), **reduction(gate, rd_ratio))
+            attn_layer = partial(get_gate(gate), **gate_arguments(gate, gate_options))
             kwargs['block_args'] = {**(kwargs.get('block_args') or {}), 'attn_layer': attn_layer}
+        if asr is not None:
+            asr_layer = asr_gate(asr, **gate_options)
         super().__init__(*args, **kwargs)
         if asr is not None:
-            attach_asr(self, asr, rd_ratio=rd_ratio, **options)  # type: ignore[arg-type]
+            attach_asr(self, asr_layer, **options)  # type: ignore[arg-type]
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         trained = next((k for k in state_dict if k.startswith(prefix) and k.endswith('.psi')), None)

@@ -1,0 +1,208 @@
+"""RAS, recurrent attention strategy: a gate applied k times with itself."""
+
+from typing import Any
+
+import torch
+from timm.layers import create_act_layer
+from torch import nn
+
+from .eca import ECA
+from .gate import ChannelGate, check_unused
+from .se import SE
+from .spa import SPA
+from .srm import SRM, ChannelAffine
+
+MAX_STEPS = 4
+
+
+class Rational(nn.Module):
+    """A learnable rational function P(x) / (1 + |Q(x)|) of degrees 5 and 4, the same for all channels.
+
+    Molina, Schramowski, Kersting: Pade Activation Units, ICLR 2020, https://arxiv.org/abs/1907.06732. It starts as
+    a least-squares fit to leaky ReLU (slope 0.01) on [-3, 3], good to 0.02 there.
+
+    Args:
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    _NUMERATOR = (0.0336, 0.5050, 1.6527, 2.0081, 0.9306, 0.1521)
+    _DENOMINATOR = (0.0, 3.9765, 0.0, 0.3013)
+
+    def __init__(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.numerator = nn.Parameter(torch.tensor(self._NUMERATOR, device=device, dtype=dtype))
+        self.denominator = nn.Parameter(torch.tensor(self._DENOMINATOR, device=device, dtype=dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        p = self.numerator[5]
+        for n in (4, 3, 2, 1, 0):
+            p = p * x + self.numerator[n]
+        q = self.denominator[3]
+        for n in (2, 1, 0):
+            q = q * x + self.denominator[n]
+        return p / (1 + (q * x).abs())
+
+
+class RAS(ChannelGate):
+    """Recurrent attention, v = sigmoid(g(c_{k-1}(... c_1(g(u))))), g(u) = w * u + b, u = GAP(x): RAS paper, Eq. 4, 5.
+
+    One gate g serves all k steps; each connection c_n between them is a BatchNorm of its own. w starts at 0 and b
+    at -1, as in the authors' code.
+
+    Zhong, Wen, Qin, Huang: Deepening Neural Networks Implicitly and Locally via Recurrent Attention Strategy,
+    https://arxiv.org/abs/2210.15676.
+
+    Args:
+        channels: Channels C of the feature map.
+        steps: Times k that the gate is applied, 1 to 4.
+        connect: 'bn', 'rational' (:class:`Rational`), or the name of one of timm's activations (Figure 2).
+        share: One connection for all steps (Table 3).
+        fixed_stats: Replace each BatchNorm by an affine map. ASR feeds a single vector, of which batch statistics
+            would leave nothing.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        unused: Reduction arguments of timm's blocks, which this gate has no use for.
+
+    Raises:
+        ValueError: ``steps`` or ``connect`` is out of range.
+    """
+
+    def __init__(
+            self,
+            channels: int,
+            steps: int = 2,
+            connect: str = 'bn',
+            share: bool = False,
+            fixed_stats: bool = False,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+            **unused: Any,
+    ) -> None:
+        check_unused('RAS', unused)
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.full((channels,), -1.0, device=device, dtype=dtype))
+        self.connections, self.passes = connections(channels, steps, connect, share, fixed_stats, device, dtype)
+
+    def logits(self, u: torch.Tensor) -> torch.Tensor:
+        u = u * self.weight + self.bias
+        for _ in range(self.passes):
+            for connection in self.connections:
+                u = connection(u) * self.weight + self.bias
+        return u
+
+
+class Recurrent(ChannelGate):
+    """Any gate applied k times with itself, the sigmoid at the end only: RAS paper, Eq. 3 and Table 3.
+
+    Between two applications the output, (B, C), passes the connection, is seen as a feature map of one pixel, and is
+    pooled as the gate pools: for SE and ECA that is the output itself, for SPA it is repeated 21 times.
+
+    Args:
+        channels: Channels C of the feature map.
+        steps: Times k that the gate is applied, 1 to 4.
+        connect: As in :class:`RAS`.
+        share: As in :class:`RAS`.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        kwargs: Of the gate.
+
+    Raises:
+        ValueError: ``steps`` or ``connect`` is out of range.
+    """
+
+    foldable = False  # a hidden ReLU can be dead at a later step, whatever the sign of its row
+    #: The gate's class.
+    kind: type[ChannelGate]
+
+    def __init__(
+            self,
+            channels: int,
+            steps: int = 2,
+            connect: str = 'bn',
+            share: bool = False,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+            **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.gate = self.kind(channels, device=device, dtype=dtype, **kwargs)
+        self.connections, self.passes = connections(channels, steps, connect, share, False, device, dtype)
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gate.pool(x)
+
+    def logits(self, u: torch.Tensor) -> torch.Tensor:
+        u = self.gate.logits(u)
+        for _ in range(self.passes):
+            for connection in self.connections:
+                u = self.gate.logits(self.gate.pool(connection(u)[:, :, None, None]))
+        return u
+
+
+class RecurrentSE(Recurrent):
+    """:class:`SE` applied k times."""
+
+    kind = SE
+
+
+class RecurrentECA(Recurrent):
+    """:class:`ECA` applied k times."""
+
+    kind = ECA
+
+
+class RecurrentSPA(Recurrent):
+    """:class:`SPA` applied k times."""
+
+    kind = SPA
+
+
+class RecurrentSRM(Recurrent):
+    """:class:`SRM` applied k times; after the first, the deviation is that of one pixel."""
+
+    kind = SRM
+
+
+def connections(
+        channels: int,
+        steps: int,
+        connect: str,
+        share: bool,
+        fixed_stats: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+) -> tuple[nn.ModuleList, int]:
+    """What stands between k applications of a gate, modules on (B, C), and how often that row of modules is passed.
+
+    k - 1 modules once, or a single one k - 1 times where they are shared.
+
+    Raises:
+        ValueError: ``steps`` or ``connect`` is out of range.
+    """
+    if not 1 <= steps <= MAX_STEPS:
+        raise ValueError(f'A recurrent gate is applied 1 to {MAX_STEPS} times, not {steps}.')
+    passes = steps - 1 if share else 1
+    count = min(1, steps - 1) if share else steps - 1
+    made = [_connection(connect, channels, fixed_stats, device, dtype) for _ in range(count)]
+    return nn.ModuleList(made), passes
+
+
+def _connection(
+        connect: str,
+        channels: int,
+        fixed_stats: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+) -> nn.Module:
+    if connect == 'bn':
+        return (ChannelAffine if fixed_stats else nn.BatchNorm1d)(channels, device=device, dtype=dtype)
+    if connect == 'rational':
+        return Rational(device=device, dtype=dtype)
+    try:
+        return create_act_layer(connect).to(device=device, dtype=dtype)
+    except (AttributeError, KeyError):
+        raise ValueError(
+            f"Unknown connection {connect!r} of a recurrent gate; it takes 'bn', 'rational' or the name of an "
+            "activation of timm's, such as 'relu'.") from None
