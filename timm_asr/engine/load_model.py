@@ -8,7 +8,7 @@ import json
 import logging
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if 'GLOBAL' in str(error) or 'global' in str(error) or 'Can only' in str(error):
             raise BadInput(f'{path} is refused: it is a pickle that would run code{_unsafe_names(path)}; '
                            'ask its author for a safetensors file or a plain state dict') from None
-        raise BadInput(f'{path} is damaged, or not a checkpoint ({_first_line(error)})') from None
+        raise BadInput(f'{path} is damaged, or not a checkpoint that torch.save wrote') from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
         whole = magic != b'PK' or zipfile.is_zipfile(path)
         what = 'is not a checkpoint that torch.save wrote' if whole else 'is truncated'
@@ -206,6 +206,12 @@ def _classifier_classes(model: nn.Module, weights: Mapping[str, torch.Tensor]) -
     return None
 
 
+def _other_backbone(with_asr: Iterable[str], without: Iterable[str]) -> bool:
+    """Whether two sets of keys differ by more than the ASR vectors in one of them."""
+    plain = {key.replace('.layer.', '.') for key in with_asr if '.vectors.' not in key}
+    return plain != {key.replace('.layer.', '.') for key in without}
+
+
 def load_weights(model: nn.Module, path: str | Path, weights: Mapping[str, torch.Tensor], name: str = '') -> None:
     """Load weights strictly; ``BadInput`` says what kind of other model they belong to."""
     classes = _classifier_classes(model, weights)
@@ -218,10 +224,11 @@ def load_weights(model: nn.Module, path: str | Path, weights: Mapping[str, torch
     except RuntimeError as error:
         own = set(model.state_dict())
         missing, unexpected = sorted(own - set(weights)), sorted(set(weights) - own)
-        if any(key.endswith('psi') for key in missing):
+        trains, trained = (any(key.endswith('psi') for key in keys) for keys in (own, weights))
+        if trains and not trained and not _other_backbone(own, weights):
             raise BadInput(f'{path} is fused (it has no ASR vectors), and {name} is the trainable form: '
                            'name the plain architecture, or a checkpoint from before fusing') from None
-        if any(key.endswith('psi') for key in unexpected):
+        if trained and not trains and not _other_backbone(weights, own):
             raise BadInput(f'{path} is a trainable ASR checkpoint, and {name} has no ASR vectors: '
                            'name the ASR model, and add --reparam to measure it fused') from None
         if missing or unexpected:
@@ -319,7 +326,7 @@ def load_model(
         return _create(f'{_FOLDER_PREFIX}{folder}', True, shape, kwargs)
     if source == 'hub':
         return _create(name, pretrained, shape, kwargs)
-    if not source and Path(name).is_dir():
+    if not source and name and Path(name).is_dir():
         raise BadInput(f'{name} is a folder without config.json: name a folder that save_fused wrote, '
                        'or a checkpoint file')
     if not source and name.endswith(WEIGHT_SUFFIXES):
