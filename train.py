@@ -3,7 +3,8 @@
 
 import sys
 
+from timm_asr.engine.errors import run_main
 from timm_asr.engine.train import main
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_main(main, 'train.py'))

@@ -41,20 +41,19 @@ def plot_attention(model: nn.Module, path: Path) -> None:
     """One panel a block: the learned attention value of each channel, sorted by channel index."""
     vectors = {name: module.attention_vector().detach().float().cpu()
                for name, module in model.named_modules() if isinstance(module, ASR)}
-    columns = min(3, len(vectors))
+    columns, height = (min(3, len(vectors)), 2.1) if len(vectors) <= 24 else (6, 1.5)
     rows = math.ceil(len(vectors) / columns)
     everything = torch.cat(list(vectors.values()))
-    low, high = everything.min().item(), everything.max().item()
-    margin = max(0.05 * (high - low), 1e-3)
-    figure = Figure(figsize=(4.2 * columns, 2.1 * rows + 0.8), layout='constrained')
+    top = 1.05 * max(everything.max().item(), 1e-3)
+    figure = Figure(figsize=(4.2 * columns, height * rows + 0.8), layout='constrained')
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes in panels.flat[len(vectors):]:
         axes.set_visible(False)
     for position, (axes, (name, vector)) in enumerate(zip(panels.flat, vectors.items(), strict=False)):
-        axes.bar(range(len(vector)), vector - low + margin, bottom=low - margin, width=1.0, color='tab:blue')
+        axes.bar(range(len(vector)), vector, width=1.0, color='tab:blue')
         axes.axhline(vector.mean(), color='tab:orange', linewidth=1)
         axes.set_title(f'{name}  ({len(vector)} channels, mean {vector.mean():.3f})', fontsize=9)
-        axes.set_ylim(low - margin, high + margin)
+        axes.set_ylim(min(0.0, everything.min().item()), top)
         axes.set_xlim(-0.5, len(vector) - 0.5)
         axes.tick_params(labelsize=8)
         if position % columns == 0:

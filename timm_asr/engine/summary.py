@@ -89,9 +89,10 @@ def table(metrics: Mapping[str, Any]) -> str:
         value = metrics.get(f'images_per_second_{column}' if key == 'images_per_second' else key + suffix[column])
         return '-' if value is None else format(value, form)
 
+    difference = f'{metrics["logit_difference"]:.1e}' if metrics['logit_difference'] else '0'
     rows = [
         [f'top-1 on {metrics["images"]} images, %', *(cell('top1', c, '.2f') for c, _ in columns)],
-        ['largest logit difference', '-', f'{metrics["logit_difference"]:.1e}' if metrics['logit_difference'] else '0', *['-'] * (len(columns) - 2)],
+        ['largest logit difference', '-', difference, *['-'] * (len(columns) - 2)],
         ['parameters', *(cell('parameters', c, ',') for c, _ in columns)],
     ]
     if 'images_per_second_model' in metrics:

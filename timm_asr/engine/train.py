@@ -23,7 +23,7 @@ from torch import nn
 from .build import Task, build_model, data_config_of, make_loss, make_optimizer, prepare_model, resolve_learning_rate
 from .checkpoint import SaveFailed, Saver, write_atomically
 from .device import find_device
-from .errors import BadInput, Stopped, run_main
+from .errors import BadInput, Stopped
 from .evaluate import evaluate
 from .export import fuse_checkpoint, model_of
 from .loaders import make_loaders, open_datasets
@@ -32,7 +32,7 @@ from .options import as_yaml, parse
 from .prepare import DTYPES, autocast, fast_matmul
 from .progress import Progress, setup_logging
 from .recipes import find_recipe
-from .resume import capture, locate, place_schedule, plain_options, read_state, restore, restore_weights
+from .resume import capture, locate, place_schedule, read_state, restore, restore_weights
 from .seeding import start_epoch
 from .summary import Trackers, add_summary, plot_run, table
 from .train_options import TRAIN_OPTIONS, TRAIN_REFUSED
@@ -43,9 +43,9 @@ FIRST_RECIPE = 'digits'
 _DATA_OR_MODEL = ('--config', '-c', '--data-dir', '--dataset', '--model')
 
 
-def parse_args(argv: Sequence[str], prog: str) -> argparse.Namespace:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The options; a line that names neither a recipe, nor data, nor a model stands for the recipe ``digits``."""
-    parsing = partial(parse, TRAIN_OPTIONS, TRAIN_REFUSED, prog=prog, find_config=find_recipe, print_config=False,
+    parsing = partial(parse, TRAIN_OPTIONS, TRAIN_REFUSED, prog='train.py', find_config=find_recipe, print_config=False,
                       description='Train an image classification model by its timm name.')
     args = parsing(argv=argv)
     named = any(word.split('=')[0] in _DATA_OR_MODEL for word in argv)
@@ -63,6 +63,11 @@ def parse_args(argv: Sequence[str], prog: str) -> argparse.Namespace:
     if args.amp and args.model_dtype not in (None, 'float32'):
         raise BadInput(f'--amp needs a float32 model, not --model-dtype {args.model_dtype}')
     return args
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The resolved options by name, without what was found out beside them: ``--config`` reads these back."""
+    return {option.key: getattr(args, option.key) for option in TRAIN_OPTIONS if option.key != 'data'}
 
 
 def start_device(args: argparse.Namespace) -> torch.device:
@@ -160,8 +165,8 @@ def validate_epoch(training: Training, progress: Progress) -> 'OrderedDict[str, 
 class Run:
     """A run from its first epoch to the fused model."""
 
-    def __init__(self, args: argparse.Namespace, argv: Sequence[str], prog: str) -> None:
-        self.args, self.argv, self.prog = args, list(argv), prog
+    def __init__(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
+        self.args, self.argv = args, list(argv)
         self.device = start_device(args)
         self.primary = args.rank == 0
         self.training, self.data_config, self.datasets = build_training(args, self.device)
@@ -194,7 +199,7 @@ class Run:
         args = self.args
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / 'args.yaml', lambda file: file.write(as_yaml(plain_options(args)).encode()))
+            write_atomically(self.folder / 'args.yaml', lambda file: file.write(as_yaml(options_of(args)).encode()))
         except (OSError, SaveFailed) as error:
             raise BadInput(f'cannot write into the folder {self.folder} ({error})') from None
         _logger.info(f'Results go to {self.folder}')
@@ -279,18 +284,19 @@ class Run:
         """The command that goes on from the last checkpoint."""
         words = [word for i, word in enumerate(self.argv) if not (
             word == '--resume' or word.startswith('--resume=') or (i and self.argv[i - 1] == '--resume'))]
-        start = 'python -m timm_asr train' if self.prog.endswith('timm_asr train') else f'python {self.prog}'
+        script = Path(sys.argv[0])
+        start = f'python {shlex.quote(str(script))}' if script.name == 'train.py' else 'python -m timm_asr train'
         return f'{start} {shlex.join([*words, "--resume", str(self.saver.last)])}'
 
 
-def run(argv: Sequence[str], prog: str) -> int:
+def run(argv: Sequence[str]) -> int:
     """Everything between the command line and the exit status."""
     setup_logging(os.environ.get('RANK', '0') == '0')
-    args = parse_args(argv, prog)
-    job = Run(args, argv, prog)
+    args = parse_args(argv)
+    job = Run(args, argv)
     if args.print_config:
         if job.primary:
-            print(as_yaml(plain_options(args)), end='')
+            print(as_yaml(options_of(args)), end='')
         return 0
     first, epochs = job.prepare()
     updates = job.training.updates_per_epoch
@@ -321,7 +327,11 @@ def run(argv: Sequence[str], prog: str) -> int:
         job.trackers.close()
 
 
-def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
-    """Run ``train.py`` with these arguments (those of the process if None); returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    return run_main(lambda: run(argv, prog), prog)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``train.py`` with this command line (that of the process if None); returns the exit status.
+
+    Raises:
+        BadInput: For anything wrong with the options, the data or a checkpoint.
+        Stopped: If training cannot go on, or the fused model must not be written.
+    """
+    return run(list(sys.argv[1:] if argv is None else argv))

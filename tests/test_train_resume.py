@@ -1,0 +1,147 @@
+"""Killed and resumed equals never interrupted, bit for bit."""
+
+import random
+import signal
+import time
+
+import pytest
+import torch
+from train_helpers import make_images, run, start
+
+COMMON = ['--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6, '--epochs', 5, '--no-fuse',
+          '--lr', 0.05, '--warmup-epochs', 1, '--experiment', 'run', '--checkpoint-hist', 2]
+SETUPS = {
+    'ema_mixup': ['--workers', 0, '--model-ema', '--model-ema-decay', 0.9, '--model-ema-warmup', '--mixup', 0.2,
+                  '--drop', 0.1, '--aa', 'rand-m5-mstd0.5', '--reprob', 0.3, '--opt', 'adamw', '--sched-on-updates'],
+    'workers_plateau': ['--workers', 2, '--sched', 'plateau', '--patience-epochs', 0, '--eval-metric', 'loss',
+                        '--lr-noise', 0.1, 0.9, '--grad-accum-steps', 2, '--color-jitter', 0.4],
+    'half_precision_ema': ['--workers', 0, '--model-dtype', 'bfloat16', '--model-ema', '--model-ema-decay', 0.9,
+                           '--cutmix', 1.0, '--no-prefetcher', '--opt', 'lamb'],
+}
+# The process kills itself, as kill -9 does, at the n-th of the calls that write and rename, or of the updates.
+KILL_AT = '''
+import os, signal, torch
+import timm_asr.engine.loop as loop
+count = [0]
+def counted(function):
+    def wrapper(*args, **kwargs):
+        count[0] += 1
+        if count[0] == {at}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return wrapper
+os.fsync, os.replace, os.link = counted(os.fsync), counted(os.replace), counted(os.link)
+loop._after_update = counted(loop._after_update)
+'''
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp('data') / 'images')
+
+
+def assert_same(a, b, where='checkpoint'):
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f'{where}[{key!r}]')
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f'{where}[{i}]')
+    else:
+        assert a == b, where
+
+
+def outcome(folder):
+    """All that must be equal: the checkpoints, their names, and the summary."""
+    files = {path.name: torch.load(path, weights_only=True) for path in folder.glob('*.pth.tar')}
+    for content in files.values():
+        for key in ('output', 'resume'):
+            content['args'].pop(key)
+    return files, (folder / 'summary.csv').read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('name', 'kills'), [('ema_mixup', 5), ('workers_plateau', 3), ('half_precision_ema', 2)])
+def test_killed_runs_end_like_uninterrupted_ones(name, kills, images, tmp_path):
+    argv = ['--data-dir', images, *COMMON, *SETUPS[name], '--resume', 'auto']
+    whole = run([*argv, '--output', tmp_path / 'whole'], tmp_path / 'log')
+    assert whole.code == 0, whole.text
+    moments = random.Random(name)
+    codes = []
+    for _ in range(kills):
+        at = moments.randint(2, 24)
+        codes.append(run([*argv, '--output', tmp_path / 'killed'], tmp_path / 'log', KILL_AT.format(at=at)).code)
+    assert codes.count(-signal.SIGKILL) >= 2
+    last = run([*argv, '--output', tmp_path / 'killed'], tmp_path / 'log')
+    assert last.code == 0, last.text
+    expected, expected_summary = outcome(tmp_path / 'whole' / 'run')
+    found, found_summary = outcome(tmp_path / 'killed' / 'run')
+    assert_same(expected, found)
+    assert found_summary == expected_summary
+
+
+def test_kill_from_outside_then_resume_auto(images, tmp_path):
+    argv = ['--data-dir', images, *COMMON, '--workers', 2, '--output', tmp_path, '--epochs', 300, '--resume', 'auto']
+    process = start(argv, tmp_path / 'log')
+    last = tmp_path / 'run' / 'last.pth.tar'
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.3))
+    process.kill()
+    process.join()
+    reached = torch.load(last, weights_only=True)['epoch']
+    more = run([*argv, '--epochs', reached + 2, '--sched', 'none'], tmp_path / 'log')
+    assert more.code == 0, more.text
+    assert f'at epoch {reached + 1}' in more.text
+    assert torch.load(last, weights_only=True)['epoch'] == reached + 1
+
+
+def test_ctrl_c_prints_the_command_that_goes_on(images, tmp_path):
+    argv = ['--data-dir', images, *COMMON, '--workers', 2, '--output', tmp_path, '--epochs', 300]
+    process = start(argv, tmp_path / 'log')
+    last = tmp_path / 'run' / 'last.pth.tar'
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    import os
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    text = (tmp_path / 'log').read_text()
+    assert process.exitcode == 130, text
+    assert 'Traceback' not in text
+    assert f'--resume {last}' in text
+    assert 'python train.py --data-dir' in text
+    torch.load(last, weights_only=True)
+
+
+def test_recovery_inside_an_epoch(images, tmp_path):
+    argv = ['--data-dir', images, *COMMON, '--workers', 0, '--output', tmp_path, '--recovery-interval', 1,
+            '--resume', 'auto']
+    # Call 11 is the third update; each recovery file takes three calls.
+    assert run(argv, tmp_path / 'log', KILL_AT.format(at=11)).code == -signal.SIGKILL
+    assert list((tmp_path / 'run').glob('recovery-0-*.pth.tar'))
+    more = run(argv, tmp_path / 'log')
+    assert more.code == 0, more.text
+    assert 'recovery-0-' in more.text
+    assert 'at epoch 0' in more.text
+    assert not list((tmp_path / 'run').glob('recovery-0-*.pth.tar'))  # the epoch's own checkpoint replaced it
+
+
+def test_resume_goes_on_in_the_folder_of_the_checkpoint(images, tmp_path):
+    argv = [word for word in COMMON if word not in ('--experiment', 'run')]
+    argv = ['--data-dir', images, *argv, '--workers', 0]
+    first = run([*argv, '--output', tmp_path / 'a', '--epochs', 1], tmp_path / 'log')
+    assert first.code == 0, first.text
+    last, = (tmp_path / 'a').glob('*/last.pth.tar')
+    second = run([*argv, '--epochs', 2, '--resume', last], tmp_path / 'log')
+    assert second.code == 0, second.text
+    assert len((last.parent / 'summary.csv').read_text().splitlines()) == 3
+    auto = run([*argv, '--epochs', 3, '--output', tmp_path / 'a', '--resume', 'auto'], tmp_path / 'log')
+    assert auto.code == 0, auto.text
+    assert len((last.parent / 'summary.csv').read_text().splitlines()) == 4

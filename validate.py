@@ -1,0 +1,10 @@
+#!/usr/bin/env python3
+"""Measure the accuracy of a model: ``python validate.py --help`` for all options."""
+
+import sys
+
+from timm_asr.engine.errors import run_main
+from timm_asr.engine.validate import main
+
+if __name__ == '__main__':
+    sys.exit(run_main(main, 'validate.py'))
