@@ -1,4 +1,4 @@
-"""The CIFAR ResNets by name: plain, with each gate in their blocks, with ASR, with both."""
+"""The CIFAR ResNets by name: plain, with each gate in their blocks, with ASR, with both, with shared units."""
 
 from typing import Any
 
@@ -7,7 +7,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models.resnet import BasicBlock, Bottleneck
 
 from .cifar_resnet import CifarResNet
-from .zoo import Variant, ZooModel, register, variants
+from .residual import ResidualModel
+from .wide import WideBlock
+from .zoo import Variant, register, variants
 
 __all__ = ['ASRCifarResNet']
 
@@ -16,8 +18,8 @@ _BASIC = (20, 32, 44, 56, 110)
 _BOTTLENECK = (83, 164, 245, 326, 407)
 
 
-class ASRCifarResNet(ZooModel, CifarResNet):
-    """:class:`CifarResNet` with the keywords of :class:`ZooModel`."""
+class ASRCifarResNet(ResidualModel, CifarResNet):
+    """:class:`CifarResNet` with the keywords of :class:`ResidualModel`."""
 
 
 def _architecture(depth: int) -> dict[str, Any]:
@@ -26,7 +28,20 @@ def _architecture(depth: int) -> dict[str, Any]:
     return {'block': BasicBlock if basic else Bottleneck, 'layers': (blocks,) * 3}
 
 
-_ARCHITECTURES = {f'resnet{depth}': _architecture(depth) for depth in _BASIC + _BOTTLENECK}
+_ARCHITECTURES = {
+    **{f'resnet{depth}': _architecture(depth) for depth in _BASIC + _BOTTLENECK},
+    # Zagoruyko and Komodakis: depth 6n + 4, four times as wide.
+    'wrn52_4': {
+        'block': WideBlock, 'layers': (8, 8, 8), 'channels': (64, 128, 256), 'stem_width': 16, 'preact': True},
+    # Xie et al.: depth 9n + 2, 8 groups of 32, 64 and 128 channels: the inner width is twice the outer one.
+    'resnext101_8x32d': {
+        'block': Bottleneck,
+        'layers': (11, 11, 11),
+        'channels': (32, 64, 128),
+        'block_args': {'cardinality': 8, 'base_width': 64},
+    },
+}
+_TITLES = {'wrn52_4': 'Wide ResNet-52-4', 'resnext101_8x32d': 'ResNeXt-101 8x32d'}
 _VARIANTS = {v.name: v for name in _ARCHITECTURES for v in (Variant(name), *variants(name))}
 
 
@@ -49,14 +64,22 @@ default_cfgs = generate_default_cfgs({name: _cfg() for name in _VARIANTS})
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    architecture = _ARCHITECTURES[_VARIANTS[variant].backbone]
+    backbone = _VARIANTS[variant].backbone
+    kwargs = {**_ARCHITECTURES[backbone], **kwargs}
+    kwargs['block_args'] = {**_ARCHITECTURES[backbone].get('block_args', {}), **(kwargs.get('block_args') or {})}
+    if backbone in _TITLES and 'se' in (kwargs.get('gate'), kwargs.get('asr'), kwargs.get('dia')):
+        kwargs.setdefault('rd_ratio', 1 / 4)  # as the papers' counts of SE on these two need it
     return build_model_with_cfg(
         ASRCifarResNet,
         variant,
         pretrained,
         feature_cfg={'out_indices': (0, 1, 2, 3)},
-        **{**architecture, **kwargs},
+        **kwargs,
     )
+
+
+def _title(backbone: str) -> str:
+    return _TITLES.get(backbone, f'ResNet-{backbone.removeprefix("resnet")}')
 
 
 for _variant in _VARIANTS.values():
@@ -64,8 +87,6 @@ for _variant in _VARIANTS.values():
         __name__,
         _variant,
         _create,
-        plain=Variant(_variant.backbone, _variant.gate).name,
-        doc=f'ResNet-{_variant.backbone.removeprefix("resnet")} for 32x32 images'
-            + (f', {_variant.gate} in every block' if _variant.gate else '')
-            + (f', ASR({_variant.asr}) at the last norm of every block' if _variant.asr else '') + '.',
+        plain=_variant.plain,
+        doc=f'{_title(_variant.backbone)} for 32x32 images{_variant.description}.',
     )

@@ -1,4 +1,4 @@
-"""timm's ImageNet ResNets by name with each gate in their blocks, with ASR, with both."""
+"""timm's ImageNet ResNets by name with each gate in their blocks, with ASR, with both, with shared units."""
 
 from typing import Any
 
@@ -7,13 +7,14 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from .zoo import Variant, ZooModel, register, variants
+from .residual import ResidualModel
+from .zoo import register, variants
 
 __all__ = ['ASRResNet']
 
 
-class ASRResNet(ZooModel, ResNet):
-    """timm's ``ResNet`` with the keywords of :class:`ZooModel`."""
+class ASRResNet(ResidualModel, ResNet):
+    """timm's ``ResNet`` with the keywords of :class:`ResidualModel`."""
 
 
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -54,8 +55,6 @@ for _variant in _VARIANTS.values():
         __name__,
         _variant,
         _create,
-        plain=Variant(_variant.backbone, _variant.gate).name,
-        doc=f'ResNet-{_variant.backbone.removeprefix("resnet")}'
-            + (f', {_variant.gate} in every block' if _variant.gate else '')
-            + (f', ASR({_variant.asr}) at the last norm of every block' if _variant.asr else '') + '.',
+        plain=_variant.plain,
+        doc=f'ResNet-{_variant.backbone.removeprefix("resnet")}{_variant.description}.',
     )

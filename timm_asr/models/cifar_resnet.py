@@ -8,25 +8,35 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerType, create_classifier, get_act_layer, get_device_dtype, get_norm_layer
+from timm.layers import (
+    DropPath,
+    LayerType,
+    create_classifier,
+    get_act_layer,
+    get_device_dtype,
+    get_norm_layer,
+    to_ntuple,
+)
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
-from timm.models.resnet import BasicBlock, Bottleneck, downsample_conv
+from timm.models.resnet import downsample_conv
 from torch import nn
 
 
 class CifarResNet(nn.Module):
-    """Post-activation ResNet with three stages, for images of 32x32 or so.
+    """ResNet with three stages, for images of 32x32 or so.
 
     ``(B, in_chans, H, W)`` to ``(B, num_classes)``; feature maps at H, H, H / 2 and H / 4 after stem and stages.
 
     Args:
-        block: timm's ``BasicBlock`` or ``Bottleneck``.
+        block: Class of the blocks, timm's ``BasicBlock`` or ``Bottleneck`` or one like them, or one class a stage.
         layers: Number of blocks in each of the three stages.
         num_classes: Classes, 0 for none.
         in_chans: Channels of the images.
         global_pool: Pooling before the classifier, '' for none.
         channels: Planes of each stage; a bottleneck puts out four times as many.
+        stem_width: Channels of the stem, by default the planes of the first stage.
+        preact: The blocks begin with norm and activation (wide ResNets): none after the stem, but after the last stage.
         act_layer: Activation.
         norm_layer: Normalization.
         drop_rate: Dropout before the classifier.
@@ -39,12 +49,14 @@ class CifarResNet(nn.Module):
 
     def __init__(
             self,
-            block: type[BasicBlock] | type[Bottleneck],
+            block: type[nn.Module] | tuple[type[nn.Module], ...],
             layers: tuple[int, int, int],
             num_classes: int = 10,
             in_chans: int = 3,
             global_pool: str = 'avg',
             channels: tuple[int, int, int] = (16, 32, 64),
+            stem_width: int | None = None,
+            preact: bool = False,
             act_layer: LayerType = nn.ReLU,
             norm_layer: LayerType = nn.BatchNorm2d,
             drop_rate: float = 0.0,
@@ -63,16 +75,17 @@ class CifarResNet(nn.Module):
         act_layer = get_act_layer(act_layer)
         norm_layer = get_norm_layer(norm_layer)
 
-        width = channels[0]
+        width = stem_width or channels[0]
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd)
-        self.bn1 = norm_layer(width, **dd)
-        self.act1 = act_layer(inplace=True)
+        self.bn1 = nn.Identity() if preact else norm_layer(width, **dd)
+        self.act1 = nn.Identity() if preact else act_layer(inplace=True)
         self.feature_info = [{'num_chs': width, 'reduction': 1, 'module': 'act1'}]
 
         rates = torch.linspace(0, drop_path_rate, sum(layers), device='cpu').split(layers)
-        for stage, (planes, stage_rates) in enumerate(zip(channels, rates, strict=True)):
+        kinds = to_ntuple(len(channels))(block)
+        for stage, (kind, planes, stage_rates) in enumerate(zip(kinds, channels, rates, strict=True)):
             blocks = make_stage(
-                block,
+                kind,
                 width,
                 planes,
                 stride=1 if stage == 0 else 2,
@@ -82,10 +95,12 @@ class CifarResNet(nn.Module):
                 **(block_args or {}),
                 **dd,
             )
-            width = planes * block.expansion
+            width = planes * kind.expansion
             self.add_module(f'layer{stage + 1}', blocks)
             self.feature_info.append({'num_chs': width, 'reduction': 2**stage, 'module': f'layer{stage + 1}'})
 
+        self.norm = norm_layer(width, **dd) if preact else nn.Identity()
+        self.act = act_layer() if preact else nn.Identity()
         self.num_features = width
         self.global_pool, self.fc = create_classifier(width, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = width * self.global_pool.feat_mult()
@@ -99,7 +114,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
         if zero_init_last:
             for module in self.modules():
-                if isinstance(module, BasicBlock | Bottleneck):
+                if hasattr(module, 'zero_init_last'):
                     module.zero_init_last()
 
     @torch.jit.ignore
@@ -142,7 +157,7 @@ class CifarResNet(nn.Module):
         Args:
             x: Images (B, C, H, W).
             indices: The last n if an int, these if a list, all if None.
-            norm: Accepted for timm's interface; these features have no norm of their own.
+            norm: Apply the final norm and activation, where there are any, to the last intermediate.
             stop_early: Do not compute what comes after the last one wanted.
             output_fmt: 'NCHW' only.
             intermediates_only: Return the list alone.
@@ -163,7 +178,9 @@ class CifarResNet(nn.Module):
             checkpointed = self.grad_checkpointing and not torch.jit.is_scripting()
             x = checkpoint_seq(stage, x) if checkpointed else stage(x)
             if index in wanted:
-                intermediates.append(x)
+                intermediates.append(self.act(self.norm(x)) if norm and index == 3 else x)
+            if index == 3:
+                x = self.act(self.norm(x))
         return intermediates if intermediates_only else (x, intermediates)
 
     def prune_intermediate_layers(
@@ -176,6 +193,8 @@ class CifarResNet(nn.Module):
         wanted, last = feature_take_indices(4, indices)
         for index in range(last + 1, 4):
             setattr(self, f'layer{index}', nn.Sequential())
+        if prune_norm or last < 3:
+            self.norm, self.act = nn.Identity(), nn.Identity()
         if last < 3:
             self.num_features = self.head_hidden_size = self.feature_info[last]['num_chs']
         if prune_head or last < 3:
@@ -186,10 +205,12 @@ class CifarResNet(nn.Module):
         """Images (B, C, H, W) to the last feature map (B, num_features, H / 4, W / 4)."""
         x = self.act1(self.bn1(self.conv1(x)))
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
-        x = self.layer1(x)
-        x = self.layer2(x)
-        return self.layer3(x)
+            x = checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
+        else:
+            x = self.layer1(x)
+            x = self.layer2(x)
+            x = self.layer3(x)
+        return self.act(self.norm(x))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """The last feature map to logits (B, num_classes), or to pooled features."""
@@ -203,7 +224,7 @@ class CifarResNet(nn.Module):
 
 
 def make_stage(
-        block: type[BasicBlock] | type[Bottleneck],
+        block: type[nn.Module],
         in_planes: int,
         planes: int,
         stride: int,
@@ -213,14 +234,18 @@ def make_stage(
         dtype: torch.dtype | None = None,
         **block_args: Any,
 ) -> nn.Sequential:
-    """One stage of residual blocks, the first with ``stride`` and, where shapes differ, a projection shortcut."""
+    """One stage of residual blocks, the first with ``stride`` and, where shapes differ, a projection shortcut.
+
+    A block class may bring its own, ``make_shortcut``, with the arguments of timm's ``downsample_conv``.
+    """
+    make_shortcut = getattr(block, 'make_shortcut', downsample_conv)
     dd = {'device': device, 'dtype': dtype}
     blocks = []
     for index, rate in enumerate(drop_path_rates):
         out_planes = planes * block.expansion
         shortcut = None
         if index == 0 and (stride != 1 or in_planes != out_planes):
-            shortcut = downsample_conv(in_planes, out_planes, kernel_size=1, stride=stride, norm_layer=norm_layer, **dd)
+            shortcut = make_shortcut(in_planes, out_planes, kernel_size=1, stride=stride, norm_layer=norm_layer, **dd)
         blocks.append(block(
             in_planes,
             planes,

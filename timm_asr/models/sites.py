@@ -8,11 +8,18 @@ from torch import nn
 
 from ..layers.asr import ASR
 from ..layers.scaled import nearest
+from .shared_stage import BranchBasicBlock, BranchBottleneck
+from .wide import BranchWideBlock, WideBlock
 
-#: Block class -> names inside the block: the last norm of a residual branch; the outputs of attention and MLP.
+#: Block class -> names inside the block: the last norm of a residual branch (where it ends in none, the last
+#: convolution); the outputs of attention and MLP.
 SITES: dict[type[nn.Module], tuple[str, ...]] = {
     resnet.BasicBlock: ('bn2',),
     resnet.Bottleneck: ('bn3',),
+    BranchBasicBlock: ('bn2',),
+    BranchBottleneck: ('bn3',),
+    WideBlock: ('conv2',),
+    BranchWideBlock: ('bn3',),
     vit.Block: ('attn.proj', 'mlp.fc2'),
 }
 

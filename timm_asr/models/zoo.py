@@ -13,6 +13,9 @@ from ..layers.gates import OPTIONS, asr_gate, gate_arguments, get_gate, list_gat
 from .attach import attach_asr
 from .reparameterize import Reparameterizable
 
+#: Shared units that a residual network is registered with.
+DIA_NAMES = ('se', 'eca', 'cbam', 'srm', 'spa', 'lstm', 'lstm_light')
+
 _PLAIN: dict[str, str] = {}
 
 
@@ -76,26 +79,46 @@ class ZooModel(Reparameterizable):
 
 @dataclass(frozen=True)
 class Variant:
-    """One name of the zoo: a backbone, the gate in its blocks, the gate of its ASR."""
+    """One name of the zoo: a backbone, the gate in its blocks, the gate of its ASR, the unit its stages share."""
 
     backbone: str
     gate: str | None = None
     asr: str | None = None
+    dia: str | None = None
 
     @property
     def name(self) -> str:
-        """``<backbone>[_<gate>][_asr_<gate>]``."""
-        return self.backbone + (f'_{self.gate}' if self.gate else '') + (f'_asr_{self.asr}' if self.asr else '')
+        """``<backbone>[_<gate>][_asr_<gate>][_dia_<unit>]``."""
+        return (
+            self.backbone
+            + (f'_{self.gate}' if self.gate else '')
+            + (f'_asr_{self.asr}' if self.asr else '')
+            + (f'_dia_{self.dia}' if self.dia else ''))
 
     @property
     def options(self) -> dict[str, str]:
-        """Keyword arguments of :class:`ZooModel`."""
-        return {key: value for key, value in (('gate', self.gate), ('asr', self.asr)) if value}
+        """Keyword arguments of :class:`ZooModel` and, for ``dia``, of ``ResidualModel``."""
+        return {key: value for key, value in (('gate', self.gate), ('asr', self.asr), ('dia', self.dia)) if value}
+
+    @property
+    def plain(self) -> str:
+        """Name of the architecture that is left when ASR is folded."""
+        return Variant(self.backbone, self.gate, dia=self.dia).name
+
+    @property
+    def description(self) -> str:
+        """What there is besides the backbone, for a docstring."""
+        return (
+            (f', {self.gate} in every block' if self.gate else '')
+            + (f', ASR({self.asr}) at the last norm of every block' if self.asr else '')
+            + (f', one {self.dia} shared by the blocks of each stage' if self.dia else ''))
 
 
 def variants(backbone: str, gates: bool = True) -> Iterator[Variant]:
-    """Names of a backbone with ASR, and (``gates``) with each gate in its blocks and with both."""
+    """Names of a backbone with ASR, and (``gates``) with each gate in its blocks, with both, and with shared units."""
     if gates:
+        for dia in DIA_NAMES:
+            yield Variant(backbone, dia=dia)
         for gate in list_gates():
             yield Variant(backbone, gate)
     for asr in list_gates(foldable=True):

@@ -1,0 +1,118 @@
+"""Blocks of wide ResNets, pre-activation: norm and activation come before each convolution.
+
+Zagoruyko, Komodakis: Wide Residual Networks, BMVC 2016, https://arxiv.org/abs/1605.07146.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.init import zeros_
+
+
+class WideBlock(nn.Module):
+    """x + f(x), f = conv3x3, dropout, conv3x3, with norm and activation before each convolution.
+
+    Where the shape changes, the shortcut is a 1x1 convolution of the first activation, without a norm.
+    The arguments are those of timm's ``BasicBlock`` as far as they apply.
+
+    Args:
+        inplanes: Channels that come in.
+        planes: Channels that go out.
+        stride: Of the first convolution.
+        downsample: The projection shortcut.
+        act_layer: Activation.
+        norm_layer: Normalization.
+        attn_layer: Attention after the last convolution, ``f(channels, device=None, dtype=None)``.
+        drop_rate: Dropout between the convolutions.
+        drop_path: Stochastic depth.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    expansion = 1
+    #: Whether a norm follows the last convolution.
+    last_norm = False
+
+    def __init__(
+            self,
+            inplanes: int,
+            planes: int,
+            stride: int = 1,
+            downsample: nn.Module | None = None,
+            act_layer: type[nn.Module] = nn.ReLU,
+            norm_layer: type[nn.Module] = nn.BatchNorm2d,
+            attn_layer: Any = None,
+            drop_rate: float = 0.0,
+            drop_path: nn.Module | None = None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.bn1 = norm_layer(inplanes, **dd)
+        self.act1 = act_layer()
+        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride=stride, padding=1, bias=False, **dd)
+        self.bn2 = norm_layer(planes, **dd)
+        self.act2 = act_layer()
+        self.drop = nn.Dropout(drop_rate)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False, **dd)
+        self.bn3 = norm_layer(planes, **dd) if self.last_norm else nn.Identity()
+        self.se = attn_layer(planes, **dd) if attn_layer is not None else None
+        self.downsample = downsample
+        self.projects = downsample is not None
+        self.drop_path = drop_path
+
+    @staticmethod
+    def make_shortcut(
+            in_channels: int,
+            out_channels: int,
+            kernel_size: int = 1,
+            stride: int = 1,
+            norm_layer: type[nn.Module] | None = None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> nn.Module:
+        """A projection without a norm, which these networks have not; arguments as timm's ``downsample_conv``."""
+        return nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride=stride, bias=False, device=device, dtype=dtype)
+
+    @torch.jit.ignore
+    def zero_init_last(self) -> None:
+        """Start the residual branch at zero."""
+        zeros_(self.bn3.weight if self.last_norm else self.conv2.weight)
+
+    def branch(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual branch and the shortcut."""
+        a = self.act1(self.bn1(x))
+        if self.projects:
+            x = a
+        a = self.act2(self.bn2(self.conv1(a)))
+        a = self.bn3(self.conv2(self.drop(a)))
+        if self.se is not None:
+            a = self.se(a)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        return a, x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, shortcut = self.branch(x)
+        if self.drop_path is not None:
+            a = self.drop_path(a)
+        return a + shortcut
+
+
+class BranchWideBlock(WideBlock):
+    """:class:`WideBlock` cut in two for the unit of a stage, which sees normalised features: it ends in a norm."""
+
+    last_norm = True
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        return self.branch(x)
+
+    def merge(self, a: torch.Tensor, z: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """shortcut + a * own(z), with z broadcast over the branch a."""
+        a = a * self.own(z)
+        if self.drop_path is not None:
+            a = self.drop_path(a)
+        return a + shortcut
