@@ -136,6 +136,18 @@ def _open(args: argparse.Namespace, channels: int, num_outputs: int) -> Any:
     return dataset
 
 
+def _data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
+    """timm's data configuration, with the channels that the model was made with."""
+    config = resolve_data_config(vars(args), model=model, use_test_size=not args.use_train_size, verbose=True)
+    channels = getattr(model, 'in_chans', config['input_size'][0])
+    config['input_size'] = (channels, *config['input_size'][1:])
+    for key in ('mean', 'std'):
+        values = config[key]
+        if len(values) != channels:
+            config[key] = (sum(values) / len(values),) * channels
+    return config
+
+
 class _Log:
     """Log lines in the form of timm's validate.py."""
 
@@ -180,11 +192,7 @@ def validate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
     param_count = count_parameters(model)
     _logger.info(f'Model {name} created, param count: {param_count}')
     num_classes = model.num_classes
-    data_config = resolve_data_config(vars(args), model=model, use_test_size=not args.use_train_size, verbose=True)
-    if data_config['input_size'][0] != getattr(model, 'in_chans', data_config['input_size'][0]):
-        # The size is the architecture's; the channels are those that the model was made with.
-        data_config = resolve_data_config(
-            vars(args) | {'in_chans': model.in_chans, 'img_size': data_config['input_size'][-1]}, model=model)
+    data_config = _data_config(args, model)
     valid_labels = _valid_labels(args.valid_labels, num_classes)
     dataset = _open(args, data_config['input_size'][0], len(valid_labels) if valid_labels else num_classes)
     test_time_pool = False
