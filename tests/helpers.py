@@ -4,7 +4,7 @@ import copy
 
 import timm
 import torch
-from timm.models import list_models, model_entrypoint
+from timm.models import get_pretrained_cfg, list_models, model_entrypoint
 from torch import nn
 
 from timm_asr.layers import ASR
@@ -20,8 +20,7 @@ def small(name: str, **kwargs) -> nn.Module:
     if name.startswith('vit'):
         shrink = {'depth': 2, 'img_size': 32, 'embed_dim': 48, 'num_heads': 3}
     else:
-        stages = len(timm.create_model(name, device='meta').feature_info) - 1
-        shrink = {'layers': (2,) + (1,) * (stages - 1)}
+        shrink = {'layers': (2, 1, 1) if get_pretrained_cfg(name).input_size == (3, 32, 32) else (2, 1, 1, 1)}
     return timm.create_model(name, **{'dtype': torch.float64, 'num_classes': 5, **shrink, **kwargs})
 
 
@@ -29,7 +28,7 @@ def images(model: nn.Module, batch: int = 2, size: int | None = None) -> torch.T
     """Random images that fit a model and its dtype, small ones where any size will do."""
     channels, height, _ = model.default_cfg['input_size']
     grid = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
-    size = size or (grid[0] if grid else min(height, 64) // (4 if height == 32 else 1) * (2 if height == 32 else 1))
+    size = size or (grid[0] if grid else 16 if height == 32 else 64)
     dtype = next(model.parameters()).dtype
     return torch.randn(batch, getattr(model, 'in_chans', channels), size, size).to(dtype)
 

@@ -67,6 +67,7 @@ def attach_asr(
                         f'it has {len(layer.vectors)} vectors, and {depth} more would exceed {MAX_DEPTH}.')
                 grown[layer] = ASR(layer.layer, gate, depth, init, learnable)
             else:
+                _refuse_tied_weights(model, layer)
                 wrappers[layer] = ASR(layer, gate, depth, init, learnable)
         except (TypeError, ValueError) as error:
             raise type(error)(f"ASR does not fit the site '{name}': {error}") from None
@@ -77,8 +78,19 @@ def attach_asr(
             wrapper.preserve_()
     for asr, addition in grown.items():
         asr.vectors.extend(addition.vectors)
-    for name in names:
-        layer = model.get_submodule(name)
-        if layer in wrappers:
-            model.set_submodule(name, wrappers[layer])
+    # A layer that several parents share is wrapped in all of them: they will share the folded parameters too.
+    places = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
+    for parent, name, child in places:
+        if child in wrappers:
+            setattr(parent, name, wrappers[child])
     return model
+
+
+def _refuse_tied_weights(model: nn.Module, layer: nn.Module) -> None:
+    """Folding changes a layer's parameters in place, which must not reach another layer that uses them as its own."""
+    own = {id(p) for p in layer.parameters()}
+    for name, module in model.named_modules():
+        if module is not layer and not isinstance(module, ASR):
+            tied = own & {id(p) for p in module.parameters(recurse=False)}
+            if tied and module not in set(layer.modules()):
+                raise ValueError(f"it shares its parameters with '{name}', which would be scaled too.")

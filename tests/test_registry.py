@@ -1,0 +1,141 @@
+"""Every registered name, from its own entrypoint; the published parameter counts."""
+
+import pickle
+
+import pytest
+import timm
+import torch
+from helpers import images, randomize, small, zoo_names
+from timm.data import resolve_model_data_config
+from timm.models import is_model, list_models, model_entrypoint
+from timm.optim import param_groups_weight_decay
+
+import timm_asr
+
+NAMES = zoo_names()
+GATES = ('se', 'eca', 'ie', 'srm', 'spa', 'cbam', 'sge')
+FOLDABLE = GATES[:5]
+CIFAR = [f'resnet{d}' for d in (20, 32, 44, 56, 110, 83, 164, 245, 326, 407)]
+IMAGENET = [f'resnet{d}' for d in (18, 34, 50, 101, 152)]
+
+
+def test_the_zoo_has_every_promised_name():
+    promised = [f'{vit}_asr_{g}' for vit in ('vit_tiny', 'vit_small', 'vit_base', 'vit_base_384') for g in FOLDABLE]
+    for backbone in CIFAR + IMAGENET:
+        promised += [f'{backbone}_{g}' for g in GATES] + [f'{backbone}_asr_{g}' for g in FOLDABLE]
+        promised += [f'{backbone}_{g}_asr_{g}' for g in FOLDABLE]
+    assert not set(promised + CIFAR) - set(NAMES)
+
+
+def test_timm_finds_them():
+    assert 'resnet50_asr_se' in list_models('*asr*')
+    assert is_model('vit_small_asr_eca')
+    assert 'resnet164' in list_models(module='asr_cifar')
+    assert not set(NAMES) & set(list_models(module='resnet'))
+    assert model_entrypoint('resnet164_se_asr_se').__doc__
+    pickle.loads(pickle.dumps(model_entrypoint('resnet164_asr_se')))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_registered_model(name):
+    """Every parameter gets a finite gradient, psi no weight decay, and the configuration names what is there."""
+    model = small(name).train()
+    output = model(images(model, 3))
+    assert output.shape == (3, 5)
+    (output.square().sum() + timm_asr.auxiliary_loss(model)).backward()
+    assert not [key for key, p in model.named_parameters() if p.grad is None]
+    assert not [key for key, p in model.named_parameters() if not torch.isfinite(p.grad).all()]
+
+    groups = param_groups_weight_decay(model, weight_decay=0.1)
+    decayed = {id(p) for g in groups if g['weight_decay'] for p in g['params']}
+    psi = [p for key, p in model.named_parameters() if key.endswith('.psi')]
+    assert not decayed & {id(p) for p in psi}
+    assert bool(psi) == ('_asr_' in name)
+
+    cfg = model.default_cfg
+    assert resolve_model_data_config(model)['mean'] == cfg['mean']
+    assert cfg['architecture'] == name
+    assert f'{cfg["first_conv"]}.weight' in model.state_dict()
+    assert f'{cfg["classifier"]}.weight' in model.state_dict()
+    assert is_model(timm_asr.plain_architecture(name))
+    with pytest.raises(TypeError):
+        small(name, device='meta', no_such_argument=1)
+
+
+# Tables 1 and 3 of the ASR paper and the tables of the others, in millions: (CIFAR-10, CIFAR-100). ResNet-164 with
+# CBAM is printed as 1.92 on CIFAR-10, which no reading meets; docs/models.md says more.
+COUNTS = {
+    'resnet83': (0.87, 0.89),
+    'resnet164': (1.70, 1.73),
+    'resnet245': (2.54, 2.56),
+    'resnet326': (3.37, 3.40),
+    'resnet164_se': (1.91, 1.93),
+    'resnet164_cbam': (1.90, 1.93),
+    'resnet164_eca': (1.70, 1.73),
+    'resnet164_srm': (1.74, 1.76),
+    'resnet164_ie': (1.72, 1.74),
+    'resnet164_spa': (None, 3.86),
+    'resnet83_se': (0.97, 0.99),
+}
+
+
+def trainable(model):
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize('name', COUNTS)
+def test_published_parameter_counts(name):
+    for classes, printed in zip((10, 100), COUNTS[name], strict=True):
+        if printed is not None:
+            count = trainable(timm.create_model(name, num_classes=classes, device='meta'))
+            assert f'{count / 1e6:.2f}' == f'{printed:.2f}'
+
+
+@pytest.mark.parametrize('gate', FOLDABLE)
+def test_a_folded_model_has_the_plain_count(gate):
+    plain = trainable(timm.create_model('resnet164'))
+    model = timm.create_model(f'resnet164_asr_{gate}')
+    assert trainable(model) > plain
+    assert trainable(timm_asr.fold_asr(model)) == plain
+
+
+@pytest.mark.parametrize(('kwargs', 'check'), [
+    ({'asr_depth': 3}, lambda m: len(m.layer1[0].bn2.vectors) == 3),
+    ({'asr_init': 0.5}, lambda m: (m.layer1[0].bn2.vectors[0].psi == 0.5).all()),
+    ({'asr_init': 'N_0.3'}, lambda m: m.layer1[0].bn2.vectors[0].psi.std() > 0),
+    ({'asr_learnable': False}, lambda m: not m.layer1[0].bn2.vectors[0].psi.requires_grad),
+    ({'rd_ratio': 0.5}, lambda m: m.layer1[0].bn2.vectors[0].gate.fc1.out_channels == 8),
+    ({'in_chans': 1}, lambda m: m.conv1.in_channels == 1),
+    ({'num_classes': 0}, lambda m: isinstance(m.fc, torch.nn.Identity)),
+    ({'drop_path_rate': 0.2}, lambda m: m.layer3[0].drop_path.drop_prob > 0),
+    ({'drop_rate': 0.2}, lambda m: m.drop_rate == 0.2),
+])
+def test_keywords(kwargs, check):
+    assert check(timm.create_model('resnet20_asr_se', **kwargs))
+
+
+def test_keywords_without_meaning_are_refused():
+    with pytest.raises(TypeError, match='asr_depth is for models with ASR'):
+        timm.create_model('resnet20_se', asr_depth=2)
+    with pytest.raises(TypeError, match='rd_ratio is for models with a gate or with ASR'):
+        timm.create_model('resnet20', rd_ratio=0.5)
+    with pytest.raises(TypeError, match="'eca' has no hidden layer"):
+        timm.create_model('resnet20_asr_eca', rd_ratio=0.5)
+
+
+def test_a_plain_name_takes_asr_by_keyword():
+    model = timm.create_model('resnet20', asr='ie', asr_depth=2)
+    assert trainable(model) == trainable(timm.create_model('resnet20_asr_ie', asr_depth=2))
+
+
+def test_a_taken_name_is_not_overwritten():
+    from timm_asr.models.zoo import Variant, register
+    with pytest.raises(RuntimeError, match="'resnet164' is registered already"):
+        register('timm_asr.models.asr_cifar', Variant('resnet164'), lambda *_: None, 'resnet164', '')
+
+
+def test_random_states_are_random():
+    """The helper that other tests rely on leaves no parameter or statistic at its initial value."""
+    initial, moved = small('resnet20_srm_asr_srm'), randomize(small('resnet20_srm_asr_srm'))
+    for (key, a), b in zip(initial.state_dict().items(), moved.state_dict().values(), strict=True):
+        assert key.endswith('num_batches_tracked') or (a != b).all(), key
