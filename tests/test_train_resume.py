@@ -13,7 +13,7 @@ COMMON = ['--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-
 SETUPS = {
     'ema_mixup': ['--workers', 0, '--model-ema', '--model-ema-decay', 0.9, '--model-ema-warmup', '--mixup', 0.2,
                   '--drop', 0.1, '--aa', 'rand-m5-mstd0.5', '--reprob', 0.3, '--opt', 'adamw', '--sched-on-updates'],
-    'workers_plateau': ['--workers', 2, '--sched', 'plateau', '--patience-epochs', 0, '--eval-metric', 'loss',
+    'workers_plateau': ['--workers', 2, '--sched', 'plateau', '--patience-epochs', 1, '--epochs', 8,
                         '--lr-noise', 0.1, 0.9, '--grad-accum-steps', 2, '--color-jitter', 0.4],
     'half_precision_ema': ['--workers', 0, '--model-dtype', 'bfloat16', '--model-ema', '--model-ema-decay', 0.9,
                            '--cutmix', 1.0, '--no-prefetcher', '--opt', 'lamb'],

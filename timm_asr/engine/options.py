@@ -259,7 +259,12 @@ def parse(
     if config:
         path = find_config(config)
         parser.set_defaults(**read_config(path, options, refused, parser))
-    args = parser.parse_args(argv)
+    args, extra = parser.parse_known_args(argv)
+    if extra:
+        known = [name for option in options for name in (option.name, *option.aliases) if name.startswith('--')]
+        word = extra[0].split('=')[0]
+        parser.error(f'unknown option {word}; did you mean {nearest(word, known)[0]}?' if word.startswith('-') else
+                     f'{word!r} belongs to no option')
     if print_config and args.print_config:
         print(as_yaml(args), end='')
         parser.exit(0)

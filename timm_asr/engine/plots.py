@@ -50,7 +50,7 @@ def plot_attention(model: nn.Module, path: Path) -> None:
     for axes in panels.flat[len(vectors):]:
         axes.set_visible(False)
     for position, (axes, (name, vector)) in enumerate(zip(panels.flat, vectors.items(), strict=False)):
-        axes.bar(range(len(vector)), vector, width=1.0, color='tab:blue')
+        axes.bar(range(len(vector)), vector.tolist(), width=1.0, color='tab:blue')
         axes.axhline(vector.mean(), color='tab:orange', linewidth=1)
         axes.set_title(f'{name}  ({len(vector)} channels, mean {vector.mean():.3f})', fontsize=9)
         axes.set_ylim(min(0.0, everything.min().item()), top)
