@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import zipfile
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def save(path: Path, model: torch.nn.Module, name: str | None = NAME, **more: ob
     content = {'state_dict': model.state_dict(), **more}
     torch.save(content if name is None else {'arch': name, **content}, path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def _log_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ NAME = 'resnet20_asr_se'
 CLASSES = 7
 IMAGES = 3  # of each class
 
-KEPT = set("""
+KEPT = """
     data --data-dir --dataset --split --num-samples --dataset-download --class-map --input-key --input-img-mode
     --target-key --dataset-trust-remote-code --model --pretrained --workers --batch-size --img-size --in-chans
     --input-size --use-train-size --crop-pct --crop-mode --crop-border-pixels --mean --std --interpolation
@@ -33,7 +34,7 @@ KEPT = set("""
     --amp --amp-dtype --model-dtype --tf-preprocessing --use-ema --fast-norm --reparam --model-kwargs
     --torchcompile-mode --torchscript --torchcompile --results-file --results-format --real-labels --valid-labels
     --retry --seed --metrics-avg
-""".split())
+"""
 OURS = {'--fold-bn'}
 REFUSED = {'--fuser', '--aot-autograd', '--naflex-loader', '--naflex-max-seq-len'}
 DEFAULTS: dict[str, Any] = {
@@ -51,8 +52,14 @@ DEFAULTS: dict[str, Any] = {
 ALIASES = {'--model': '-m', '--workers': '-j', '--batch-size': '-b'}
 
 
+@pytest.fixture(autouse=True)
+def _log_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validate, 'setup_logging', lambda: None)
+    monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
+
+
 def test_flags_kept_and_refused() -> None:
-    assert {option.name for option in VALIDATE_OPTIONS} == KEPT | OURS
+    assert {option.name for option in VALIDATE_OPTIONS} == set(KEPT.split()) | OURS
     assert set(VALIDATE_REFUSED) == REFUSED
     for option in VALIDATE_OPTIONS:
         assert option.help
@@ -327,6 +334,7 @@ def _one_process(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     mp.spawn(_one_process, args=(str(tmp_path),), nprocs=2)
     images, target = known_data()

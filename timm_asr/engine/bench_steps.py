@@ -19,7 +19,7 @@ from .load_model import load_model
 from .measure import count_operations, count_parameters, peak_memory, saved_for_backward
 from .prepare import autocast, compiled, inference_form
 
-_logger = logging.getLogger('benchmark')
+_logger = logging.getLogger(__name__)
 
 _MB = 1e6
 # (type of autocast, type of the model and the images)

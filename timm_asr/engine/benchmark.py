@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from timm.layers import set_fast_norm
 from timm.models import list_models
-from timm.utils import check_batch_size_retry, decay_batch_step, random_seed, setup_default_logging
+from timm.utils import check_batch_size_retry, decay_batch_step, random_seed
 
 from .bench_steps import InferenceStep, Step, TrainStep, split_name
 from .device import find_device, synchronize
@@ -21,10 +21,11 @@ from .eval_options import BENCHMARK_OPTIONS, BENCHMARK_REFUSED
 from .load_model import check_model_name, expand_names, read_model_list, source_of
 from .options import parse
 from .prepare import fast_matmul
+from .progress import setup_logging
 from .reports import as_markdown, check_results_file, write_results
 from .versus import compare, interleave
 
-_logger = logging.getLogger('benchmark')
+_logger = logging.getLogger(__name__)
 
 _STEPS: dict[str, tuple[type[Step], ...]] = {
     'inference': (InferenceStep,), 'train': (TrainStep,), 'both': (InferenceStep, TrainStep), 'profile': ()}
@@ -171,7 +172,7 @@ def _names(args: argparse.Namespace) -> tuple[list[str], bool]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``benchmark.py`` with this command line; returns the exit status."""
-    setup_default_logging()
+    setup_logging()
     args = parse(BENCHMARK_OPTIONS, BENCHMARK_REFUSED, argv, prog='benchmark.py',
                  description='Measure the speed, memory and size of models.')
     device = _check(args)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:
@@ -94,19 +94,27 @@ def saved_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
     return sum(saved.values())
 
 
-class _Activations(TorchDispatchMode):
-    """Counts the elements that convolutions and matrix products put out."""
+class _Operations(TorchDispatchMode):
+    """Counts floating point operations, and the elements that convolutions and matrix products put out.
 
-    OPS = ('convolution', 'mm', 'addmm', 'bmm', 'baddbmm', 'linear')
+    PyTorch's ``FlopCounterMode`` also follows which module an operation belongs to, by autograd hooks that do not go
+    with every model; its table of operations is what is wanted here.
+    """
+
+    OUTPUTS = ('convolution', 'mm', 'addmm', 'bmm', 'baddbmm', 'linear')
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.flops = self.activations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func._schema.name.split('::')[-1] in self.OPS:
-            self.total += out.numel()
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        if func._schema.name.split('::')[-1] in self.OUTPUTS:
+            self.activations += out.numel()
         return out
 
 
@@ -120,11 +128,10 @@ def count_operations(model: nn.Module, inputs: torch.Tensor) -> tuple[int, int]:
     Returns:
         (MACs, activations), for the whole batch.
     """
-    flops, activations = FlopCounterMode(display=False), _Activations()
     # Fused attention has kernels whose operations nobody counts.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), flops, activations:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Operations() as count:
         model(inputs)
-    return flops.get_total_flops() // 2, activations.total
+    return count.flops // 2, count.activations
 
 
 def count_parameters(model: nn.Module | Iterable[nn.Parameter]) -> int:

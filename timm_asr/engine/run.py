@@ -1,4 +1,4 @@
-"""``python -m timm_asr run SCRIPT ...``: another program's script, with the models of this package in timm's registry."""
+"""``python -m timm_asr run SCRIPT ...``: another program's script, with this package's models in timm's registry."""
 
 import logging
 import runpy

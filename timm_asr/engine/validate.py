@@ -14,7 +14,7 @@ import timm.utils
 import torch
 from timm.data import RealLabelsImagenet, create_loader, resolve_data_config
 from timm.layers import apply_test_time_pool, set_fast_norm
-from timm.utils import check_batch_size_retry, decay_batch_step, natural_key, setup_default_logging
+from timm.utils import check_batch_size_retry, decay_batch_step, natural_key
 from torch import nn
 
 from .device import find_device
@@ -26,9 +26,10 @@ from .loaders import classes_of, open_dataset
 from .measure import count_parameters
 from .options import parse
 from .prepare import DTYPES, autocast, compiled, fast_matmul, inference_form
+from .progress import setup_logging
 from .reports import check_results_file, write_results
 
-_logger = logging.getLogger('validate')
+_logger = logging.getLogger(__name__)
 
 _DEFAULT_MODEL = next(option.default for option in VALIDATE_OPTIONS if option.name == '--model')
 # Pretrained weights of these were not trained on the 1,000 classes of ImageNet.
@@ -138,13 +139,14 @@ def _open(args: argparse.Namespace, channels: int, num_outputs: int) -> Any:
 
 def _data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
     """timm's data configuration, with the channels that the model was made with."""
-    config = resolve_data_config(vars(args), model=model, use_test_size=not args.use_train_size, verbose=True)
+    config = resolve_data_config(vars(args), model=model, use_test_size=not args.use_train_size)
     channels = getattr(model, 'in_chans', config['input_size'][0])
     config['input_size'] = (channels, *config['input_size'][1:])
     for key in ('mean', 'std'):
         values = config[key]
         if len(values) != channels:
             config[key] = (sum(values) / len(values),) * channels
+    _logger.info('Data: ' + ', '.join(f'{key} {value}' for key, value in config.items()))
     return config
 
 
@@ -312,7 +314,7 @@ def _runs(args: argparse.Namespace) -> list[tuple[str, str]] | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``validate.py`` with this command line; returns the exit status."""
-    setup_default_logging()
+    setup_logging()
     args = parse(VALIDATE_OPTIONS, VALIDATE_REFUSED, argv, prog='validate.py',
                  description='Validate models on a data set.')
     args.data_dir = args.data or args.data_dir
