@@ -9,8 +9,8 @@ from .gate import ChannelGate, check_unused
 
 #: Ways to reweight: the paper's, those of its Figure 4, and none.
 REWEIGHTS = ('shared', 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'none')
-# Keeps the mix at 1/2 where both its parameters are zero; changes it by less than 1e-11 where they are not small.
-_EPS = 1e-12
+# Makes the mix 1/2 where both its parameters are zero; changes it by less than 1e-12 where one exceeds 0.1.
+_EPS = 1e-14
 
 
 class SPE(ChannelGate):
@@ -89,9 +89,8 @@ class SPE(ChannelGate):
         """Shares (2,) of maximum and minimum, lambda and 1 - lambda: Eq. 3. Needs a learned mix."""
         p = self.mix
         assert p is not None
-        if p.dtype != torch.float64:
-            p = p.float()  # squares of small half-precision numbers are zero
-        q = p.square() + _EPS
+        # In single precision at least, whatever the parameters' own: squares of small float16 numbers are zero.
+        q = (p * p.new_ones([1], dtype=torch.float32)).square() + _EPS
         return q / q.sum()
 
     def excite(self, u: torch.Tensor) -> torch.Tensor:
