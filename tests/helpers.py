@@ -15,12 +15,29 @@ def zoo_names() -> list[str]:
     return [n for n in list_models() if model_entrypoint(n).__module__.startswith('timm_asr.')]
 
 
+# Names that differ in depth alone are one kind; its shallowest stands for it where a test shrinks the depth anyway.
+_DEEPER = {
+    'resnet18': ('resnet34',), 'resnet50': ('resnet101', 'resnet152'),
+    'resnet20': ('resnet32', 'resnet44', 'resnet56', 'resnet110'),
+    'resnet83': ('resnet164', 'resnet245', 'resnet326', 'resnet407'),
+    'vit_tiny': ('vit_small', 'vit_base_384', 'vit_base'),
+}
+
+
+def kinds() -> list[str]:
+    """One registered name of every kind: all of them but those that a shallower one stands for."""
+    deeper = tuple(f'{name}{end}' for names in _DEEPER.values() for name in names for end in ('_', '.'))
+    return [n for n in zoo_names() if not f'{n}.'.startswith(deeper)]
+
+
 def small(name: str, **kwargs) -> nn.Module:
     """A registered model from its own entrypoint, with few blocks and in float64."""
     if name.startswith('vit'):
         shrink = {'depth': 2, 'img_size': 32, 'embed_dim': 48, 'num_heads': 3}
     else:
-        shrink = {'layers': (2, 1, 1) if get_pretrained_cfg(name).input_size == (3, 32, 32) else (2, 1, 1, 1)}
+        shrink = {'layers': (2, 1, 1)}
+        if get_pretrained_cfg(name).input_size != (3, 32, 32):
+            shrink = {'layers': (2, 1, 1, 1), 'channels': (16, 16, 32, 32)}
     return timm.create_model(name, **{'dtype': torch.float64, 'num_classes': 5, **shrink, **kwargs})
 
 
