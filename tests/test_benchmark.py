@@ -280,6 +280,7 @@ def test_interleaving_takes_turns() -> None:
     times = interleave(steps, rounds=3, iters=2, warmup=1, clock=clock)
     assert ''.join(order) == 'abc' + 'aabbcc' + 'bbccaa' + 'ccaabb'
     assert times == {'a': [1.0] * 3, 'b': [2.0] * 3, 'c': [4.0] * 3}
+    assert len(interleave(steps, rounds=10, warmup=0, budget=14, clock=clock)['a']) == 2  # a round takes 7 s
     with pytest.raises(ValueError, match='rounds'):
         interleave(steps, rounds=0)
 

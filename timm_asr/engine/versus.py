@@ -5,6 +5,7 @@ ratio of two steps that ran next to each other; its median over many rounds, and
 """
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ def interleave(
         rounds: int = 20,
         iters: int = 1,
         warmup: int = 3,
+        budget: float = math.inf,
         device: torch.device | str = 'cpu',
         clock: Callable[[], float] = time.perf_counter,
         on_round: Callable[[int, dict[str, list[float]]], None] | None = None,
@@ -51,12 +53,13 @@ def interleave(
         rounds: Number of rounds.
         iters: Runs of a step in a round.
         warmup: Runs of each step before the first round.
+        budget: Seconds after which no further round starts.
         device: Waited for before the clock is read.
         clock: Seconds.
         on_round: Called after each round with its number and the times so far.
 
     Returns:
-        Seconds of one run, a list of ``rounds`` figures for each name.
+        Seconds of one run, a list with a figure for each round by name.
     """
     if rounds < 1 or iters < 1:
         raise ValueError(f'rounds ({rounds}) and iters ({iters}) must be at least 1')
@@ -68,8 +71,11 @@ def interleave(
     times: dict[str, list[float]] = {name: [] for name in names}
     was_enabled = gc.isenabled()
     gc.disable()
+    end = clock() + budget
     try:
         for number in range(rounds):
+            if number and clock() >= end:
+                break
             gc.collect()
             first = number % len(names)
             for name in names[first:] + names[:first]:

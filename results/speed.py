@@ -1,0 +1,213 @@
+"""What ASR costs while training and saves at inference, on this machine's CPU.
+
+    python results/speed.py                # every section; writes speed.csv and speed.md beside this file
+    python results/speed.py train-resnet50 # one section; the rows of the others stay
+
+Each section builds its models in one process and runs them in turns (`timm_asr.engine.versus`, which is also what
+`benchmark.py --versus` uses). The script restarts itself with glibc told to keep memory instead of handing it back to
+the kernel, where every large feature map would be paid for in page faults, and with its threads pinned.
+"""
+
+# ruff: noqa: E402 - the settings must be in place before PyTorch is loaded
+
+import csv
+import gc
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+SETTINGS = {
+    'MALLOC_MMAP_MAX_': '0',
+    'MALLOC_TRIM_THRESHOLD_': '100000000000',
+    'MALLOC_ARENA_MAX': '1',
+    'GOMP_CPU_AFFINITY': '0-1',
+    'OMP_NUM_THREADS': '2',
+}
+if __name__ == '__main__' and any(os.environ.get(key) != value for key, value in SETTINGS.items()):
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | SETTINGS)
+
+import timm
+import torch
+from torch import nn
+
+from timm_asr import __version__
+from timm_asr.engine.bench_steps import InferenceStep, Step, TrainStep
+from timm_asr.engine.eval_options import BENCHMARK_OPTIONS
+from timm_asr.engine.measure import saved_for_backward
+from timm_asr.engine.options import parse
+from timm_asr.engine.reports import as_markdown, write_results
+from timm_asr.engine.versus import Spread, interleave, ratios
+from timm_asr.layers import ASR
+
+HERE = Path(__file__).parent
+SEED = 42
+BUDGET = 150.0  # seconds that the rounds of a section may take
+DEVICE = torch.device('cpu')
+
+
+class MapASR(nn.Module):
+    """ASR as the paper writes it: the layer's output, a feature map, times v."""
+
+    def __init__(self, asr: ASR) -> None:
+        super().__init__()
+        self.layer, self.vectors = asr.layer, asr.vectors
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        for vector in self.vectors:
+            y = y * vector().view(1, -1, 1, 1)
+        return y
+
+
+class LiteralTrainStep(TrainStep):
+    """A training step with the feature maps multiplied."""
+
+    def _finish(self, model: nn.Module, args: Any) -> nn.Module:
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, ASR):
+                    setattr(parent, name, MapASR(child))
+        return super()._finish(model, args)
+
+
+def options(*words: str) -> Any:
+    return parse(BENCHMARK_OPTIONS, {}, [*words, '--device', 'cpu'])
+
+
+def train_section(backbone: str, batch_size: int, rounds: int, variants: Sequence[str]) -> list[dict[str, Any]]:
+    args = options()
+    kinds: dict[str, tuple[type[TrainStep], str]] = {
+        'plain': (TrainStep, backbone),
+        'SE': (TrainStep, f'{backbone}_se'),
+        'ASR(SE), weight space': (TrainStep, f'{backbone}_asr_se'),
+        'ASR(SE), feature maps': (LiteralTrainStep, f'{backbone}_asr_se'),
+    }
+    torch.manual_seed(SEED)
+    steps = {name: kinds[name][0](kinds[name][1], args, DEVICE, batch_size) for name in ('plain', *variants)}
+    saved = {name: saved_for_backward(step.forward_loss, step.eager) for name, step in steps.items()}
+    rows = timed(steps, rounds, iters=1, backbone=backbone, what='training step', batch_size=batch_size)
+    for row in rows:
+        row['saved_mb'] = round(saved[row['variant']] / 1e6, 2)
+        row['saved_ratio'] = round(saved[row['variant']] / saved['plain'], 5)
+    return rows
+
+
+def infer_section(backbone: str, batch_size: int, rounds: int, iters: int) -> list[dict[str, Any]]:
+    plain, last = options(), options('--channels-last')
+    torch.manual_seed(SEED)
+    variants: dict[str, Step] = {
+        'plain': InferenceStep(backbone, plain, DEVICE, batch_size),
+        'SE': InferenceStep(f'{backbone}_se', plain, DEVICE, batch_size),
+        'ASR(SE), fused': InferenceStep(f'{backbone}_asr_se+reparam', plain, DEVICE, batch_size),
+        'ASR(SE), fused, BN folded': InferenceStep(f'{backbone}_asr_se+fold-bn', plain, DEVICE, batch_size),
+        'plain, channels_last': InferenceStep(backbone, last, DEVICE, batch_size),
+        'ASR(SE), fused, BN folded, channels_last': InferenceStep(
+            f'{backbone}_asr_se+fold-bn', last, DEVICE, batch_size),
+    }
+    return timed(variants, rounds, iters, backbone=backbone, what='inference', batch_size=batch_size)
+
+
+def timed(steps: dict[str, Any], rounds: int, iters: int, **about: Any) -> list[dict[str, Any]]:
+    times = interleave(steps, rounds=rounds, iters=iters, warmup=2, budget=BUDGET, device=DEVICE)
+    spread = ratios(times, 'plain')
+    return [{
+        **about, 'variant': name, 'rounds': len(own), 'steps_a_round': iters,
+        'ms': round(1000 * Spread.of(own).median, 2),
+        'time_ratio': round(spread[name].median, 4),
+        'q1': round(spread[name].q1, 4),
+        'q3': round(spread[name].q3, 4),
+        'speed': round(1 / spread[name].median, 3),
+    } for name, own in times.items()]
+
+
+# ASR is up against plain alone, since their difference is small.
+ASR_ALONE = ('ASR(SE), weight space',)
+OTHERS = ('SE', 'ASR(SE), feature maps')
+SECTIONS = {
+    'train-resnet164-asr': lambda: train_section('resnet164', 64, 100, ASR_ALONE),
+    'train-resnet164-others': lambda: train_section('resnet164', 64, 100, OTHERS),
+    'train-resnet50-asr': lambda: train_section('resnet50', 8, 100, ASR_ALONE),
+    'train-resnet50-others': lambda: train_section('resnet50', 8, 100, OTHERS),
+    'infer-resnet164-128': lambda: infer_section('resnet164', 128, rounds=100, iters=1),
+    'infer-resnet164-1': lambda: infer_section('resnet164', 1, rounds=100, iters=10),
+    'infer-resnet50-8': lambda: infer_section('resnet50', 8, rounds=100, iters=1),
+}
+TRAIN_COLUMNS = ('variant', 'rounds', 'ms', 'time_ratio', 'q1', 'q3', 'saved_mb', 'saved_ratio')
+INFER_COLUMNS = ('variant', 'rounds', 'ms', 'time_ratio', 'q1', 'q3', 'speed')
+
+
+def machine() -> str:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path('/proc/cpuinfo')
+    if cpuinfo.is_file():
+        model = next((line.split(':')[1].strip() for line in cpuinfo.read_text().splitlines()
+                      if line.startswith('model name')), model)
+    return f'{model}, {torch.get_num_threads()} threads'
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    settings = ' '.join(f'{key}={value}' for key, value in SETTINGS.items())
+    parts = [f"""# What ASR costs while training, and saves at inference
+
+Command: `python results/speed.py` (seed {SEED}; it sets `{settings}` itself).
+Machine: {machine()}; PyTorch {torch.__version__}, timm {timm.__version__}, timm_asr {__version__}; float32, random
+images, 32x32 for resnet164 and 224x224 for resnet50.
+
+All variants of a table ran in turns in one process. `ms` is the median over rounds of one step; `time_ratio` is the
+median over rounds of the time divided by that of the plain backbone in the same round, `q1` and `q3` are its quartiles.
+Absolute times on a shared machine mean little; the ratios are what to read. A training step is forward, loss, backward
+and an SGD update. `saved_mb` counts the bytes that autograd keeps for the backward pass, parameters and buffers left
+out. "Feature maps" multiplies the output of each site, as the paper writes it; "weight space" is what the package does.
+"""]
+    for section in SECTIONS:
+        own = [row for row in rows if row['section'] == section]
+        if section.endswith('-others') or not own:
+            continue
+        # The slower variants stand in the same table; they had a contest with plain of their own.
+        others = section.replace('-asr', '-others')
+        own += [row for row in rows if row['section'] == others != section and row['variant'] != 'plain']
+        first = own[0]
+        each = first['steps_a_round']
+        note = f'{each} steps in each round.\n\n' if int(each) > 1 else ''
+        columns = TRAIN_COLUMNS if section.startswith('train') else INFER_COLUMNS
+        parts.append(f'## {first["backbone"]}, {first["what"]}, batch {first["batch_size"]}\n\n'
+                     + note + as_markdown([{key: number(row[key]) for key in columns} for row in own]))
+    return '\n'.join(parts)
+
+
+def number(text: Any) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def main() -> None:
+    if len(sys.argv) == 1:
+        for section in SECTIONS:  # a process each, so that memory kept by one is not another's
+            subprocess.run([sys.executable, __file__, section], check=True)
+        return
+    chosen = sys.argv[1:]
+    unknown = [name for name in chosen if name not in SECTIONS]
+    if unknown:
+        sys.exit(f'speed.py: unknown section {unknown[0]}; there are {", ".join(SECTIONS)}')
+    table = HERE / 'speed.csv'
+    rows = list(csv.DictReader(table.open())) if table.is_file() else []
+    for section in chosen:
+        fresh = [{'section': section, **row} for row in SECTIONS[section]()]
+        rows = [row for row in rows if row['section'] != section] + fresh
+        gc.collect()
+    rows.sort(key=lambda row: list(SECTIONS).index(row['section']))
+    write_results(table, rows)
+    (HERE / 'speed.md').write_text(markdown(list(csv.DictReader(table.open()))))
+    print(as_markdown([row for row in rows if row['section'] in chosen]))
+    print(f'peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB')
+
+
+if __name__ == '__main__':
+    main()
