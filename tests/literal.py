@@ -15,12 +15,16 @@ class Literal:
         tensors: State dict of the network; gradients flow into it.
         training: Whether BatchNorm uses the statistics of the batch.
         attention: ``f(net, a, stage, block)``, the weighed residual branch.
+        skip: Whether there are shortcuts.
+        wide: Whether its blocks begin with norm and activation; found by the final norm where there are any norms.
     """
 
-    def __init__(self, tensors, training, attention=None):
+    def __init__(self, tensors, training, attention=None, skip=True, wide=None):
         self.t = tensors
         self.training = training
         self.attention = attention or (lambda net, a, stage, block: a)
+        self.skip = skip
+        self.wide = 'norm.weight' in tensors if wide is None else wide
         self.stats = {}
         self.state = {}
 
@@ -32,7 +36,8 @@ class Literal:
         if f'{name}.weight' not in self.t:
             return x
         shape = (1, -1) + (1,) * (x.ndim - 2)
-        mean, var = (self.stats.get(f'{name}.{key}', self.t[f'{name}.{key}']) for key in ('running_mean', 'running_var'))
+        keys = [f'{name}.running_mean', f'{name}.running_var']
+        mean, var = [self.stats.get(key, self.t[key]) for key in keys]  # a shared norm has been here before
         if self.training:
             dims = [d for d in range(x.ndim) if d != 1]
             batch_mean = x.mean(dims)
@@ -55,7 +60,8 @@ class Literal:
             a = self.norm(self.conv(a, f'{name}.conv2'), f'{name}.bn2')
         if f'{name}.downsample.0.weight' in self.t:
             x = self.norm(self.conv(x, f'{name}.downsample.0', stride), f'{name}.downsample.1')
-        return F.relu(x + self.attention(self, a, stage, block))
+        a = self.attention(self, a, stage, block)
+        return F.relu(x + a if self.skip else a)
 
     def pre_activation(self, x, stage, block, stride):
         name = f'layer{stage}.{block}'
@@ -64,23 +70,23 @@ class Literal:
             x = self.conv(a, f'{name}.downsample', stride)
         a = F.relu(self.norm(self.conv(a, f'{name}.conv1', stride), f'{name}.bn2'))
         a = self.norm(self.conv(a, f'{name}.conv2'), f'{name}.bn3')
-        return x + self.attention(self, a, stage, block)
+        a = self.attention(self, a, stage, block)
+        return x + a if self.skip else a
 
     def __call__(self, x):
         large = self.t['conv1.weight'].shape[-1] == 7
-        wide = 'norm.weight' in self.t
         x = self.conv(x, 'conv1', 2 if large else 1)
-        if not wide:
+        if not self.wide:
             x = F.relu(self.norm(x, 'bn1'))
         if large:
             x = F.max_pool2d(x, 3, 2, 1)
         for stage in range(1, 5):
             block = 0
             while f'layer{stage}.{block}.conv1.weight' in self.t:
-                step = self.pre_activation if wide else self.post_activation
+                step = self.pre_activation if self.wide else self.post_activation
                 x = step(x, stage, block, 2 if stage > 1 and block == 0 else 1)
                 block += 1
-        if wide:
+        if self.wide:
             x = F.relu(self.norm(x, 'norm'))
         return x.mean((2, 3)) @ self.t['fc.weight'].T + self.t['fc.bias']
 
@@ -239,7 +245,8 @@ ACTS = {'sigmoid': sigmoid, 'tanh': torch.tanh, 'relu': F.relu}
 
 def lstm(net, a, stage, cell='squeezed', cells=1, act='sigmoid'):
     batch, n = a.shape[:2]
-    state = net.state.setdefault(stage, [[(a.new_zeros(n), a.new_zeros(n)) for _ in range(cells)] for _ in range(batch)])
+    zeros = (a.new_zeros(n), a.new_zeros(n))
+    state = net.state.setdefault(stage, [[zeros] * cells for _ in range(batch)])
     out = []
     for s in range(batch):
         y = gap(a[s])

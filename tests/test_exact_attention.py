@@ -64,7 +64,8 @@ METHODS = {
     'ras_eca': ({'eca_kernel': 5}, standing(literal.recurrent, 'eca')),
     'ras_spa': ({'rd_ratio': 0.25}, standing(literal.recurrent, 'spa')),
     'ras_se k=3': ({'ras_depth': 3, 'rd_ratio': 0.5}, standing(literal.recurrent, 'se', steps=3)),
-    'ras_spa shared norm': ({'ras_depth': 4, 'ras_share': True}, standing(literal.recurrent, 'spa', steps=4, share=True)),
+    'ras_spa shared norm': (
+        {'ras_depth': 4, 'ras_share': True}, standing(literal.recurrent, 'spa', steps=4, share=True)),
 }
 
 

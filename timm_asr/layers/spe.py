@@ -9,8 +9,6 @@ from .gate import ChannelGate, check_unused
 
 #: Ways to reweight: the paper's, those of its Figure 4, and none.
 REWEIGHTS = ('shared', 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'none')
-# Makes the mix 1/2 where both its parameters are zero; changes it by less than 1e-12 where one exceeds 0.1.
-_EPS = 1e-14
 
 
 class SPE(ChannelGate):
@@ -70,6 +68,8 @@ class SPE(ChannelGate):
         dd = {'device': device, 'dtype': dtype}
         self.reweight = reweight
         self.eta = eta
+        # Makes the mix 1/2 where both its parameters are zero; changes it by less than 1e-12 where one exceeds 0.1.
+        self.eps = 1e-14
         self.fixed_mix = mix
         self.mix = nn.Parameter(torch.full((2,), 0.5, **dd)) if mix is None else None
         self.exc_weight = nn.Parameter(torch.zeros(channels, **dd))
@@ -90,7 +90,7 @@ class SPE(ChannelGate):
         p = self.mix
         assert p is not None
         # In single precision at least, whatever the parameters' own: squares of small float16 numbers are zero.
-        q = (p * p.new_ones([1], dtype=torch.float32)).square() + _EPS
+        q = (p * p.new_ones([1], dtype=torch.float32)).square() + self.eps
         return q / q.sum()
 
     def excite(self, u: torch.Tensor) -> torch.Tensor:
