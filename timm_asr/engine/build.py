@@ -109,8 +109,6 @@ def prepare_model(model: nn.Module, args: argparse.Namespace, device: torch.devi
             raise BadInput('--sync-bn and --split-bn exclude each other')
         args.dist_bn = ''  # there is nothing left to distribute
         model = convert_sync_batchnorm(model)
-        if device.type == 'cpu':
-            _logger.warning('SyncBatchNorm is converted to, but PyTorch shares its statistics on GPUs only.')
     if args.torchscript:
         if args.sync_bn:
             raise BadInput('--sync-bn and --torchscript exclude each other')

@@ -92,7 +92,9 @@ def evaluate(
     totals = Totals()
     remaining = images_of_this_process(loader)
     model.eval()
-    with torch.inference_mode():
+    # A scripted model keeps what its training passes left behind, which inference mode would not take back.
+    scripted = isinstance(model, torch.jit.ScriptModule)
+    with torch.no_grad() if scripted else torch.inference_mode():
         for index, (images, target) in enumerate(loader):
             images = images.to(device=device, dtype=dtype, non_blocking=True)
             target = target.to(device=device, non_blocking=True)

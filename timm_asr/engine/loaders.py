@@ -224,10 +224,6 @@ def make_loaders(
         train = AugMixDataset(train, num_splits=splits)
     if not iterable:
         train = EpochSeeded(train, args.seed, args.rank, numpy=args.worker_seeding == 'all')
-    common: dict[str, Any] = {
-        'input_size': data_config['input_size'], 'mean': data_config['mean'], 'std': data_config['std'],
-        'pin_memory': args.pin_mem, 'img_dtype': dtype or torch.float32, 'device': device,
-        'distributed': args.distributed, 'use_prefetcher': not args.no_prefetcher}
     interpolation = args.train_interpolation
     if args.no_aug or not interpolation:
         interpolation = data_config['interpolation']
@@ -246,7 +242,8 @@ def make_loaders(
             batch_schedule_epochs=args.epochs if args.train_size_schedule == 'progressive' else None,
             batch_schedule_spread=args.train_size_schedule_spread,
             batch_schedule_random_mix=args.train_size_random_mix, num_batches=args.train_batches_per_epoch,
-            use_multi_epochs_loader=args.use_multi_epochs_loader, **common)
+            use_multi_epochs_loader=args.use_multi_epochs_loader,
+            **_common(args, data_config, device, dtype, args.distributed))
     except (ValueError, AssertionError, TypeError, NotImplementedError) as error:
         raise BadInput(f'these data options do not go together: {error or type(error).__name__}') from None
     if args.use_multi_epochs_loader:
@@ -261,12 +258,38 @@ def make_loaders(
         batch_size = train_loader.batch_sampler.average_batch_size
     eval_loader = None
     if evaluation is not None:
-        workers = args.workers
-        if args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
-            workers = min(2, workers)  # fewer workers, less padding
-        eval_loader = create_loader(
-            evaluation, batch_size=args.validation_batch_size or args.batch_size, is_training=False,
-            interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
-            num_workers=workers, **common)
-        own_generator(eval_loader, args.seed)
+        eval_loader = make_eval_loader(args, data_config, evaluation, device, dtype, args.distributed)
     return Loaders(train_loader, eval_loader, mixup, mixing, batch_size)
+
+
+def make_eval_loader(
+        args: argparse.Namespace,
+        data_config: dict[str, Any],
+        dataset: Any,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        distributed: bool,
+) -> Any:
+    """Loader of the validation set, all of it or the part of this process."""
+    workers = args.workers
+    if distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
+        workers = min(2, workers)  # fewer workers, less padding
+    loader = create_loader(
+        dataset, batch_size=args.validation_batch_size or args.batch_size, is_training=False,
+        interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'], num_workers=workers,
+        **_common(args, data_config, device, dtype, distributed))
+    own_generator(loader, args.seed)
+    return loader
+
+
+def _common(
+        args: argparse.Namespace,
+        data_config: dict[str, Any],
+        device: torch.device,
+        dtype: torch.dtype | None,
+        distributed: bool,
+) -> dict[str, Any]:
+    return {
+        'input_size': data_config['input_size'], 'mean': data_config['mean'], 'std': data_config['std'],
+        'pin_memory': args.pin_mem, 'img_dtype': dtype or torch.float32, 'device': device,
+        'distributed': distributed, 'use_prefetcher': not args.no_prefetcher}

@@ -26,7 +26,7 @@ from .device import find_device
 from .errors import BadInput, Stopped
 from .evaluate import evaluate
 from .export import fuse_checkpoint, model_of
-from .loaders import make_loaders, open_datasets
+from .loaders import make_eval_loader, make_loaders, open_datasets
 from .loop import Training, train_one_epoch
 from .options import as_yaml, parse
 from .prepare import DTYPES, autocast, fast_matmul
@@ -104,6 +104,9 @@ def build_training(
     dtype = DTYPES[args.model_dtype] if args.model_dtype else None
     count = sum(parameter.numel() for parameter in model.parameters())
     model = prepare_model(model, args, device)
+    if args.sync_bn and args.distributed and device.type == 'cpu':
+        raise BadInput('--sync-bn: PyTorch computes SyncBatchNorm on GPUs only; without it, --dist-bn makes the '
+                       'statistics of all processes equal after each epoch')
     loaders = make_loaders(args, data_config, datasets, device, dtype)
     resolve_learning_rate(args, loaders.batch_size)
     task = Task(model, make_loss(args, loaders.mixing), device, dtype)
@@ -261,12 +264,12 @@ class Run:
         best = self.saver.best
         if best is None:
             raise Stopped('no checkpoint was written: there is nothing to fuse')
-        args = argparse.Namespace(**{**vars(self.args), 'distributed': False, 'no_prefetcher': False, 'workers': 0,
-                                     'aug_repeats': 0, 'use_multi_epochs_loader': False})
-        loader = None
-        if self.datasets[1] is not None:
-            loader = make_loaders(args, self.data_config, self.datasets, self.device, None).eval
-        return fuse_checkpoint(best, self.folder, args, self.data_config, loader, self.device, self.use_ema, measure)
+        loader = self.training.loaders.eval
+        if self.args.distributed and loader is not None:  # which has a part of the images only
+            loader = make_eval_loader(self.args, self.data_config, self.datasets[1], self.device, self.training.dtype,
+                                      distributed=False)
+        return fuse_checkpoint(best, self.folder, self.args, self.data_config, loader, self.device, self.use_ema,
+                               measure)
 
     def finish(self) -> int:
         """Fuse, plot, and print the table."""
