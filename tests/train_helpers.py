@@ -41,6 +41,7 @@ def _child(argv: list[str], log: str, setup: str, plots: bool) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.argv = ['train.py', *argv]
+    multiprocessing.set_start_method('fork', force=True)  # for loading workers: they start at once
     from timm_asr.engine.errors import run_main
     from timm_asr.engine.train import main
     if not plots:
