@@ -4,7 +4,10 @@ import csv
 import itertools
 import json
 import logging
+import os
 import statistics
+import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +26,7 @@ from timm_asr.engine.eval_options import BENCHMARK_OPTIONS, BENCHMARK_REFUSED
 from timm_asr.engine.measure import count_operations, peak_memory, saved_for_backward
 from timm_asr.engine.options import parse
 from timm_asr.engine.reports import as_markdown
-from timm_asr.engine.versus import Spread, compare, interleave, ratios
+from timm_asr.engine.versus import Neighbours, Spread, compare, interleave, ratios
 
 CPU = torch.device('cpu')
 SHORT = ['--device', 'cpu', '-b', '2', '--num-warm-iter', '1', '--num-bench-iter', '2']
@@ -283,6 +286,24 @@ def test_interleaving_takes_turns() -> None:
     assert len(interleave(steps, rounds=10, warmup=0, budget=14, clock=clock)['a']) == 2  # a round takes 7 s
     with pytest.raises(ValueError, match='rounds'):
         interleave(steps, rounds=0)
+
+
+def test_a_round_that_was_disturbed_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = iter([0.0, 0.5, 0.0, 0.5, 0.0])
+    monkeypatch.setattr(Neighbours, 'share', lambda self: next(share))
+    steps, clock, _ = fake_clock({'a': iter([1.0, 9.0, 2.0, 9.0, 3.0])})
+    assert interleave(steps, rounds=3, warmup=0, max_foreign=0.1, clock=clock) == {'a': [1.0, 2.0, 3.0]}
+    monkeypatch.setattr(Neighbours, 'share', lambda self: 0.5)
+    steps, clock, _ = fake_clock({'a': itertools.repeat(1.0)})
+    assert interleave(steps, rounds=3, warmup=0, max_foreign=0.1, budget=4, clock=clock) == {'a': [1.0] * 4}
+
+
+@pytest.mark.skipif(not Path('/proc/stat').is_file(), reason='only Linux says what other processes take')
+def test_neighbours_are_noticed() -> None:
+    neighbours = Neighbours()
+    code = 'import time; end = time.time() + 0.5\nwhile time.time() < end: pass'
+    subprocess.run([sys.executable, '-c', code], check=True)
+    assert neighbours.share() > 0.2 / os.cpu_count()
 
 
 def test_ratios_are_those_of_rounds() -> None:

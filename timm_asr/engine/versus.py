@@ -6,9 +6,11 @@ ratio of two steps that ran next to each other; its median over many rounds, and
 
 import gc
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +34,35 @@ class Spread(NamedTuple):
         return cls(median, q1, q3)
 
 
+class Neighbours:
+    """How much of the machine other processes take; known on Linux, taken as nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self.mark()
+
+    @staticmethod
+    def _busy() -> float | None:
+        """Seconds that all processors have been busy, for this machine and (steal) for those it shares a host with."""
+        try:
+            user, nice, system, _, _, irq, softirq, steal = (
+                int(word) for word in Path('/proc/stat').read_text().split('\n', 1)[0].split()[1:9])
+        except (OSError, ValueError):
+            return None
+        return (user + nice + system + irq + softirq + steal) / os.sysconf('SC_CLK_TCK')
+
+    def mark(self) -> None:
+        """Start counting here."""
+        self._start = time.perf_counter(), time.process_time(), self._busy()
+
+    def share(self) -> float:
+        """Part of all processors' time, 0 to 1, that others took since ``mark``."""
+        busy, (clock, own, before) = self._busy(), self._start
+        elapsed = (time.perf_counter() - clock) * (os.cpu_count() or 1)
+        if busy is None or before is None or elapsed <= 0:
+            return 0.0
+        return max(0.0, busy - before - (time.process_time() - own)) / elapsed
+
+
 def interleave(
         steps: Mapping[str, Callable[[], object]],
         *,
@@ -39,9 +70,9 @@ def interleave(
         iters: int = 1,
         warmup: int = 3,
         budget: float = math.inf,
+        max_foreign: float = 1.0,
         device: torch.device | str = 'cpu',
         clock: Callable[[], float] = time.perf_counter,
-        on_round: Callable[[int, dict[str, list[float]]], None] | None = None,
 ) -> dict[str, list[float]]:
     """Time steps in turns.
 
@@ -54,9 +85,10 @@ def interleave(
         iters: Runs of a step in a round.
         warmup: Runs of each step before the first round.
         budget: Seconds after which no further round starts.
+        max_foreign: A round during which other processes took a larger part of the processors is run once more,
+            while the budget lasts; if that leaves no round, all are kept.
         device: Waited for before the clock is read.
         clock: Seconds.
-        on_round: Called after each round with its number and the times so far.
 
     Returns:
         Seconds of one run, a list with a figure for each round by name.
@@ -68,16 +100,18 @@ def interleave(
         for _ in range(warmup):
             step()
     names = list(steps)
-    times: dict[str, list[float]] = {name: [] for name in names}
     was_enabled = gc.isenabled()
     gc.disable()
     end = clock() + budget
+    neighbours = Neighbours()
+    kept: list[dict[str, float]] = []
+    disturbed: list[dict[str, float]] = []
     try:
-        for number in range(rounds):
-            if number and clock() >= end:
-                break
+        while len(kept) < rounds and (clock() < end or not kept + disturbed):
             gc.collect()
-            first = number % len(names)
+            neighbours.mark()
+            first = (len(kept) + len(disturbed)) % len(names)
+            figures = {}
             for name in names[first:] + names[:first]:
                 step = steps[name]
                 synchronize(device)
@@ -85,13 +119,12 @@ def interleave(
                 for _ in range(iters):
                     step()
                 synchronize(device)
-                times[name].append((clock() - start) / iters)
-            if on_round is not None:
-                on_round(number, times)
+                figures[name] = (clock() - start) / iters
+            (kept if neighbours.share() <= max_foreign else disturbed).append(figures)
     finally:
         if was_enabled:
             gc.enable()
-    return times
+    return {name: [figures[name] for figures in kept or disturbed] for name in names}
 
 
 def ratios(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, Spread]:
