@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-_TRAIN = ('train', 'training')
+TRAIN_SPLITS = ('train', 'training')
 _HELD_OUT = ('val', 'valid', 'validation', 'eval', 'evaluation', 'test')
 
 
@@ -34,7 +34,7 @@ class Digits(Dataset):
             transform: Callable | None = None,
             target_transform: Callable | None = None,
     ) -> None:
-        if split not in _TRAIN + _HELD_OUT:
+        if split not in TRAIN_SPLITS + _HELD_OUT:
             raise ValueError(f'digits has the splits train and validation, not {split!r}')
         with (files(__package__) / 'digits.npz').open('rb') as file, np.load(file) as arrays:
             chosen = arrays['held_out'] == (split in _HELD_OUT)

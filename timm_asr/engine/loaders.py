@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.utils.data import Dataset, IterableDataset
+from torchvision.transforms import RandomCrop, Resize
 
 from ..data import create_dataset
 from .errors import BadInput
@@ -178,6 +180,18 @@ class SharedMixup(FastCollateMixup):
         self._enabled.fill_(int(on))
 
 
+def pad_and_crop(transform: Any, size: tuple[int, int]) -> None:
+    """Put the crop of the CIFAR papers in the place of timm's, in a transform made by ``create_transform``.
+
+    Args:
+        transform: Changed in place.
+        size: Height and width; zeros are added on each side, an eighth of the shorter one (4 pixels for 32).
+    """
+    steps = transform.transforms
+    at = next(i for i, step in enumerate(steps) if isinstance(step, RandomResizedCropAndInterpolation))
+    steps[at:at + 1] = [Resize(min(size)), RandomCrop(size, padding=min(size) // 8)]
+
+
 def _mixing(args: argparse.Namespace, splits: int) -> tuple[Callable | None, Callable | None, bool]:
     """(collate function, device function, whether on) of mixup and cutmix."""
     if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
@@ -227,11 +241,14 @@ def make_loaders(
     interpolation = args.train_interpolation
     if args.no_aug or not interpolation:
         interpolation = data_config['interpolation']
+    pad = args.train_crop_mode == 'pad'
+    if pad and args.train_img_sizes:
+        raise BadInput('--train-crop-mode pad and --train-img-sizes exclude each other')
     try:
         train_loader = create_loader(
             train, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug,
             re_prob=args.reprob, re_mode=args.remode, re_count=args.recount, re_split=args.resplit,
-            train_crop_mode=args.train_crop_mode, scale=args.scale, ratio=args.ratio, hflip=args.hflip,
+            train_crop_mode=None if pad else args.train_crop_mode, scale=args.scale, ratio=args.ratio, hflip=args.hflip,
             vflip=args.vflip, color_jitter=args.color_jitter, color_jitter_prob=args.color_jitter_prob,
             grayscale_prob=args.grayscale_prob, gaussian_blur_prob=args.gaussian_blur_prob, auto_augment=args.aa,
             num_aug_repeats=args.aug_repeats, num_aug_splits=splits, interpolation=interpolation,
@@ -246,6 +263,8 @@ def make_loaders(
             **_common(args, data_config, device, dtype, args.distributed))
     except (ValueError, AssertionError, TypeError, NotImplementedError) as error:
         raise BadInput(f'these data options do not go together: {error or type(error).__name__}') from None
+    if pad and not args.no_aug:
+        pad_and_crop(train_loader.dataset.transform, data_config['input_size'][1:])
     if args.use_multi_epochs_loader:
         _logger.warning('--use-multi-epochs-loader reads ahead of the epoch: a resumed run will not repeat it exactly.')
     else:

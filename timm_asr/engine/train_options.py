@@ -152,7 +152,8 @@ def _augmentation() -> list[Option]:
     _group('Augmentation and regularization')
     return [
         _switch('--no-aug', 'train without any augmentation'),
-        _value('--train-crop-mode', str, None, 'how training crops: rrc, rkrc or rkrr'),
+        _value('--train-crop-mode', str, None, "how training crops: timm's rrc, rkrc or rkrr; or pad: zeros on each "
+               'side, an eighth of it, and a random crop (CIFAR)', choices=('rrc', 'rkrc', 'rkrr', 'pad')),
         _value('--scale', float, [0.08, 1.0], 'range of the area of random crops', nargs='+', metavar='PCT'),
         _value('--ratio', float, [3 / 4, 4 / 3], 'range of the aspect ratio of random crops', nargs='+', metavar='X'),
         _value('--hflip', float, 0.5, 'probability of a horizontal flip'),
