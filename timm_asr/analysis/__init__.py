@@ -1,0 +1,1 @@
+"""What trained models show; each module needs its own optional extra."""
