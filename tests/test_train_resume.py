@@ -1,5 +1,6 @@
 """Killed and resumed equals never interrupted, bit for bit."""
 
+import os
 import random
 import signal
 import time
@@ -109,7 +110,6 @@ def test_ctrl_c_prints_the_command_that_goes_on(images, tmp_path):
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    import os
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     text = (tmp_path / 'log').read_text()
@@ -145,3 +145,17 @@ def test_resume_goes_on_in_the_folder_of_the_checkpoint(images, tmp_path):
     auto = run([*argv, '--epochs', 3, '--output', tmp_path / 'a', '--resume', 'auto'], tmp_path / 'log')
     assert auto.code == 0, auto.text
     assert len((last.parent / 'summary.csv').read_text().splitlines()) == 4
+
+
+def test_resume_into_another_folder_takes_the_best_along(images, tmp_path):
+    argv = ['--data-dir', images, *COMMON, '--workers', 0, '--output', tmp_path]
+    first = run([*argv, '--experiment', 'a', '--epochs', 2], tmp_path / 'log')
+    assert first.code == 0, first.text
+    best = torch.load(tmp_path / 'a' / 'model_best.pth.tar', weights_only=True)
+    more = run([*argv, '--experiment', 'b', '--epochs', 3, '--resume', tmp_path / 'a' / 'last.pth.tar'],
+               tmp_path / 'log')
+    assert more.code == 0, more.text
+    later = torch.load(tmp_path / 'b' / 'model_best.pth.tar', weights_only=True)
+    assert later['epoch'] == (2 if later['metric'] > best['metric'] else best['epoch'])
+    assert torch.load(tmp_path / 'b' / 'last.pth.tar', weights_only=True)['epoch'] == 2
+    assert [path.name for path in (tmp_path / 'b').glob('checkpoint-*')] == ['checkpoint-2.pth.tar']

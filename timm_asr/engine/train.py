@@ -208,8 +208,9 @@ class Run:
         _logger.info(f'Results go to {self.folder}')
         if content is not None and checkpoint is not None:
             _logger.info(f'Going on from {checkpoint} at epoch {first}.')
-            if checkpoint.resolve().parent == self.folder.resolve() and not content.get('recovery') and (
-                    self.saver.last == checkpoint):
+            if checkpoint.resolve().parent != self.folder.resolve():
+                self.saver.adopt_best(checkpoint.parent)
+            elif self.saver.last is not None and checkpoint.samefile(self.saver.last):
                 self.saver.settle(int(content['epoch']))
         self.trackers = Trackers(args, self.folder.name, self.folder)
         if args.save_images:

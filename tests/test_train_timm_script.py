@@ -1,0 +1,45 @@
+"""timm's own ``train.py`` trains models of this package, and each engine goes on from the other's checkpoint."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from train_helpers import make_images, run
+
+SCRIPTS = os.environ.get('TIMM_SCRIPTS', '')
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    not SCRIPTS, reason="set TIMM_SCRIPTS to a folder with timm's train.py, which its wheel does not have")]
+
+
+def test_each_goes_on_from_the_other(tmp_path):
+    images = make_images(tmp_path / 'images')
+    common = ['--data-dir', images, '--num-classes', 3, '--img-size', 32, '-b', 6, '-j', 0, '--output', tmp_path,
+              '--model-ema', '--opt', 'adamw', '--lr', '1e-3', '--warmup-epochs', 1, '--model', 'resnet50_asr_se']
+
+    def timm_train(*argv):
+        command = [sys.executable, Path(SCRIPTS) / 'train.py', '--device-modules', 'timm_asr', '--device', 'cpu',
+                   *common, *argv]
+        done = subprocess.run([str(word) for word in command], text=True, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    timm_train('--experiment', 'a', '--epochs', 1)
+    last = torch.load(tmp_path / 'a' / 'last.pth.tar', weights_only=False)  # timm keeps a Namespace in it
+    assert sum(key.endswith('psi') for key in last['state_dict']) == 16
+    ours = run([*common, '--experiment', 'b', '--epochs', 2, '--resume', tmp_path / 'a' / 'last.pth.tar'],
+               tmp_path / 'log')
+    assert ours.code == 0, ours.text
+    assert 'at epoch 1' in ours.text
+    timm_train('--experiment', 'c', '--epochs', 3, '--resume', tmp_path / 'b' / 'last.pth.tar')
+    epochs, rates = [], []
+    for name in 'abc':
+        rows = list(csv.DictReader((tmp_path / name / 'summary.csv').open()))
+        assert list(rows[0]) == ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr']
+        epochs += [row['epoch'] for row in rows]
+        rates += [float(row['lr']) for row in rows]
+    assert epochs == ['0', '1', '2']
+    assert rates[0] == pytest.approx(1e-5)  # warm-up
+    assert 0 < rates[2] < rates[1] <= 1e-3
