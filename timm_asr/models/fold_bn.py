@@ -11,8 +11,10 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from ..layers.pointwise import PointwiseConv2d
+
 # Exact types: a weight-standardised convolution would normalise the folded scale away.
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame, PointwiseConv2d)
 _FROZEN = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d, *_FROZEN)
 
@@ -26,7 +28,8 @@ class _Tracer(fx.Tracer):
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _foldable(conv: nn.Module, bn: nn.Module) -> bool:
+def foldable(conv: nn.Module, bn: nn.Module) -> bool:
+    """Whether a norm can be folded into a convolution that it alone reads."""
     return (
         type(conv) in _CONVS and type(bn) in _NORMS
         and bn.running_mean is not None
@@ -54,7 +57,7 @@ def find_pairs(module: nn.Module) -> list[tuple[str, str]]:
         if not isinstance(before, fx.Node) or before.op != 'call_module' or len(before.users) > 1:
             continue
         names = (before.target, node.target)
-        if all(calls[name] == 1 for name in names) and _foldable(*map(module.get_submodule, names)):
+        if all(calls[name] == 1 for name in names) and foldable(*map(module.get_submodule, names)):
             pairs.append(names)
     return pairs
 

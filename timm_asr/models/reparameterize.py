@@ -5,6 +5,7 @@ from torch import nn
 
 from ..layers.asr import ASR, fold_asr
 from .fold_bn import check_batch_norm_eval, fold_batch_norm
+from .inference import attention_for_inference, check_attention_eval
 
 _TIMM_VERBS = ('fuse', 'reparameterize', 'switch_to_deploy')
 
@@ -13,8 +14,10 @@ def reparameterize(module: nn.Module, fold_bn: bool = False) -> nn.Module:
     """Give a network its inference form, in place: the same function, by fewer operations.
 
     ASR vectors are folded first (:func:`timm_asr.fold_asr`), then the branches that timm's own layers know how to
-    merge (RepVGG, MobileOne, ...). The module may hold a network of this package anywhere inside: a detector, a
-    segmentation network, a DataParallel or compiled wrapper. A second call changes nothing.
+    merge (RepVGG, MobileOne, ...), then gates that stand in residual blocks get a form that is for inference only:
+    what can be computed beforehand is, and a block reads and writes its feature maps fewer times. The module may hold
+    a network of this package anywhere inside: a detector, a segmentation network, a DataParallel or compiled wrapper.
+    A second call changes nothing.
 
     Args:
         module: The module.
@@ -25,14 +28,15 @@ def reparameterize(module: nn.Module, fold_bn: bool = False) -> nn.Module:
         The module.
 
     Raises:
-        ValueError: ``fold_bn``, or merging branches, in training mode, where either would change the function. The
-            module is unchanged.
+        ValueError: ``fold_bn``, merging branches, or gates in the blocks, in training mode, where each would change
+            the function. The module is unchanged.
     """
     merging = [m for m in module.modules() if not isinstance(m, Reparameterizable) and _merges(m)]
     if module.training and merging:
         raise ValueError(
             f'Merging the branches of {type(merging[0]).__name__} in training mode would change what the model '
             'computes; call model.eval() first, or fold_asr(model) to fold the attention alone.')
+    check_attention_eval(module)
     if fold_bn:
         check_batch_norm_eval(module)
     module = fold_asr(module)
@@ -40,7 +44,7 @@ def reparameterize(module: nn.Module, fold_bn: bool = False) -> nn.Module:
         if module in merging:  # timm's function looks at children only
             module = _merge_root(module)
         reparameterize_model(module, inplace=True)
-    return fold_batch_norm(module) if fold_bn else module
+    return attention_for_inference(fold_batch_norm(module) if fold_bn else module)
 
 
 def _merges(module: nn.Module) -> bool:

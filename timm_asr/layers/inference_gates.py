@@ -1,0 +1,278 @@
+"""Gates as inference needs them: pooling, a linear layer that the convolution before can swallow, and the rest.
+
+Average pooling commutes with an affine layer of one pixel, GAP(W y + b) = W GAP(y) + b. So the descriptor of a
+bottleneck's branch comes from the four times narrower input y of its last convolution, and a gate that begins with a
+linear layer A needs one product, (A W) GAP(y) + (A b + a), in place of both.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .eca import ECA
+from .gate import ChannelGate
+from .ie import IE
+from .pointwise import PointwiseConv2d
+from .recurrent import RAS, Recurrent, RecurrentECA
+from .se import SE
+from .spa import SPA
+from .spe import SPE
+from .srm import SRM, ChannelAffine
+
+# Largest C' x C matrix that an affine gate gets of its own. Reading a larger one costs more than it saves, since the
+# convolution's own weights are read anyway.
+_OWN_MATRIX = 2**16
+
+
+class AveragePool(nn.Module):
+    """Averages over grids of cells, (B, C, H, W) -> (B, cells * C), channel by channel for each grid.
+
+    Args:
+        sizes: Side of each grid; (1,) is global average pooling.
+    """
+
+    def __init__(self, sizes: tuple[int, ...] = (1,)) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(self.sizes) == 1:
+            return F.adaptive_avg_pool2d(x, self.sizes[0]).flatten(1)
+        return torch.cat([F.adaptive_avg_pool2d(x, size).flatten(1) for size in self.sizes], dim=1)
+
+
+class MaxMinPool(nn.Module):
+    """Maximum and minimum of every channel, (B, C, H, W) -> (B, 2C), all maxima first."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x.amax((2, 3)), x.amin((2, 3))], dim=1)
+
+
+class MeanStdPool(nn.Module):
+    """Mean and standard deviation of every channel, (B, C, H, W) -> (B, 2C), all means first.
+
+    In two passes, which on the CPU is 10 times as fast as ``torch.var_mean`` on channels-last maps.
+    """
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = F.adaptive_avg_pool2d(x, 1)
+        var = F.adaptive_avg_pool2d((x - mean).square(), 1)
+        return torch.cat([mean, (var + self.eps).sqrt()], dim=1).flatten(1)
+
+
+class Excitation(nn.Module):
+    """v = sigmoid(W2 act(W1 u + b1) + b2); without W1 where the layer before has swallowed it."""
+
+    def __init__(self, fc1: nn.Module, act: nn.Module, fc2: nn.Linear) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = fc1, act, fc2
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(u))).sigmoid()
+
+
+class ChannelSigmoid(nn.Module):
+    """v = sigmoid(w * u + b) channel by channel: IE, and RAS whatever its steps."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(self.bias, u, self.weight).sigmoid()
+
+
+class PairSigmoid(nn.Module):
+    """v = sigmoid(w1 * u1 + w2 * u2 + b) on two descriptors side by side, (B, 2C) -> (B, C): SRM.
+
+    With ``factors`` > 1 there are that many such weights, and v is their product: SPE.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)  # (2, factors, C), (factors, C)
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        u1, u2 = u.unsqueeze(1).chunk(2, 2)
+        v = torch.addcmul(torch.addcmul(self.bias, u1, self.weight[0]), u2, self.weight[1]).sigmoid()
+        return v.prod(1) if v.shape[1] > 1 else v.squeeze(1)
+
+
+class Excite(nn.Module):
+    """Any gate without its pooling and scaling."""
+
+    def __init__(self, gate: ChannelGate) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        return self.gate.excite(u)
+
+
+class InferenceGate(nn.Module):
+    """A gate alone, x' = x * v, where nothing is known of what comes before and after."""
+
+    def __init__(self, pool: nn.Module, gate: nn.Module) -> None:
+        super().__init__()
+        self.pool, self.gate = pool, gate
+        self.train(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.gate(self.pool(x))[:, :, None, None]
+
+    def train(self, mode: bool = True) -> 'InferenceGate':
+        return super().train(False)
+
+
+@dataclass
+class GateForm:
+    """How a gate runs at inference: pool, then ``squeeze`` if there is one, then ``gate``.
+
+    ``reads`` says what is pooled: 'output' is the branch itself; 'input' is the input of its last convolution, which
+    ``squeeze`` has swallowed; 'projected' is that input too, and the convolution maps the pooled values.
+    """
+
+    reads: str
+    pool: nn.Module
+    squeeze: nn.Linear | None
+    gate: nn.Module
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.cpu() if tensor.device.type == 'mps' else tensor).detach().double()
+
+
+def linear(weight: torch.Tensor, bias: torch.Tensor | None, like: torch.Tensor) -> nn.Linear:
+    """A linear layer of given weight and bias, with the dtype and on the device of another tensor."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device='meta')
+    layer.weight = nn.Parameter(weight.to(like))
+    layer.bias = None if bias is None else nn.Parameter(bias.to(like))
+    return layer.eval()
+
+
+def swallow(weight: torch.Tensor, bias: torch.Tensor | None, conv: PointwiseConv2d) -> nn.Linear:
+    """The linear layer u -> A u + a of a convolution's pooled output, as one of its pooled input.
+
+    Args:
+        weight: A, (R, cells * C'), where u has ``cells`` values a channel, grid by grid as :class:`AveragePool`.
+        bias: a, (R,).
+        conv: The convolution, C -> C' channels.
+    """
+    before = _double(conv.weight).flatten(1)
+    a = _double(weight)
+    parts, sums = [], []
+    for part in a.split([n * len(before) for n in _grids(a.shape[1] // len(before))], dim=1):
+        part = part.unflatten(1, (len(before), -1))  # (R, C', cells)
+        parts.append(torch.einsum('rcn,cw->rwn', part, before).flatten(1))
+        sums.append(part.sum(2))
+    shift = torch.zeros(len(a), dtype=a.dtype, device=a.device) if bias is None else _double(bias)
+    if conv.bias is not None:
+        shift = shift + sum(sums) @ _double(conv.bias)
+    return linear(torch.cat(parts, dim=1), shift, like=conv.weight)
+
+
+def _grids(cells: int) -> tuple[int, ...]:
+    return (16, 4, 1) if cells == 21 else (cells,)
+
+
+def _is_affine(gate: ChannelGate) -> bool:
+    if isinstance(gate, RAS | RecurrentECA):
+        return all(isinstance(m, nn.BatchNorm1d | ChannelAffine) for m in gate.connections)
+    return isinstance(gate, IE | ECA)
+
+
+def has_inference_form(gate: nn.Module | None) -> bool:
+    """Whether :func:`inference_gate` knows this gate: all of this package but those that weigh positions too."""
+    if isinstance(gate, Recurrent):
+        return isinstance(gate.gate, SE | ECA)
+    if not isinstance(gate, ChannelGate) or type(gate).scale is not ChannelGate.scale:
+        return False
+    return isinstance(gate, SPA | SRM | SPE) or type(gate).pool is ChannelGate.pool
+
+
+@torch.no_grad()
+def inference_gate(gate: ChannelGate, conv: nn.Module | None = None) -> GateForm:
+    """The inference form of a gate.
+
+    Args:
+        gate: A gate that has one, in eval mode.
+        conv: The convolution before it, where it reads through that, norm folded.
+    """
+    through = conv if isinstance(conv, PointwiseConv2d) else None
+    if isinstance(gate, SE | SPA):
+        return _bottleneck(gate, through)
+    if isinstance(gate, SRM):
+        return _srm(gate)
+    if isinstance(gate, SPE):
+        return _spe(gate)
+    rest: nn.Module = Excite(gate)
+    if _is_affine(gate):
+        if through is not None and through.weight.numel() <= _OWN_MATRIX:
+            return GateForm('input', AveragePool(), affine_through(gate, through), nn.Sigmoid())
+        if isinstance(gate, IE | RAS):
+            rest = _channel_sigmoid(gate)
+    return GateForm('output' if through is None else 'projected', AveragePool(), None, rest)
+
+
+def _bottleneck(gate: SE | SPA, through: PointwiseConv2d | None) -> GateForm:
+    pool = AveragePool((1,) if isinstance(gate, SE) else (4, 2, 1))
+    fc1, fc2 = (linear(fc.weight.detach().flatten(1), fc.bias, like=fc.weight) for fc in (gate.fc1, gate.fc2))
+    if through is None:
+        return GateForm('output', pool, None, Excitation(fc1, gate.act, fc2))
+    return GateForm('input', pool, swallow(fc1.weight, fc1.bias, through), Excitation(nn.Identity(), gate.act, fc2))
+
+
+def affine_through(gate: ChannelGate, conv: PointwiseConv2d) -> nn.Linear:
+    """The matrix and shift of a gate whose logits are an affine function of the pooled output, on the pooled input.
+
+    Found by applying the gate to the convolution's columns and to its bias.
+    """
+    gate = copy.deepcopy(gate).to(dtype=torch.float64, device='cpu' if conv.weight.device.type == 'mps' else None)
+    columns = _double(conv.weight).flatten(1).t()
+    shift = torch.zeros_like(columns[:1]) if conv.bias is None else _double(conv.bias)[None]
+    matrix = gate.logits(columns) - gate.logits(torch.zeros_like(columns[:1]))
+    return linear(matrix.t().contiguous(), gate.logits(shift)[0], like=conv.weight)
+
+
+def _channel_sigmoid(gate: IE | RAS) -> ChannelSigmoid:
+    like = gate.weight
+    gate = copy.deepcopy(gate).to(dtype=torch.float64, device='cpu' if like.device.type == 'mps' else None)
+    zero = torch.zeros_like(gate.weight)[None]
+    shift = gate.logits(zero)
+    return ChannelSigmoid((gate.logits(zero + 1) - shift)[0].to(like), shift[0].to(like))
+
+
+def _srm(gate: SRM) -> GateForm:
+    norm, like = gate.bn, gate.cfc
+    scale, shift = _double(norm.weight), _double(norm.bias)
+    if isinstance(norm, nn.BatchNorm1d):
+        scale = scale / (_double(norm.running_var) + norm.eps).sqrt()
+        shift = shift - _double(norm.running_mean) * scale
+    weight = (_double(gate.cfc) * scale[:, None]).t().unsqueeze(1).contiguous()
+    return GateForm('output', MeanStdPool(gate.eps), None, PairSigmoid(weight.to(like), shift[None].to(like)))
+
+
+def _spe(gate: SPE) -> GateForm:
+    like = gate.exc_weight
+    excite: nn.Module = Excite(gate)
+    if gate.reweight in ('shared', 'a', 'f', 'g', 'none'):  # in the others, a sigmoid is not the last step
+        high, low = gate.shares().double() if gate.fixed_mix is None else (gate.fixed_mix, 1 - gate.fixed_mix)
+        w = _double(gate.exc_weight)
+        weights, biases = [torch.stack([high * w, low * w])], [_double(gate.exc_bias)]
+        if gate.rew_weight is not None:
+            w, b = _double(gate.rew_weight), _double(gate.rew_bias)
+            if gate.reweight == 'a':
+                weights.append(w.view(2, -1))
+                biases.append(b.view(2, -1).sum(0))
+            else:
+                weights.append(torch.stack([w * (gate.reweight != 'g'), w * (gate.reweight != 'f')]))
+                biases.append(b)
+        excite = PairSigmoid(torch.stack(weights, dim=1).to(like), torch.stack(biases).to(like))
+    return GateForm('output', MaxMinPool(), None, excite)

@@ -1,0 +1,121 @@
+"""Residual blocks with attention as they run at inference."""
+
+from collections import OrderedDict
+
+import torch
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..layers.inference_gates import GateForm, InferenceGate, inference_gate
+from ..layers.inference_gates import has_inference_form as has_gate_form
+from ..layers.pointwise import PointwiseConv2d
+from .fold_bn import foldable
+
+#: Block class -> its layers in order: those before the last convolution; that convolution, its norm and the activation.
+LAYERS: dict[type[nn.Module], tuple[tuple[str, ...], tuple[str, str, str]]] = {
+    BasicBlock: (('conv1', 'bn1', 'act1', 'aa'), ('conv2', 'bn2', 'act2')),
+    Bottleneck: (('conv1', 'bn1', 'act1', 'conv2', 'bn2', 'act2', 'aa'), ('conv3', 'bn3', 'act3')),
+}
+
+
+class InferenceBranch(nn.Module):
+    """A residual block without its attention, (B, C', H', W') -> the branch, the gate's descriptor and the shortcut.
+
+    The last norm is folded, since the gate may read through it. There is no training mode: the block computes what it
+    was made from computed in eval mode, so dropped paths are gone too.
+
+    Args:
+        block: The block, in eval mode; its layers are taken over. Its class has a row in ``layers``.
+        layers: Names of the block's layers, as in :data:`LAYERS`.
+        form: How its gate runs.
+        last: Its last convolution, norm folded.
+    """
+
+    def __init__(
+            self,
+            block: nn.Module,
+            layers: tuple[tuple[str, ...], tuple[str, str, str]],
+            form: GateForm,
+            last: nn.Module,
+    ) -> None:
+        super().__init__()
+        body = ((name, getattr(block, name)) for name in layers[0])
+        self.body = nn.Sequential(OrderedDict(
+            (name, faster(layer)) for name, layer in body if not isinstance(layer, nn.Identity)))
+        self.last = last
+        self.reads = form.reads
+        self.pool = form.pool
+        self.squeeze = form.squeeze
+        self.act = getattr(block, layers[1][2])
+        self.downsample = block.downsample
+        self.train(False)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.body(x)
+        a = self.last(x)
+        u = self.pool(a if self.reads == 'output' else x)
+        if self.reads == 'projected':
+            u = self.last.on_vectors(u)
+        if self.squeeze is not None:
+            u = self.squeeze(u)
+        return a, u, shortcut
+
+    def merge(self, a: torch.Tensor, v: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """act(shortcut + v * a), written over a, which nobody else holds."""
+        return self.act(a.mul_(v[:, :, None, None]).add_(shortcut))
+
+    def train(self, mode: bool = True) -> 'InferenceBranch':
+        return super().train(False)
+
+
+class InferenceBlock(InferenceBranch):
+    """A residual block whose gate is its own, (B, C', H', W') -> (B, C, H, W); arguments as in the base class."""
+
+    def __init__(
+            self,
+            block: nn.Module,
+            layers: tuple[tuple[str, ...], tuple[str, str, str]],
+            form: GateForm,
+            last: nn.Module,
+    ) -> None:
+        super().__init__(block, layers, form, last)
+        self.gate = form.gate
+        self.train(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        a, u, shortcut = super().forward(x)
+        return self.merge(a, self.gate(u), shortcut)
+
+
+def faster(layer: nn.Module) -> nn.Module:
+    """A layer, or the same one as a class of this package that runs faster."""
+    return PointwiseConv2d.of(layer) if PointwiseConv2d.fits(layer) else layer
+
+
+def last_convolution(conv: nn.Module, norm: nn.Module) -> nn.Module:
+    """A convolution that does the work of the norm after it as well."""
+    return faster(conv if isinstance(norm, nn.Identity) else fuse_conv_bn_eval(conv, norm))
+
+
+def has_inference_form(module: nn.Module) -> bool:
+    """Whether :func:`inference_form` changes this very module."""
+    return _is_gated_block(module) or has_gate_form(module)
+
+
+def _is_gated_block(module: nn.Module) -> bool:
+    if type(module) not in LAYERS or not has_gate_form(module.se):
+        return False
+    conv, norm = (getattr(module, name) for name in LAYERS[type(module)][1][:2])
+    return isinstance(norm, nn.Identity) or foldable(conv, norm)
+
+
+def inference_form(module: nn.Module) -> nn.Module:
+    """The inference form of a block with a gate, or of a gate alone, in eval mode; layers are taken over."""
+    if not _is_gated_block(module):
+        form = inference_gate(module)
+        return InferenceGate(form.pool, form.gate)
+    layers = LAYERS[type(module)]
+    last = last_convolution(*(getattr(module, name) for name in layers[1][:2]))
+    return InferenceBlock(module, layers, inference_gate(module.se, last), last)
