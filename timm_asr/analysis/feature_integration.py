@@ -74,7 +74,7 @@ def _attention_places(model: nn.Module) -> dict[str, nn.Module]:
     places: dict[str, nn.Module] = {}
     for name, stage in model.named_children():
         if isinstance(stage, SharedStage):
-            places.update({f'{name}.{n}.own': block.own for n, block in enumerate(stage)})
+            places.update({f'{name}.{n}.own': block.get_submodule('own') for n, block in enumerate(stage)})
         elif name.startswith('layer'):
             gates = {f'{name}.{n}.se': getattr(block, 'se', None) for n, block in enumerate(stage.children())}
             places.update({key: gate for key, gate in gates.items() if isinstance(gate, ChannelGate)})

@@ -1,6 +1,5 @@
 """What every channel attention module has in common: pool, excite, scale."""
 
-from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -45,9 +44,9 @@ class ChannelGate(nn.Module):
         """Global average pooling, (B, C, H, W) -> (B, C): Eq. 3."""
         return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
-    @abstractmethod
     def logits(self, u: torch.Tensor) -> torch.Tensor:
         """F(u), what the sigmoid makes weights of: descriptor (B, D) -> (B, C)."""
+        raise NotImplementedError
 
     def excite(self, u: torch.Tensor) -> torch.Tensor:
         """Descriptor (B, D) to channel weights (B, C) in [0, 1]."""

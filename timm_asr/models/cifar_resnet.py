@@ -224,7 +224,7 @@ class CifarResNet(nn.Module):
 
 
 def make_stage(
-        block: type[nn.Module],
+        block: Any,
         in_planes: int,
         planes: int,
         stride: int,

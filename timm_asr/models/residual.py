@@ -115,7 +115,7 @@ def _unit_maker(
     for key, value in options.items():
         if key != 'rd_ratio' and value is not None:
             raise TypeError(f"'{dia}' takes no {key}; {', '.join(OPTIONS[key][1])} do.")
-    make = partial(SharedLSTM, rd_ratio=options.get('rd_ratio'), **lstm)
+    make: Callable[..., SharedUnit] = partial(SharedLSTM, rd_ratio=options.get('rd_ratio'), **lstm)
     make(8, device='meta')  # so that a wrong option is refused before the network is built
     return make
 
