@@ -18,7 +18,7 @@ class BranchBasicBlock(BasicBlock):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
         a = self.act1(self.drop_block(self.bn1(self.conv1(x))))
-        a = self.bn2(self.conv2(self.aa(a)))  # type: ignore[misc]  # timm's annotation of aa says None
+        a = self.bn2(self.conv2(self.aa(a)))  # type: ignore[misc]
         if self.se is not None:
             a = self.se(a)
         if self.downsample is not None:
