@@ -90,6 +90,8 @@ def test_saving_again_replaces_the_files(tmp_path):
     save_fused(first, tmp_path)
     save_fused(second, tmp_path)
     assert torch.equal(load_file(tmp_path / 'model.safetensors')['fc.bias'], second.fc.bias)
+    modes = {p.name: p.stat().st_mode for p in tmp_path.iterdir()}
+    assert modes['model.safetensors'] == modes['config.json']  # readable by whoever reads the folder
 
 
 @pytest.mark.parametrize(('make', 'sentence'), [

@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.models import get_model_args
 from timm.models._hub import save_config_for_hf
 from timm.utils import unwrap_model
@@ -72,8 +72,8 @@ def save_fused(model: nn.Module, folder: str | os.PathLike, model_args: dict[str
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights, config = folder / 'model.safetensors', folder / 'config.json'
-    # Whole files only: written aside, then renamed.
-    save_file(state, f'{weights}.part', metadata={'format': 'pt'})
+    # Whole files only: written aside, then renamed. (safetensors' own save_file makes a file that its owner alone reads.)
+    Path(f'{weights}.part').write_bytes(save(state, metadata={'format': 'pt'}))
     save_config_for_hf(fused, f'{config}.part')
     os.replace(f'{weights}.part', weights)
     os.replace(f'{config}.part', config)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .gate import ChannelGate, check_unused
@@ -65,8 +66,10 @@ class SRM(ChannelGate):
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """Mean and standard deviation of every channel side by side, (B, C, H, W) -> (B, 2C)."""
-        var, mean = torch.var_mean(x, dim=(2, 3), correction=0)
-        return torch.stack([mean, (var + self.eps).sqrt()], dim=2).flatten(1)
+        # Two average poolings: torch.var_mean takes over ten times as long on channels_last maps on the CPU.
+        mean = F.adaptive_avg_pool2d(x, 1)
+        var = F.adaptive_avg_pool2d((x - mean).square(), 1)
+        return torch.cat([mean, (var + self.eps).sqrt()], dim=3).flatten(1)
 
     def logits(self, u: torch.Tensor) -> torch.Tensor:
         return self.bn((u.unflatten(1, (-1, 2)) * self.cfc).sum(2))
