@@ -54,6 +54,8 @@ METHODS = {
     'dia_lstm_light r=8': ({'rd_ratio': 1 / 8}, lstm(cell='light')),
     'dia_lstm stage 3': (
         {'dia_stages': (3,)}, lambda net, a, stage, block: literal.lstm(net, a, stage) if stage == 3 else a),
+    'unit ie': ({'dia': 'ie'}, lambda net, a, stage, block: literal.ras(net, a, f'layer{stage}.0.unit.gate', steps=1)),
+    'unit spe': ({'dia': 'spe'}, shared(literal.spe)),
     'spe': ({}, standing(literal.spe)),
     **{f'spe mix {m}': ({'spe_mix': m}, standing(literal.spe, mix=m)) for m in (0.1, 0.7)},
     **{f'spe reweight {r}': ({'spe_reweight': r}, standing(literal.spe, reweight=r)) for r in (*'abcdefg', 'none')},
@@ -71,7 +73,7 @@ METHODS = {
 
 def build(backbone, method, **kwargs):
     options, attention = METHODS[method]
-    name = f'{backbone}_{method.split()[0]}'
+    name = backbone if 'dia' in options else f'{backbone}_{method.split()[0]}'
     model = timm.create_model(name, dtype=torch.float64, num_classes=5, **{**options, **kwargs})
     randomize(model)
     for key, p in model.named_parameters():
