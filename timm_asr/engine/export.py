@@ -142,7 +142,7 @@ def fuse_checkpoint(
         folder: Path,
         args: argparse.Namespace,
         data_config: dict[str, Any],
-        loader: Iterable | None,
+        loader: Iterable,
         device: torch.device,
         ema: bool = False,
         measure: bool = False,
@@ -154,7 +154,7 @@ def fuse_checkpoint(
         folder: Where the files go.
         args: The options of the run.
         data_config: Size, mean and so on of its images.
-        loader: Validation batches, not split between processes; without one nothing can be compared, or written.
+        loader: Validation batches, all of them.
         device: Where to compare.
         ema: Take the averaged weights.
         measure: Also time the models, and the plain backbone beside them.
@@ -169,8 +169,6 @@ def fuse_checkpoint(
     if args.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fused = reparameterize(copy.deepcopy(model))
-    if loader is None:
-        raise Stopped('no fused model is written: there are no validation images to compare it on (--val-split)')
     found = compare(model, fused, loader, device)
     allowed = tolerance(model)
     if found.flipped or found.relative > allowed or not math.isfinite(found.relative):

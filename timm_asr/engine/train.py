@@ -260,13 +260,16 @@ class Run:
         if args.fuse_every and (epoch + 1) % args.fuse_every == 0 and epoch + 1 != epochs:
             self.fuse()
 
-    def fuse(self, measure: bool = False) -> dict[str, Any]:
-        """Fuse the best checkpoint into the run folder."""
+    def fuse(self, measure: bool = False) -> dict[str, Any] | None:
+        """Fuse the best checkpoint into the run folder; None where there are no images to compare on."""
+        if self.training.loaders.eval is None:
+            _logger.warning('No fused model is written: there are no validation images to compare it on (--val-split).')
+            return None
         best = self.saver.best
         if best is None:
             raise Stopped('no checkpoint was written: there is nothing to fuse')
         loader = self.training.loaders.eval
-        if self.args.distributed and loader is not None:  # which has a part of the images only
+        if self.args.distributed:  # which has a part of the images only
             loader = make_eval_loader(self.args, self.data_config, self.datasets[1], self.device, self.training.dtype,
                                       distributed=False)
         return fuse_checkpoint(best, self.folder, self.args, self.data_config, loader, self.device, self.use_ema,
