@@ -34,8 +34,8 @@ def sentence(error: BaseException) -> str:
 def run_main(main: Callable[[], int | None], prog: str) -> int:
     """Run a script's ``main`` and return its exit status.
 
-    A ``BadInput`` becomes one line on stderr and status 2, a ``Stopped`` one line and status 1. Of several processes
-    only the first speaks.
+    A ``BadInput`` becomes one line on stderr and status 2, a ``Stopped`` one line and status 1, Ctrl-C status 130. Of
+    several processes only the first speaks.
     """
     try:
         return main() or 0
@@ -43,3 +43,5 @@ def run_main(main: Callable[[], int | None], prog: str) -> int:
         if os.environ.get('RANK', '0') == '0':
             print(f'{prog}: error: {sentence(error)}', file=sys.stderr)
         return 2 if isinstance(error, BadInput) else 1
+    except KeyboardInterrupt:
+        return 130

@@ -87,7 +87,7 @@ def classes_of(dataset: Any) -> dict[str, int] | None:
 def check_images(dataset: Any) -> None:
     """Read the header of every image of a folder; ``BadInput`` names the first that has none."""
     samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
-    if not samples or len(samples) > CHECKED_IMAGES or not isinstance(samples[0][0], str):
+    if not isinstance(samples, list) or not 0 < len(samples) <= CHECKED_IMAGES or not isinstance(samples[0][0], str):
         return
     for path, _ in samples:
         try:

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset, RandomSampler, get_worker_info
 
 def derive_seed(*parts: int) -> int:
     """A 63-bit seed that mixes its parts well: (1, 0) and (0, 1) start unrelated streams."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+    # Their number goes in as well, since NumPy takes (1,) and (1, 0) for the same.
+    return int(np.random.SeedSequence((len(parts), *parts)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def seed_all(seed: int, numpy: bool = True) -> None:

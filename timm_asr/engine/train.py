@@ -312,6 +312,8 @@ def run(argv: Sequence[str]) -> int:
         with Progress(epochs * updates, first * updates, not args.no_progress and job.primary) as progress:
             for epoch in range(first, epochs):
                 job.epoch(epoch, epochs, progress)
+        leave_others(args)
+        return job.finish() if job.primary else 0
     except KeyboardInterrupt:
         if job.primary:
             last = job.saver.last
@@ -324,14 +326,15 @@ def run(argv: Sequence[str]) -> int:
         raise Stopped(text if str(last) in text else f'{text}; the last checkpoint is {last}' if last else
                       f'{text}; no checkpoint was written') from None
     finally:
-        if args.distributed and dist.is_initialized():
-            dist.destroy_process_group()
-    if not job.primary:
-        return 0
-    try:
-        return job.finish()
-    finally:
-        job.trackers.close()
+        leave_others(args)
+        if job.primary:
+            job.trackers.close()
+
+
+def leave_others(args: argparse.Namespace) -> None:
+    """End the work with other processes; the first may then take its time alone."""
+    if args.distributed and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
