@@ -105,7 +105,17 @@ def test_command(model, tmp_path, capsys):
     assert Image.open(tmp_path / 'map.png').format == 'PNG'
 
 
+def test_a_training_checkpoint_says_what_it_is(tmp_path, capsys):
+    model = timm.create_model('resnet20_dia_se', in_chans=1, num_classes=7)
+    args = {'model': 'resnet20_dia_se', 'in_chans': 1, 'num_classes': 7}
+    torch.save({'arch': args['model'], 'state_dict': model.state_dict(), 'args': args}, tmp_path / 'last.pth.tar')
+    words = f'--checkpoint {tmp_path}/last.pth.tar --samples 20 --channels 2 --trees 2 --jobs 1'
+    assert main([*words.split(), '--output', str(tmp_path / 'map.png')]) == 0
+    assert (tmp_path / 'map.png').exists()
+
+
 @pytest.mark.parametrize(('words', 'sentence'), [
+    ('--checkpoint nowhere.pth', 'no checkpoint at nowhere.pth'),
     ('--model resnet20', 'No block of this ASRCifarResNet has attention to look at'),
     ('--model resnet20_dia_cbam --samples 4', 'This attention weighs positions'),
     ('--model resnet20_sge --samples 4', 'This attention weighs positions'),

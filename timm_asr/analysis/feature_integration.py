@@ -4,8 +4,7 @@ A random forest predicts the attention weights h_t of one block of a stage from 
 importances of a source block's channels, summed and divided by the largest sum of the row, say how much h_t depends on
 that block. Needs the extra ``analysis`` (scikit-learn, matplotlib)::
 
-    python -m timm_asr.analysis.feature_integration --model resnet164_dia_lstm --checkpoint model.safetensors \
-        --dataset torch/cifar10 --data-dir DIR --output map.png
+    python -m timm_asr.analysis.feature_integration --checkpoint model_best.pth.tar --output map.png
 """
 
 import argparse
@@ -176,13 +175,17 @@ def plot_feature_integration(maps: dict[str, torch.Tensor], path: str | Path, ti
     figure.savefig(path, dpi=120)
 
 
+_DEFAULT_MODEL = 'resnet20_dia_lstm'
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m timm_asr.analysis.feature_integration',
         description='Heat map of how the attention of each block depends on that of the blocks before it.')
-    parser.add_argument('--model', default='resnet20_dia_lstm', help='registered name (default: %(default)s)')
-    parser.add_argument('--checkpoint', help='weights of the model (.safetensors or a state dict); without, untrained')
-    parser.add_argument('--num-classes', type=int, help='classes of the checkpoint')
+    parser.add_argument(
+        '--model', help=f'registered name (default: what the checkpoint says, {_DEFAULT_MODEL} without one)')
+    parser.add_argument('--checkpoint', help='weights: a training checkpoint or a state dict; without, untrained')
+    parser.add_argument('--num-classes', type=int, help='(default: those of the checkpoint)')
     parser.add_argument('--dataset', default='digits', help="as timm's scripts name them (default: %(default)s)")
     parser.add_argument('--data-dir', help='folder of the data')
     parser.add_argument('--split', default='validation', help='(default: %(default)s)')
@@ -199,50 +202,62 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Collect, compute, plot; returns the exit status, with one sentence on standard error where it is not 0."""
-    args = _parser().parse_args(argv)
-    try:
-        _run(args)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        print(f'feature_integration: error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    from ..engine.errors import run_main
+
+    return run_main(lambda: _run(_parser().parse_args(argv)), 'feature_integration')
 
 
 def _run(args: argparse.Namespace) -> None:
-    import timm
+    from ..engine.errors import BadInput  # only the command needs the engine
+    from ..engine.load_model import load_model
+
+    model = load_model(
+        args.model or ('' if args.checkpoint else _DEFAULT_MODEL), args.checkpoint or '', num_classes=args.num_classes)
+    name = args.model or model.default_cfg['architecture']
+    try:
+        _attention_places(model)  # so that a model without attention is refused before any data is read
+        attention = collect_attention(model, _loader(args, model), samples=args.samples, device=args.device)
+        maps = {}
+        for stage, weights in attention.items():
+            if weights.shape[1] < 2:
+                print(f'{stage}: one block, nothing to integrate')
+                continue
+            images, blocks, channels = weights.shape
+            print(f'{stage}: {images} images, {blocks} blocks, {channels} channels', flush=True)
+            maps[stage] = feature_integration(weights, args.trees, args.channels, args.seed, args.jobs)
+        if not maps:
+            raise ValueError(f'No stage of {name} has two blocks with attention.')
+        plot_feature_integration(maps, args.output, f'{name}: feature integration')
+    except (AssertionError, ImportError, OSError, RuntimeError, ValueError) as error:
+        raise BadInput(' '.join(str(error).split()) or f'cannot open the data set {args.dataset}') from None
+    print(f'{args.output} written')
+
+
+def _loader(args: argparse.Namespace, model: nn.Module) -> Iterable[Any]:
     from timm.data import create_loader, resolve_model_data_config
-    from timm.models import load_checkpoint
 
     from ..data import create_dataset
 
     if args.dataset != 'digits' and not Path(args.data_dir or '').exists():
         raise ValueError(f"--data-dir '{args.data_dir}' does not exist; it is the folder of the data set.")
-    kwargs = {} if args.num_classes is None else {'num_classes': args.num_classes}
-    model = timm.create_model(args.model, **kwargs)
-    if args.checkpoint:
-        load_checkpoint(model, args.checkpoint, weights_only=True)
-    _attention_places(model)  # so that a model without attention is refused before any data is read
     config = resolve_model_data_config(model)
-    loader = create_loader(
-        create_dataset(args.dataset, root=args.data_dir, split=args.split),
+    channels = model.in_chans
+    mean, std = (
+        values if len(values) == channels else (sum(values) / len(values),) * channels
+        for values in (config['mean'], config['std']))
+    mode = 'L' if channels == 1 else 'RGB'
+    return create_loader(
+        create_dataset(args.dataset, root=args.data_dir, split=args.split, input_img_mode=mode),
+        input_size=(channels, *config['input_size'][1:]),
+        mean=mean,
+        std=std,
+        interpolation=config['interpolation'],
+        crop_pct=config['crop_pct'],
         batch_size=args.batch_size,
         use_prefetcher=False,
         num_workers=0,
         device=torch.device(args.device),
-        **{key: config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct')},
     )
-    attention = collect_attention(model, loader, samples=args.samples, device=args.device)
-    maps = {}
-    for name, weights in attention.items():
-        if weights.shape[1] < 2:
-            print(f'{name}: one block, nothing to integrate')
-            continue
-        print(f'{name}: {weights.shape[0]} images, {weights.shape[1]} blocks, {weights.shape[2]} channels', flush=True)
-        maps[name] = feature_integration(weights, args.trees, args.channels, args.seed, args.jobs)
-    if not maps:
-        raise ValueError(f'No stage of {args.model} has two blocks with attention.')
-    plot_feature_integration(maps, args.output, f'{args.model}: feature integration')
-    print(f'{args.output} written')
 
 
 if __name__ == '__main__':
