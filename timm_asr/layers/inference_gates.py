@@ -27,21 +27,11 @@ from .srm import SRM, ChannelAffine
 _OWN_MATRIX = 2**16
 
 
-class AveragePool(nn.Module):
-    """Averages over grids of cells, (B, C, H, W) -> (B, cells * C), channel by channel for each grid.
-
-    Args:
-        sizes: Side of each grid; (1,) is global average pooling.
-    """
-
-    def __init__(self, sizes: tuple[int, ...] = (1,)) -> None:
-        super().__init__()
-        self.sizes = sizes
+class GridPool(nn.Module):
+    """SPA's averages over grids of 4x4, 2x2 and 1x1 cells, (B, C, H, W) -> (B, 21C), channel by channel for each."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if len(self.sizes) == 1:
-            return F.adaptive_avg_pool2d(x, self.sizes[0]).flatten(1)
-        return torch.cat([F.adaptive_avg_pool2d(x, size).flatten(1) for size in self.sizes], dim=1)
+        return torch.cat([F.adaptive_avg_pool2d(x, size).flatten(1) for size in (4, 2, 1)], dim=1)
 
 
 class MaxMinPool(nn.Module):
@@ -70,12 +60,21 @@ class MeanStdPool(nn.Module):
 class Excitation(nn.Module):
     """v = sigmoid(W2 act(W1 u + b1) + b2); without W1 where the layer before has swallowed it."""
 
-    def __init__(self, fc1: nn.Module, act: nn.Module, fc2: nn.Linear) -> None:
+    def __init__(self, fc1: nn.Linear | None, act: nn.Module, fc2: nn.Linear) -> None:
         super().__init__()
         self.fc1, self.act, self.fc2 = fc1, act, fc2
 
     def forward(self, u: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.act(self.fc1(u))).sigmoid()
+        if self.fc1 is not None:
+            u = self.fc1(u)
+        return self.fc2(self.act(u)).sigmoid()
+
+
+class LinearSigmoid(nn.Linear):
+    """v = sigmoid(W u + b)."""
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        return F.linear(u, self.weight, self.bias).sigmoid()
 
 
 class ChannelSigmoid(nn.Module):
@@ -119,13 +118,14 @@ class Excite(nn.Module):
 class InferenceGate(nn.Module):
     """A gate alone, x' = x * v, where nothing is known of what comes before and after."""
 
-    def __init__(self, pool: nn.Module, gate: nn.Module) -> None:
+    def __init__(self, pool: nn.Module | None, gate: nn.Module) -> None:
         super().__init__()
         self.pool, self.gate = pool, gate
         self.train(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.gate(self.pool(x))[:, :, None, None]
+        u = F.adaptive_avg_pool2d(x, 1).flatten(1) if self.pool is None else self.pool(x)
+        return x * self.gate(u)[:, :, None, None]
 
     def train(self, mode: bool = True) -> 'InferenceGate':
         return super().train(False)
@@ -133,25 +133,30 @@ class InferenceGate(nn.Module):
 
 @dataclass
 class GateForm:
-    """How a gate runs at inference: pool, then ``squeeze`` if there is one, then ``gate``.
+    """How a gate runs at inference: v = gate(pool(...)), pool being global average pooling where it is None.
 
     ``reads`` says what is pooled: 'output' is the branch itself; 'input' is the input of its last convolution, which
-    ``squeeze`` has swallowed; 'projected' is that input too, and the convolution maps the pooled values.
+    the gate's first layer has swallowed; 'projected' is that input too, and the convolution maps the pooled values.
     """
 
     reads: str
-    pool: nn.Module
-    squeeze: nn.Linear | None
+    pool: nn.Module | None
     gate: nn.Module
 
 
-def _double(tensor: torch.Tensor) -> torch.Tensor:
+def double(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in float64, on the CPU where its device has none, without gradient."""
     return (tensor.cpu() if tensor.device.type == 'mps' else tensor).detach().double()
 
 
-def linear(weight: torch.Tensor, bias: torch.Tensor | None, like: torch.Tensor) -> nn.Linear:
+def linear(
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        like: torch.Tensor,
+        kind: type[nn.Linear] = nn.Linear,
+) -> nn.Linear:
     """A linear layer of given weight and bias, with the dtype and on the device of another tensor."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device='meta')
+    layer = kind(weight.shape[1], weight.shape[0], bias=bias is not None, device='meta')
     layer.weight = nn.Parameter(weight.to(like))
     layer.bias = None if bias is None else nn.Parameter(bias.to(like))
     return layer.eval()
@@ -161,20 +166,20 @@ def swallow(weight: torch.Tensor, bias: torch.Tensor | None, conv: PointwiseConv
     """The linear layer u -> A u + a of a convolution's pooled output, as one of its pooled input.
 
     Args:
-        weight: A, (R, cells * C'), where u has ``cells`` values a channel, grid by grid as :class:`AveragePool`.
+        weight: A, (R, cells * C'), where u has ``cells`` values a channel, grid by grid as :class:`GridPool`.
         bias: a, (R,).
         conv: The convolution, C -> C' channels.
     """
-    before = _double(conv.weight).flatten(1)
-    a = _double(weight)
+    before = double(conv.weight).flatten(1)
+    a = double(weight)
     parts, sums = [], []
     for part in a.split([n * len(before) for n in _grids(a.shape[1] // len(before))], dim=1):
         part = part.unflatten(1, (len(before), -1))  # (R, C', cells)
         parts.append(torch.einsum('rcn,cw->rwn', part, before).flatten(1))
         sums.append(part.sum(2))
-    shift = torch.zeros(len(a), dtype=a.dtype, device=a.device) if bias is None else _double(bias)
+    shift = torch.zeros(len(a), dtype=a.dtype, device=a.device) if bias is None else double(bias)
     if conv.bias is not None:
-        shift = shift + sum(sums) @ _double(conv.bias)
+        shift = shift + sum(sums) @ double(conv.bias)
     return linear(torch.cat(parts, dim=1), shift, like=conv.weight)
 
 
@@ -215,30 +220,30 @@ def inference_gate(gate: ChannelGate, conv: nn.Module | None = None) -> GateForm
     rest: nn.Module = Excite(gate)
     if _is_affine(gate):
         if through is not None and through.weight.numel() <= _OWN_MATRIX:
-            return GateForm('input', AveragePool(), affine_through(gate, through), nn.Sigmoid())
+            return GateForm('input', None, affine_through(gate, through))
         if isinstance(gate, IE | RAS):
             rest = _channel_sigmoid(gate)
-    return GateForm('output' if through is None else 'projected', AveragePool(), None, rest)
+    return GateForm('output' if through is None else 'projected', None, rest)
 
 
 def _bottleneck(gate: SE | SPA, through: PointwiseConv2d | None) -> GateForm:
-    pool = AveragePool((1,) if isinstance(gate, SE) else (4, 2, 1))
+    pool = None if isinstance(gate, SE) else GridPool()
     fc1, fc2 = (linear(fc.weight.detach().flatten(1), fc.bias, like=fc.weight) for fc in (gate.fc1, gate.fc2))
     if through is None:
-        return GateForm('output', pool, None, Excitation(fc1, gate.act, fc2))
-    return GateForm('input', pool, swallow(fc1.weight, fc1.bias, through), Excitation(nn.Identity(), gate.act, fc2))
+        return GateForm('output', pool, Excitation(fc1, gate.act, fc2))
+    return GateForm('input', pool, Excitation(swallow(fc1.weight, fc1.bias, through), gate.act, fc2))
 
 
-def affine_through(gate: ChannelGate, conv: PointwiseConv2d) -> nn.Linear:
+def affine_through(gate: ChannelGate, conv: PointwiseConv2d) -> LinearSigmoid:
     """The matrix and shift of a gate whose logits are an affine function of the pooled output, on the pooled input.
 
     Found by applying the gate to the convolution's columns and to its bias.
     """
     gate = copy.deepcopy(gate).to(dtype=torch.float64, device='cpu' if conv.weight.device.type == 'mps' else None)
-    columns = _double(conv.weight).flatten(1).t()
-    shift = torch.zeros_like(columns[:1]) if conv.bias is None else _double(conv.bias)[None]
+    columns = double(conv.weight).flatten(1).t()
+    shift = torch.zeros_like(columns[:1]) if conv.bias is None else double(conv.bias)[None]
     matrix = gate.logits(columns) - gate.logits(torch.zeros_like(columns[:1]))
-    return linear(matrix.t().contiguous(), gate.logits(shift)[0], like=conv.weight)
+    return linear(matrix.t().contiguous(), gate.logits(shift)[0], conv.weight, LinearSigmoid)
 
 
 def _channel_sigmoid(gate: IE | RAS) -> ChannelSigmoid:
@@ -251,12 +256,12 @@ def _channel_sigmoid(gate: IE | RAS) -> ChannelSigmoid:
 
 def _srm(gate: SRM) -> GateForm:
     norm, like = gate.bn, gate.cfc
-    scale, shift = _double(norm.weight), _double(norm.bias)
+    scale, shift = double(norm.weight), double(norm.bias)
     if isinstance(norm, nn.BatchNorm1d):
-        scale = scale / (_double(norm.running_var) + norm.eps).sqrt()
-        shift = shift - _double(norm.running_mean) * scale
-    weight = (_double(gate.cfc) * scale[:, None]).t().unsqueeze(1).contiguous()
-    return GateForm('output', MeanStdPool(gate.eps), None, PairSigmoid(weight.to(like), shift[None].to(like)))
+        scale = scale / (double(norm.running_var) + norm.eps).sqrt()
+        shift = shift - double(norm.running_mean) * scale
+    weight = (double(gate.cfc) * scale[:, None]).t().unsqueeze(1).contiguous()
+    return GateForm('output', MeanStdPool(gate.eps), PairSigmoid(weight.to(like), shift[None].to(like)))
 
 
 def _spe(gate: SPE) -> GateForm:
@@ -264,10 +269,10 @@ def _spe(gate: SPE) -> GateForm:
     excite: nn.Module = Excite(gate)
     if gate.reweight in ('shared', 'a', 'f', 'g', 'none'):  # in the others, a sigmoid is not the last step
         high, low = gate.shares().double() if gate.fixed_mix is None else (gate.fixed_mix, 1 - gate.fixed_mix)
-        w = _double(gate.exc_weight)
-        weights, biases = [torch.stack([high * w, low * w])], [_double(gate.exc_bias)]
+        w = double(gate.exc_weight)
+        weights, biases = [torch.stack([high * w, low * w])], [double(gate.exc_bias)]
         if gate.rew_weight is not None:
-            w, b = _double(gate.rew_weight), _double(gate.rew_bias)
+            w, b = double(gate.rew_weight), double(gate.rew_bias)
             if gate.reweight == 'a':
                 weights.append(w.view(2, -1))
                 biases.append(b.view(2, -1).sum(0))
@@ -275,4 +280,4 @@ def _spe(gate: SPE) -> GateForm:
                 weights.append(torch.stack([w * (gate.reweight != 'g'), w * (gate.reweight != 'f')]))
                 biases.append(b)
         excite = PairSigmoid(torch.stack(weights, dim=1).to(like), torch.stack(biases).to(like))
-    return GateForm('output', MaxMinPool(), None, excite)
+    return GateForm('output', MaxMinPool(), excite)

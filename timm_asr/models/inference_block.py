@@ -3,12 +3,12 @@
 from collections import OrderedDict
 
 import torch
+import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..layers.inference_gates import GateForm, InferenceGate, inference_gate
-from ..layers.inference_gates import has_inference_form as has_gate_form
+from ..layers.inference_gates import has_inference_form, inference_gate
 from ..layers.pointwise import PointwiseConv2d
 from .fold_bn import foldable
 
@@ -26,27 +26,28 @@ class InferenceBranch(nn.Module):
     was made from computed in eval mode, so dropped paths are gone too.
 
     Args:
-        block: The block, in eval mode; its layers are taken over. Its class has a row in ``layers``.
+        block: The block, in eval mode; its layers are taken over.
         layers: Names of the block's layers, as in :data:`LAYERS`.
-        form: How its gate runs.
         last: Its last convolution, norm folded.
+        reads: What the gate reads, and how it is pooled, see :class:`GateForm`.
+        pool: See there.
     """
 
     def __init__(
             self,
             block: nn.Module,
             layers: tuple[tuple[str, ...], tuple[str, str, str]],
-            form: GateForm,
             last: nn.Module,
+            reads: str,
+            pool: nn.Module | None = None,
     ) -> None:
         super().__init__()
         body = ((name, getattr(block, name)) for name in layers[0])
         self.body = nn.Sequential(OrderedDict(
             (name, faster(layer)) for name, layer in body if not isinstance(layer, nn.Identity)))
         self.last = last
-        self.reads = form.reads
-        self.pool = form.pool
-        self.squeeze = form.squeeze
+        self.reads = reads
+        self.pool = pool
         self.act = getattr(block, layers[1][2])
         self.downsample = block.downsample
         self.train(False)
@@ -55,11 +56,11 @@ class InferenceBranch(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.body(x)
         a = self.last(x)
-        u = self.pool(a if self.reads == 'output' else x)
+        if self.reads == 'output':
+            x = a
+        u = F.adaptive_avg_pool2d(x, 1).flatten(1) if self.pool is None else self.pool(x)
         if self.reads == 'projected':
             u = self.last.on_vectors(u)
-        if self.squeeze is not None:
-            u = self.squeeze(u)
         return a, u, shortcut
 
     def merge(self, a: torch.Tensor, v: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
@@ -71,17 +72,16 @@ class InferenceBranch(nn.Module):
 
 
 class InferenceBlock(InferenceBranch):
-    """A residual block whose gate is its own, (B, C', H', W') -> (B, C, H, W); arguments as in the base class."""
+    """A residual block whose gate is its own, (B, C', H', W') -> (B, C, H, W).
 
-    def __init__(
-            self,
-            block: nn.Module,
-            layers: tuple[tuple[str, ...], tuple[str, str, str]],
-            form: GateForm,
-            last: nn.Module,
-    ) -> None:
-        super().__init__(block, layers, form, last)
-        self.gate = form.gate
+    Args:
+        gate: The gate's part after pooling; other arguments as in the base class.
+        args: Of the base class.
+    """
+
+    def __init__(self, gate: nn.Module, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.gate = gate
         self.train(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -94,28 +94,26 @@ def faster(layer: nn.Module) -> nn.Module:
     return PointwiseConv2d.of(layer) if PointwiseConv2d.fits(layer) else layer
 
 
+def folds(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether a convolution can do the work of the norm after it as well."""
+    return isinstance(norm, nn.Identity) or foldable(conv, norm)
+
+
 def last_convolution(conv: nn.Module, norm: nn.Module) -> nn.Module:
     """A convolution that does the work of the norm after it as well."""
     return faster(conv if isinstance(norm, nn.Identity) else fuse_conv_bn_eval(conv, norm))
 
 
-def has_inference_form(module: nn.Module) -> bool:
-    """Whether :func:`inference_form` changes this very module."""
-    return _is_gated_block(module) or has_gate_form(module)
-
-
-def _is_gated_block(module: nn.Module) -> bool:
-    if type(module) not in LAYERS or not has_gate_form(module.se):
+def is_gated_block(module: nn.Module) -> bool:
+    """Whether :func:`inference_block` changes this very module."""
+    if type(module) not in LAYERS or not has_inference_form(module.se):
         return False
-    conv, norm = (getattr(module, name) for name in LAYERS[type(module)][1][:2])
-    return isinstance(norm, nn.Identity) or foldable(conv, norm)
+    return folds(*(getattr(module, name) for name in LAYERS[type(module)][1][:2]))
 
 
-def inference_form(module: nn.Module) -> nn.Module:
-    """The inference form of a block with a gate, or of a gate alone, in eval mode; layers are taken over."""
-    if not _is_gated_block(module):
-        form = inference_gate(module)
-        return InferenceGate(form.pool, form.gate)
-    layers = LAYERS[type(module)]
-    last = last_convolution(*(getattr(module, name) for name in layers[1][:2]))
-    return InferenceBlock(module, layers, inference_gate(module.se, last), last)
+def inference_block(block: nn.Module) -> InferenceBlock:
+    """The inference form of a block in eval mode; layers are taken over."""
+    layers = LAYERS[type(block)]
+    last = last_convolution(*(getattr(block, name) for name in layers[1][:2]))
+    form = inference_gate(block.se, last)
+    return InferenceBlock(form.gate, block, layers, last, form.reads, form.pool)
