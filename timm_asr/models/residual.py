@@ -12,6 +12,7 @@ from torch import nn
 from ..layers.dia_lstm import SharedLSTM
 from ..layers.gates import OPTIONS, gate_arguments, get_gate
 from ..layers.shared import SharedUnit, shared_gate
+from .reparameterize import built_for_inference
 from .shared_stage import BranchBasicBlock, BranchBottleneck, PlainStage, SharedStage
 from .wide import BranchWideBlock, WideBlock
 from .zoo import ZooModel
@@ -42,6 +43,7 @@ class ResidualModel(ZooModel):
         no_norm: Remove the norms of stem and blocks; those of projection shortcuts stay, as in the paper's Table 14,
             and so do those inside gates.
         no_skip: Remove every shortcut.
+        reparameterized: See :class:`ZooModel`.
 
     Raises:
         TypeError: A keyword is unknown, or has no meaning for this model.
@@ -61,6 +63,7 @@ class ResidualModel(ZooModel):
             dia_shared_norm: bool | None = None,
             no_norm: bool = False,
             no_skip: bool = False,
+            reparameterized: bool | str = False,
             **kwargs: Any,
     ) -> None:
         lstm = {'cell': dia_cell, 'cells': dia_cells, 'act': dia_act}
@@ -83,6 +86,7 @@ class ResidualModel(ZooModel):
             _remove_norms(self)
         if no_skip:
             _remove_skips(self)
+        built_for_inference(self, reparameterized)  # type: ignore[arg-type]
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..layers.gates import OPTIONS, asr_gate, gate_arguments, get_gate, list_gates
 from .attach import attach_asr
-from .reparameterize import Reparameterizable
+from .reparameterize import Reparameterizable, built_for_inference
 
 #: Shared units that a residual network is registered with.
 DIA_NAMES = ('se', 'eca', 'cbam', 'srm', 'spa', 'lstm', 'lstm_light')
@@ -31,6 +31,8 @@ class ZooModel(Reparameterizable):
         rd_ratio: Hidden width over channels, of gates that have a hidden layer; and the other options of single
             gates, see :data:`timm_asr.layers.gates.OPTIONS`: ``se_bias``, ``eca_kernel``, ``spe_mix``,
             ``spe_reweight``, ``spe_eta``, ``ras_depth``, ``ras_connect``, ``ras_share``.
+        reparameterized: Build the inference form, in eval mode, to load a state dict of that form into: True for that
+            of ``reparameterize()``, 'fold_bn' for that of ``reparameterize(fold_bn=True)``.
 
     Raises:
         TypeError: A keyword is unknown, or has no meaning for this model.
@@ -45,6 +47,7 @@ class ZooModel(Reparameterizable):
             asr_depth: int | None = None,
             asr_init: float | str | None = None,
             asr_learnable: bool | None = None,
+            reparameterized: bool | str = False,
             **kwargs: Any,
     ) -> None:
         options = {'depth': asr_depth, 'init': asr_init, 'learnable': asr_learnable}
@@ -63,6 +66,7 @@ class ZooModel(Reparameterizable):
         super().__init__(*args, **kwargs)
         if asr is not None:
             attach_asr(self, asr_layer, **options)  # type: ignore[arg-type]
+        built_for_inference(self, reparameterized)  # type: ignore[arg-type]
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         trained = next((k for k in state_dict if k.startswith(prefix) and k.endswith('.psi')), None)
