@@ -16,7 +16,7 @@ from .eca import ECA
 from .gate import ChannelGate
 from .ie import IE
 from .pointwise import PointwiseConv2d
-from .recurrent import RAS, Recurrent, RecurrentECA
+from .recurrent import RAS, Recurrent, RecurrentECA, RecurrentSE, RecurrentSPA
 from .se import SE
 from .spa import SPA
 from .spe import SPE
@@ -58,15 +58,21 @@ class MeanStdPool(nn.Module):
 
 
 class Excitation(nn.Module):
-    """v = sigmoid(W2 act(W1 u + b1) + b2); without W1 where the layer before has swallowed it."""
+    """v = sigmoid(W2 act(W1 u + b1) + b2); without W1 where the layer before has swallowed it.
 
-    def __init__(self, fc1: nn.Linear | None, act: nn.Module, fc2: nn.Linear) -> None:
+    A recurrent gate has further layers between the two: from one hidden layer to the next the network is affine,
+    h' = M act(h) + m, with M = W1 diag(s) W2 where the connection is a norm of scale s.
+    """
+
+    def __init__(self, fc1: nn.Linear | None, act: nn.Module, inner: list[nn.Linear], fc2: nn.Linear) -> None:
         super().__init__()
-        self.fc1, self.act, self.fc2 = fc1, act, fc2
+        self.fc1, self.act, self.inner, self.fc2 = fc1, act, nn.ModuleList(inner), fc2
 
     def forward(self, u: torch.Tensor) -> torch.Tensor:
         if self.fc1 is not None:
             u = self.fc1(u)
+        for layer in self.inner:
+            u = layer(self.act(u))
         return self.fc2(self.act(u)).sigmoid()
 
 
@@ -187,16 +193,18 @@ def _grids(cells: int) -> tuple[int, ...]:
     return (16, 4, 1) if cells == 21 else (cells,)
 
 
+def _has_norms(gate: RAS | Recurrent) -> bool:
+    return all(isinstance(m, nn.BatchNorm1d | ChannelAffine) for m in gate.connections)
+
+
 def _is_affine(gate: ChannelGate) -> bool:
-    if isinstance(gate, RAS | RecurrentECA):
-        return all(isinstance(m, nn.BatchNorm1d | ChannelAffine) for m in gate.connections)
-    return isinstance(gate, IE | ECA)
+    return isinstance(gate, IE | ECA) or (isinstance(gate, RAS | RecurrentECA) and _has_norms(gate))
 
 
 def has_inference_form(gate: nn.Module | None) -> bool:
     """Whether :func:`inference_gate` knows this gate: all of this package but those that weigh positions too."""
     if isinstance(gate, Recurrent):
-        return isinstance(gate.gate, SE | ECA)
+        return isinstance(gate.gate, SE | ECA) or (isinstance(gate.gate, SPA) and _has_norms(gate))
     if not isinstance(gate, ChannelGate) or type(gate).scale is not ChannelGate.scale:
         return False
     return isinstance(gate, SPA | SRM | SPE) or type(gate).pool is ChannelGate.pool
@@ -212,7 +220,9 @@ def inference_gate(gate: ChannelGate, conv: nn.Module | None = None) -> GateForm
     """
     through = conv if isinstance(conv, PointwiseConv2d) else None
     if isinstance(gate, SE | SPA):
-        return _bottleneck(gate, through)
+        return _bottleneck(gate, [], through)
+    if isinstance(gate, RecurrentSE | RecurrentSPA) and _has_norms(gate):
+        return _bottleneck(gate.gate, _inner_layers(gate), through)
     if isinstance(gate, SRM):
         return _srm(gate)
     if isinstance(gate, SPE):
@@ -226,12 +236,34 @@ def inference_gate(gate: ChannelGate, conv: nn.Module | None = None) -> GateForm
     return GateForm('output' if through is None else 'projected', None, rest)
 
 
-def _bottleneck(gate: SE | SPA, through: PointwiseConv2d | None) -> GateForm:
+def _bottleneck(gate: SE | SPA, inner: list[nn.Linear], through: PointwiseConv2d | None) -> GateForm:
     pool = None if isinstance(gate, SE) else GridPool()
     fc1, fc2 = (linear(fc.weight.detach().flatten(1), fc.bias, like=fc.weight) for fc in (gate.fc1, gate.fc2))
     if through is None:
-        return GateForm('output', pool, Excitation(fc1, gate.act, fc2))
-    return GateForm('input', pool, Excitation(swallow(fc1.weight, fc1.bias, through), gate.act, fc2))
+        return GateForm('output', pool, Excitation(fc1, gate.act, inner, fc2))
+    return GateForm('input', pool, Excitation(swallow(fc1.weight, fc1.bias, through), gate.act, inner, fc2))
+
+
+def _inner_layers(recurrent: RecurrentSE | RecurrentSPA) -> list[nn.Linear]:
+    """The layers from one hidden layer to the next of a recurrent gate whose connections are norms."""
+    gate, layers = recurrent.gate, []
+    first, second = double(gate.fc1.weight).flatten(1), double(gate.fc2.weight).flatten(1)
+    cells = first.split([n * len(second) for n in _grids(first.shape[1] // len(second))], dim=1)
+    first = sum(part.unflatten(1, (len(second), -1)).sum(2) for part in cells)  # a map of one pixel fills every cell
+    b1, b2 = (0 if fc.bias is None else double(fc.bias) for fc in (gate.fc1, gate.fc2))
+    for connection in list(recurrent.connections) * recurrent.passes:
+        scale, shift = _affine(connection)
+        layers.append(linear((first * scale) @ second, first @ (scale * b2 + shift) + b1, like=gate.fc1.weight))
+    return layers
+
+
+def _affine(norm: nn.BatchNorm1d | ChannelAffine) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift (C,) of a norm in eval mode, in float64."""
+    scale, shift = double(norm.weight), double(norm.bias)
+    if isinstance(norm, nn.BatchNorm1d):
+        scale = scale / (double(norm.running_var) + norm.eps).sqrt()
+        shift = shift - double(norm.running_mean) * scale
+    return scale, shift
 
 
 def affine_through(gate: ChannelGate, conv: PointwiseConv2d) -> LinearSigmoid:
@@ -255,12 +287,8 @@ def _channel_sigmoid(gate: IE | RAS) -> ChannelSigmoid:
 
 
 def _srm(gate: SRM) -> GateForm:
-    norm, like = gate.bn, gate.cfc
-    scale, shift = double(norm.weight), double(norm.bias)
-    if isinstance(norm, nn.BatchNorm1d):
-        scale = scale / (double(norm.running_var) + norm.eps).sqrt()
-        shift = shift - double(norm.running_mean) * scale
-    weight = (double(gate.cfc) * scale[:, None]).t().unsqueeze(1).contiguous()
+    scale, shift = _affine(gate.bn)
+    like, weight = gate.cfc, (double(gate.cfc) * scale[:, None]).t().unsqueeze(1).contiguous()
     return GateForm('output', MeanStdPool(gate.eps), PairSigmoid(weight.to(like), shift[None].to(like)))
 
 

@@ -169,7 +169,7 @@ def shared_form(unit: SharedUnit, convs: list[nn.Module]) -> SharedForm:
     if first.reads == 'input':
         if isinstance(unit.gate, SE | SPA):
             squeezes = [form.gate.fc1 for form in forms]
-            shared = Excitation(None, first.gate.act, first.gate.fc2)
+            shared = Excitation(None, first.gate.act, [], first.gate.fc2)
         else:  # nothing is left to share
             squeezes, shared = [form.gate for form in forms], nn.Identity()
     return SharedForm(first.reads, first.pool, squeezes, InferenceSharedGate(shared))
