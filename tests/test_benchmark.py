@@ -341,6 +341,13 @@ def test_versus(run: Callable, capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert 'inference:' not in printed
 
 
+def test_versus_takes_one_image_size(run: Callable) -> None:
+    rows = run('-m', 'test_resnet', '--versus', 'resnet20', 'test_vit', '--rounds', '1', '--bench', 'inference')
+    assert [row['infer_img_size'] for row in rows] == [160] * 3
+    rows = run('-m', 'resnet20', '--versus', 'test_vit', '--rounds', '1', '--img-size', '64', '--bench', 'train')
+    assert [row['train_img_size'] for row in rows] == [64] * 2
+
+
 def test_smaller_batches_after_an_error(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     real = InferenceStep.__call__
 

@@ -104,19 +104,21 @@ def benchmark(name: str, args: argparse.Namespace, device: torch.device) -> dict
 
 
 def versus(names: Sequence[str], args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """The rows of models that ran in turns in this process; ratios are to the first."""
+    """The rows of models that ran in turns in this process; ratios are to the first, whose image size all take."""
     rows: dict[str, dict[str, Any]] = {name: {'model': name} for name in names}
     iters = max(1, math.ceil(args.num_bench_iter / args.rounds))
     for kind in _STEPS[args.bench]:
         random_seed(args.seed)
-        steps = {name: kind(name, args, device, args.batch_size) for name in names}
+        first = kind(names[0], args, device, args.batch_size)
+        same = argparse.Namespace(**{**vars(args), 'img_size': None, 'input_size': first.input_size})
+        steps = {names[0]: first} | {name: kind(name, same, device, args.batch_size) for name in names[1:]}
         _logger.info(f'Running {kind.prefix} of {len(names)} models in turns, {args.rounds} rounds of {iters} steps.')
         times = interleave(steps, rounds=args.rounds, iters=iters, warmup=args.num_warm_iter, device=device)
         for name, columns in compare(times, names[0], args.batch_size, kind.prefix).items():
             about = {f'{kind.prefix}_{key}': value for key, value in steps[name].about().items()}
             rows[name] |= columns | about
             rows[name]['param_count'] = round(steps[name].param_count / 1e6, 2)
-        del steps
+        del steps, first
     for row in rows.values():
         row['param_count'] = row.pop('param_count')
     return list(rows.values())
