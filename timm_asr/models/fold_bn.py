@@ -98,6 +98,7 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
     for conv_name, bn_name in find_pairs(module):
         conv, bn = module.get_submodule(conv_name), module.get_submodule(bn_name)
         mode = conv.training
-        module.set_submodule(conv_name, fuse_conv_bn_eval(conv.eval(), bn).train(mode))
+        folded = fuse_conv_bn_eval(conv.eval(), bn).train(mode)
+        module.set_submodule(conv_name, PointwiseConv2d.of(folded) if PointwiseConv2d.fits(folded) else folded)
         module.set_submodule(bn_name, _activation(bn).train(mode))
     return module
