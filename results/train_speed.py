@@ -28,7 +28,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 CASES = {
     'resnet20_asr_se, 32x32, batch 64': ('resnet20_asr_se', 32, 64, 1280, 4),
-    'resnet50_asr_se, 64x64, batch 16': ('resnet50_asr_se', 64, 16, 320, 3),
+    'resnet50_asr_se, 64x64, batch 16': ('resnet50_asr_se', 64, 16, 320, 2),
     'vit_tiny_asr_se, 64x64, batch 32': ('vit_tiny_asr_se', 64, 32, 640, 3),
 }
 LINE = {'timm': re.compile(r'Train: (\d+) \[ *(\d+)/(\d+)'), 'ours': re.compile(r'epoch (\d+) step +(\d+)/(\d+)')}

@@ -29,12 +29,13 @@ def images(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp('data') / 'images', train=8, validation=3)
 
 
-def two(argv, folder, port):
+def two(argv, folder, port, setup=''):
     """Runs two processes as a launcher would; returns their exit codes and what they said."""
     world = ("import os; os.environ.update(RANK='{rank}', LOCAL_RANK='{rank}', WORLD_SIZE='2', "
-             "MASTER_ADDR='127.0.0.1', MASTER_PORT='{port}')")
+             "MASTER_ADDR='127.0.0.1', MASTER_PORT='{port}')\n")
     logs = [folder / f'log{rank}' for rank in (0, 1)]
-    processes = [start(argv, log, world.format(rank=rank, port=port)) for rank, log in enumerate(logs)]
+    processes = [start(argv, log, world.format(rank=rank, port=port) + setup)
+                 for rank, log in enumerate(logs)]
     for process in processes:
         process.join(180)
     return [process.exitcode for process in processes], [log.read_text() for log in logs]
@@ -141,3 +142,23 @@ def test_one_bad_process_speaks_once(images, tmp_path, port):
     codes, texts = two(['--data-dir', images, *ARGV, '--output', tmp_path, '--opt', 'adamx'], tmp_path, port)
     assert codes == [2, 2]
     assert [text.count('train.py: error: unknown optimizer') for text in texts] == [1, 0]
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_both(images, tmp_path, port):
+    poison = ("import torch, timm_asr.engine.build as build\n"
+              "forward, calls = build.Task.forward, [0]\n"
+              "def poisoned(self, *args):\n"
+              "    result = forward(self, *args)\n"
+              "    calls[0] += 1\n"
+              "    if calls[0] == 5 and os.environ['RANK'] == '1':\n"
+              "        result['loss'] = result['loss'] * float('inf')\n"
+              "    return result\n"
+              "build.Task.forward = poisoned\n")
+    codes, texts = two(['--data-dir', images, *ARGV, '--output', tmp_path, '--workers', 0], tmp_path, port, poison)
+    assert codes == [1, 1], texts
+    assert 'at step 1 of epoch 1; the last checkpoint is' in texts[0]  # three steps an epoch
+    assert 'Traceback' not in texts[0]
+    assert 'Stopped' not in texts[1]
+    content = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=True)
+    assert content['epoch'] == 0
+    assert all(value.isfinite().all() for value in content['state_dict'].values())

@@ -178,7 +178,7 @@ def fuse_checkpoint(
     _shape_for_export(model, args, data_config)
     try:
         save_fused(model, folder)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise Stopped(f'the fused model cannot be written: {first_line(error)}') from None
     plain_name = plain_architecture(args.model)
     content = read_checkpoint(checkpoint)
@@ -191,7 +191,7 @@ def fuse_checkpoint(
         'parameters_fused': count_parameters(fused)}
     if measure:
         models = {'model': model, 'fused': fused}
-        plain = _plain(plain_name, args, data_config)
+        plain = _plain(plain_name, args) if plain_name != args.model else None
         if plain is not None:
             metrics['parameters_plain'] = count_parameters(plain)
             models['plain'] = plain.to(device)
@@ -202,7 +202,7 @@ def fuse_checkpoint(
     return metrics
 
 
-def _plain(name: str, args: argparse.Namespace, data_config: dict[str, Any]) -> nn.Module | None:
+def _plain(name: str, args: argparse.Namespace) -> nn.Module | None:
     """The plain backbone, to count and to time; None where these options do not make one."""
     plain = argparse.Namespace(**vars(args))
     plain.model = name

@@ -21,7 +21,7 @@ from .seeding import EpochSeeded, own_generator
 _logger = logging.getLogger(__name__)
 
 #: Folders up to this many images have the header of each read before training starts.
-CHECKED_IMAGES = 20000
+CHECKED_IMAGES = 5000
 
 
 @dataclass

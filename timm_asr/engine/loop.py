@@ -72,6 +72,7 @@ class _Meter:
     loss: float = 0.0
     last: float = math.nan
     waited: float = 0.0
+    bad_step: int = -1
     started: float = field(default_factory=time.perf_counter)
     _pending: list[torch.Tensor] = field(default_factory=list)
     _counts: list[int] = field(default_factory=list)
@@ -82,15 +83,15 @@ class _Meter:
         self.step += 1
 
     def read(self, epoch: int) -> None:
-        """Take in what is pending; ``Stopped`` at the first loss that is not finite."""
+        """Take in what is pending; a loss that is not finite stops a run of one process here."""
         if not self._pending:
             return
-        losses = torch.stack(self._pending).double().cpu()
-        finite = torch.isfinite(losses)
-        if not finite.all():
-            bad = int(finite.logical_not().nonzero()[0])
-            step = self.step - len(losses) + bad
-            raise Stopped(f'the loss became {losses[bad].item()} at step {step} of epoch {epoch}')
+        losses = torch.stack(self._pending).cpu().double()
+        bad = torch.isfinite(losses).logical_not().nonzero()
+        if len(bad) and self.bad_step < 0:
+            self.bad_step = self.step - len(losses) + int(bad[0])
+            if not self.distributed:
+                raise Stopped(f'the loss became {losses[bad[0]].item()} at step {self.bad_step} of epoch {epoch}')
         counts = torch.tensor(self._counts, dtype=torch.float64)
         self.loss += float((losses * counts).sum())
         self.images += int(counts.sum())
@@ -98,13 +99,20 @@ class _Meter:
         self._pending.clear()
         self._counts.clear()
 
-    def average(self, device: torch.device) -> float:
-        """Mean loss over the images of all processes."""
-        sums = torch.tensor([self.loss, float(self.images)], dtype=torch.float32 if device.type == 'mps' else
-                            torch.float64, device=device)
+    def average(self, epoch: int, device: torch.device) -> float:
+        """Mean loss over the images of all processes; if it is not finite, all of them stop here together."""
+        self.read(epoch)
+        dtype = torch.float32 if device.type == 'mps' else torch.float64
+        sums = torch.tensor([self.loss, float(self.images)], dtype=dtype, device=device)
         if self.distributed:
             dist.all_reduce(sums)
-        return (sums[0] / sums[1]).item() if sums[1] else math.nan
+        average = (sums[0] / sums[1]).item() if sums[1] else math.nan
+        if not math.isfinite(average):
+            first = torch.tensor(self.bad_step if self.bad_step >= 0 else self.step, device=device)
+            if self.distributed:
+                dist.all_reduce(first, op=dist.ReduceOp.MIN)
+            raise Stopped(f'the loss became {average} at step {int(first)} of epoch {epoch}')
+        return average
 
 
 def _loss_scale(training: Training, batch_size: int) -> float:
@@ -160,7 +168,7 @@ def train_one_epoch(training: Training, epoch: int, progress: Progress) -> 'Orde
     rest = batches % accumulate
     meter = _Meter(args.distributed)
     # Reading the loss waits for the device; where that costs nothing, a NaN stops the run at once.
-    read_always = device.type == 'cpu'
+    read_always = device.type == 'cpu' and not args.distributed
     training.optimizer.zero_grad()
     waiting_since = time.perf_counter()
     for index, (images, target) in enumerate(loaders.train):
@@ -191,10 +199,7 @@ def train_one_epoch(training: Training, epoch: int, progress: Progress) -> 'Orde
         waiting_since = time.perf_counter()
     if hasattr(training.optimizer, 'sync_lookahead'):
         training.optimizer.sync_lookahead()
-    meter.read(epoch)
-    average = meter.average(device)
-    if not math.isfinite(average):  # in another process
-        raise Stopped(f'the loss became {average} in epoch {epoch}')
+    average = meter.average(epoch, device)
     seconds = max(time.perf_counter() - meter.started, 1e-9)
     return OrderedDict(
         loss=average, images_per_second=meter.images * args.world_size / seconds, waiting=meter.waited / seconds)
@@ -218,10 +223,7 @@ def _after_update(
     if args.synchronize_step:
         synchronize(training.device)
     if update % args.log_interval == 0 or last:
-        meter.read(epoch)
-        average = meter.average(training.device)
-        if not math.isfinite(average):
-            raise Stopped(f'the loss became {average} before step {index} of epoch {epoch}')
+        average = meter.average(epoch, training.device)
         seconds = max(time.perf_counter() - meter.started, 1e-9)
         speed = meter.images * args.world_size / seconds
         data = 100 * meter.waited / seconds

@@ -116,8 +116,11 @@ def plot_run(folder: Path, model: nn.Module | None) -> None:
         return
     matplotlib.use('Agg')
     from .plots import plot_attention, plot_curve
-    rows = read_summary(folder / 'summary.csv')
-    if rows:
-        plot_curve(rows, folder / 'curve.png')
-    if model is not None and any(isinstance(m, ASR) for m in model.modules()):
-        plot_attention(model, folder / 'attention.png')
+    try:
+        rows = read_summary(folder / 'summary.csv')
+        if rows:
+            plot_curve(rows, folder / 'curve.png')
+        if model is not None and any(isinstance(m, ASR) for m in model.modules()):
+            plot_attention(model, folder / 'attention.png')
+    except OSError as error:
+        _logger.warning(f'No plots: {error}')

@@ -212,6 +212,8 @@ class Run:
                 self.saver.adopt_best(checkpoint.parent)
             elif self.saver.last is not None and checkpoint.samefile(self.saver.last):
                 self.saver.settle(int(content['epoch']))
+        elif self.saver.last is not None:
+            _logger.warning(f'{self.folder} holds an earlier run, which this one replaces; --resume auto would go on.')
         self.trackers = Trackers(args, self.folder.name, self.folder)
         if args.save_images:
             self.training.save_images = self.folder
@@ -320,7 +322,7 @@ def run(argv: Sequence[str]) -> int:
             _logger.info(f'Stopped. The last checkpoint is {last}; go on with\n  {job.command()}' if last else
                          'Stopped before the first checkpoint.')
         return 130
-    except Stopped as stopped:
+    except (Stopped, SaveFailed) as stopped:
         last = job.saver.last
         text = str(stopped)
         raise Stopped(text if str(last) in text else f'{text}; the last checkpoint is {last}' if last else
