@@ -69,16 +69,14 @@ class ZooModel(Reparameterizable):
         built_for_inference(self, reparameterized)  # type: ignore[arg-type]
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        trained = next((k for k in state_dict if k.startswith(prefix) and k.endswith('.psi')), None)
-        if trained is not None and prefix + trained.removeprefix(prefix) not in self._own_keys(prefix):
+        own = {prefix + name for name, _ in self.named_parameters()}  # type: ignore[attr-defined]
+        foreign = [k for k in state_dict if k.startswith(prefix) and k.endswith('.psi') and k not in own]
+        if foreign:
             error_msgs = args[-1]
             error_msgs.append(
-                f"This is a trainable checkpoint with unfused ASR vectors ('{trained}') and the model is fused or "
+                f"This is a trainable checkpoint with unfused ASR vectors ('{foreign[0]}') and the model is fused or "
                 'plain there: load it into the ASR architecture, then fold_asr(model).')
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
-
-    def _own_keys(self, prefix: str) -> set[str]:
-        return {prefix + name for name, _ in self.named_parameters()}  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
