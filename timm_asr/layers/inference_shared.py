@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .dia_lstm import LightLSTMCell, SharedLSTM, SqueezedLSTMCell, StandardLSTMCell
-from .inference_gates import Excitation, double, has_inference_form, inference_gate, linear, swallow
+from .inference_gates import double, has_inference_form, inference_gate, linear, swallow
 from .pointwise import PointwiseConv2d
 from .se import SE
 from .shared import SharedGate, SharedUnit
@@ -168,8 +168,8 @@ def shared_form(unit: SharedUnit, convs: list[nn.Module]) -> SharedForm:
     shared, squeezes = first.gate, [None] * len(convs)
     if first.reads == 'input':
         if isinstance(unit.gate, SE | SPA):
-            squeezes = [form.gate.fc1 for form in forms]
-            shared = Excitation(None, first.gate.act, [], first.gate.fc2)
+            squeezes = [linear(form.gate.weight1, form.gate.bias1, form.gate.weight1) for form in forms]
+            first.gate.weight1 = first.gate.bias1 = None
         else:  # nothing is left to share
             squeezes, shared = [form.gate for form in forms], nn.Identity()
     return SharedForm(first.reads, first.pool, squeezes, InferenceSharedGate(shared))

@@ -8,7 +8,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..layers.inference_gates import has_inference_form, inference_gate
+from ..layers.inference_gates import has_inference_form, in_place, inference_gate
 from ..layers.pointwise import PointwiseConv2d
 from .fold_bn import foldable
 
@@ -48,7 +48,7 @@ class InferenceBranch(nn.Module):
         self.last = last
         self.reads = reads
         self.pool = pool
-        self.act = getattr(block, layers[1][2])
+        self.act = in_place(getattr(block, layers[1][2]))
         self.downsample = block.downsample
         self.train(False)
 
@@ -65,7 +65,7 @@ class InferenceBranch(nn.Module):
 
     def merge(self, a: torch.Tensor, v: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """act(shortcut + v * a), written over a, which nobody else holds."""
-        return self.act(a.mul_(v[:, :, None, None]).add_(shortcut))
+        return self.act(a.mul_(v.view(v.shape[0], -1, 1, 1)).add_(shortcut))
 
     def train(self, mode: bool = True) -> 'InferenceBranch':
         return super().train(False)
@@ -91,7 +91,7 @@ class InferenceBlock(InferenceBranch):
 
 def faster(layer: nn.Module) -> nn.Module:
     """A layer, or the same one as a class of this package that runs faster."""
-    return PointwiseConv2d.of(layer) if PointwiseConv2d.fits(layer) else layer
+    return PointwiseConv2d.of(layer) if PointwiseConv2d.fits(layer) else in_place(layer)
 
 
 def folds(conv: nn.Module, norm: nn.Module) -> bool:
