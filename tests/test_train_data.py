@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm.data
 import torch
+import yaml
 from PIL import Image
 from train_helpers import make_images
 
@@ -18,10 +19,10 @@ from timm_asr.engine.checkpoint import SaveFailed
 from timm_asr.engine.progress import Progress
 from timm_asr.engine.seeding import EpochSeeded, derive_seed, start_epoch
 from timm_asr.engine.summary import add_summary, read_summary, table
-from timm_asr.engine.train import Run, parse_args
+from timm_asr.engine.train import Run, main, parse_args
 
 MODEL = ['--model', 'resnet20_asr_se', '--num-classes', '3', '--img-size', '16', '-b', '6', '--epochs', '1', '-j', '0',
-         '--experiment', 'run', '--no-progress', '--lr', '0.1']
+         '--experiment', 'run', '--no-progress', '--device', 'cpu', '--lr', '0.1']
 
 
 @pytest.fixture
@@ -193,3 +194,13 @@ def test_seeds_are_unrelated_and_epochs_repeat():
         assert first != second != third
         assert epochs([2], workers) == [third]
         assert epochs([1, 0], workers) == [second, first]
+
+
+def test_print_config_shows_what_was_found_out(images, tmp_path, capsys):
+    argv = [word for word in MODEL if word not in ('--lr', '0.1')]
+    assert main([*argv, '--data-dir', str(images), '--output', str(tmp_path), '--opt', 'adamw', '--print-config']) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown['lr'] == pytest.approx(0.1 * (6 / 256) ** 0.5)
+    assert (shown['lr_base_scale'], shown['device']) == ('sqrt', 'cpu')
+    assert (shown['input_size'], shown['crop_pct']) == ([3, 16, 16], 1.0)
+    assert not (tmp_path / 'run').exists()

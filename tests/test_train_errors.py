@@ -22,7 +22,8 @@ def images(tmp_path_factory):
 def refused(capsys, tmp_path, monkeypatch):
     """Runs train.py in this process and returns its one line of error."""
     def call(*argv):
-        words = [*map(str, argv), '--output', str(tmp_path / 'out'), '--workers', '0', '--epochs', '1']
+        words = ['--device', 'cpu', *map(str, argv), '--workers', '0', '--epochs', '1']
+        words += ['--output', str(tmp_path / 'out')]
         try:
             code = run_main(lambda: main(words), 'train.py')
         except SystemExit as exit:  # argparse's own errors

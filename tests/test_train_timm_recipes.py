@@ -29,7 +29,7 @@ def train(images, tmp_path):
     def call(line, model='resnet20_asr_se', size=32, batch=6, finish=False, more=''):
         argv = shlex.split(line) + shlex.split(
             f'--data-dir {images} --model {model} --img-size {size} -b {batch} --epochs 2 -j 0 --num-classes 3 '
-            f'--output {tmp_path} --experiment run --no-progress {more}')
+            f'--output {tmp_path} --experiment run --no-progress --device cpu {more}')
         args = parse_args(argv)
         job = Run(args, argv)
         first, epochs = job.prepare()

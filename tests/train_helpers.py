@@ -55,7 +55,7 @@ def _child(argv: list[str], log: str, setup: str, plots: bool) -> None:
 
 def start(argv: list, log: Path, setup: str = '', plots: bool = False):
     """Start ``train.py`` with these arguments in a fresh process, after the Python code ``setup``."""
-    process = _CONTEXT.Process(target=_child, args=([str(word) for word in argv], str(log), setup, plots))
+    process = _CONTEXT.Process(target=_child, args=([*map(str, argv), '--device', 'cpu'], str(log), setup, plots))
     process.start()
     return process
 

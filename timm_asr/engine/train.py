@@ -305,7 +305,9 @@ def run(argv: Sequence[str]) -> int:
     job = Run(args, argv)
     if args.print_config:
         if job.primary:
-            print(as_yaml(options_of(args)), end='')
+            data = {key: list(value) if isinstance(value, tuple) else value for key, value in job.data_config.items()
+                    if key != 'crop_mode'}
+            print(as_yaml(options_of(args) | data), end='')
         return 0
     first, epochs = job.prepare()
     updates = job.training.updates_per_epoch
