@@ -25,6 +25,7 @@ from timm_asr.engine.errors import BadInput
 from timm_asr.engine.eval_options import BENCHMARK_OPTIONS, BENCHMARK_REFUSED
 from timm_asr.engine.measure import count_operations, peak_memory, saved_for_backward
 from timm_asr.engine.options import parse
+from timm_asr.engine.prepare import is_foldable
 from timm_asr.engine.reports import as_markdown
 from timm_asr.engine.versus import Neighbours, Spread, compare, interleave, ratios
 
@@ -152,6 +153,15 @@ def test_unfused_is_said_once(run: Callable, caplog: pytest.LogCaptureFixture) -
     assert [line.partition(';')[0] for line in warnings()] == ['resnet20_asr_se is measured unfused']
     run('-m', 'resnet20_asr_se', '--bench', 'inference', '--reparam')
     assert warnings() == []
+
+
+@pytest.mark.parametrize(('name', 'foldable'), [
+    ('resnet20', False), ('resnet20_asr_se', True), ('resnet20_se', True), ('resnet20_ras', True),
+    ('test_vit', False), ('repvgg_a0', True)])
+def test_what_can_be_fused(name: str, foldable: bool) -> None:
+    model = timm.create_model(name).eval()
+    assert is_foldable(model) is foldable
+    assert not is_foldable(timm_asr.reparameterize(model))
 
 
 def test_the_inference_form_is_what_is_measured() -> None:

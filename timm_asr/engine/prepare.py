@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .. import has_asr, reparameterize
+from ..models.inference import find_attention
 from .errors import BadInput
 
 _logger = logging.getLogger(__name__)
@@ -19,8 +20,11 @@ DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.
 
 
 def is_foldable(model: nn.Module) -> bool:
-    """True while the model has attention vectors or branches that its inference form would not have."""
-    return has_asr(model) or any(getattr(m, 'reparam_conv', m) is None for m in model.modules())
+    """True while the model has attention vectors, branches or gates that its inference form would not have so."""
+    return (
+        has_asr(model)
+        or next(find_attention(model), None) is not None
+        or any(getattr(m, 'reparam_conv', m) is None for m in model.modules()))
 
 
 def inference_form(model: nn.Module, name: str, reparam: bool = False, fold_bn: bool = False) -> nn.Module:
@@ -35,7 +39,7 @@ def inference_form(model: nn.Module, name: str, reparam: bool = False, fold_bn: 
     if reparam or fold_bn:
         return reparameterize(model.eval(), fold_bn=fold_bn)
     if is_foldable(model):
-        _logger.warning(f'{name} is measured unfused; --reparam measures the network that is left at inference.')
+        _logger.warning(f'{name} is measured unfused; --reparam measures its inference form.')
     return model
 
 
