@@ -122,11 +122,12 @@ class PairSigmoid(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)  # (2, factors, C), (factors, C)
+        self.factors = len(bias)
 
     def forward(self, u: torch.Tensor) -> torch.Tensor:
         u1, u2 = u.unsqueeze(1).chunk(2, 2)
         v = torch.addcmul(torch.addcmul(self.bias, u1, self.weight[0]), u2, self.weight[1]).sigmoid()
-        return v.prod(1) if v.shape[1] > 1 else v.squeeze(1)
+        return v.prod(1) if self.factors > 1 else v.squeeze(1)
 
 
 class Excite(nn.Module):

@@ -32,14 +32,17 @@ class PointwiseConv2d(nn.Conv2d):
         new.weight, new.bias = conv.weight, conv.bias
         return new.train(conv.training)
 
-    def _is_small(self, x: torch.Tensor) -> bool:
-        return x.numel() * self.out_channels <= _SMALL and x.is_contiguous(memory_format=torch.channels_last)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling() or not self._is_small(x):
+        if torch.jit.is_scripting():
+            return F.conv2d(x, self.weight, self.bias)
+        else:  # noqa: RET505 - TorchScript compiles what follows a return
+            return self._forward(x)
+
+    @torch.jit.unused
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        if (
+                torch.jit.is_tracing() or torch.compiler.is_compiling()
+                or x.numel() * self.out_channels > _SMALL or not x.is_contiguous(memory_format=torch.channels_last)
+        ):
             return F.conv2d(x, self.weight, self.bias)
         return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-
-    def on_vectors(self, u: torch.Tensor) -> torch.Tensor:
-        """The layer on maps of one pixel, (B, C) -> (B, C')."""
-        return F.linear(u, self.weight.flatten(1), self.bias)

@@ -52,7 +52,8 @@ class InferenceBranch(nn.Module):
         self.downsample = block.downsample
         self.train(False)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def branch(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The branch, the descriptor and the shortcut."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.body(x)
         a = self.last(x)
@@ -60,12 +61,18 @@ class InferenceBranch(nn.Module):
             x = a
         u = F.adaptive_avg_pool2d(x, 1).flatten(1) if self.pool is None else self.pool(x)
         if self.reads == 'projected':
-            u = self.last.on_vectors(u)
+            u = F.linear(u, self.last.weight.flatten(1), self.last.bias)
         return a, u, shortcut
 
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.branch(x)
+
     def merge(self, a: torch.Tensor, v: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
-        """act(shortcut + v * a), written over a, which nobody else holds."""
-        return self.act(a.mul_(v.view(v.shape[0], -1, 1, 1)).add_(shortcut))
+        """act(shortcut + v * a), written over a, which nobody else holds, where no gradient is wanted."""
+        v = v.view(v.shape[0], -1, 1, 1)
+        if torch.is_grad_enabled():
+            return self.act(torch.addcmul(shortcut, a, v))
+        return self.act(a.mul_(v).add_(shortcut))
 
     def train(self, mode: bool = True) -> 'InferenceBranch':
         return super().train(False)
@@ -85,7 +92,7 @@ class InferenceBlock(InferenceBranch):
         self.train(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        a, u, shortcut = super().forward(x)
+        a, u, shortcut = self.branch(x)
         return self.merge(a, self.gate(u), shortcut)
 
 

@@ -19,7 +19,7 @@ class SqueezedBranch(InferenceBranch):
         self.squeeze = squeeze
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        a, u, shortcut = super().forward(x)
+        a, u, shortcut = self.branch(x)
         return a, self.squeeze(u), shortcut
 
 
