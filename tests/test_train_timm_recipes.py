@@ -50,6 +50,9 @@ def train(images, tmp_path):
         if finish:
             assert job.finish() == 0
         job.trackers.close()
+        for loader in (training.loaders.train, training.loaders.eval):
+            if getattr(loader, 'loader', None) is not None:
+                loader.loader._iterator = None  # ends its processes now; the garbage collector would wait for them
         transform = getattr(training.loaders.train.dataset, 'transform', None)
         return SimpleNamespace(
             args=args, job=job, training=training, seen=seen, folder=job.folder, loss=training.task.criterion,
