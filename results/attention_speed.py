@@ -34,7 +34,7 @@ from timm_asr.models.inference_block import LAYERS, InferenceBranch, last_convol
 
 HERE = Path(__file__).parent
 SEED = 42
-BUDGET = 150.0  # seconds that the rounds of a section may take
+BUDGET = 120.0  # seconds that the rounds of a section may take
 GATES = ('se', 'ie', 'eca', 'ras', 'spe', 'dia_se', 'dia_lstm', 'dia_lstm_light')
 AUTHORS = "authors' DIANet"
 SAME = 'plain, treated'

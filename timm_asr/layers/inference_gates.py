@@ -43,7 +43,25 @@ class GridPool(nn.Module):
     """SPA's averages over grids of 4x4, 2x2 and 1x1 cells, (B, C, H, W) -> (B, 21C), channel by channel for each."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([F.adaptive_avg_pool2d(x, size).flatten(1) for size in (4, 2, 1)], dim=1)
+        if torch.jit.is_scripting() or not torch.onnx.is_in_onnx_export():
+            return torch.cat([F.adaptive_avg_pool2d(x, size).flatten(1) for size in (4, 2, 1)], dim=1)
+        else:  # noqa: RET505 - TorchScript compiles what follows a return
+            return torch.cat([self._by_products(x, size).flatten(1) for size in (4, 2, 1)], dim=1)
+
+    @torch.jit.unused
+    def _by_products(self, x: torch.Tensor, size: int) -> torch.Tensor:
+        """The average over one grid as two matrix products: ONNX has no pooling to a grid of any size."""
+        rows, columns = (_cells(int(side), size).to(x) for side in x.shape[2:])
+        return rows @ x @ columns.t()
+
+
+def _cells(side: int, size: int) -> torch.Tensor:
+    """The matrix (size, side) that averages over the cells of ``adaptive_avg_pool``."""
+    matrix = torch.zeros(size, side)
+    for n in range(size):
+        start, end = n * side // size, -(-(n + 1) * side // size)
+        matrix[n, start:end] = 1 / (end - start)
+    return matrix
 
 
 class MaxMinPool(nn.Module):
