@@ -98,7 +98,8 @@ class Excitation(nn.Module):
 
     def __init__(self, fc1: nn.Linear | None, act: nn.Module, inner: list[nn.Linear], fc2: nn.Linear) -> None:
         super().__init__()
-        self.weight1, self.bias1 = (None, None) if fc1 is None else (fc1.weight, fc1.bias)
+        self.weight1 = None if fc1 is None else fc1.weight
+        self.bias1 = None if fc1 is None else fc1.bias
         self.act = in_place(act)
         self.inner = nn.ModuleList(inner) if inner else None
         self.weight2, self.bias2 = fc2.weight, fc2.bias

@@ -165,7 +165,8 @@ def shared_form(unit: SharedUnit, convs: list[nn.Module]) -> SharedForm:
         return _lstm(unit, convs)
     forms = [inference_gate(unit.gate, conv) for conv in convs]
     first = forms[0]
-    shared, squeezes = first.gate, [None] * len(convs)
+    shared = first.gate
+    squeezes: list[nn.Module | None] = [None] * len(convs)
     if first.reads == 'input':
         if isinstance(unit.gate, SE | SPA):
             squeezes = [linear(form.gate.weight1, form.gate.bias1, form.gate.weight1) for form in forms]
