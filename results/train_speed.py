@@ -3,11 +3,11 @@
 
     python results/train_speed.py --timm PATH/train.py > results/train_speed.md
 
-timm's script is not in its wheel; it is one file of its repository. Both scripts get the same options and run in turns,
-each round in the other order. Speed is taken from the outside: the time between the first and the last log line of an
-epoch that is not the first, as this process reads them, and the processor time that the training process used meanwhile
-(Linux), which neighbours on the machine change much less. Start-up is the time from starting Python to the first log
-line of training.
+timm's script is not in its wheel; it is one file of its repository. Both scripts get the same options and run side by
+side, each on a processor core of its own, so that whatever else the machine does reaches both; the cores are swapped
+from round to round (Linux). Speed is taken from the outside: the time between the first and the last log line of an
+epoch that is not the first, as this process reads them. Start-up is the time from starting Python to the first log line
+of training.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -27,9 +28,10 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+# Model, size, batch, images in an epoch, epochs.
 CASES = {
     'resnet20_asr_se, 32x32, batch 64': ('resnet20_asr_se', 32, 64, 1280, 3),
-    'resnet50_asr_se, 64x64, batch 16': ('resnet50_asr_se', 64, 16, 256, 2),
+    'resnet50_asr_se, 64x64, batch 16': ('resnet50_asr_se', 64, 16, 160, 3),
     'vit_tiny_asr_se, 64x64, batch 32': ('vit_tiny_asr_se --model-kwargs img_size=64', 64, 32, 640, 3),
 }
 LINE = {'timm': re.compile(r'Train: (\d+) \[ *(\d+)/(\d+)'), 'ours': re.compile(r'epoch (\d+) step +(\d+)/(\d+)')}
@@ -45,20 +47,15 @@ def make_images(root: Path, count: int, size: int) -> None:
             Image.fromarray(random.integers(0, 256, (size, size, 3), np.uint8)).save(folder / f'{i}.png')
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
-
-
-def run(kind: str, script: Path, argv: list[str]) -> tuple[float, float, float]:
-    """(seconds to the first log line of training, images per second, images per second of processor time)."""
+def run(kind: str, script: Path, argv: list[str], core: int, results: dict[str, tuple[float, float]]) -> None:
+    """Put (seconds to the first log line of training, images per second) of one run into the results."""
     extra = ['--device-modules', 'timm_asr'] if kind == 'timm' else ['--no-fuse', '--no-progress']
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1', 'OMP_NUM_THREADS': '1'}
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, str(script), *argv, *extra], text=True, env=environment,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    start, first, speeds, cpu_speeds, tail = None, {}, [], [], []
+    os.sched_setaffinity(process.pid, {core})
+    start, first, speeds, tail = 0.0, {}, [], []
     batch = int(argv[argv.index('-b') + 1])
     for line in process.stderr:
         now = time.perf_counter()
@@ -69,59 +66,65 @@ def run(kind: str, script: Path, argv: list[str]) -> tuple[float, float, float]:
         epoch, step = int(found[1]), int(found[2])
         start = start or now - began
         if epoch not in first:
-            first[epoch] = (now, step, cpu_seconds(process.pid))
+            first[epoch] = (now, step)
         elif epoch > 0:
-            images = (step - first[epoch][1]) * batch
-            speeds.append(images / (now - first[epoch][0]))
-            cpu_speeds.append(images / (cpu_seconds(process.pid) - first[epoch][2]))
+            speeds.append((step - first[epoch][1]) * batch / (now - first[epoch][0]))
     if process.wait() or not speeds:
-        sys.exit(f'{script} failed:\n{"".join(tail[-15:])}')
-    return start, statistics.median(speeds), statistics.median(cpu_speeds)
+        print(f'{script} failed:\n{"".join(tail[-15:])}', file=sys.stderr)
+        return
+    results[kind] = start, statistics.median(speeds)
 
 
-def median(runs: list[tuple[float, ...]], column: int) -> float:
-    return statistics.median(run[column] for run in runs)
-
-
-def ratio(found: dict[str, list[tuple[float, ...]]], column: int) -> str:
-    ratios = [ours[column] / theirs[column] for ours, theirs in zip(found['ours'], found['timm'], strict=True)]
-    return f'{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})'
+def summarize(rounds: list[dict[str, tuple[float, float]]], column: int) -> list[str]:
+    """Median of each, and the ratio of ours to timm's with its smallest and largest value."""
+    ratios = [found['ours'][column] / found['timm'][column] for found in rounds]
+    return [*(f'{statistics.median(found[kind][column] for found in rounds):.4g}' for kind in ('timm', 'ours')),
+            f'{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})']
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--timm', required=True, type=Path, metavar='PATH/train.py')
-    parser.add_argument('--rounds', type=int, default=4)
+    parser.add_argument('--rounds', type=int, default=6)
     parser.add_argument('--cases', nargs='+', default=list(CASES))
     args = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))[:2]
     rows = []
     for name in args.cases:
         model, size, batch, count, epochs = CASES[name]
-        found = {kind: [] for kind in LINE}
+        rounds = []
         with tempfile.TemporaryDirectory() as folder:
             make_images(Path(folder) / 'images', count, size)
-            argv = ['--data-dir', f'{folder}/images', '--model', *model.split(), '--num-classes', '10',
-                    '--img-size', str(size), '-b', str(batch), '--epochs', str(epochs), '-j', '1',
-                    '--device', 'cpu', '--seed', '42', '--output', f'{folder}/output',
-                    '--val-interval', '1000']
             for number in range(args.rounds):
-                scripts = [('timm', args.timm), ('ours', ROOT / 'train.py')]
-                for kind, script in scripts[::-1] if number % 2 else scripts:
-                    found[kind].append(run(kind, script, argv))
-                    print(name, kind, *(f'{value:.2f}' for value in found[kind][-1]), file=sys.stderr)
-        rows.append([name, *(f'{median(found[kind], 1):.1f}' for kind in LINE), ratio(found, 1), ratio(found, 2),
-                     *(f'{median(found[kind], 0):.2f}' for kind in LINE)])
-    print(f'''# Training speed against timm's own train.py
+                results: dict[str, tuple[float, float]] = {}
+                threads = []
+                for kind, script, core in zip(('timm', 'ours'), (args.timm, ROOT / 'train.py'),
+                                              cores[::-1] if number % 2 else cores, strict=True):
+                    argv = ['--data-dir', f'{folder}/images', '--model', *model.split(), '--num-classes', '10',
+                            '--img-size', str(size), '-b', str(batch), '--epochs', str(epochs), '-j', '0',
+                            '--device', 'cpu', '--seed', '42', '--output', f'{folder}/output',
+                            '--experiment', f'{kind}{number}', '--val-interval', '1000']
+                    threads.append(threading.Thread(target=run, args=(kind, script, argv, core, results)))
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                if len(results) < 2:
+                    sys.exit(1)
+                rounds.append(results)
+                print(name, {kind: [round(value, 2) for value in found] for kind, found in results.items()},
+                      file=sys.stderr)
+        rows.append([name, *summarize(rounds, 1), *summarize(rounds, 0)])
+    print(f"""# Training speed against timm's own train.py
 
-`python results/train_speed.py --timm PATH/train.py --rounds {args.rounds}`: the same model, images, options and seed (42)
-in both, run in turns on {os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} thread(s) and one loading
-process each; timm {timm.__version__}, PyTorch {torch.__version__}. Medians of {args.rounds} rounds; the ratio is taken round by
-round (ours over timm's, above 1 is faster), with its smallest and largest value; by processor time it counts images per
-second that the training process computed, whatever its neighbours did. Start-up is from starting Python to the first
-step that is logged.
+`python results/train_speed.py --timm PATH/train.py --rounds {args.rounds}`: the same model, images, options and seed (42) in
+both, which run side by side, each on one of {os.cpu_count()} CPU cores ({platform.machine()}) with one thread; the cores are swapped every
+round. timm {timm.__version__}, PyTorch {torch.__version__}. Medians of {args.rounds} rounds; the ratios, ours over timm's, are taken round by
+round, with the smallest and the largest: above 1 is faster for images per second, below 1 for start-up, which is from
+starting Python to the first step that is logged.
 
-| model | timm, images/s | ours, images/s | ratio | ratio by processor time | timm, start-up s | ours, start-up s |
-|---|---|---|---|---|---|---|''')  # noqa: E501
+| model | timm, images/s | ours, images/s | ratio | timm, start-up s | ours, start-up s | ratio |
+|---|---|---|---|---|---|---|""")  # noqa: E501
     for row in rows:
         print('| ' + ' | '.join(row) + ' |')
 
