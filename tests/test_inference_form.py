@@ -114,7 +114,7 @@ def test_what_is_left_of_a_shared_unit():
     assert [tuple(block.squeeze.weight.shape) for block in stage.blocks] == [(16, 16), (16, 16)]
     assert type(stage.blocks[1]) is SqueezedBranch
     cell = stage.unit.cells[0]
-    assert cell.merged.weight.shape == (4 * 64, 2 * 16)  # input and hidden state side by side
+    assert cell.weight.shape == (4 * 64, 2 * 16)  # input and hidden state side by side
     wide = built('wrn52_4_dia_lstm').reparameterize()
     assert not [m for m in wide.modules() if isinstance(m, SharedLSTM)]
     shared = built('resnet83_dia_se').reparameterize().layer1

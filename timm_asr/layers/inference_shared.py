@@ -1,6 +1,5 @@
 """Units that a stage shares (DIA) as inference needs them: what a convolution swallows is each block's own."""
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -27,22 +26,23 @@ class InferenceSharedGate(SharedUnit):
 
 
 class _Cell(nn.Module):
-    """An LSTM cell whose four gates come from one product, in the order i, f, o, g: three sigmoids side by side."""
+    """An LSTM cell whose four gates come from one product and one sigmoid, tanh(g) being 2 sigmoid(2 g) - 1.
+
+    Subclasses double the rows of g beforehand. Few calls are what counts for a single image.
+    """
 
     def __init__(self, act: str) -> None:
         super().__init__()
         self.act = act
 
     def gates(self, u: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        """Pre-activations (B, 4C) of the gates i, f, o, g."""
+        """Pre-activations (B, 4C) of the gates i, f, 2g, o."""
         raise NotImplementedError
 
     def forward(self, u: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Input, after the first layer of the cell if it has one, and state (B, C) to the new state."""
-        z = self.gates(u, h)
-        width = c.shape[1]
-        i, f, o = z[:, :3 * width].sigmoid().chunk(3, 1)
-        c = torch.addcmul(f * c, i, z[:, 3 * width:].tanh())
+        i, f, g, o = self.gates(u, h).sigmoid().chunk(4, 1)
+        c = torch.addcmul(f * c, i, g, value=2.0) - i
         if self.act == 'sigmoid':
             squashed = c.sigmoid()
         elif self.act == 'tanh':
@@ -65,14 +65,17 @@ class MergedCell(_Cell):
         super().__init__(cell.act)
         squeezed = isinstance(cell, SqueezedLSTMCell)
         ih, hh = (cell.w_ih[2], cell.w_hh[2]) if squeezed else (cell.w_ih, cell.w_hh)
-        self.squeeze = copy.deepcopy(cell.w_hh[0]) if squeezed else None
         weight = torch.cat([double(ih.weight), double(hh.weight)], dim=1)
-        self.merged = linear(_reorder(weight), _reorder(double(ih.bias) + double(hh.bias)), like=ih.weight)
+        self.weight = nn.Parameter(_doubled(weight).to(ih.weight))
+        self.bias = nn.Parameter(_doubled(double(ih.bias) + double(hh.bias)).to(ih.weight))
+        self.squeeze_weight = nn.Parameter(cell.w_hh[0].weight.detach().clone()) if squeezed else None
+        self.squeeze_bias = nn.Parameter(cell.w_hh[0].bias.detach().clone()) if squeezed else None
 
     def gates(self, u: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        if self.squeeze is None:
-            return self.merged(torch.cat([u, h], dim=1))
-        return self.merged(torch.cat([u, self.squeeze(h)], dim=1).relu_())
+        if self.squeeze_weight is None:
+            return F.linear(torch.cat([u, h], dim=1), self.weight, self.bias)
+        h = F.linear(h, self.squeeze_weight, self.squeeze_bias)
+        return F.linear(torch.cat([u, h], dim=1).relu_(), self.weight, self.bias)
 
 
 class MergedLightCell(_Cell):
@@ -85,16 +88,17 @@ class MergedLightCell(_Cell):
     def __init__(self, cell: LightLSTMCell) -> None:
         super().__init__(cell.act)
         weight = double(cell.fc2.weight).repeat(4, 1) * double(cell.weight_ih)[:, None]
-        self.merged = linear(_reorder(weight), _reorder(double(cell.bias)), like=cell.fc2.weight)
-        self.weight_hh = nn.Parameter(_reorder(cell.weight_hh.detach()))
+        self.weight = nn.Parameter(_doubled(weight).to(cell.fc2.weight))
+        self.bias = nn.Parameter(_doubled(double(cell.bias)).to(cell.fc2.weight))
+        self.weight_hh = nn.Parameter(_doubled(double(cell.weight_hh)).to(cell.fc2.weight))
 
     def gates(self, u: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(self.merged(u.relu()), h.repeat(1, 4), self.weight_hh)
+        return torch.addcmul(F.linear(u.relu(), self.weight, self.bias), h.repeat(1, 4), self.weight_hh)
 
 
-def _reorder(rows: torch.Tensor) -> torch.Tensor:
+def _doubled(rows: torch.Tensor) -> torch.Tensor:
     i, f, g, o = rows.chunk(4)
-    return torch.cat([i, f, o, g])
+    return torch.cat([i, f, 2 * g, o])
 
 
 class InferenceLSTM(SharedUnit):
