@@ -178,7 +178,8 @@ Absolute times on a shared machine mean little; the ratios are what to read. Rou
 than {QUIET:.0%} of the processors ran again, within the time that a section may take. A training step is forward, loss,
 backward and an SGD update. `saved_mb` counts the bytes that autograd keeps for the backward pass, parameters and
 buffers left out. "Feature maps" multiplies the output of each site, as the paper writes it; "weight space" is what the
-package does.
+package does. In training, weight space met plain in a contest of two, since their difference is small; SE and feature
+maps met plain in another, so their ratios belong to that contest's plain step and not to the `ms` printed above them.
 """, '## Goals\n\n' + as_markdown(goals(rows))]
     for section in SECTIONS:
         own = [row for row in rows if row['section'] == section]
