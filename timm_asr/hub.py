@@ -72,7 +72,7 @@ def save_fused(model: nn.Module, folder: str | os.PathLike, model_args: dict[str
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights, config = folder / 'model.safetensors', folder / 'config.json'
-    # Whole files only: written aside, then renamed. (safetensors' own save_file makes a file that its owner alone reads.)
+    # Whole files only: written aside, then renamed. A file that save_file makes can be read by its owner alone.
     Path(f'{weights}.part').write_bytes(save(state, metadata={'format': 'pt'}))
     save_config_for_hf(fused, f'{config}.part')
     os.replace(f'{weights}.part', weights)
