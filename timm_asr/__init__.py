@@ -1,5 +1,6 @@
 """Channel attention for timm: importing this package registers its models with ``timm.create_model``."""
 
+from . import _requirements  # noqa: F401 - first: an older timm would fail further on without saying why
 from .hub import save_fused
 from .layers import ChannelGate, fold_asr, get_gate, has_asr, list_gates
 from .models import attach_asr, plain_architecture, reparameterize
