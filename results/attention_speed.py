@@ -30,7 +30,6 @@ import timm_asr
 from timm_asr.engine.measure import saved_for_backward
 from timm_asr.engine.reports import as_markdown, write_results
 from timm_asr.engine.versus import Spread, interleave, ratios
-from timm_asr.models.inference_block import LAYERS, InferenceBranch, last_convolution
 
 HERE = Path(__file__).parent
 SEED = 42
@@ -38,25 +37,7 @@ BUDGET = 90.0  # seconds that the rounds of a section may take
 GATES = ('se', 'ie', 'eca', 'ras', 'spe', 'dia_se', 'dia_lstm', 'dia_lstm_light')
 TRAINED = ('se', 'ras', 'spe', 'dia_lstm', 'dia_lstm_light')  # kept memory is not shared between models
 AUTHORS = "authors' DIANet"
-SAME = 'plain, treated'
-
-
-class PlainInferenceBlock(InferenceBranch):
-    """A plain residual block treated as those with a gate are, for comparison."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.act(self.last(self.body(x)).add_(shortcut))
-
-
-def treat_plain(model: nn.Module) -> nn.Module:
-    timm_asr.reparameterize(model, fold_bn=True)
-    for name, block in list(model.named_modules()):
-        if type(block) in LAYERS:
-            layers = LAYERS[type(block)]
-            last = last_convolution(*(getattr(block, inner) for inner in layers[1][:2]))
-            model.set_submodule(name, PlainInferenceBlock(block, layers, last, 'output'))
-    return model
+SAME = 'plain, BN folded, channels_last'
 
 
 @torch.no_grad()
@@ -105,8 +86,7 @@ def infer_section(args: Any, backbone: str, batch: int, iters: int) -> list[dict
     plain = stir(timm.create_model(backbone)).eval()
     y = add('plain', plain, x)
     folded = timm_asr.reparameterize(copy.deepcopy(plain), fold_bn=True).to(**channels_last)
-    add('plain, BN folded, channels_last', folded, last, y)
-    add(SAME, treat_plain(copy.deepcopy(plain)).to(**channels_last), last, y)
+    add(SAME, folded, last, y)
     for gate in GATES:
         model = stir(timm.create_model(f'{backbone}_{gate}')).eval()
         y = add(gate, model, x)
@@ -190,9 +170,9 @@ random images, 32x32 for resnet164 and 224x224 for resnet50.
 
 All variants of a table ran in turns in one process. `ms` is the median over rounds of one step; `over_plain` is the
 median over rounds of the time divided by that of the plain backbone in the same round, `q1` and `q3` are its quartiles.
-`over_treated` divides by the plain backbone with the same treatment: BN folded, channels_last, blocks rewritten in the
-same way, small 1x1 convolutions as matrix products. `error` is the largest difference of the logits to those of the
-same model as it was trained, over the largest logit. Absolute times on a shared machine mean little.
+`over_treated` divides by the plain backbone with the same treatment, the row "plain, BN folded, channels_last".
+`error` is the largest difference of the logits to those of the same model as it was trained, over the largest logit.
+Absolute times on a shared machine mean little.
 
 A name alone is the model as it was trained, channels first. "reparameterized" is `model.reparameterize()`; "BN folded,
 channels_last" is `model.reparameterize(fold_bn=True).to(memory_format=torch.channels_last)`. "{AUTHORS}" is the code
