@@ -1,6 +1,5 @@
 """The table of gates: one row makes a gate known everywhere."""
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ from .eca import ECA
 from .gate import ChannelGate
 from .ie import IE
 from .recurrent import RAS, RecurrentECA, RecurrentSE, RecurrentSPA
+from .scaled import nearest
 from .se import SE
 from .sge import SGE
 from .spa import SPA
@@ -63,9 +63,7 @@ def get_gate(name: str) -> type[ChannelGate]:
         ValueError: The name is unknown.
     """
     if name not in GATES:
-        near = difflib.get_close_matches(name, GATES, n=1)
-        hint = f", did you mean '{near[0]}'" if near else ''
-        raise ValueError(f"Unknown gate '{name}'{hint}; known gates: {', '.join(GATES)}.")
+        raise ValueError(f"Unknown gate '{name}'{nearest(name, list(GATES))}; known gates: {', '.join(GATES)}.")
     return GATES[name]
 
 
