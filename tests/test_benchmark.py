@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from flag_checks import check_flags
 from torch import nn
 
 import timm_asr
@@ -61,13 +62,8 @@ def _log_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_flags_kept_and_refused() -> None:
-    assert {option.name for option in BENCHMARK_OPTIONS} == set(KEPT.split()) | OURS
+    check_flags(BENCHMARK_OPTIONS, KEPT, OURS, DEFAULTS, ALIASES)
     assert set(BENCHMARK_REFUSED) == REFUSED
-    for option in BENCHMARK_OPTIONS:
-        assert option.help
-        if option.key in DEFAULTS:
-            assert option.start == DEFAULTS[option.key], option.name
-        assert option.aliases == ((ALIASES[option.name],) if option.name in ALIASES else ())
 
 
 @pytest.mark.parametrize('flag', sorted(REFUSED))

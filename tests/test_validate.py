@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.multiprocessing as mp
+from flag_checks import check_flags
 from PIL import Image
 from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import nn
@@ -59,13 +60,8 @@ def _log_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_flags_kept_and_refused() -> None:
-    assert {option.name for option in VALIDATE_OPTIONS} == set(KEPT.split()) | OURS
+    check_flags(VALIDATE_OPTIONS, KEPT, OURS, DEFAULTS, ALIASES)
     assert set(VALIDATE_REFUSED) == REFUSED
-    for option in VALIDATE_OPTIONS:
-        assert option.help
-        if option.key in DEFAULTS:
-            assert option.start == DEFAULTS[option.key], option.name
-        assert option.aliases == ((ALIASES[option.name],) if option.name in ALIASES else ())
 
 
 @pytest.mark.parametrize('flag', sorted(REFUSED))

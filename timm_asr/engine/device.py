@@ -1,6 +1,5 @@
 """The device is found, not assumed."""
 
-import os
 
 import torch
 
@@ -39,11 +38,6 @@ def find_device(name: str | None = None) -> torch.device:
     if device.type == 'cuda' and device.index is not None and device.index >= torch.cuda.device_count():
         raise BadInput(f'--device {name}: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}')
     return device
-
-
-def is_distributed() -> bool:
-    """True in a process that ``torchrun`` (or a compatible launcher) started as one of several."""
-    return int(os.environ.get('WORLD_SIZE', '1')) > 1
 
 
 def synchronize(device: torch.device) -> None:

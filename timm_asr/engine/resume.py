@@ -5,7 +5,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from timm.models import safe_model_name
 
@@ -148,10 +147,3 @@ def place_schedule(training: Training, content: dict[str, Any] | None, start_epo
         scheduler.step_update(start_epoch * training.updates_per_epoch)
     else:
         scheduler.step(start_epoch)
-
-
-def same_everywhere(model: torch.nn.Module) -> None:
-    """Give all processes the buffers of the first, which is the one that saved them."""
-    for buffer in model.buffers():
-        if buffer.numel():
-            dist.broadcast(buffer, src=0)

@@ -60,7 +60,8 @@ class Neighbours:
         elapsed = (time.perf_counter() - clock) * (os.cpu_count() or 1)
         if busy is None or before is None or elapsed <= 0:
             return 0.0
-        return max(0.0, busy - before - (time.process_time() - own)) / elapsed
+        # The kernel counts in hundredths of a second, which can be more than a short time.
+        return min(1.0, max(0.0, busy - before - (time.process_time() - own)) / elapsed)
 
 
 def interleave(

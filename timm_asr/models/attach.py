@@ -53,6 +53,7 @@ def attach_asr(
 
     wrappers: dict[nn.Module, ASR] = {}  # by layer, since a shared layer is one site under several names
     grown: dict[ASR, ASR] = {}
+    owners = _owners(model)
     for name in names:
         layer = model.get_submodule(name)
         if isinstance(layer, ASR) and not stack:
@@ -67,7 +68,7 @@ def attach_asr(
                         f'it has {len(layer.vectors)} vectors, and {depth} more would exceed {MAX_DEPTH}.')
                 grown[layer] = ASR(layer.layer, gate, depth, init, learnable)
             else:
-                _refuse_tied_weights(model, layer)
+                _refuse_tied_weights(owners, layer)
                 wrappers[layer] = ASR(layer, gate, depth, init, learnable)
         except (TypeError, ValueError) as error:
             raise type(error)(f"ASR does not fit the site '{name}': {error}") from None
@@ -86,11 +87,19 @@ def attach_asr(
     return model
 
 
-def _refuse_tied_weights(model: nn.Module, layer: nn.Module) -> None:
-    """Folding changes a layer's parameters in place, which must not reach another layer that uses them as its own."""
-    own = {id(p) for p in layer.parameters()}
+def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+    """Of every parameter, by identity: the modules that hold it, with their names."""
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
-        if module is not layer and not isinstance(module, ASR):
-            tied = own & {id(p) for p in module.parameters(recurse=False)}
-            if tied and module not in set(layer.modules()):
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append((name, module))
+    return owners
+
+
+def _refuse_tied_weights(owners: dict[int, list[tuple[str, nn.Module]]], layer: nn.Module) -> None:
+    """Folding changes a layer's parameters in place, which must not reach another layer that uses them as its own."""
+    inside = set(layer.modules())
+    for parameter in layer.parameters():
+        for name, owner in owners[id(parameter)]:
+            if owner not in inside:
                 raise ValueError(f"it shares its parameters with '{name}', which would be scaled too.")
