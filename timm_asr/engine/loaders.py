@@ -17,6 +17,7 @@ from torchvision.transforms import RandomCrop, Resize
 from ..data import create_dataset
 from .errors import BadInput
 from .seeding import EpochSeeded, own_generator
+from .workers import quiet_workers
 
 _logger = logging.getLogger(__name__)
 
@@ -263,6 +264,7 @@ def make_loaders(
             **_common(args, data_config, device, dtype, args.distributed))
     except (ValueError, AssertionError, TypeError, NotImplementedError) as error:
         raise BadInput(f'these data options do not go together: {error or type(error).__name__}') from None
+    quiet_workers(train_loader)
     if pad and not args.no_aug:
         pad_and_crop(train_loader.dataset.transform, data_config['input_size'][1:])
     if args.use_multi_epochs_loader:
@@ -297,6 +299,7 @@ def make_eval_loader(
         dataset, batch_size=args.validation_batch_size or args.batch_size, is_training=False,
         interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'], num_workers=workers,
         **_common(args, data_config, device, dtype, distributed))
+    quiet_workers(loader)
     own_generator(loader, args.seed)
     return loader
 

@@ -28,6 +28,7 @@ from .options import parse
 from .prepare import DTYPES, autocast, compiled, fast_matmul, inference_form
 from .progress import setup_logging
 from .reports import check_results_file, write_results
+from .workers import quiet_workers
 
 _logger = logging.getLogger(__name__)
 
@@ -227,6 +228,7 @@ def validate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
         img_dtype=dtype,
         tf_preprocessing=args.tf_preprocessing,
     )
+    quiet_workers(loader)
     predictions = Predictions()
 
     def on_output(output: torch.Tensor, target: torch.Tensor) -> None:

@@ -1,0 +1,26 @@
+"""Loading workers that end without noise when the run that reads from them does."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+
+def _report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """A worker's excepthook. A reader that was interrupted is gone, and nobody needs a traceback from each worker."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)
+
+
+def _start(init: Callable[[int], None] | None, worker: int) -> None:
+    # A thread of the standard library that hands over tensors calls the hook when its peer has hung up.
+    sys.excepthook = _report
+    if init is not None:
+        init(worker)
+
+
+def quiet_workers(loader: Any) -> None:
+    """Keep the workers of a loader from printing tracebacks of connections that the reader's end cut."""
+    inner = getattr(loader, 'loader', loader)
+    inner.worker_init_fn = partial(_start, inner.worker_init_fn)
