@@ -25,7 +25,7 @@ def test_every_recipe_is_read_and_names_a_model_and_its_source(name):
     assert args.num_classes
     text = (FOLDER / f'{name}.yaml').read_text()
     assert text.startswith('# ')
-    if name != 'digits':
+    if "No paper's recipe" not in text:
         assert re.search(r'Table \d of', text)
 
 
