@@ -14,8 +14,8 @@ from timm.models._hub import save_config_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
-from .layers import ChannelGate, fold_asr
-from .models import plain_architecture
+from ..layers import ChannelGate, fold_asr
+from ..models import plain_architecture
 
 _ASR_ARGUMENTS = ('asr', 'asr_depth', 'asr_init', 'asr_learnable')
 # They describe the training set-up or the publication of the stock model, not these weights.
