@@ -10,6 +10,8 @@ import torch.distributed as dist
 from timm.utils import accuracy
 from torch import nn
 
+from .interrupt import stoppable
+
 
 class Totals:
     """Running sums of loss, top-1 and top-5 over images.
@@ -95,7 +97,7 @@ def evaluate(
     # A scripted model keeps what its training passes left behind, which inference mode would not take back.
     scripted = isinstance(model, torch.jit.ScriptModule)
     with torch.no_grad() if scripted else torch.inference_mode():
-        for index, (images, target) in enumerate(loader):
+        for index, (images, target) in enumerate(stoppable(loader)):
             images = images.to(device=device, dtype=dtype, non_blocking=True)
             target = target.to(device=device, non_blocking=True)
             if channels_last:

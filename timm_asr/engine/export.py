@@ -20,6 +20,7 @@ from ..hub import save_fused
 from .build import build_model, first_line
 from .checkpoint import write_atomically
 from .errors import BadInput, Stopped
+from .interrupt import stoppable
 from .load_model import load_weights, read_checkpoint, state_dict_of
 from .measure import count_parameters
 from .versus import interleave
@@ -87,7 +88,7 @@ def compare(first: nn.Module, second: nn.Module, loader: Iterable, device: torch
     found = Comparison()
     hits = torch.zeros(4, dtype=torch.float64)
     with torch.inference_mode(), exact_float32():
-        for images, target in loader:
+        for images, target in stoppable(loader):
             images, target = images.to(device, torch.float32), target.to(device)
             a, b = first(images), second(images)
             found.images += len(a)

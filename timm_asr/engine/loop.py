@@ -17,6 +17,7 @@ from timm.utils import NativeScaler, dispatch_clip_grad
 from .build import Task
 from .device import synchronize
 from .errors import Stopped
+from .interrupt import stoppable
 from .loaders import Loaders
 from .progress import Progress
 
@@ -171,7 +172,7 @@ def train_one_epoch(training: Training, epoch: int, progress: Progress) -> 'Orde
     read_always = device.type == 'cpu' and not args.distributed
     training.optimizer.zero_grad()
     waiting_since = time.perf_counter()
-    for index, (images, target) in enumerate(loaders.train):
+    for index, (images, target) in enumerate(stoppable(loaders.train)):
         last = index + 1 == batches
         need_update = last or (index + 1) % accumulate == 0
         share = rest if rest and index >= batches - rest else accumulate

@@ -5,7 +5,6 @@ import importlib
 import logging
 import os
 import shlex
-import signal
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from .device import find_device
 from .errors import BadInput, Stopped
 from .evaluate import evaluate
 from .export import fuse_checkpoint, model_of
+from .interrupt import deferred_interrupts
 from .loaders import make_eval_loader, make_loaders, open_datasets
 from .loop import Training, train_one_epoch
 from .options import as_yaml, parse
@@ -277,6 +277,15 @@ class Run:
         return fuse_checkpoint(best, self.folder, self.args, self.data_config, loader, self.device, self.use_ema,
                                measure)
 
+    def train(self, first: int, epochs: int) -> int:
+        """Run the epochs from ``first`` on, and what comes after them."""
+        updates = self.training.updates_per_epoch
+        with Progress(epochs * updates, first * updates, not self.args.no_progress and self.primary) as progress:
+            for epoch in range(first, epochs):
+                self.epoch(epoch, epochs, progress)
+        leave_others(self.args)
+        return self.finish() if self.primary else 0
+
     def finish(self) -> int:
         """Fuse, plot, and print the table."""
         best = self.saver.best
@@ -310,14 +319,9 @@ def run(argv: Sequence[str]) -> int:
             print(as_yaml(options_of(args) | data), end='')
         return 0
     first, epochs = job.prepare()
-    updates = job.training.updates_per_epoch
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with Progress(epochs * updates, first * updates, not args.no_progress and job.primary) as progress:
-            for epoch in range(first, epochs):
-                job.epoch(epoch, epochs, progress)
-        leave_others(args)
-        return job.finish() if job.primary else 0
+        with deferred_interrupts():
+            return job.train(first, epochs)
     except KeyboardInterrupt:
         if job.primary:
             last = job.saver.last

@@ -21,6 +21,7 @@ from .device import find_device
 from .errors import BadInput
 from .eval_options import VALIDATE_OPTIONS, VALIDATE_REFUSED
 from .evaluate import Totals, evaluate
+from .interrupt import deferred_interrupts
 from .load_model import expand_names, is_folder_of_weights, load_model
 from .loaders import classes_of, open_dataset
 from .measure import count_parameters
@@ -237,18 +238,19 @@ def validate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
         if real_labels is not None:
             real_labels.add_result(output)
 
-    figures = evaluate(
-        model,
-        loader,
-        nn.CrossEntropyLoss().to(device),
-        device=device,
-        dtype=dtype,
-        amp_autocast=autocast(device, DTYPES[args.amp_dtype] if args.amp else None),
-        channels_last=args.channels_last,
-        valid_labels=valid_labels,
-        on_output=on_output,
-        on_batch=_Log(len(loader), args.log_freq),
-    )
+    with deferred_interrupts():
+        figures = evaluate(
+            model,
+            loader,
+            nn.CrossEntropyLoss().to(device),
+            device=device,
+            dtype=dtype,
+            amp_autocast=autocast(device, DTYPES[args.amp_dtype] if args.amp else None),
+            channels_last=args.channels_last,
+            valid_labels=valid_labels,
+            on_output=on_output,
+            on_batch=_Log(len(loader), args.log_freq),
+        )
     if not math.isfinite(figures['loss']):
         _logger.warning(f'The loss of {name} is {figures["loss"]}: its accuracy means nothing.')
     top1, top5 = figures['top1'], figures['top5']

@@ -1,5 +1,6 @@
 """Loading workers that end without noise when the run that reads from them does."""
 
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,8 @@ def _report(kind: type[BaseException], error: BaseException, traceback: Tracebac
 def _start(init: Callable[[int], None] | None, worker: int) -> None:
     # A thread of the standard library that hands over tensors calls the hook when its peer has hung up.
     sys.excepthook = _report
+    # A terminal sends Ctrl-C to all processes; the one that reads decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if init is not None:
         init(worker)
 

@@ -1,0 +1,79 @@
+"""Ctrl-C and SIGTERM wait for the end of a batch; asking twice does not wait."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from timm_asr.engine.interrupt import deferred_interrupts, stoppable
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+def run(batches, step):
+    with deferred_interrupts():
+        for batch in stoppable(batches):
+            step(batch)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_inside_a_step_stops_before_the_next(number, capfd):
+    done = []
+
+    def step(batch):
+        if batch == 2:
+            send(number)
+        done.append(batch)  # the step goes on to its end
+
+    with pytest.raises(KeyboardInterrupt):
+        run(range(5), step)
+    assert done == [0, 1, 2]
+    assert 'Stopping after this step' in capfd.readouterr().err
+
+
+def test_a_signal_in_the_last_step_is_not_forgotten():
+    with pytest.raises(KeyboardInterrupt):
+        run([1], lambda batch: send(signal.SIGINT))
+
+
+def test_the_second_signal_stops_at_once():
+    reached = []
+
+    def step(batch):
+        for _ in range(2):
+            send(signal.SIGINT)
+            reached.append(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        run([1], step)
+    assert reached == [1]
+
+
+@pytest.mark.parametrize(('signalled', 'kind'), [(True, KeyboardInterrupt), (False, RuntimeError)])
+def test_what_a_signal_breaks_elsewhere_counts_as_the_signal(signalled, kind):
+    def step(batch):
+        if signalled:
+            send(signal.SIGTERM)
+        raise RuntimeError('a loading worker was killed')
+
+    with pytest.raises(kind):
+        run([1], step)
+
+
+def test_handlers_and_request_end_with_the_block():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run([1], lambda batch: send(signal.SIGINT))
+    assert signal.getsignal(signal.SIGINT) is before
+    assert list(stoppable([1, 2])) == [1, 2]
+
+
+def test_other_threads_may_use_it():
+    found = []
+    thread = threading.Thread(target=run, args=([1, 2], found.append))
+    thread.start()
+    thread.join()
+    assert found == [1, 2]

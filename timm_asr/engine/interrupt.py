@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM end a run between two batches.
+
+Python raises KeyboardInterrupt wherever it stands, and a loader that is interrupted in the middle of its queues holds a
+lock for ever: the process says that it stopped and never ends. So the signal is only noted, and acted on at a place
+where nothing is half done.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_requested = False
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global _requested
+    if _requested:  # somebody asks twice: the step takes too long for them
+        raise KeyboardInterrupt
+    _requested = True
+    if os.environ.get('RANK', '0') == '0':
+        # Not through logging or print, which this handler may have interrupted.
+        os.write(2, b'\nStopping after this step; once more (Ctrl-C) stops at once.\n')
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Inside, the first SIGINT or SIGTERM waits for the next batch of :func:`stoppable`; a second one does not.
+
+    Raises:
+        KeyboardInterrupt: After a signal, also in the place of a RuntimeError that came of it: the signal may reach
+            loading workers and other processes of the run as well.
+    """
+    global _requested
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
+        yield
+        return
+    _requested = False
+    before = {number: signal.signal(number, _note) for number in _SIGNALS}
+    try:
+        yield
+    except RuntimeError:
+        if _requested:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        _requested = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stoppable(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches, as long as nobody asked the run to stop.
+
+    Raises:
+        KeyboardInterrupt: Before the next batch, after a signal inside :func:`deferred_interrupts`.
+    """
+    for batch in batches:
+        if _requested:
+            raise KeyboardInterrupt
+        yield batch
+    if _requested:
+        raise KeyboardInterrupt
