@@ -4,6 +4,8 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,17 +105,31 @@ def test_kill_from_outside_then_resume_auto(images, tmp_path):
     assert torch.load(last, weights_only=True)['epoch'] == reached + 1
 
 
-def test_ctrl_c_prints_the_command_that_goes_on(images, tmp_path):
+def children_of(pid):
+    children = []
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        with suppress(OSError):  # it may have ended meanwhile
+            parent = stat.read_text().rpartition(')')[2].split()[1]
+            children += [int(stat.parent.name)] * (int(parent) == pid)
+    return children
+
+
+@pytest.mark.parametrize(('number', 'workers_too'), [(signal.SIGINT, False), (signal.SIGTERM, True)],
+                         ids=['ctrl-c', 'scheduler'])
+def test_a_signal_prints_the_command_that_goes_on(images, tmp_path, number, workers_too):
     argv = ['--data-dir', images, *COMMON, '--workers', 2, '--output', tmp_path, '--epochs', 300]
     process = start(argv, tmp_path / 'log')
     last = tmp_path / 'run' / 'last.pth.tar'
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
+    children = children_of(process.pid) if workers_too else []
+    for pid in [process.pid, *children]:
+        os.kill(pid, number)
     process.join(60)
     text = (tmp_path / 'log').read_text()
     assert process.exitcode == 130, text
+    assert len(children) >= 2 * workers_too  # two that train, two that validate where these are alive still
     assert 'Traceback' not in text
     assert f'--resume {last}' in text
     assert 'python train.py --data-dir' in text

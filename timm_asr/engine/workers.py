@@ -7,6 +7,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+#: Seconds that a worker waits, once it is told to end, for the reader to end it properly.
+GRACE = 10
+
 
 def _report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """A worker's excepthook. A reader that was interrupted is gone, and nobody needs a traceback from each worker."""
@@ -17,8 +20,10 @@ def _report(kind: type[BaseException], error: BaseException, traceback: Tracebac
 def _start(init: Callable[[int], None] | None, worker: int) -> None:
     # A thread of the standard library that hands over tensors calls the hook when its peer has hung up.
     sys.excepthook = _report
-    # A terminal sends Ctrl-C to all processes; the one that reads decides when to stop.
+    # Terminals and job schedulers signal all processes of a run; the one that reads decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'alarm'):
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))  # whose default action is to end
     if init is not None:
         init(worker)
 
