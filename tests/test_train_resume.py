@@ -125,7 +125,8 @@ def test_a_signal_prints_the_command_that_goes_on(images, tmp_path, number, work
         time.sleep(0.01)
     children = children_of(process.pid) if workers_too else []
     for pid in [process.pid, *children]:
-        os.kill(pid, number)
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
     process.join(60)
     text = (tmp_path / 'log').read_text()
     assert process.exitcode == 130, text
