@@ -7,8 +7,9 @@ import torch
 from timm.layers import register_notrace_module
 from torch import nn
 
+from .branches import BRANCH_BLOCKS
 from .gate import ChannelGate
-from .scaled import WITH_ACTIVATION, channel_dim, out_channels, scale_, scaled_forward
+from .scaled import WITH_ACTIVATION, channel_dim, out_channels, scale_, scaled_forward, scaled_names
 
 MAX_DEPTH = 4
 
@@ -101,7 +102,8 @@ class ASR(nn.Module):
 
     Args:
         layer: A layer with C output channels: BatchNorm and its kin, LayerNorm, GroupNorm, LayerScale, linear,
-            convolution.
+            convolution; or a block that sums branches which end in such layers, of a class that
+            :mod:`timm_asr.layers.branches` knows.
         gate: Constructor ``f(channels, device=None, dtype=None)`` of a foldable gate.
         depth: Number of vectors delta, 1 to 4.
         init: Initial psi: a number, or ``'N_0.1'`` for N(0, 0.1^2).
@@ -162,28 +164,45 @@ class ASR(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():  # TorchScript cannot run a layer with other parameters than its own
-            y = self.layer(x)
-            shape = [1] * y.ndim
-            shape[self.channel_dim] = -1
-            return y * self.attention_vector().view(shape)
+            return self.scripted(x, self.attention_vector())
         else:  # noqa: RET505 - TorchScript compiles what follows a return
             return scaled_forward(self.layer, x, self._full_precision_vector())
 
+    def scripted(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """What TorchScript compiles in the place of :func:`scaled_forward`."""
+        y = self.layer(x)
+        shape = [1] * y.ndim
+        shape[self.channel_dim] = -1
+        return y * v.view(shape)
+
     def __prepare_scriptable__(self) -> nn.Module:
         """Called by ``torch.jit.script``: refuses what scripting would silently change."""
-        if isinstance(self.layer, WITH_ACTIVATION):
+        after = isinstance(self.layer, WITH_ACTIVATION) or type(self.layer) in BRANCH_BLOCKS
+        if after and type(self).scripted is ASR.scripted:
             raise TypeError(
                 f'ASR on a {type(self.layer).__name__} cannot be scripted, since its scale comes before the '
                 'activation; call timm_asr.fold_asr(model) first, or use torch.compile or torch.export.')
         return self
 
     @torch.jit.ignore
-    def fuse(self) -> nn.Module:
+    def fold(self) -> nn.Module:
         """Multiply the layer's parameters by v in place and return the layer; a second call changes nothing."""
         if len(self.vectors):
             scale_(self.layer, self._full_precision_vector())
             self.vectors = nn.ModuleList()
         return self.layer
+
+    @torch.jit.ignore
+    def fuse(self) -> nn.Module:
+        """:meth:`fold`, then what the layer itself has to merge: the call that timm looks for.
+
+        timm goes on inside this wrapper, not inside what it returns, so a layer that would return another one in its
+        turn must do it here.
+        """
+        layer = self.fold()
+        if callable(getattr(layer, 'fuse', None)):
+            self.layer = layer = layer.fuse()
+        return layer
 
     @torch.jit.ignore
     @torch.no_grad()
@@ -201,7 +220,7 @@ class ASR(nn.Module):
             unexpected_keys: list[str],
             error_msgs: list[str],
     ) -> None:
-        fused = [key for key in (f'{prefix}weight', f'{prefix}gamma') if key in state_dict]
+        fused = [key for key in (prefix + name for name in scaled_names(self.layer)) if key in state_dict]
         if fused:
             error_msgs.append(
                 f"This is a fused or plain checkpoint ('{fused[0]}') and the model still trains its ASR vectors: load "
@@ -209,6 +228,19 @@ class ASR(nn.Module):
                 'attach_asr(plain_model, gate, preserve=True).')
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+
+def wrap(
+        layer: nn.Module,
+        gate: Callable[..., ChannelGate],
+        depth: int = 1,
+        init: float | str = 0.1,
+        learnable: bool = True,
+) -> ASR:
+    """The :class:`ASR` that fits a layer best: where its class is one that TorchScript needs help with, a subclass."""
+    known = BRANCH_BLOCKS.get(type(layer))
+    kind = (known.wrapper if known else None) or ASR
+    return kind(layer, gate, depth, init, learnable)  # type: ignore[return-value]
 
 
 def has_asr(module: nn.Module) -> bool:
@@ -229,9 +261,9 @@ def fold_asr(module: nn.Module) -> nn.Module:
         The module (for an ASR layer, the layer inside).
     """
     if isinstance(module, ASR):
-        return module.fuse()
+        return module.fold()
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):  # named_children() skips a module met twice
             if isinstance(child, ASR):
-                setattr(parent, name, child.fuse())
+                setattr(parent, name, child.fold())
     return module

@@ -15,6 +15,8 @@ from torch import nn
 from torch.func import functional_call
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from .branches import BRANCH_BLOCKS
+
 _WEIGHT_BIAS = ('weight', 'bias')
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -45,6 +47,8 @@ def scaled_names(layer: nn.Module) -> list[str]:
         TypeError: A layer of this type, or one without such tensors, cannot be scaled.
     """
     kind = type(layer)
+    if kind in BRANCH_BLOCKS:
+        return _branch_names(layer)
     if kind not in SCALABLE:
         raise TypeError(
             f'A {kind.__name__} cannot be scaled by its parameters; layers that can: '
@@ -57,13 +61,30 @@ def scaled_names(layer: nn.Module) -> list[str]:
     return names
 
 
+def _branch_names(block: nn.Module) -> list[str]:
+    names = []
+    for end in BRANCH_BLOCKS[type(block)].ends(block):
+        layer = block.get_submodule(end)
+        if isinstance(layer, WITH_ACTIVATION) and not isinstance(getattr(layer, 'act', None), nn.Identity | None):
+            raise TypeError(
+                f"The branch '{end}' of this {type(block).__name__} ends in an activation, after which its sum with "
+                'the others cannot be scaled by parameters.')
+        names += [f'{end}.{name}' for name in scaled_names(layer)]
+    if not names:
+        raise TypeError(f'This {type(block).__name__} has no branch that ends in a layer to scale.')
+    return names
+
+
 def out_channels(layer: nn.Module) -> int:
     """Number of output channels of a scalable layer.
 
     Raises:
         TypeError: The layer cannot be scaled, or normalises over more than its channels.
     """
-    tensor = getattr(layer, scaled_names(layer)[0])
+    names = scaled_names(layer)
+    tensor = _tensor(layer, names[0])
+    if any(_tensor(layer, name).shape[0] != tensor.shape[0] for name in names):
+        raise TypeError(f'The branches of this {type(layer).__name__} differ in their number of channels.')
     if isinstance(layer, nn.LayerNorm | nn.RMSNorm) and tensor.ndim != 1:
         raise TypeError(
             f'A {type(layer).__name__} over the shape {tuple(tensor.shape)} has no channel weights to scale; '
@@ -73,6 +94,8 @@ def out_channels(layer: nn.Module) -> int:
 
 def channel_dim(layer: nn.Module) -> int:
     """Dimension of the channels in a scalable layer's output: -1 for layers that keep them last, otherwise 1."""
+    while type(layer) in BRANCH_BLOCKS:
+        layer = layer.get_submodule(scaled_names(layer)[0].rpartition('.')[0])
     return -1 if type(layer) in _CHANNELS_LAST else 1
 
 

@@ -4,6 +4,7 @@ from .asr_cifar import ASRCifarResNet
 from .asr_resnet import ASRResNet
 from .asr_vit import ASRVisionTransformer
 from .attach import attach_asr
+from .branch_blocks import RepVggASR
 from .reparameterize import reparameterize
 from .zoo import plain_architecture
 
@@ -11,6 +12,7 @@ __all__ = [
     'ASRCifarResNet',
     'ASRResNet',
     'ASRVisionTransformer',
+    'RepVggASR',
     'attach_asr',
     'plain_architecture',
     'reparameterize',

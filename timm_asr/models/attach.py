@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from ..layers.asr import ASR, MAX_DEPTH
+from ..layers.asr import ASR, MAX_DEPTH, wrap
 from ..layers.gate import ChannelGate
 from ..layers.gates import asr_gate
 from .sites import known_sites, match_sites
@@ -66,10 +66,13 @@ def attach_asr(
                 if depth + len(layer.vectors) > MAX_DEPTH:
                     raise ValueError(
                         f'it has {len(layer.vectors)} vectors, and {depth} more would exceed {MAX_DEPTH}.')
-                grown[layer] = ASR(layer.layer, gate, depth, init, learnable)
+                grown[layer] = wrap(layer.layer, gate, depth, init, learnable)
             else:
                 _refuse_tied_weights(owners, layer)
-                wrappers[layer] = ASR(layer, gate, depth, init, learnable)
+                outer = next((n for n in names if name.startswith(f'{n}.')), None)
+                if outer is not None:
+                    raise ValueError(f"it is inside '{outer}', another site.")
+                wrappers[layer] = wrap(layer, gate, depth, init, learnable)
         except (TypeError, ValueError) as error:
             raise type(error)(f"ASR does not fit the site '{name}': {error}") from None
 

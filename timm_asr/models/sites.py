@@ -4,6 +4,7 @@ import fnmatch
 
 import timm.models.resnet as resnet
 import timm.models.vision_transformer as vit
+from timm.models.byobnet import RepVggBlock
 from torch import nn
 
 from ..layers.asr import ASR
@@ -12,7 +13,7 @@ from .shared_stage import BranchBasicBlock, BranchBottleneck
 from .wide import BranchWideBlock, WideBlock
 
 #: Block class -> names inside the block: the last norm of a residual branch (where it ends in none, the last
-#: convolution); the outputs of attention and MLP.
+#: convolution); the outputs of attention and MLP; '' is the block itself, a sum of branches (layers/branches.py).
 SITES: dict[type[nn.Module], tuple[str, ...]] = {
     resnet.BasicBlock: ('bn2',),
     resnet.Bottleneck: ('bn3',),
@@ -21,6 +22,7 @@ SITES: dict[type[nn.Module], tuple[str, ...]] = {
     WideBlock: ('conv2',),
     BranchWideBlock: ('bn3',),
     vit.Block: ('attn.proj', 'mlp.fc2'),
+    RepVggBlock: ('',),
 }
 
 
@@ -31,7 +33,7 @@ def known_sites(model: nn.Module) -> list[str]:
         ValueError: The model has no block of a known class.
     """
     sites = [
-        f'{name}.{inner}' if name else inner
+        f'{name}.{inner}'.strip('.')
         for name, module in model.named_modules()
         for kind, inside in SITES.items() if type(module) is kind
         for inner in inside
