@@ -1,0 +1,563 @@
+"""A small Hub on loopback: enough of the Hugging Face Hub's HTTP interface for its real client, and it fails on demand.
+
+Repositories live in memory as lists of commits. Large files go by LFS, and are fetched through a redirect to a second
+host name that must not see a token, as on the Hub. :class:`Client` runs code in a process of its own, since
+huggingface_hub reads its environment when it is imported.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import select
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+import yaml
+
+WRITE, READ, OTHER = 'hf_testwritetoken', 'hf_testreadtoken', 'hf_testothertoken'
+_LARGE = ('.safetensors', '.bin', '.pt', '.pth')
+_ATTRIBUTES = b'*.safetensors filter=lfs diff=lfs merge=lfs -text\n'
+
+
+def _sha1(content: bytes) -> str:
+    return hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest()
+
+
+def _is_large(path: str, content: bytes) -> bool:
+    return path.endswith(_LARGE) or b'\0' in content[:512]
+
+
+def _front_matter(readme: bytes) -> dict[str, Any]:
+    match = re.match(r'---\n(.*?)\n---\n', readme.decode(), re.DOTALL)
+    return yaml.safe_load(match[1]) or {} if match else {}
+
+
+@dataclass
+class Repo:
+    """A model repository: commits by id, each a whole tree, and refs that name them."""
+
+    owner: str
+    private: bool = False
+    trees: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)
+    history: list[tuple[str, str]] = field(default_factory=list)  # (ref, title) of every commit
+    proposals: list[dict[str, Any]] = field(default_factory=list)
+
+    def commit(self, ref: str, tree: dict[str, bytes], title: str) -> str:
+        oid = hashlib.sha1(f'{ref} {title} {len(self.trees)}'.encode()).hexdigest()
+        self.trees[oid], self.refs[ref] = tree, oid
+        self.history.append((ref, title))
+        return oid
+
+    def tree(self, revision: str = 'main') -> dict[str, bytes]:
+        return self.trees[self.refs.get(revision, revision)]
+
+
+@dataclass
+class Fault:
+    """Requests that match are answered by ``status``, or go wrong as ``how`` says."""
+
+    method: str
+    path: str
+    status: int = 0
+    how: str = ''  # 'cut' the connection in the body; 'lost': do it, answer nothing; 'truncate' or 'alter' the answer
+    times: int = 1_000
+    message: str = ''
+    seen: int = 0
+
+
+class Hub(ThreadingHTTPServer):
+    """The server; ``with`` starts and stops it.
+
+    ``repos``, ``log`` (method and path of every request) and ``fail`` are for tests.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(('127.0.0.1', 0), _Handler)
+        self.port = self.server_address[1]
+        self.url = f'http://127.0.0.1:{self.port}'
+        self.tokens = {WRITE: ('alice', 'write'), READ: ('alice', 'read'), OTHER: ('bob', 'write')}
+        self.lock = threading.RLock()
+        self.reset()
+
+    def reset(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.large: dict[str, bytes] = {}
+        self.faults: list[Fault] = []
+        self.log: list[tuple[str, str]] = []
+        self.leaks: list[str] = []
+
+    def __enter__(self) -> 'Hub':
+        threading.Thread(target=self.serve_forever, kwargs={'poll_interval': 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, *_: object) -> None:
+        """A client that went away is nothing to report."""
+
+    def fail(self, method: str, path: str, status: int = 0, how: str = '', times: int = 1_000, message: str = '') -> None:
+        """Let requests of ``method`` whose path has ``path`` (a regular expression) in it go wrong, ``times`` times."""
+        self.faults.append(Fault(method, path, status, how, times, message))
+
+    def create(self, repo_id: str, files: dict[str, bytes] | None = None, private: bool = False) -> Repo:
+        repo = self.repos[repo_id] = Repo(repo_id.split('/')[0], private)
+        repo.commit('main', {'.gitattributes': _ATTRIBUTES}, 'initial commit')
+        if files:
+            repo.commit('main', {**repo.tree(), **files}, 'files')
+        return repo
+
+    def files(self, repo_id: str, revision: str = 'main') -> dict[str, bytes]:
+        return {path: content for path, content in self.repos[repo_id].tree(revision).items()
+                if path != '.gitattributes'}
+
+    def requests(self, method: str, path: str = '') -> list[str]:
+        return [seen for verb, seen in self.log if verb == method and re.search(path, seen)]
+
+
+class _Refused(Exception):  # noqa: N818 - an answer, not an error of the server
+    def __init__(self, status: int, message: str, code: str = '', **body: Any) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.body = status, message, code, body
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    server: Hub
+
+    def log_message(self, *_: object) -> None:
+        """Tests read ``Hub.log``."""
+
+    def do_GET(self) -> None:  # noqa: N802
+        self._answer()
+
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
+
+    def _answer(self) -> None:
+        parts = urlsplit(self.path)
+        self.query = {key: values for key, values in parse_qs(parts.query).items()}
+        path = parts.path
+        with self.server.lock:
+            self.server.log.append((self.command, unquote(path)))
+            fault = next((f for f in self.server.faults if f.method == self.command and re.search(f.path, path)
+                          and f.seen < f.times), None)
+            if fault:
+                fault.seen += 1
+        self.how = fault.how if fault else ''
+        if self.how == 'cut':
+            self.rfile.read1(1024)
+            self._hang_up()
+            return
+        self.body = self._read_body()
+        try:
+            if fault and fault.status:
+                raise _Refused(fault.status, fault.message or f'failing on demand with {fault.status}')
+            with self.server.lock:
+                handler, arguments = self._route(path)
+                handler(*map(unquote, arguments))
+        except _Refused as refused:
+            headers = {'X-Error-Message': refused.message}
+            if refused.code:
+                headers['X-Error-Code'] = refused.code
+            self._send(refused.status, json.dumps({'error': refused.message, **refused.body}).encode(), headers)
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _read_body(self) -> bytes:
+        if self.headers.get('Transfer-Encoding') == 'chunked':
+            body = b''
+            while size := int(self.rfile.readline().split(b';')[0], 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return body
+        return self.rfile.read(int(self.headers.get('Content-Length') or 0))
+
+    def _send(self, status: int, body: bytes = b'', headers: dict[str, str] | None = None) -> None:
+        if self.how == 'lost':
+            self._hang_up()
+            return
+        if self.how == 'alter' and self.command == 'GET':
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        if status == 200 and (part := re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range', ''))):
+            status, start = 206, int(part[1])
+            headers = {**(headers or {}), 'Content-Range': f'bytes {start}-{len(body) - 1}/{len(body)}'}
+            body = body[start:]
+        self.send_response(status)
+        for name, value in {'Content-Type': 'application/json', 'Content-Length': str(len(body)),
+                            **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == 'HEAD':
+            return
+        if self.how == 'truncate':
+            self.wfile.write(body[:len(body) // 2])
+            self._hang_up()
+            return
+        self.wfile.write(body)
+
+    def _json(self, value: Any) -> None:
+        self._send(200, json.dumps(value).encode())
+
+    # Who asks
+
+    def _user(self, required: bool = False) -> tuple[str, str]:
+        token = self.headers.get('Authorization', '').removeprefix('Bearer ')
+        if not token:
+            if required:
+                raise _Refused(401, 'Invalid username or password.')
+            return '', ''
+        if token not in self.server.tokens:
+            raise _Refused(401, 'Invalid credentials in Authorization header')
+        return self.server.tokens[token]
+
+    def _repo(self, repo_id: str) -> Repo:
+        user, _ = self._user()
+        repo = self.server.repos.get(repo_id)
+        if repo is None or (repo.private and user != repo.owner):
+            raise _Refused(404 if user else 401, 'Repository not found', 'RepoNotFound')
+        return repo
+
+    def _may_write(self, owner: str, what: str) -> None:
+        user, role = self._user(required=True)
+        if role != 'write' or user != owner:
+            raise _Refused(403, f"You don't have the rights to {what} under the namespace \"{owner}\"")
+
+    def _tree(self, repo: Repo, revision: str) -> tuple[str, dict[str, bytes]]:
+        oid = repo.refs.get(revision, revision)
+        if oid not in repo.trees:
+            raise _Refused(404, f'Invalid rev id: {revision}', 'RevisionNotFound')
+        return oid, repo.trees[oid]
+
+    # What is asked
+
+    def _route(self, path: str) -> tuple[Callable[..., None], tuple[str, ...]]:
+        model = r'/api/models/([^/]+/[^/]+)'
+        for method, pattern, handler in (
+                ('GET', r'/api/whoami-v2', self._whoami),
+                ('POST', r'/api/repos/create', self._create),
+                ('DELETE', r'/api/repos/delete', self._delete),
+                ('POST', r'/api/validate-yaml', self._validate),
+                ('GET', r'/api/models', self._list),
+                ('GET', model, self._info),
+                ('GET', model + r'/revision/(.+)', self._info),
+                ('GET', model + r'/tree/([^/]+)', self._list_tree),
+                ('GET', model + r'/discussions', self._discussions),
+                ('POST', model + r'/preupload/([^/]+)', self._preupload),
+                ('POST', model + r'/commit/([^/]+)', self._commit),
+                ('POST', model + r'/branch/([^/]+)', self._branch),
+                ('DELETE', model + r'/branch/([^/]+)', self._delete_branch),
+                ('POST', r'/([^/]+/[^/]+)\.git/info/lfs/objects/batch', self._batch),
+                ('PUT', r'/lfs/([0-9a-f]+)', self._put),
+                ('POST', r'/lfs/verify', self._verify),
+                ('GET', r'/([^/]+/[^/]+)/resolve/([^/]+)/(.+)', self._resolve),
+                ('GET', r'/cdn/([0-9a-f]+)', self._cdn)):
+            match = re.fullmatch(pattern, path)
+            if match and method == self.command.replace('HEAD', 'GET'):
+                return handler, match.groups()
+        raise _Refused(404, f'no such endpoint: {self.command} {path}')
+
+    def _whoami(self) -> None:
+        user, role = self._user(required=True)
+        self._json({'name': user, 'type': 'user', 'orgs': [], 'auth': {'accessToken': {'role': role}}})
+
+    def _create(self) -> None:
+        asked = json.loads(self.body)
+        owner = asked.get('organization') or self._user(required=True)[0]
+        self._may_write(owner, 'create a model')
+        repo_id = f'{owner}/{asked["name"]}'
+        url = f'{self.server.url}/{repo_id}'
+        if repo_id in self.server.repos:
+            raise _Refused(409, 'You already created this model repo', url=url)
+        self.server.create(repo_id, private=asked.get('visibility') == 'private' or bool(asked.get('private')))
+        self._json({'url': url, 'name': repo_id})
+
+    def _delete(self) -> None:
+        asked = json.loads(self.body)
+        repo_id = f'{asked["organization"]}/{asked["name"]}'
+        repo = self._repo(repo_id)
+        self._may_write(repo.owner, 'delete a model')
+        del self.server.repos[repo_id]
+        self._json({})
+
+    def _validate(self) -> None:
+        content = json.loads(self.body)['content']
+        try:
+            matter = _front_matter(content.encode())
+        except yaml.YAMLError as error:
+            raise _Refused(400, 'Invalid metadata', errors=[{'message': str(error)}], warnings=[]) from None
+        if matter.get('license') == 'no-such-licence':
+            raise _Refused(400, 'Invalid metadata', errors=[{'message': '"license" must be one of [...]'}], warnings=[])
+        self._json({'errors': [], 'warnings': []})
+
+    def _describe(self, repo_id: str, repo: Repo, oid: str, blobs: bool) -> dict[str, Any]:
+        tree = repo.trees[oid]
+        matter = _front_matter(tree.get('README.md', b''))
+        siblings = []
+        for path, content in sorted(tree.items()):
+            entry: dict[str, Any] = {'rfilename': path}
+            if blobs:
+                entry |= {'size': len(content), 'blobId': _sha1(content)}
+                if _is_large(path, content):
+                    digest = hashlib.sha256(content).hexdigest()
+                    entry |= {'blobId': _sha1(digest.encode()),
+                              'lfs': {'sha256': digest, 'size': len(content), 'pointerSize': 130}}
+            siblings.append(entry)
+        return {
+            'id': repo_id, 'modelId': repo_id, 'author': repo.owner, 'sha': oid, 'private': repo.private,
+            'tags': matter.get('tags', []), 'library_name': matter.get('library_name'), 'cardData': matter,
+            'siblings': siblings}
+
+    def _list(self) -> None:
+        user, _ = self._user()
+        author = self.query.get('author', [''])[0]
+        found = [self._describe(repo_id, repo, repo.refs['main'], False)
+                 for repo_id, repo in self.server.repos.items()
+                 if repo.owner == author and (not repo.private or user == repo.owner)]
+        self._json([one for one in found if set(self.query.get('filter', [])) <= set(one['tags'])])
+
+    def _info(self, repo_id: str, revision: str = 'main') -> None:
+        repo = self._repo(repo_id)
+        oid, _ = self._tree(repo, revision)
+        self._json(self._describe(repo_id, repo, oid, 'blobs' in self.query))
+
+    def _list_tree(self, repo_id: str, revision: str) -> None:
+        _, tree = self._tree(self._repo(repo_id), revision)
+        self._json([{'type': 'file', 'path': path, 'size': len(content), 'oid': _sha1(content)}
+                    for path, content in tree.items()])
+
+    def _discussions(self, repo_id: str) -> None:
+        found = self._repo(repo_id).proposals
+        self._json({'count': len(found), 'start': 0, 'discussions': found})
+
+    def _preupload(self, repo_id: str, revision: str) -> None:
+        repo = self._repo(repo_id)
+        if 'create_pr' in self.query:
+            self._user(required=True)
+        else:
+            self._may_write(repo.owner, 'write')
+        _, tree = self._tree(repo, revision)
+        answer = []
+        for file in json.loads(self.body)['files']:
+            large = _is_large(file['path'], base64.b64decode(file['sample']))
+            old = tree.get(file['path'])
+            oid = None if old is None else hashlib.sha256(old).hexdigest() if large else _sha1(old)
+            answer.append({'path': file['path'], 'uploadMode': 'lfs' if large else 'regular', 'shouldIgnore': False,
+                           'oid': oid})
+        self._json({'files': answer})
+
+    def _batch(self, repo_id: str) -> None:
+        self._repo(repo_id)
+        self._user(required=True)
+        objects = []
+        for one in json.loads(self.body)['objects']:
+            entry = {'oid': one['oid'], 'size': one['size']}
+            if one['oid'] not in self.server.large:
+                entry['actions'] = {
+                    'upload': {'href': f'{self.server.url}/lfs/{one["oid"]}', 'header': {}},
+                    'verify': {'href': f'{self.server.url}/lfs/verify', 'header': {}}}
+            objects.append(entry)
+        self._json({'transfer': 'basic', 'objects': objects})
+
+    def _put(self, oid: str) -> None:
+        if hashlib.sha256(self.body).hexdigest() != oid:
+            raise _Refused(400, 'the content does not have this hash')
+        self.server.large[oid] = self.body
+        self._send(200)
+
+    def _verify(self) -> None:
+        asked = json.loads(self.body)
+        if len(self.server.large.get(asked['oid'], b'')) != asked['size']:
+            raise _Refused(404, 'the object is not there')
+        self._json({})
+
+    def _commit(self, repo_id: str, revision: str) -> None:
+        repo = self._repo(repo_id)
+        propose = 'create_pr' in self.query
+        if not propose:
+            self._may_write(repo.owner, 'write')
+        user, _ = self._user(required=True)
+        parent, tree = self._tree(repo, revision)
+        tree, title = dict(tree), ''
+        for line in self.body.splitlines():
+            key, value = (item := json.loads(line))['key'], item['value']
+            if key == 'header':
+                title = value['summary']
+                if value.get('parentCommit', parent) != parent:
+                    raise _Refused(412, 'A commit has happened since')
+            elif key == 'file':
+                tree[value['path']] = base64.b64decode(value['content'])
+            elif key == 'lfsFile':
+                if value['oid'] not in self.server.large:
+                    raise _Refused(400, f'LFS object {value["oid"]} is not there')
+                tree[value['path']] = self.server.large[value['oid']]
+            elif key == 'deletedFile':
+                del tree[value['path']]
+        answer: dict[str, Any] = {'success': True, 'hookOutput': ''}
+        if propose:
+            number = len(repo.proposals) + 1
+            revision = f'refs/pr/{number}'
+            repo.proposals.append({
+                'title': title, 'num': number, 'author': {'name': user}, 'createdAt': '2026-01-01T00:00:00.000Z',
+                'status': 'open', 'repo': {'name': repo_id, 'type': 'model'}, 'isPullRequest': True})
+            answer['pullRequestUrl'] = f'{self.server.url}/{repo_id}/discussions/{number}'
+        oid = repo.commit(revision, tree, title)
+        self._json({**answer, 'commitOid': oid, 'commitUrl': f'{self.server.url}/{repo_id}/commit/{oid}'})
+
+    def _branch(self, repo_id: str, branch: str) -> None:
+        repo = self._repo(repo_id)
+        self._may_write(repo.owner, 'write')
+        if branch in repo.refs:
+            raise _Refused(409, f'Reference refs/heads/{branch} already exists')
+        asked = json.loads(self.body or b'{}')
+        repo.refs[branch] = self._tree(repo, asked.get('startingPoint', 'main'))[0]
+        self._json({})
+
+    def _delete_branch(self, repo_id: str, branch: str) -> None:
+        repo = self._repo(repo_id)
+        self._may_write(repo.owner, 'write')
+        if branch == 'main' or repo.refs.pop(branch, None) is None:
+            raise _Refused(404, f'no branch {branch}', 'RevisionNotFound')
+        self._json({})
+
+    def _resolve(self, repo_id: str, revision: str, path: str) -> None:
+        oid, tree = self._tree(self._repo(repo_id), revision)
+        if path not in tree:
+            self._send(404, b'', {'X-Error-Code': 'EntryNotFound', 'X-Error-Message': 'Entry not found',
+                                  'X-Repo-Commit': oid})
+            return
+        content = tree[path]
+        headers = {'X-Repo-Commit': oid, 'ETag': f'"{_sha1(content)}"', 'Accept-Ranges': 'bytes'}
+        if not _is_large(path, content):
+            self._send(200, content, headers)
+            return
+        digest = hashlib.sha256(content).hexdigest()
+        self.server.large[digest] = content
+        self._send(302, b'', {
+            'X-Repo-Commit': oid, 'X-Linked-ETag': f'"{digest}"', 'X-Linked-Size': str(len(content)),
+            'Location': f'http://localhost:{self.server.port}/cdn/{digest}'})
+
+    def _cdn(self, digest: str) -> None:
+        if self.headers.get('Authorization'):
+            self.server.leaks.append(self.path)
+        self._send(200, self.server.large[digest], {'ETag': f'"{digest}"'})
+
+
+_LOOP = '''
+import contextlib, io, json, os, sys, time, traceback, warnings
+warnings.simplefilter('ignore')
+import timm
+if sys.argv[1] == 'ours':
+    import timm_asr
+answers = os.dup(1)
+os.dup2(2, 1)
+for line in sys.stdin:
+    task = json.loads(line)
+    out, err, found, rc = io.StringIO(), io.StringIO(), {}, 0
+    before = dict(os.environ)
+    os.environ.update(task['env'])
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            os.chdir(task['cwd'])
+            exec(task['code'], found)
+        except SystemExit as stop:
+            rc = stop.code or 0
+        except BaseException:
+            traceback.print_exc()
+            rc = 99
+    os.environ.clear()
+    os.environ.update(before)
+    answer = {'out': out.getvalue(), 'err': err.getvalue(), 'rc': rc, 'result': found.get('result')}
+    os.write(answers, (json.dumps(answer) + '\\n').encode())
+'''
+
+
+@dataclass
+class Ran:
+    """What a piece of code did: its exit status, what it printed, and its variable ``result``."""
+
+    rc: int
+    out: str
+    err: str
+    result: Any
+
+
+class Client:
+    """A process with timm (and this package, unless ``stock``) that runs code against a hub; it starts once."""
+
+    def __init__(self, hub: Hub, home: Path, stock: bool = False, env: dict[str, str] | None = None) -> None:
+        self.home = home
+        home.mkdir(parents=True, exist_ok=True)
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(('HF_', 'HUGGING'))}
+        self.process = subprocess.Popen(
+            [sys.executable, '-c', _LOOP, 'stock' if stock else 'ours'], text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, cwd=home,
+            env={**clean, 'HF_ENDPOINT': hub.url, 'HF_HUB_DISABLE_XET': '1', 'HF_HOME': str(home / 'hf'),
+                 'HF_HUB_DISABLE_TELEMETRY': '1', 'OMP_NUM_THREADS': '1', 'NO_PROXY': '127.0.0.1,localhost',
+                 **(env or {})})
+
+    def run(self, code: str, cwd: Path | None = None, **env: str) -> Ran:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({'code': code, 'env': env, 'cwd': str(cwd or self.home)}) + '\n')
+        self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], 60)[0]:
+            self.process.kill()
+            pytest.fail('the client does not end')
+        return Ran(**json.loads(self.process.stdout.readline()))
+
+    def main(self, *words: object, cwd: Path | None = None, **env: str) -> Ran:
+        """``python -m timm_asr WORDS``."""
+        return self.run(f'import sys, timm_asr.__main__ as m\nsys.argv = {["timm_asr", *map(str, words)]!r}\n'
+                        'sys.exit(m.main())', cwd, **env)
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(20)
+
+
+@pytest.fixture(scope='session')
+def _started_hub() -> Iterator[Hub]:
+    with Hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(_started_hub: Hub) -> Hub:
+    """The hub of this test process, empty."""
+    _started_hub.reset()
+    return _started_hub
+
+
+@pytest.fixture(scope='session')
+def client(_started_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A process with this package and the real huggingface_hub, which talks to the hub."""
+    client = Client(_started_hub, tmp_path_factory.mktemp('client'))
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope='session')
+def stock(_started_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """The same with timm alone: this package is never imported there."""
+    client = Client(_started_hub, tmp_path_factory.mktemp('stock'), stock=True)
+    yield client
+    client.close()
