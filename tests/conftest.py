@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+import fresh_processes
 import pytest
 import torch
 
@@ -15,3 +16,13 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _shared_fresh_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if 'fresh_process' not in request.keywords:
+        monkeypatch.setattr('timm_asr.hub.save.FreshProcess', fresh_processes.SharedProcess)
+
+
+def pytest_sessionfinish() -> None:
+    fresh_processes.end()

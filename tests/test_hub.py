@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from timm_asr import attach_asr, has_asr, save_fused
+from timm_asr.engine.errors import BadInput
 
 FRESH = """
 import json, sys, torch, timm
@@ -58,7 +59,8 @@ def test_config_names_the_stock_architecture_and_nothing_foreign(tmp_path):
     assert config['architecture'] == 'resnet18'
     assert config['num_classes'] == 7
     assert not {k for k in config['model_args'] if k.startswith(('asr', 'rd_'))}
-    assert not {'tag', 'license', 'paper_ids', 'hf_hub_id', 'url'} & set(config['pretrained_cfg'])
+    assert not {'license', 'paper_ids', 'hf_hub_id', 'url'} & set(config['pretrained_cfg'])
+    assert config['pretrained_cfg']['tag'] == 'asr_se'  # its own, not the stock one
     assert config['pretrained_cfg']['mean'] == list(model.default_cfg['mean'])
 
 
@@ -74,8 +76,10 @@ def test_wrappers_layouts_and_precisions(tmp_path):
         folder = save_fused(wrapped, tmp_path / str(i))
         loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
         assert relative_error(expected, loaded(x)) < 1e-5
-    folder = save_fused(clone(model).bfloat16(), tmp_path / 'half')
-    assert load_file(folder / 'model.safetensors')['fc.weight'].dtype == torch.bfloat16
+    half = clone(model).bfloat16()
+    folder = save_fused(half, tmp_path / 'half')  # folded in float32, so that it rounds once
+    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    assert relative_error(half.float()(x), loaded(x)) < 1e-5
 
 
 def test_attached_to_a_stock_model(tmp_path):
@@ -85,10 +89,14 @@ def test_attached_to_a_stock_model(tmp_path):
     assert not has_asr(timm.create_model(f'local-dir:{folder}', pretrained=True))
 
 
-def test_saving_again_replaces_the_files(tmp_path):
+def test_saving_again_replaces_the_files_only_when_told(tmp_path):
     first, second = (randomize(timm.create_model('resnet20_asr_se'), seed) for seed in (1, 2))
     save_fused(first, tmp_path)
-    save_fused(second, tmp_path)
+    save_fused(first, tmp_path)  # the same once more loses nothing
+    with pytest.raises(BadInput, match='has another config.json already'):
+        save_fused(second, tmp_path)
+    assert torch.equal(load_file(tmp_path / 'model.safetensors')['fc.bias'], first.fc.bias)
+    save_fused(second, tmp_path, overwrite=True)
     assert torch.equal(load_file(tmp_path / 'model.safetensors')['fc.bias'], second.fc.bias)
     modes = {p.name: p.stat().st_mode for p in tmp_path.iterdir()}
     assert modes['model.safetensors'] == modes['config.json']  # readable by whoever reads the folder

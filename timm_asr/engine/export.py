@@ -3,10 +3,9 @@
 import argparse
 import copy
 import gc
-import json
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ import torch
 from torch import nn
 
 from .. import has_asr, plain_architecture, reparameterize
-from ..hub import save_fused
+from ..hub.folded import tolerance
+from ..hub.save import Options, write_fused
+from ..hub.source import Source, checkpoint_facts, label_names_of, used_data_config
 from .build import build_model, first_line
-from .checkpoint import write_atomically
 from .errors import BadInput, Stopped
 from .interrupt import stoppable
 from .load_model import load_weights, read_checkpoint, state_dict_of
@@ -56,12 +56,6 @@ class Comparison:
     def relative(self) -> float:
         """Largest difference over the largest logit."""
         return self.difference / self.largest if self.largest else self.difference
-
-
-def tolerance(model: nn.Module) -> float:
-    """Relative difference of logits that float32 explains: 1e-5, and 1e-4 beyond 200 layers."""
-    layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules())
-    return 1e-5 if layers <= 200 else 1e-4
 
 
 @contextmanager
@@ -119,12 +113,54 @@ def model_of(checkpoint: Path, args: argparse.Namespace, ema: bool) -> nn.Module
     return model.float().eval()
 
 
-def _shape_for_export(model: nn.Module, args: argparse.Namespace, data_config: dict[str, Any]) -> None:
-    """Let the written config.json say what the model was trained on."""
-    keep = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
-    model.pretrained_cfg = {  # type: ignore[assignment]
-        **model.pretrained_cfg, **{key: data_config[key] for key in keep},  # type: ignore[dict-item]
-        'num_classes': args.num_classes}
+def compare_fused(
+        model: nn.Module,
+        loader: Iterable,
+        device: torch.device,
+        what: str,
+) -> tuple[nn.Module, Comparison]:
+    """The inference form of a model, after both have seen all images of a loader.
+
+    Args:
+        model: In eval mode, on the device.
+        loader: Yields images (B, C, H, W) and class indices (B,).
+        device: Where the model is.
+        what: The checkpoint, as the error names it.
+
+    Raises:
+        Stopped: If the logits differ beyond the contract.
+    """
+    fused = reparameterize(copy.deepcopy(model))
+    found = compare(model, fused, loader, device)
+    allowed = tolerance(model)
+    if found.flipped or found.relative > allowed or not math.isfinite(found.relative):
+        raise Stopped(
+            f'the fused model is not written: its logits differ by {found.relative:.1e} of the largest (allowed '
+            f'{allowed:.0e}) and {found.flipped} of {found.images} predictions change; the checkpoint is {what}')
+    return fused, found
+
+
+def figures(
+        facts: Mapping[str, Any],
+        model: nn.Module,
+        fused: nn.Module,
+        found: Comparison,
+) -> dict[str, Any]:
+    """The content of ``metrics.json``.
+
+    Args:
+        facts: What is known of the checkpoint: ``model``, ``dataset``, ``epoch``, ``weights``.
+        model: The trained model.
+        fused: Its inference form.
+        found: Both compared.
+    """
+    return {
+        'model': facts.get('model'), 'plain': plain_architecture(facts.get('model') or ''),
+        **{key: facts.get(key) for key in ('dataset', 'epoch', 'weights')}, 'was_asr': has_asr(model),
+        'images': found.images, 'top1': found.before, 'top1_fused': found.after, 'top5': found.before5,
+        'top5_fused': found.after5, 'logit_difference': found.difference,
+        'logit_difference_relative': found.relative, 'parameters': count_parameters(model),
+        'parameters_fused': count_parameters(fused)}
 
 
 def _speed(models: dict[str, nn.Module], shape: tuple[int, ...], device: torch.device) -> dict[str, float]:
@@ -166,40 +202,27 @@ def fuse_checkpoint(
     Raises:
         Stopped: If the fused model differs from the unfused one beyond the contract. Nothing is written.
     """
+    content = read_checkpoint(checkpoint)
+    facts = checkpoint_facts(checkpoint, content, ema)
     model = model_of(checkpoint, args, ema).to(device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    fused = reparameterize(copy.deepcopy(model))
-    found = compare(model, fused, loader, device)
-    allowed = tolerance(model)
-    if found.flipped or found.relative > allowed or not math.isfinite(found.relative):
-        raise Stopped(
-            f'the fused model is not written: its logits differ by {found.relative:.1e} of the largest (allowed '
-            f'{allowed:.0e}) and {found.flipped} of {found.images} predictions change; the checkpoint is {checkpoint}')
-    _shape_for_export(model, args, data_config)
-    try:
-        save_fused(model, folder)
-    except (ValueError, OSError) as error:
-        raise Stopped(f'the fused model cannot be written: {first_line(error)}') from None
-    plain_name = plain_architecture(args.model)
-    content = read_checkpoint(checkpoint)
-    metrics: dict[str, Any] = {
-        'model': args.model, 'plain': plain_name, 'dataset': args.dataset or str(args.data_dir),
-        'epoch': content.get('epoch'), 'weights': 'ema' if ema else 'raw', 'was_asr': has_asr(model),
-        'images': found.images, 'top1': found.before, 'top1_fused': found.after, 'top5': found.before5,
-        'top5_fused': found.after5, 'logit_difference': found.difference,
-        'logit_difference_relative': found.relative, 'parameters': count_parameters(model),
-        'parameters_fused': count_parameters(fused)}
+    fused, found = compare_fused(model, loader, device, str(checkpoint))
+    metrics = figures(facts, model, fused, found)
     if measure:
         models = {'model': model, 'fused': fused}
-        plain = _plain(plain_name, args) if plain_name != args.model else None
+        plain = _plain(metrics['plain'], args) if metrics['plain'] != args.model else None
         if plain is not None:
             metrics['parameters_plain'] = count_parameters(plain)
             models['plain'] = plain.to(device)
         batch = min(args.validation_batch_size or args.batch_size, 32)
         speed = _speed(models, (batch, *data_config['input_size']), device)
         metrics |= {f'images_per_second_{name}': round(value, 1) for name, value in speed.items()}
-    write_atomically(folder / 'metrics.json', lambda file: file.write(json.dumps(metrics, indent=2).encode() + b'\n'))
+    source = Source(model, facts, used_data_config(data_config), label_names_of(model, content), metrics)
+    try:
+        write_fused(source, folder, Options(overwrite=True))
+    except (BadInput, ValueError, OSError) as error:
+        raise Stopped(f'the fused model cannot be written: {first_line(error)}') from None
     return metrics
 
 

@@ -85,6 +85,13 @@ def classes_of(dataset: Any) -> dict[str, int] | None:
     return {str(name): index for index, name in enumerate(names)} if names else None
 
 
+def label_names(dataset: Any, num_classes: int) -> list[str] | None:
+    """The name of each class in the order of the outputs; None where the data set does not name them all."""
+    classes = classes_of(dataset) or {}
+    names = {index: str(name) for name, index in classes.items()}
+    return [names[i] for i in range(num_classes)] if set(names) == set(range(num_classes)) else None
+
+
 def check_images(dataset: Any) -> None:
     """Read the header of every image of a folder; ``BadInput`` names the first that has none."""
     samples = getattr(getattr(dataset, 'reader', None), 'samples', None)

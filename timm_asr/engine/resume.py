@@ -8,10 +8,12 @@ from typing import Any
 import torch.distributed as dist
 from timm.models import safe_model_name
 
+from ..hub.provenance import made_by
 from .build import first_line
 from .checkpoint import find_checkpoint
 from .errors import BadInput
 from .load_model import load_weights, read_checkpoint, state_dict_of
+from .loaders import label_names
 from .loop import Training
 
 _logger = logging.getLogger(__name__)
@@ -71,7 +73,8 @@ def capture(training: Training) -> dict[str, Any]:
     """
     task = training.task
     state: dict[str, Any] = {
-        'arch': training.args.model, 'args': plain_options(training.args),
+        'arch': training.args.model, 'args': plain_options(training.args), 'made_by': made_by(),
+        'label_names': label_names(training.loaders.train.dataset, training.args.num_classes),
         'optimizer': training.optimizer.state_dict(),
         **task.get_checkpoint_state(), **task.get_checkpoint_state(ema=True)}
     if training.scaler is not None:
