@@ -42,20 +42,30 @@ class InferenceBranch(nn.Module):
             pool: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        body = ((name, getattr(block, name)) for name in layers[0])
+        body = {name: getattr(block, name) for name in layers[0]}
+        body = {name: layer for name, layer in body.items() if not isinstance(layer, nn.Identity)}
+        act = getattr(block, layers[1][2])
+        kinds = [type(layer) for layer in body.values()]
+        # With norms folded only convolutions and ReLUs are left, and calling a module for each ReLU is what a single
+        # image pays for.
+        self.rectifies = {*kinds[1::2], type(act)} == {nn.ReLU} and nn.ReLU not in kinds[::2]
         self.body = nn.Sequential(OrderedDict(
-            (name, faster(layer)) for name, layer in body if not isinstance(layer, nn.Identity)))
+            (name, faster(layer)) for name, layer in body.items() if not self.rectifies or type(layer) is not nn.ReLU))
         self.last = last
         self.reads = reads
         self.pool = pool
-        self.act = in_place(getattr(block, layers[1][2]))
+        self.act = in_place(act)
         self.downsample = block.downsample
         self.train(False)
 
     def branch(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The branch, the descriptor and the shortcut."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.body(x)
+        if self.rectifies:
+            for conv in self.body:
+                x = conv(x).relu_()
+        else:
+            x = self.body(x)
         a = self.last(x)
         if self.reads == 'output':
             x = a
@@ -72,7 +82,8 @@ class InferenceBranch(nn.Module):
         v = v.view(v.shape[0], -1, 1, 1)
         if torch.is_grad_enabled():
             return self.act(torch.addcmul(shortcut, a, v))
-        return self.act(a.mul_(v).add_(shortcut))
+        x = a.mul_(v).add_(shortcut)
+        return x.relu_() if self.rectifies else self.act(x)
 
     def train(self, mode: bool = True) -> 'InferenceBranch':
         return super().train(False)
