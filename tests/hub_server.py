@@ -111,7 +111,8 @@ class Hub(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
         """A client that went away is nothing to report."""
 
-    def fail(self, method: str, path: str, status: int = 0, how: str = '', times: int = 1_000, message: str = '') -> None:
+    def fail(self, method: str, path: str, status: int = 0, how: str = '', times: int = 1_000,
+             message: str = '') -> None:
         """Let requests of ``method`` whose path has ``path`` (a regular expression) in it go wrong, ``times`` times."""
         self.faults.append(Fault(method, path, status, how, times, message))
 
@@ -143,14 +144,14 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Tests read ``Hub.log``."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer()
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def _answer(self) -> None:
         parts = urlsplit(self.path)
-        self.query = {key: values for key, values in parse_qs(parts.query).items()}
+        self.query = parse_qs(parts.query)
         path = parts.path
         with self.server.lock:
             self.server.log.append((self.command, unquote(path)))

@@ -6,7 +6,10 @@ import torch.nn as nn
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models.resnet import BasicBlock, Bottleneck
 
+from .cfgs import cifar_cfg
 from .cifar_resnet import CifarResNet
+from .pretrained import check_shipped, with_shipped
+from .reparameterize import built_for_inference
 from .residual import ResidualModel
 from .wide import WideBlock
 from .zoo import Variant, register, variants
@@ -45,22 +48,7 @@ _TITLES = {'wrn52_4': 'Wide ResNet-52-4', 'resnext101_8x32d': 'ResNeXt-101 8x32d
 _VARIANTS = {v.name: v for name in _ARCHITECTURES for v in (Variant(name), *variants(name))}
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        'num_classes': 10,
-        'input_size': (3, 32, 32),
-        'pool_size': (8, 8),
-        'crop_pct': 1.0,
-        'interpolation': 'bilinear',
-        'mean': (0.4914, 0.4822, 0.4465),  # of the training images of CIFAR-10
-        'std': (0.2470, 0.2435, 0.2616),
-        'first_conv': 'conv1',
-        'classifier': 'fc',
-        **kwargs,
-    }
-
-
-default_cfgs = generate_default_cfgs({name: _cfg() for name in _VARIANTS})
+default_cfgs = generate_default_cfgs(with_shipped({name: cifar_cfg() for name in _VARIANTS}))
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -69,13 +57,18 @@ def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     kwargs['block_args'] = {**_ARCHITECTURES[backbone].get('block_args', {}), **(kwargs.get('block_args') or {})}
     if backbone in _TITLES and 'se' in (kwargs.get('gate'), kwargs.get('asr'), kwargs.get('dia')):
         kwargs.setdefault('rd_ratio', 1 / 4)  # as the papers' counts of SE on these two need it
-    return build_model_with_cfg(
+    form: bool | str = False
+    if pretrained and check_shipped(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')):
+        form = kwargs.pop('reparameterized', False)  # what ships is trainable, so it is loaded first
+    model = build_model_with_cfg(
         ASRCifarResNet,
         variant,
         pretrained,
         feature_cfg={'out_indices': (0, 1, 2, 3)},
         **kwargs,
     )
+    built_for_inference(model, form)
+    return model
 
 
 def _title(backbone: str) -> str:

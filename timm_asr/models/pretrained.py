@@ -1,0 +1,75 @@
+"""Weights that come with the package: registered from the JSON file beside each, and checked when they are loaded."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from timm.models import resolve_pretrained_cfg
+
+#: ``<architecture>.<tag>.safetensors`` and ``.json``: weights, and where they come from.
+FOLDER = Path(__file__).resolve().parent.parent / 'weights'
+_TUPLES = ('input_size', 'mean', 'std', 'label_names')
+
+
+def shipped(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
+    """What the JSON files of a folder say, by ``<architecture>.<tag>``, for those that have weights beside them.
+
+    Keys of each: ``architecture``, ``tag``, ``sha256`` and ``bytes`` of the weights, ``pretrained_cfg``, ``metrics``
+    (top-1 and top-5 in percent), ``provenance`` (versions, commit, recipe, arguments, seed, ...) and ``log``, a row an
+    epoch.
+    """
+    found = {}
+    for path in sorted(folder.glob('*.json')):
+        if path.with_suffix('.safetensors').is_file():
+            found[path.stem] = json.loads(path.read_text(encoding='utf-8'))
+    return found
+
+
+def with_shipped(cfgs: Mapping[str, dict[str, Any]], folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
+    """The argument of timm's ``generate_default_cfgs``, with a row for each shipped weight in place of a bare name.
+
+    Args:
+        cfgs: A configuration for each architecture, without weights.
+        folder: Where the weights are.
+    """
+    rows = dict(cfgs)
+    for name, content in shipped(folder).items():
+        architecture = content['architecture']
+        if architecture in cfgs:
+            rows.pop(architecture, None)
+            own = {key: tuple(value) if key in _TUPLES else value for key, value in content['pretrained_cfg'].items()}
+            rows[name] = {**cfgs[architecture], **own, 'file': str(folder / f'{name}.safetensors')}
+    return rows
+
+
+def check_shipped(
+        name: str,
+        pretrained_cfg: str | dict[str, Any] | None = None,
+        overlay: dict[str, Any] | None = None,
+) -> bool:
+    """Whether a model's weights come with the package, after a look at their hash.
+
+    Args:
+        name: Of the architecture.
+        pretrained_cfg: The tag, or the whole configuration, as timm passes it to an entrypoint.
+        overlay: Further entries, the same.
+
+    Returns:
+        False for weights from elsewhere, and for none.
+
+    Raises:
+        RuntimeError: The file was truncated or altered.
+    """
+    file = resolve_pretrained_cfg(name, pretrained_cfg, overlay).file
+    if not file or not Path(file).with_suffix('.json').is_file() or Path(file).parent != FOLDER:
+        return False
+    expected = json.loads(Path(file).with_suffix('.json').read_text(encoding='utf-8'))['sha256']
+    with open(file, 'rb') as weights:
+        found = hashlib.file_digest(weights, 'sha256').hexdigest()
+    if found != expected:
+        raise RuntimeError(
+            f'{file} is not the file that was shipped: its SHA-256 is {found[:12]}... instead of {expected[:12]}...; '
+            'install the package again (pip install --force-reinstall --no-deps timm-asr).')
+    return True
