@@ -1,19 +1,27 @@
-"""Where ASR goes in a network, by the classes of its blocks."""
+"""Where ASR goes in a network: by the classes of its blocks, and where its residual branches end."""
 
 import fnmatch
+from collections import Counter
+from collections.abc import Mapping
 
+import timm.models._efficientnet_blocks as efficientnet
 import timm.models.resnet as resnet
 import timm.models.vision_transformer as vit
 from timm.models.byobnet import RepVggBlock
 from torch import nn
 
 from ..layers.asr import ASR
-from ..layers.scaled import nearest
+from ..layers.branches import BRANCH_BLOCKS
+from ..layers.scaled import SCALABLE, nearest, scaled_names
+from .branch_ends import BranchEnds, conv_norms
+from .dataflow import Graph, follow
 from .shared_stage import BranchBasicBlock, BranchBottleneck
 from .wide import BranchWideBlock, WideBlock
 
 #: Block class -> names inside the block: the last norm of a residual branch (where it ends in none, the last
 #: convolution); the outputs of attention and MLP; '' is the block itself, a sum of branches (layers/branches.py).
+#: Here are the blocks of this package, which are known before the whole network is, and those of timm that have
+#: instances without an addition. All others are found by following the residual additions.
 SITES: dict[type[nn.Module], tuple[str, ...]] = {
     resnet.BasicBlock: ('bn2',),
     resnet.Bottleneck: ('bn3',),
@@ -23,26 +31,141 @@ SITES: dict[type[nn.Module], tuple[str, ...]] = {
     BranchWideBlock: ('bn3',),
     vit.Block: ('attn.proj', 'mlp.fc2'),
     RepVggBlock: ('',),
+    efficientnet.DepthwiseSeparableConv: ('bn2',),
+    efficientnet.InvertedResidual: ('bn3',),
+    efficientnet.CondConvResidual: ('bn3',),
+    efficientnet.EdgeResidual: ('bn2',),
 }
 
 
 def known_sites(model: nn.Module) -> list[str]:
     """Names of the layers in a model that ASR scales where nobody names others.
 
+    In blocks of the classes in :data:`SITES` these are the layers named there. In others it is the last affine layer on
+    the channels of each residual branch (a norm, convolution or linear layer; layer scale where there is none), found
+    by following an image without content through the network; blocks of the same class are treated alike, those without
+    an addition too. In a network without residual branches it is each norm after a convolution, or each convolution.
+
+    Left out: layers that are used more than once or share parameters, whose parameters somebody else reads, and whose
+    scale would be undone (weight-standardised convolutions without a gain, layers before a norm).
+
     Raises:
-        ValueError: The model has no block of a known class.
+        ValueError: There is none.
     """
-    sites = [
-        f'{name}.{inner}'.strip('.')
-        for name, module in model.named_modules()
-        for kind, inside in SITES.items() if type(module) is kind
-        for inner in inside
-    ]
+    sites = _sites_by_class(model)
+    size = _input_size(model)
+    if size is None:
+        reason = 'it has no pretrained_cfg that says its input size, so its residual branches cannot be followed'
+    else:
+        layers = _layers(model)
+        try:
+            graph = follow(model, layers, size)
+        except Exception as error:  # whatever a foreign forward pass may raise
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+            reason = f'an image of the size {size} could not be followed through it ({line})'
+        else:
+            sites |= dict.fromkeys(found_sites(model, graph, tuple(sites)))
+            reason = 'its residual branches end in no layer that can be scaled, nor has it a norm after a convolution'
     if not sites:
-        blocks = ', '.join(f'{kind.__module__.rpartition(".")[2]}.{kind.__name__}' for kind in SITES)
         raise ValueError(
-            f'No place for ASR is known in a {type(model).__name__}: none of its modules is one of {blocks}. '
+            f'No place for ASR is known in a {type(model).__name__}: {reason}, and none of its blocks is of a known '
+            f'class ({", ".join(kind.__name__ for kind in SITES)}). '
             "Name the layers yourself, e.g. sites=['layer1.*.bn2'] (names as in model.named_modules()).")
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    return sorted(sites, key=order.__getitem__)
+
+
+def _sites_by_class(model: nn.Module) -> dict[str, None]:
+    """The sites of the blocks whose classes are known, and whose layers are such as can be scaled."""
+    sites: dict[str, None] = {}
+    for name, module in model.named_modules():
+        inside = SITES.get(type(module.layer if isinstance(module, ASR) else module), ())
+        try:
+            layers = [module.get_submodule(inner) for inner in inside]
+        except AttributeError:
+            continue
+        if all(_is_scalable(layer) for layer in layers):
+            sites |= dict.fromkeys(f'{name}.{inner}'.strip('.') for inner in inside)
+    return sites
+
+
+def _is_scalable(layer: nn.Module) -> bool:
+    if isinstance(layer, ASR):
+        return True
+    try:
+        return bool(scaled_names(layer))
+    except TypeError:
+        return False
+
+
+def _input_size(model: nn.Module) -> tuple[int, ...] | None:
+    """(channels, height, width) of the images that a timm model was built for; None if it does not say."""
+    cfg = getattr(model, 'pretrained_cfg', None) or getattr(model, 'default_cfg', None) or {}
+    size = cfg.get('input_size')
+    if size is None:
+        return None
+    embed = getattr(model, 'patch_embed', None)
+    grid = getattr(embed, 'img_size', None) or size[1:]
+    return (getattr(model, 'in_chans', None) or size[0], *grid)
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that are followed as a whole: what can be scaled, and what has ASR already."""
+    layers = {
+        name: module for name, module in model.named_modules()
+        if type(module) in SCALABLE or type(module) in BRANCH_BLOCKS or isinstance(module, ASR)}
+    inside = tuple(f'{name}.' for name, module in layers.items() if type(module) not in SCALABLE)
+    return {name: module for name, module in layers.items() if not name.startswith(inside)}
+
+
+def found_sites(model: nn.Module, graph: Graph, known: tuple[str, ...] = ()) -> list[str]:
+    """The sites that the graph of a forward pass shows.
+
+    Args:
+        model: The network.
+        graph: What :func:`follow` recorded of it.
+        known: Sites of blocks whose class is known; what else is in these blocks is left out.
+    """
+    usable = _usable(model, graph)
+    ends = BranchEnds(graph, usable)
+    blocks = tuple(
+        f'{name}.' for name, module in model.named_modules() if name and type(module) in SITES
+        and any(site == name or site.startswith(f'{name}.') for site in known))
+    found = {layer: scope for layer, scope in ends.found.items() if not f'{layer}.'.startswith(blocks)}
+    if not found and not known:
+        return conv_norms(graph, usable)
+    return [*found, *_alike(model, found, usable, known)]
+
+
+def _usable(model: nn.Module, graph: Graph) -> set[str]:
+    """The layers that were called once, by themselves, with parameters of their own that a scale can act on."""
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    return {
+        name for name, layer in graph.layers.items()
+        if graph.calls[name] == 1 and name not in graph.bypassed and _is_scalable(layer)
+        and all(owners[id(p)] == 1 for p in layer.parameters())}
+
+
+def _alike(model: nn.Module, found: Mapping[str, str], usable: set[str], known: tuple[str, ...]) -> list[str]:
+    """Sites in blocks without an addition, of classes that have one elsewhere: MobileNet's blocks with a stride."""
+    patterns: dict[type[nn.Module], Counter[tuple[str, ...]]] = {}
+    inner: dict[str, list[str]] = {}
+    for layer, scope in found.items():
+        if scope and layer.startswith(f'{scope}.'):
+            inner.setdefault(scope, []).append(layer.removeprefix(f'{scope}.'))
+    for scope, names in inner.items():
+        kind = type(model.get_submodule(scope))
+        patterns.setdefault(kind, Counter())[tuple(names)] += 1
+    taken = (*found, *known)
+    sites = []
+    for name, module in model.named_modules():
+        if type(module) not in patterns or any(site.startswith(f'{name}.') for site in taken):
+            continue
+        for names, _ in patterns[type(module)].most_common():
+            here = [f'{name}.{end}' for end in names]
+            if usable.issuperset(here):
+                sites += here
+                break
     return sites
 
 
