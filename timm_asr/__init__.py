@@ -1,6 +1,7 @@
 """Channel attention for timm: importing this package registers its models with ``timm.create_model``."""
 
 from . import _requirements  # noqa: F401 - first: an older timm would fail further on without saying why
+from .freeze import freeze_attention
 from .hub import save_fused
 from .layers import ChannelGate, fold_asr, get_gate, has_asr, list_gates
 from .models import attach_asr, plain_architecture, reparameterize
@@ -13,6 +14,7 @@ __all__ = [
     'attach_asr',
     'auxiliary_loss',
     'fold_asr',
+    'freeze_attention',
     'get_gate',
     'has_asr',
     'list_gates',

@@ -1,6 +1,7 @@
 """Fold every BatchNorm into the convolution before it."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
@@ -20,13 +21,16 @@ _FROZEN = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d, *_FROZEN)
 
 
-class _Tracer(fx.Tracer):
-    def __init__(self) -> None:
+class Tracer(fx.Tracer):
+    """torch.fx's tracer with timm's list of what it cannot trace through, and further modules to stop at."""
+
+    def __init__(self, leaves: Iterable[nn.Module] = ()) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
-        self.leaves = tuple(get_notrace_modules())
+        self.kinds = tuple(get_notrace_modules())
+        self.leaves = set(leaves)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+        return m in self.leaves or isinstance(m, self.kinds) or super().is_leaf_module(m, module_qualified_name)
 
 
 def foldable(conv: nn.Module, bn: nn.Module) -> bool:
@@ -46,7 +50,7 @@ def find_pairs(module: nn.Module) -> list[tuple[str, str]]:
     if not list(module.children()):
         return []
     try:
-        graph = _Tracer().trace(module)
+        graph = Tracer().trace(module)
     except Exception:
         return [
             (f'{name}.{conv}', f'{name}.{bn}')

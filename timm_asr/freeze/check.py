@@ -1,0 +1,75 @@
+"""Whether folding constants changed nothing: each place compared with the plain multiplication, on real images."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .fold import Constant, Place, fold_constants, multiplied
+
+
+def checked_fold(
+        model: nn.Module,
+        constants: dict[str, Constant],
+        places: dict[str, Place],
+        images: Any,
+) -> tuple[nn.Module, dict[str, Place]]:
+    """A copy of a model in eval mode with its gates replaced, and where each constant went in the end.
+
+    The copy is compared with one whose constants are all multiplications: after each gate or, where its constant went
+    on, after the layers that took it. A place that makes a difference beyond rounding stays a multiplication.
+
+    Args:
+        model: The model; left as it is.
+        constants: Name of each gate -> its constant.
+        places: Name of each gate -> where its constant should go.
+        images: What the model is called with; a few will do.
+    """
+    plain = copy.deepcopy(model)
+    fold_constants(plain, constants, {name: multiplied(place) for name, place in places.items()})
+    points = {layer: name for name, place in places.items() for layer in _points(place)}
+    expected = _outputs(plain, list(points), images)
+    del plain
+    places = dict(places)
+    while True:
+        folded = copy.deepcopy(model)
+        fold_constants(folded, constants, places)
+        found = _outputs(folded, list(points), images)
+        # In the order of execution: what comes after a wrong place is wrong too.
+        wrong = next((points[p] for p in found if _differ(expected[p], found[p]) and places[points[p]].layers), None)
+        if wrong is None:
+            return folded, places
+        places[wrong] = multiplied(places[wrong])
+
+
+def _points(place: Place) -> tuple[str, ...]:
+    return place.layers if place.layers and not place.before else (place.gate,)
+
+
+def _differ(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape:
+        return True
+    tolerance = torch.finfo(a.dtype).eps ** 0.5 * a.abs().max()
+    return not bool(((a - b).abs() <= tolerance).all())
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, names: list[str], images: Any) -> dict[str, torch.Tensor]:
+    """What modules put out, in the order in which they run."""
+    outputs: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+            outputs[name] = output.clone()  # what comes next may work in place
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs

@@ -1,0 +1,83 @@
+"""The images of a loader, several times over, as a model takes them."""
+
+import sys
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+
+class Images:
+    """Batches of a loader on a model's device and in its dtype.
+
+    Args:
+        loader: Gives (images, labels, ...) or images; images are a tensor (B, C, H, W), or a list of tensors for
+            detectors. Anything that can be iterated over several times.
+        model: Where the images go.
+        samples: Images to use, the first ones that the loader gives; all of them where None.
+        progress: Show a progress bar where standard error is a terminal.
+
+    Raises:
+        TypeError: The loader is an iterator, which can be read only once.
+        ValueError: ``samples`` is not positive.
+    """
+
+    def __init__(
+            self,
+            loader: Iterable[Any],
+            model: nn.Module,
+            samples: int | None = None,
+            progress: bool = True,
+    ) -> None:
+        if not isinstance(loader, Iterable) or isinstance(loader, Iterator):
+            raise TypeError(
+                f'The loader is a {type(loader).__name__}, and the images are read several times; pass a DataLoader or '
+                'a list of batches.')
+        if samples is not None and samples < 1:
+            raise ValueError(f'samples is {samples}; it is a number of images, 1 or more.')
+        self.loader, self.samples = loader, samples
+        self.progress = progress and sys.stderr.isatty()
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        self.device, self.dtype = like.device, like.dtype
+
+    def batches(self, what: str) -> Generator[tuple[Any, torch.Tensor | None], None, None]:
+        """Images, and their labels where these are one class each; ``what`` stands beside the progress bar.
+
+        Raises:
+            TypeError: A batch is neither images nor begins with images.
+            ValueError: There are no images.
+        """
+        seen = 0
+        for batch in tqdm(self.loader, desc=what, disable=not self.progress, leave=False, dynamic_ncols=True):
+            images, labels = self._parts(batch)
+            if self.samples is not None:
+                images = images[:self.samples - seen]
+                labels = labels if labels is None else labels[:len(images)]
+            if not len(images):
+                continue
+            seen += len(images)
+            yield images, labels
+            if self.samples is not None and seen >= self.samples:
+                break
+        if not seen:
+            raise ValueError('The loader gives no images.')
+
+    def _parts(self, batch: Any) -> tuple[Any, torch.Tensor | None]:
+        first, labels = batch, None
+        if isinstance(batch, list | tuple) and batch:
+            first = batch[0]
+            second = batch[1] if len(batch) > 1 else None
+            if isinstance(second, torch.Tensor) and second.ndim == 1 and not second.is_floating_point():
+                labels = second
+        if isinstance(first, torch.Tensor):
+            return self._moved(first), labels
+        if isinstance(first, list | tuple) and all(isinstance(image, torch.Tensor) for image in first):
+            return [self._moved(image) for image in first], None
+        raise TypeError(
+            f'The loader gives batches of type {type(batch).__name__}; images, or (images, labels), with images as a '
+            'tensor (B, C, H, W), are what the model takes.')
+
+    def _moved(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(self.device, self.dtype if images.is_floating_point() else images.dtype)
