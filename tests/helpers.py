@@ -5,6 +5,7 @@ import copy
 import timm
 import torch
 from timm.models import get_pretrained_cfg, list_models, model_entrypoint
+from timm.models.byobnet import ByoBlockCfg
 from torch import nn
 
 from timm_asr.layers import ASR
@@ -20,24 +21,38 @@ _DEEPER = {
     'resnet18': ('resnet34',), 'resnet50': ('resnet101', 'resnet152'),
     'resnet20': ('resnet32', 'resnet44', 'resnet56', 'resnet110'),
     'resnet83': ('resnet164', 'resnet245', 'resnet326', 'resnet407'),
+    'repvgg_a0': ('repvgg_b3',),
     'vit_tiny': ('vit_small', 'vit_base_384', 'vit_base'),
 }
 
 
+# Backbones whose every gate is a gate of the ResNets above: a few of their names stand for the rest.
+_FEW = ('repvgg_a0', 'repvgg_a0_cifar', 'resnet56_acnet', 'mobilenetv1_100', 'mobilenetv1_100_cifar',
+        'shufflenetv2_100', 'shufflenetv2_100_cifar', 'vgg19_cifar')
+_FEW_ENDS = ('', '_spa', '_asr_se', '_srm_asr_srm')
+
+
 def kinds() -> list[str]:
-    """One registered name of every kind: all of them but those that a shallower one stands for."""
-    deeper = tuple(f'{name}{end}' for names in _DEEPER.values() for name in names for end in ('_', '.'))
-    return [n for n in zoo_names() if not f'{n}.'.startswith(deeper)]
+    """One registered name of every kind: all of them but those that a shallower or simpler one stands for."""
+    deeper = [f'{name}_' for names in _DEEPER.values() for name in names]
+    few = {f'{name}{end}' for name in _FEW for end in _FEW_ENDS}
+    skipped = tuple(deeper + [f'{name}_' for name in (*_FEW, 'resnet110_acnet')])
+    return [n for n in zoo_names() if n in few or not f'{n}_'.startswith(skipped)]
 
 
 def small(name: str, **kwargs) -> nn.Module:
     """A registered model from its own entrypoint, with few blocks and in float64."""
+    large = get_pretrained_cfg(name).input_size != (3, 32, 32)
     if name.startswith('vit'):
         shrink = {'depth': 2, 'img_size': 32, 'embed_dim': 48, 'num_heads': 3}
+    elif name.startswith('repvgg'):
+        strides = (2 if large else 1, 2, 2, 2)
+        stages = [ByoBlockCfg('rep', d=2 if i == 0 else 1, c=16 + 16 * (i > 1), s=s) for i, s in enumerate(strides)]
+        shrink = {'blocks': tuple(stages), 'stem_chs': 16}
+    elif large:
+        shrink = {'layers': (2, 1, 1, 1), 'channels': (16, 16, 32, 32)}
     else:
         shrink = {'layers': (2, 1, 1)}
-        if get_pretrained_cfg(name).input_size != (3, 32, 32):
-            shrink = {'layers': (2, 1, 1, 1), 'channels': (16, 16, 32, 32)}
     return timm.create_model(name, **{'dtype': torch.float64, 'num_classes': 5, **shrink, **kwargs})
 
 

@@ -158,7 +158,7 @@ def test_a_site_inside_a_site_is_refused():
         attach_asr(stock, sites=['stages.0.0', 'stages.0.*.conv_kxk.bn'])
     assert not has_asr(stock)
     attach_asr(stock, sites=['stages.0.0.conv_kxk.bn'])
-    with pytest.raises(TypeError, match=r"ASR does not fit the site 'stages.0.0': A ASR cannot be scaled"):
+    with pytest.raises(TypeError, match=r"ASR does not fit the site 'stages.0.0': A NormActASR cannot be scaled"):
         attach_asr(stock, sites=['stages.0.0'])
 
 
@@ -212,7 +212,7 @@ class Fusable(nn.Sequential):
 
 def test_ones_own_block(monkeypatch):
     known = {}
-    for module in ('branches', 'asr', 'scaled'):
+    for module in ('branches', 'scaled', 'asr'):
         monkeypatch.setattr(f'timm_asr.layers.{module}.BRANCH_BLOCKS', known)
     register_branches(Two, lambda block: existing(block, 'nothing', 'branches.1'))
     with pytest.raises(RuntimeError, match='branches of Two are registered already'):

@@ -55,7 +55,8 @@ def test_registered_model(name):
     cfg = model.default_cfg
     assert resolve_model_data_config(model)['mean'] == cfg['mean']
     assert cfg['architecture'] == name
-    assert f'{cfg["first_conv"]}.weight' in model.state_dict()
+    first = cfg['first_conv'] if isinstance(cfg['first_conv'], tuple) else (cfg['first_conv'],)
+    assert {f'{key}.weight' for key in first} <= set(model.state_dict())
     assert f'{cfg["classifier"]}.weight' in model.state_dict()
     assert is_model(timm_asr.plain_architecture(name))
     with pytest.raises(TypeError):

@@ -20,9 +20,11 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 import timm_asr
 from timm_asr import fold_asr, has_asr
+from timm_asr.layers import ASR
 
 ASR_KINDS = [name for name in kinds() if '_asr_' in name]
 SOME = ['resnet20_asr_se', 'resnet18_srm_asr_srm', 'resnet50_asr_spa', 'vit_tiny_asr_eca']
+OTHERS = ['repvgg_a0_cifar_se_asr_se']
 
 
 def model_and_images(name, batch=4, **kwargs):
@@ -76,7 +78,7 @@ def test_split_batch_norm_keeps_the_attention():
     assert relative_error(expected, fold_asr(copy.deepcopy(norm))(z)) < 1e-12
 
 
-@pytest.mark.parametrize('name', SOME)
+@pytest.mark.parametrize('name', SOME + OTHERS)
 def test_ema_copies_follow(name):
     model, x = model_and_images(name)
     ema = ModelEmaV3(model, decay=0.5)
@@ -131,19 +133,22 @@ def test_inductor_compiles_it():
     assert relative_error(model(x), torch.compile(clone(model), fullgraph=True)(x)) < 1e-4
 
 
-@pytest.mark.parametrize('name', ['resnet20_asr_se', 'resnet18_eca_asr_eca'])
+@pytest.mark.parametrize('name', ['resnet20_asr_se', 'resnet18_eca_asr_eca', *OTHERS])
 def test_fx_feature_extraction(name):
     model, x = model_and_images(name)
-    nodes = {'layer1.0.bn2': 'site', 'layer2': 'stage'}
-    extract = create_feature_extractor(model, nodes)
+    first = next(key for key, m in model.named_modules() if isinstance(m, ASR))
     stages = model.forward_intermediates(x, intermediates_only=True)
-    assert relative_error(stages[2], extract(x)['stage']) < 1e-12
+    nodes = {first: 'site'}
+    if name.startswith('resnet') and 'acnet' not in name:
+        nodes['layer2'] = 'stage'
+    extract = create_feature_extractor(model, nodes)
+    assert 'stage' not in nodes.values() or relative_error(stages[2], extract(x)['stage']) < 1e-12
     assert has_asr(extract)
     graph = small(name, features_only=True, feature_cls='fx').eval()
     assert len(graph(x)) == len(stages)
 
 
-@pytest.mark.parametrize('name', SOME)
+@pytest.mark.parametrize('name', SOME + OTHERS)
 def test_gradient_checkpointing(name):
     model, x = model_and_images(name)
     other = clone(model)
@@ -155,7 +160,7 @@ def test_gradient_checkpointing(name):
         assert relative_error(p.grad, q[1].grad) < 1e-9, key
 
 
-@pytest.mark.parametrize('name', SOME)
+@pytest.mark.parametrize('name', SOME + OTHERS)
 def test_bf16_autocast(name):
     model, x = model_and_images(name)
     model, x = model.float().train(), x.float()
@@ -180,7 +185,7 @@ def test_channels_last(name):
     assert relative_error(expected, model.reparameterize(fold_bn=True)(x)) < 1e-12
 
 
-@pytest.mark.parametrize('name', SOME)
+@pytest.mark.parametrize('name', SOME + OTHERS)
 def test_in_chans_and_classifier(name):
     model, x = model_and_images(name, in_chans=1)
     assert x.shape[1] == 1
@@ -198,7 +203,7 @@ def test_in_chans_and_classifier(name):
         assert model(x).ndim == 4
 
 
-@pytest.mark.parametrize('name', SOME)
+@pytest.mark.parametrize('name', SOME + OTHERS)
 def test_features_are_equal_before_and_after_fusing(name):
     more = {'out_indices': 2} if name.startswith('vit') else {}
     net = randomize(small(name, features_only=True, **more).double()).eval()
@@ -227,7 +232,7 @@ def test_cifar_features_and_pruning():
         model.forward_intermediates(x, output_fmt='NLC')
 
 
-@pytest.mark.parametrize('name', SOME)
+@pytest.mark.parametrize('name', SOME + OTHERS)
 def test_meta_construction_and_loading(name):
     model, x = model_and_images(name)
     empty = small(name, device='meta')
@@ -238,7 +243,7 @@ def test_meta_construction_and_loading(name):
     assert torch.equal(model(x), empty.eval()(x))
 
 
-@pytest.mark.parametrize('name', ['resnet20_asr_se', 'resnet18_ie_asr_ie'])
+@pytest.mark.parametrize('name', ['resnet20_asr_se', 'resnet18_ie_asr_ie', *OTHERS])
 def test_torchscript(name):
     model, x = model_and_images(name)
     assert relative_error(model(x), torch.jit.script(model)(x)) < 1e-12

@@ -7,6 +7,7 @@ from .eca import ECA
 from .gate import ChannelGate
 from .gates import GATES, asr_gate, get_gate, list_gates
 from .ie import IE
+from .norm_act import NormActASR
 from .recurrent import RAS, Recurrent, RecurrentECA, RecurrentSE, RecurrentSPA, RecurrentSRM
 from .scaled import scaled_forward
 from .se import SE
@@ -30,6 +31,7 @@ __all__ = [
     'SRM',
     'ASRVector',
     'ChannelGate',
+    'NormActASR',
     'Recurrent',
     'RecurrentECA',
     'RecurrentSE',

@@ -179,10 +179,14 @@ class ASR(nn.Module):
         """Called by ``torch.jit.script``: refuses what scripting would silently change."""
         after = isinstance(self.layer, WITH_ACTIVATION) or type(self.layer) in BRANCH_BLOCKS
         if after and type(self).scripted is ASR.scripted:
-            raise TypeError(
-                f'ASR on a {type(self.layer).__name__} cannot be scripted, since its scale comes before the '
-                'activation; call timm_asr.fold_asr(model) first, or use torch.compile or torch.export.')
+            self._refuse_scripting()
         return self
+
+    @torch.jit.ignore
+    def _refuse_scripting(self) -> None:
+        raise TypeError(
+            f'ASR on a {type(self.layer).__name__} cannot be scripted, since its scale comes before the activation; '
+            'call timm_asr.fold_asr(model) first, or use torch.compile or torch.export.')
 
     @torch.jit.ignore
     def fold(self) -> nn.Module:
@@ -230,6 +234,10 @@ class ASR(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
 
+#: Class of a layer -> the subclass of :class:`ASR` that TorchScript needs around it.
+WRAPPERS: dict[type[nn.Module], type[ASR]] = {}
+
+
 def wrap(
         layer: nn.Module,
         gate: Callable[..., ChannelGate],
@@ -238,9 +246,7 @@ def wrap(
         learnable: bool = True,
 ) -> ASR:
     """The :class:`ASR` that fits a layer best: where its class is one that TorchScript needs help with, a subclass."""
-    known = BRANCH_BLOCKS.get(type(layer))
-    kind = (known.wrapper if known else None) or ASR
-    return kind(layer, gate, depth, init, learnable)  # type: ignore[return-value]
+    return WRAPPERS.get(type(layer), ASR)(layer, gate, depth, init, learnable)
 
 
 def has_asr(module: nn.Module) -> bool:

@@ -6,43 +6,28 @@ the block does with the sum afterwards comes after the scale, and merging the br
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+#: Exact class of a block -> a function that gives the names of the layers its branches end in.
+BRANCH_BLOCKS: dict[type[nn.Module], Callable[[Any], Sequence[str]]] = {}
 
-@dataclass(frozen=True)
-class BranchBlock:
-    """What is known of one class of blocks.
 
-    Attributes:
+def register_branches(kind: type[nn.Module], ends: Callable[[Any], Sequence[str]]) -> None:
+    """Let ASR scale the sum of the branches of a class of blocks.
+
+    Args:
+        kind: The class.
         ends: From a block to the names of the layers that its branches end in, as in ``block.named_modules()``. All
             that is added up must come out of them. Once the branches are merged: the name of the merged layer.
-        wrapper: Subclass of :class:`~timm_asr.layers.asr.ASR` that TorchScript can compile around such a block.
-    """
-
-    ends: Callable[[Any], Sequence[str]]
-    wrapper: type[nn.Module] | None = None
-
-
-#: Exact class of a block -> how it is scaled. Filled by the modules that know the classes.
-BRANCH_BLOCKS: dict[type[nn.Module], BranchBlock] = {}
-
-
-def register_branches(
-        kind: type[nn.Module],
-        ends: Callable[[Any], Sequence[str]],
-        wrapper: type[nn.Module] | None = None,
-) -> None:
-    """Let ASR scale the sum of the branches of a class of blocks; arguments as in :class:`BranchBlock`.
 
     Raises:
         RuntimeError: The class is registered already.
     """
     if kind in BRANCH_BLOCKS:
         raise RuntimeError(f'The branches of {kind.__name__} are registered already.')
-    BRANCH_BLOCKS[kind] = BranchBlock(ends, wrapper)
+    BRANCH_BLOCKS[kind] = ends
 
 
 def existing(block: nn.Module, *names: str) -> list[str]:

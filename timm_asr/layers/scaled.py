@@ -63,7 +63,7 @@ def scaled_names(layer: nn.Module) -> list[str]:
 
 def _branch_names(block: nn.Module) -> list[str]:
     names = []
-    for end in BRANCH_BLOCKS[type(block)].ends(block):
+    for end in BRANCH_BLOCKS[type(block)](block):
         layer = block.get_submodule(end)
         if isinstance(layer, WITH_ACTIVATION) and not isinstance(getattr(layer, 'act', None), nn.Identity | None):
             raise TypeError(

@@ -1,6 +1,7 @@
 """Backbones and their entrypoints; importing this registers them with timm."""
 
 from .asr_cifar import ASRCifarResNet
+from .asr_repvgg import ASRCifarRepVGG, ASRRepVGG
 from .asr_resnet import ASRResNet
 from .asr_vit import ASRVisionTransformer
 from .attach import attach_asr
@@ -9,7 +10,9 @@ from .reparameterize import reparameterize
 from .zoo import plain_architecture
 
 __all__ = [
+    'ASRCifarRepVGG',
     'ASRCifarResNet',
+    'ASRRepVGG',
     'ASRResNet',
     'ASRVisionTransformer',
     'RepVggASR',

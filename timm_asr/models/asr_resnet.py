@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch.nn as nn
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from .cfgs import imagenet_cfg
 from .residual import ResidualModel
 from .zoo import register, variants
 
@@ -27,22 +27,7 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
 _VARIANTS = {v.name: v for name in _ARCHITECTURES for v in variants(name)}
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        'num_classes': 1000,
-        'input_size': (3, 224, 224),
-        'pool_size': (7, 7),
-        'crop_pct': 0.875,
-        'interpolation': 'bicubic',
-        'mean': IMAGENET_DEFAULT_MEAN,
-        'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'conv1',
-        'classifier': 'fc',
-        **kwargs,
-    }
-
-
-default_cfgs = generate_default_cfgs({name: _cfg() for name in _VARIANTS})
+default_cfgs = generate_default_cfgs({name: imagenet_cfg() for name in _VARIANTS})
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:

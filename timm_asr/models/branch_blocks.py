@@ -4,7 +4,7 @@ import torch
 from timm.models.byobnet import RepVggBlock
 from torch import nn
 
-from ..layers.asr import ASR
+from ..layers.asr import ASR, WRAPPERS
 from ..layers.branches import existing, register_branches
 
 
@@ -27,4 +27,5 @@ def repvgg_ends(block: nn.Module) -> list[str]:
     return existing(block, 'reparam_conv') or existing(block, 'conv_kxk.bn', 'conv_1x1.bn', 'identity')
 
 
-register_branches(RepVggBlock, repvgg_ends, RepVggASR)
+register_branches(RepVggBlock, repvgg_ends)
+WRAPPERS[RepVggBlock] = RepVggASR

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from timm.layers import get_device_dtype
 from timm.models import is_model, register_model
 from torch import nn
 
@@ -15,6 +16,8 @@ from .reparameterize import Reparameterizable, built_for_inference
 
 #: Shared units that a residual network is registered with.
 DIA_NAMES = ('se', 'eca', 'cbam', 'srm', 'spa', 'lstm', 'lstm_light')
+#: The ASR paper's gates.
+ASR_NAMES = ('se', 'ie', 'srm', 'eca', 'spa')
 
 _PLAIN: dict[str, str] = {}
 
@@ -22,8 +25,10 @@ _PLAIN: dict[str, str] = {}
 class ZooModel(Reparameterizable):
     """Mixed into a timm model class: gates in its blocks, ASR at its sites, and ``reparameterize``.
 
+    A class whose blocks have no keyword for attention names them in ``GATED`` and says in ``place_gate`` where it goes.
+
     Args:
-        gate: Name of a gate that stands in every block (ResNets).
+        gate: Name of a gate that stands in every block.
         asr: Name of a foldable gate for ASR at the known sites.
         asr_depth: Vectors at each site, 1 to 4 (default 1).
         asr_init: Initial psi (default 0.1); ``'N_0.1'`` draws it from N(0, 0.1^2).
@@ -38,6 +43,14 @@ class ZooModel(Reparameterizable):
         TypeError: A keyword is unknown, or has no meaning for this model.
         ValueError: A value is out of range.
     """
+
+    #: Blocks that :meth:`place_gate` puts a gate into; where there are none, they take ``attn_layer`` themselves.
+    GATED: tuple[type[nn.Module], ...] = ()
+
+    @staticmethod
+    def place_gate(block: Any, make: Callable[[int], nn.Module]) -> None:
+        """Put ``make(channels)`` into a block of a class in ``GATED``."""
+        raise NotImplementedError
 
     def __init__(
             self,
@@ -60,10 +73,16 @@ class ZooModel(Reparameterizable):
             raise TypeError(f'{given} is for models with a gate or with ASR; this one has neither.')
         if gate is not None:
             attn_layer = partial(get_gate(gate), **gate_arguments(gate, gate_options))
-            kwargs['block_args'] = {**(kwargs.get('block_args') or {}), 'attn_layer': attn_layer}
+            if not self.GATED:
+                kwargs['block_args'] = {**(kwargs.get('block_args') or {}), 'attn_layer': attn_layer}
         if asr is not None:
             asr_layer = asr_gate(asr, **gate_options)
         super().__init__(*args, **kwargs)
+        if gate is not None and self.GATED:
+            make = partial(attn_layer, **get_device_dtype(self))  # type: ignore[arg-type]
+            for block in list(self.modules()):  # type: ignore[attr-defined]
+                if isinstance(block, self.GATED):
+                    self.place_gate(block, make)
         if asr is not None:
             attach_asr(self, asr_layer, **options)  # type: ignore[arg-type]
         built_for_inference(self, reparameterized)  # type: ignore[arg-type]
@@ -127,6 +146,14 @@ def variants(backbone: str, gates: bool = True) -> Iterator[Variant]:
         yield Variant(backbone, asr=asr)
         if gates:
             yield Variant(backbone, asr, asr)
+
+
+def asr_variants(backbone: str) -> Iterator[Variant]:
+    """Names of a backbone of the ASR paper alone: each of its gates in the blocks, as ASR, and as both."""
+    for gate in ASR_NAMES:
+        yield Variant(backbone, gate)
+        yield Variant(backbone, asr=gate)
+        yield Variant(backbone, gate, gate)
 
 
 def register(module: str, variant: Variant, create: Callable[..., nn.Module], plain: str, doc: str) -> None:

@@ -1,0 +1,82 @@
+"""The ASR paper's other backbones: what is stock, what is merged, where ASR and gates stand, printed counts."""
+
+import pytest
+import timm
+import torch
+from helpers import asr_layers, clone, images, randomize, relative_error, small
+from timm.models.byobnet import RepVggBlock
+from timm.utils import reparameterize_model
+from torch import nn
+
+import timm_asr
+from timm_asr import fold_asr, has_asr, reparameterize
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def shapes(model):
+    return {key: tensor.shape for key, tensor in model.state_dict().items()}
+
+
+def sites(model):
+    return [name for name, m in model.named_modules() if isinstance(m, timm_asr.layers.ASR)]
+
+
+# RepVGG
+
+@pytest.mark.parametrize('name', ['repvgg_a0', 'repvgg_b3'])
+def test_repvgg_is_timms_and_so_are_its_checkpoints(name):
+    stock = timm.create_model(name, device='meta')
+    ours = timm.create_model(f'{name}_asr_se', device='meta')
+    vectors = sites(ours)
+    assert vectors == ['stem'] + [f'stages.{i}.{j}' for i, stage in enumerate(stock.stages) for j in range(len(stage))]
+    own = {key.replace('.layer.', '.'): shape for key, shape in shapes(ours).items() if '.vectors.' not in key}
+    assert own == shapes(stock)
+
+
+@pytest.mark.parametrize(('name', 'printed'), [('repvgg_a0', '8.31'), ('repvgg_b3', '110.96')])
+def test_repvgg_has_the_printed_count_once_merged(name, printed):
+    """Table 4 of the RepVGG paper, 1000 classes; it prints 8.30 for A0, whose 8,309,384 are cut off, not rounded."""
+    model = timm.create_model(f'{name}_cifar', num_classes=1000).eval()
+    assert f'{count(reparameterize(model)) / 1e6:.2f}' == printed
+
+
+@pytest.mark.parametrize('verb', [lambda m: m.reparameterize(), lambda m: m.reparameterize(fold_bn=True),
+                                  reparameterize_model, lambda m: reparameterize_model(fold_asr(m)).reparameterize()])
+@pytest.mark.parametrize('name', ['repvgg_a0_asr_se', 'repvgg_a0_cifar_ie_asr_ie', 'resnet56_acnet_asr_se'])
+def test_a_block_becomes_one_convolution(name, verb):
+    model = randomize(small(name, asr_depth=2)).eval()
+    x = images(model)
+    expected = model(x)
+    changed = verb(clone(model))
+    assert relative_error(expected, changed(x)) < 1e-12
+    assert not has_asr(changed)
+    norms = [key for key, m in changed.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert not [key for key in norms if 'downsample' not in key]
+    kernels = [m.kernel_size for m in changed.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 1]
+    assert set(kernels) <= {(3, 3), (1, 1)}
+    if name.startswith('repvgg'):
+        assert len([k for k in kernels if k == (3, 3)]) == len([m for m in model.modules() if type(m) is RepVggBlock])
+
+
+def test_repvgg_small_features():
+    net = small('repvgg_a0_cifar_asr_se', features_only=True).double()
+    assert net.feature_info.reduction() == [1, 2, 4, 8]
+    assert [f.shape[-1] for f in net(torch.randn(1, 3, 96, 96, dtype=torch.float64))] == [96, 48, 24, 12]
+
+
+@pytest.mark.parametrize('name', ['repvgg_a0_cifar_se_asr_se'])
+def test_the_gate_comes_after_the_vector(name):
+    model = randomize(small(name)).eval()
+    asr = asr_layers(model)[-1]
+    x = torch.randn(2, 32, 5, 5, dtype=torch.float64)
+    sums, seen = [], []
+    asr.layer.attn.register_forward_hook(lambda gate, inputs, output: seen.append(inputs[0]))
+    block = clone(asr.layer)
+    block.attn = nn.Identity()
+    block.act = nn.Identity()
+    sums.append(block(x))
+    asr(x)
+    assert relative_error(sums[0] * asr.attention_vector().view(1, -1, 1, 1), seen[0]) < 1e-12
