@@ -133,9 +133,9 @@ after `fold_asr`, loaded as the plain architecture.
 
 {as_markdown(summary(rows))}
 Over the seeds of one model the standard deviation of top-1 is {pooled:.2f} points (pooled over the models,
-{degrees} degrees of freedom). So two means differ significantly ({CONFIDENCE:.0%}, t distribution) beyond {half:.2f} points;
-"significant" says which differences to the plain backbone do. That {images:,} images are a sample alone gives each
-figure a standard error of {sampling:.2f} points. More seeds would tell smaller differences apart.
+{degrees} degrees of freedom). So two means differ significantly ({CONFIDENCE:.0%}, t distribution) beyond {half:.2f}
+points; "significant" says which differences to the plain backbone do. That {images:,} images are a sample
+alone gives each figure a standard error of {sampling:.2f} points. More seeds would tell smaller differences apart.
 
 What the papers report for the full recipe (164 epochs, ResNet-164, CIFAR-10; theirs, not measured here): plain 92.97 %,
 ASR(SE) 94.47 %. `recipes/cifar10_resnet164.yaml` is that recipe.
