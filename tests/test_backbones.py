@@ -1,15 +1,20 @@
 """The ASR paper's other backbones: what is stock, what is merged, where ASR and gates stand, printed counts."""
 
+import pickle
+from functools import partial
+
 import pytest
 import timm
 import torch
 from helpers import asr_layers, clone, images, randomize, relative_error, small
+from timm.layers import GroupNormAct, freeze_batch_norm_2d
 from timm.models.byobnet import RepVggBlock
 from timm.utils import reparameterize_model
 from torch import nn
 
 import timm_asr
 from timm_asr import fold_asr, has_asr, reparameterize
+from timm_asr.models.acnet import ACBasicBlock, ACBlock
 
 
 def count(model):
@@ -80,3 +85,56 @@ def test_the_gate_comes_after_the_vector(name):
     sums.append(block(x))
     asr(x)
     assert relative_error(sums[0] * asr.attention_vector().view(1, -1, 1, 1), seen[0]) < 1e-12
+
+
+# ACNet
+
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('size', [6, 7])
+def test_an_asymmetric_block_is_one_convolution(stride, size):
+    block = randomize(ACBlock(5, 8, stride, dtype=torch.float64)).eval()
+    x = torch.randn(2, 5, size, size, dtype=torch.float64)
+    merged = block.fuse()
+    assert type(merged) is nn.Conv2d
+    assert merged.kernel_size == (3, 3)
+    assert relative_error(block(x), merged(x)) < 1e-12
+    plus = merged.weight[:, :, [0, 0, 2, 2], [0, 2, 0, 2]] - _square(block)[:, :, [0, 0, 2, 2], [0, 2, 0, 2]]
+    assert plus.abs().max() < 1e-12  # the corners come from the square kernel alone
+
+
+def _square(block):
+    bn = block.conv_3x3.bn
+    return block.conv_3x3.conv.weight * (bn.weight / (bn.running_var + bn.eps).sqrt())[:, None, None, None]
+
+
+def test_asr_scales_the_sum_of_an_asymmetric_block():
+    model = randomize(small('resnet56_acnet_asr_se')).train()
+    assert sites(model) == ['layer1.0.conv2', 'layer1.1.conv2', 'layer2.0.conv2', 'layer3.0.conv2']
+    asr = model.layer1[0].conv2
+    x = torch.randn(3, 16, 5, 5, dtype=torch.float64)
+    expected = clone(asr.layer)(x) * asr.attention_vector().view(1, -1, 1, 1)
+    assert relative_error(expected, asr(x)) < 1e-12
+    assert torch.equal(pickle.loads(pickle.dumps(asr))(x), asr(x))
+
+
+def test_an_acnet_is_a_resnet_with_more_branches():
+    """Nine parameters of a kernel become 9 + 3 + 3, and merged they are nine again, under the same name."""
+    ours, plain = timm.create_model('resnet56_acnet', device='meta'), timm.create_model('resnet56', device='meta')
+    kernels = sum(m.weight.numel() for m in plain.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
+    norms = sum(2 * m.out_channels for m in plain.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
+    assert count(ours) - count(plain) == kernels * 6 // 9 + 2 * norms
+    assert (timm.create_model('resnet56_acnet').conv1.conv_1x3.bn.weight == 1 / 3).all()
+    merged = [timm.create_model(name, layers=(2, 1, 1)).eval() for name in ('resnet56_acnet', 'resnet56')]
+    a, b = (shapes(model.reparameterize(fold_bn=True)) for model in merged)
+    assert a == b
+
+
+def test_what_an_asymmetric_block_cannot_do():
+    with pytest.raises(ValueError, match='An ACBlock has no dilation'):
+        ACBasicBlock(8, 8, dilation=2)
+    block = freeze_batch_norm_2d(ACBlock(3, 4))
+    assert block.eval().fuse().bias.shape == (4,)
+    with pytest.raises(TypeError, match='branches of an ACBlock end in GroupNormAct, without the running statistics'):
+        ACBlock(3, 4, norm_layer=partial(GroupNormAct, num_groups=2)).fuse()
+    zero = timm.create_model('resnet56_acnet', layers=(1, 1, 1), zero_init_last=True)
+    assert (zero.layer2[0].conv2.conv_3x1.bn.weight == 0).all()

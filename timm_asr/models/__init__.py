@@ -1,5 +1,6 @@
 """Backbones and their entrypoints; importing this registers them with timm."""
 
+from .asr_acnet import ASRACResNet
 from .asr_cifar import ASRCifarResNet
 from .asr_repvgg import ASRCifarRepVGG, ASRRepVGG
 from .asr_resnet import ASRResNet
@@ -10,6 +11,7 @@ from .reparameterize import reparameterize
 from .zoo import plain_architecture
 
 __all__ = [
+    'ASRACResNet',
     'ASRCifarRepVGG',
     'ASRCifarResNet',
     'ASRRepVGG',

@@ -8,6 +8,13 @@ from ..layers.asr import ASR, WRAPPERS
 from ..layers.branches import existing, register_branches
 
 
+class SumASR(ASR):
+    """ASR around a block whose output is the sum of its branches: multiplying one is multiplying the other."""
+
+    def scripted(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * v.view(1, -1, 1, 1)
+
+
 class RepVggASR(ASR):
     """ASR around timm's ``RepVggBlock``: the sum of its branches times v, before a gate that stands in the block."""
 

@@ -1,0 +1,137 @@
+"""ResNets for small images whose 3x3 convolutions are asymmetric convolution blocks.
+
+Ding et al.: ACNet: Strengthening the Kernel Skeletons for Powerful CNN via Asymmetric Convolution Blocks, ICCV 2019,
+https://arxiv.org/abs/1908.03930.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import ConvNormAct, get_device_dtype
+from timm.models.resnet import BasicBlock
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ..layers.asr import WRAPPERS
+from ..layers.branches import register_branches
+from .branch_blocks import SumASR
+from .cifar_resnet import CifarResNet
+from .sites import SITES
+
+_KERNELS = {'conv_3x3': (3, 3), 'conv_1x3': (1, 3), 'conv_3x1': (3, 1)}
+
+
+class ACBlock(nn.Module):
+    """Sum of a 3x3, a 1x3 and a 3x1 convolution, each with its BatchNorm: (B, C, H, W) to (B, C', H / s, W / s).
+
+    BN(x * K_3x3) + BN(x * K_1x3) + BN(x * K_3x1) is, with the running statistics, one 3x3 convolution (section 3.4 of
+    the paper).
+
+    Args:
+        in_channels: C.
+        out_channels: C'.
+        stride: s.
+        norm_layer: Normalization.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            stride: int = 1,
+            norm_layer: type[nn.Module] = nn.BatchNorm2d,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, (height, width) in _KERNELS.items():
+            self.add_module(name, ConvNormAct(
+                in_channels, out_channels, (height, width), stride=stride, padding=(height // 2, width // 2),
+                norm_layer=norm_layer, apply_act=False, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """He initialisation of the convolutions; the norms start at 1/3 each, as in the authors' CIFAR networks."""
+        for name in _KERNELS:
+            branch = getattr(self, name)
+            nn.init.kaiming_normal_(branch.conv.weight, mode='fan_out', nonlinearity='relu')
+            nn.init.constant_(branch.bn.weight, 1 / 3)
+            nn.init.zeros_(branch.bn.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv_3x3(x) + self.conv_1x3(x) + self.conv_3x1(x)
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> nn.Module:
+        """The 3x3 convolution that this block is in eval mode; timm's ``reparameterize_model`` looks for this name.
+
+        Raises:
+            TypeError: A norm is none that a convolution can take over.
+        """
+        square = self.conv_3x3.conv
+        merged = nn.Conv2d(
+            square.in_channels, square.out_channels, 3, square.stride, square.padding,
+            device=square.weight.device, dtype=square.weight.dtype)
+        nn.init.zeros_(merged.weight)
+        nn.init.zeros_(merged.bias)  # type: ignore[arg-type]
+        for name, (height, width) in _KERNELS.items():
+            branch = getattr(self, name)
+            if getattr(branch.bn, 'running_mean', None) is None:
+                raise TypeError(
+                    f'The branches of an ACBlock end in {type(branch.bn).__name__}, without the running statistics '
+                    'that merging them needs.')
+            bn = branch.bn
+            weight, bias = fuse_conv_bn_weights(
+                branch.conv.weight, None, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
+            rows, columns = (3 - height) // 2, (3 - width) // 2
+            merged.weight += F.pad(weight, (columns, columns, rows, rows))
+            merged.bias += bias
+        return merged.train(self.training)
+
+
+register_branches(ACBlock, lambda block: [f'{name}.bn' for name in _KERNELS])
+WRAPPERS[ACBlock] = SumASR
+
+
+class ACBasicBlock(BasicBlock):
+    """timm's ``BasicBlock`` with an :class:`ACBlock` in the place of each convolution and its norm; the same arguments.
+
+    Raises:
+        ValueError: The convolutions would be dilated.
+    """
+
+    def __init__(self, *args: Any, norm_layer: type[nn.Module] = nn.BatchNorm2d, **kwargs: Any) -> None:
+        super().__init__(*args, norm_layer=norm_layer, **kwargs)
+        for number in (1, 2):
+            conv = getattr(self, f'conv{number}')
+            if conv.dilation != (1, 1):
+                raise ValueError('An ACBlock has no dilation.')
+            setattr(self, f'conv{number}', _asymmetric(conv, norm_layer))
+            setattr(self, f'bn{number}', nn.Identity())
+
+    def zero_init_last(self) -> None:
+        """Start the residual branch at zero."""
+        for name in _KERNELS:
+            nn.init.zeros_(getattr(self.conv2, name).bn.weight)
+
+
+SITES[ACBasicBlock] = ('conv2',)
+
+
+def _asymmetric(conv: nn.Conv2d, norm_layer: type[nn.Module]) -> ACBlock:
+    return ACBlock(
+        conv.in_channels, conv.out_channels, conv.stride[0], norm_layer=norm_layer, **get_device_dtype(conv))
+
+
+class ACResNet(CifarResNet):
+    """:class:`CifarResNet` of :class:`ACBasicBlock`, with an :class:`ACBlock` as its stem; the same arguments."""
+
+    def __init__(self, *args: Any, norm_layer: Any = nn.BatchNorm2d, **kwargs: Any) -> None:
+        super().__init__(*args, norm_layer=norm_layer, **kwargs)
+        self.conv1 = _asymmetric(self.conv1, norm_layer)  # type: ignore[arg-type, assignment]
+        self.bn1 = nn.Identity()
