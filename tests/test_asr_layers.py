@@ -4,8 +4,12 @@ import copy
 
 import pytest
 import timm.layers as tl
+import timm.models.fastvit as fastvit
+import timm.models.metaformer as metaformer
+import timm.models.swiftformer as swiftformer
 import torch
 from helpers import randomize, relative_error
+from timm.layers import norm, norm_act
 from timm.layers.norm_act import FrozenBatchNormAct2d
 from timm.optim import param_groups_weight_decay
 from torch import nn
@@ -39,7 +43,19 @@ LAYERS = {
     'GroupNorm': (lambda: nn.GroupNorm(4, C), MAP),
     'GroupNorm1': (lambda: tl.GroupNorm1(C), MAP),
     'GroupNormAct': (lambda: tl.GroupNormAct(C, num_groups=4, act_layer=nn.SiLU, inplace=False), MAP),
+    'GroupNorm1Act': (lambda: norm_act.GroupNorm1Act(C, act_layer=nn.SiLU, inplace=False), MAP),
+    'LayerNormAct2d': (lambda: tl.LayerNormAct2d(C, act_layer=nn.SiLU, inplace=False), MAP),
+    'RmsNormAct2d': (lambda: norm_act.RmsNormAct2d(C, act_layer=nn.SiLU, inplace=False), MAP),
+    'LayerNormExp2d': (lambda: norm.LayerNormExp2d(C), MAP),
+    'SimpleNorm': (lambda: tl.SimpleNorm(C), TOKENS),
+    'SimpleNorm2d': (lambda: tl.SimpleNorm2d(C), MAP),
+    'EvoNorm2dS0': (lambda: tl.EvoNorm2dS0(C, groups=4), MAP),
+    'EvoNorm2dS0a': (lambda: tl.EvoNorm2dS0a(C, groups=4), MAP),
+    'metaformer GroupNorm1': (lambda: metaformer.GroupNorm1NoBias(C), MAP),
+    'metaformer LayerNorm2d': (lambda: metaformer.LayerNorm2dNoBias(C), MAP),
+    'metaformer LayerNorm': (lambda: metaformer.LayerNormNoBias(C), TOKENS),
     'Linear': (lambda: nn.Linear(C, C), TOKENS),
+    'Linear timm': (lambda: tl.Linear(C, C), TOKENS),
     'Linear without bias': (lambda: nn.Linear(C, C, bias=False), ROWS),
     'Conv1d': (lambda: nn.Conv1d(C, C, 3, padding=1), (4, C, 7)),
     'Conv2d': (lambda: nn.Conv2d(C, C, 3, padding=1), MAP),
@@ -48,11 +64,16 @@ LAYERS = {
     'Conv2d depthwise': (lambda: nn.Conv2d(C, C, 3, padding=1, groups=C), MAP),
     'Conv2d dilated': (lambda: nn.Conv2d(C, C, 3, padding=2, dilation=2), MAP),
     'Conv2d same': (lambda: tl.Conv2dSame(C, C, 3, stride=2), MAP),
+    'ScaledStdConv2d': (lambda: tl.ScaledStdConv2d(C, C, 3), MAP),
+    'ScaledStdConv2d same': (lambda: tl.ScaledStdConv2dSame(C, C, 3, stride=2), MAP),
     'LayerScale': (lambda: tl.LayerScale(C), TOKENS),
     'LayerScale2d': (lambda: tl.LayerScale2d(C), MAP),
+    'fastvit LayerScale2d': (lambda: fastvit.LayerScale2d(C), MAP),
+    'swiftformer LayerScale2d': (lambda: swiftformer.LayerScale2d(C), MAP),
 }
 # Scaled before the activation: the reference multiplies where the activation begins.
-ACTS = {'BatchNormAct2d relu', 'BatchNormAct2d silu', 'FrozenBatchNormAct2d', 'GroupNormAct'}
+ACTS = {'BatchNormAct2d relu', 'BatchNormAct2d silu', 'FrozenBatchNormAct2d', 'GroupNormAct', 'GroupNorm1Act',
+        'LayerNormAct2d', 'RmsNormAct2d'}
 
 
 def multiplied(name, layer, x, v):
@@ -113,8 +134,11 @@ def test_every_scalable_type_is_tested():
     tested = {type(make()) for make, _ in LAYERS.values()}
     alike = {
         nn.SyncBatchNorm,  # needs several processes; its conversion is tested with the models
-        tl.norm_act.SyncBatchNormAct, nn.Conv3d, tl.GroupNorm, tl.LayerNormFp32, tl.LayerNorm2dFp32, tl.RmsNorm2d,
-        tl.LayerNormAct,
+        norm_act.SyncBatchNormAct, nn.Conv3d, tl.GroupNorm, tl.RmsNorm2d, tl.LayerNormAct, norm_act.RmsNormAct,
+        # these compute in float32
+        tl.LayerNormFp32, tl.LayerNorm2dFp32, norm.RmsNormFp32, norm.RmsNorm2dFp32, norm.SimpleNormFp32,
+        norm.SimpleNorm2dFp32, norm_act.LayerNormActFp32, norm_act.LayerNormAct2dFp32, norm_act.RmsNormActFp32,
+        norm_act.RmsNormAct2dFp32,
     }
     assert set(SCALABLE) - tested == alike
 

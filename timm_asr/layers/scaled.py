@@ -8,6 +8,8 @@ needs neither a pass over the feature map nor anything saved for the backward pa
 import difflib
 
 import timm.layers as tl
+import timm.layers.norm as norm
+import timm.layers.norm_act as norm_act
 import torch
 import torch.nn.functional as F
 from timm.layers.norm_act import FrozenBatchNormAct2d, SyncBatchNormAct
@@ -21,23 +23,45 @@ _WEIGHT_BIAS = ('weight', 'bias')
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 # Exact types, since a subclass may do anything with its weight (a weight-standardised convolution divides a scale
-# out again). The value names the tensors whose first dimension is the output channel.
+# out again, unless it has a gain). The value names the tensors whose first dimension is the output channel, the one
+# that must be there first.
 SCALABLE: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys(_BATCH_NORMS, _WEIGHT_BIAS),
     **dict.fromkeys((nn.SyncBatchNorm, FrozenBatchNorm2d, tl.SplitBatchNorm2d), _WEIGHT_BIAS),
-    **dict.fromkeys((tl.BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d), _WEIGHT_BIAS),
     **dict.fromkeys((nn.LayerNorm, tl.LayerNorm, tl.LayerNormFp32, tl.LayerNorm2d, tl.LayerNorm2dFp32), _WEIGHT_BIAS),
-    **dict.fromkeys((nn.GroupNorm, tl.GroupNorm, tl.GroupNorm1, tl.GroupNormAct, tl.LayerNormAct), _WEIGHT_BIAS),
-    **dict.fromkeys((nn.RMSNorm, tl.RmsNorm, tl.RmsNorm2d), _WEIGHT_BIAS),
-    **dict.fromkeys((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, tl.Conv2dSame), _WEIGHT_BIAS),
+    **dict.fromkeys((nn.GroupNorm, tl.GroupNorm, tl.GroupNorm1, norm.LayerNormExp2d), _WEIGHT_BIAS),
+    **dict.fromkeys((nn.RMSNorm, tl.RmsNorm, tl.RmsNorm2d, norm.RmsNormFp32, norm.RmsNorm2dFp32), _WEIGHT_BIAS),
+    **dict.fromkeys((tl.SimpleNorm, tl.SimpleNorm2d, norm.SimpleNormFp32, norm.SimpleNorm2dFp32), ('weight',)),
+    **dict.fromkeys((tl.EvoNorm2dS0, tl.EvoNorm2dS0a), _WEIGHT_BIAS),
+    **dict.fromkeys((nn.Linear, tl.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, tl.Conv2dSame), _WEIGHT_BIAS),
+    **dict.fromkeys((tl.ScaledStdConv2d, tl.ScaledStdConv2dSame), ('gain', 'bias')),
     **dict.fromkeys((tl.LayerScale, tl.LayerScale2d), ('gamma',)),
 }
 # These apply an activation after the scale, so multiplying their output is not the same as scaling them.
-WITH_ACTIVATION = (
-    tl.BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d, tl.SplitBatchNorm2d, tl.GroupNormAct, tl.LayerNormAct)
+WITH_ACTIVATION: tuple[type[nn.Module], ...] = (
+    tl.BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d, tl.SplitBatchNorm2d, tl.GroupNormAct,
+    norm_act.GroupNorm1Act, tl.LayerNormAct, norm_act.LayerNormActFp32, tl.LayerNormAct2d, norm_act.LayerNormAct2dFp32,
+    norm_act.RmsNormAct, norm_act.RmsNormActFp32, norm_act.RmsNormAct2d, norm_act.RmsNormAct2dFp32)
+SCALABLE |= dict.fromkeys(WITH_ACTIVATION, _WEIGHT_BIAS)
 # Channels are the last dimension of these layers' output, the second of all others'.
-_CHANNELS_LAST = (
-    nn.LayerNorm, tl.LayerNorm, tl.LayerNormFp32, nn.RMSNorm, tl.RmsNorm, nn.Linear, tl.LayerScale)
+_CHANNELS_LAST: tuple[type[nn.Module], ...] = (
+    nn.LayerNorm, tl.LayerNorm, tl.LayerNormFp32, tl.LayerNormAct, norm_act.LayerNormActFp32, nn.RMSNorm, tl.RmsNorm,
+    norm.RmsNormFp32, norm_act.RmsNormAct, norm_act.RmsNormActFp32, tl.SimpleNorm, norm.SimpleNormFp32, nn.Linear,
+    tl.Linear, tl.LayerScale)
+
+
+def register_layer(kind: type[nn.Module], names: tuple[str, ...], channels_last: bool = False) -> None:
+    """Let ASR scale layers of one more class, without an activation of their own.
+
+    Args:
+        kind: The class. Its output must be affine, channel by channel, in the named tensors together.
+        names: Of the tensors, whose first dimension is the output channel; the first must be there.
+        channels_last: Whether channels are the last dimension of its output; otherwise they are the second.
+    """
+    global _CHANNELS_LAST
+    SCALABLE[kind] = names
+    if channels_last:
+        _CHANNELS_LAST += (kind,)
 
 
 def scaled_names(layer: nn.Module) -> list[str]:
@@ -117,7 +141,7 @@ def scaled_forward(layer: nn.Module, x: torch.Tensor, v: torch.Tensor) -> torch.
     kind = type(layer)
     if kind in _BATCH_NORMS and layer.momentum is not None:
         return _batch_norm(layer, x, v)
-    if kind is nn.Linear:
+    if kind in (nn.Linear, tl.Linear):
         return F.linear(x, layer.weight * v[:, None], None if layer.bias is None else layer.bias * v)
     tensors = {name: _tensor(layer, name) for name in scaled_names(layer)}
     return functional_call(layer, {name: t * _along_rows(v, t) for name, t in tensors.items()}, (x,))

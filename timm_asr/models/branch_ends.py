@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 
 import timm.layers as tl
+import timm.models.fastvit as fastvit
+import timm.models.swiftformer as swiftformer
 from torch import nn
 
 from ..layers.asr import ASR
@@ -12,7 +14,7 @@ from ..layers.scaled import channel_dim
 from .dataflow import LAYER, Graph, Node
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_LAYER_SCALES = (tl.LayerScale, tl.LayerScale2d)
+_LAYER_SCALES = (tl.LayerScale, tl.LayerScale2d, fastvit.LayerScale2d, swiftformer.LayerScale2d)
 _ADD = {'add', 'add_', 'sub', 'sub_'}
 # What is left to see of layers that cannot be scaled, such as weight-standardised convolutions.
 _WEIGHING = {'convolution', 'addmm', 'mm'}

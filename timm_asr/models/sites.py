@@ -5,14 +5,17 @@ from collections import Counter
 from collections.abc import Mapping
 
 import timm.models._efficientnet_blocks as efficientnet
+import timm.models.byobnet as byobnet
+import timm.models.fastvit as fastvit
+import timm.models.repvit as repvit
 import timm.models.resnet as resnet
 import timm.models.vision_transformer as vit
-from timm.models.byobnet import RepVggBlock
 from torch import nn
 
 from ..layers.asr import ASR
 from ..layers.branches import BRANCH_BLOCKS
 from ..layers.scaled import SCALABLE, nearest, scaled_names
+from . import merging_blocks  # noqa: F401 - registers them
 from .branch_ends import BranchEnds, conv_norms
 from .dataflow import Graph, follow
 from .shared_stage import BranchBasicBlock, BranchBottleneck
@@ -30,7 +33,10 @@ SITES: dict[type[nn.Module], tuple[str, ...]] = {
     WideBlock: ('conv2',),
     BranchWideBlock: ('bn3',),
     vit.Block: ('attn.proj', 'mlp.fc2'),
-    RepVggBlock: ('',),
+    byobnet.RepVggBlock: ('',),
+    byobnet.MobileOneBlock: ('',),
+    fastvit.RepMixer: ('',),
+    repvit.RepVggDw: ('',),
     efficientnet.DepthwiseSeparableConv: ('bn2',),
     efficientnet.InvertedResidual: ('bn3',),
     efficientnet.CondConvResidual: ('bn3',),
