@@ -49,6 +49,8 @@ def small(name: str, **kwargs) -> nn.Module:
         strides = (2 if large else 1, 2, 2, 2)
         stages = [ByoBlockCfg('rep', d=2 if i == 0 else 1, c=16 + 16 * (i > 1), s=s) for i, s in enumerate(strides)]
         shrink = {'blocks': tuple(stages), 'stem_chs': 16}
+    elif name.startswith('mobilenet'):
+        shrink = {'depth_multiplier': 0.2}
     elif large:
         shrink = {'layers': (2, 1, 1, 1), 'channels': (16, 16, 32, 32)}
     else:

@@ -7,13 +7,15 @@ import pytest
 import timm
 import torch
 from helpers import asr_layers, clone, images, randomize, relative_error, small
-from timm.layers import GroupNormAct, freeze_batch_norm_2d
+from timm.layers import BatchNormAct2d, GroupNormAct, convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.models.byobnet import RepVggBlock
 from timm.utils import reparameterize_model
 from torch import nn
 
 import timm_asr
 from timm_asr import fold_asr, has_asr, reparameterize
+from timm_asr.layers import NormActASR, asr_gate
+from timm_asr.layers.asr import wrap
 from timm_asr.models.acnet import ACBasicBlock, ACBlock
 
 
@@ -138,3 +140,39 @@ def test_what_an_asymmetric_block_cannot_do():
         ACBlock(3, 4, norm_layer=partial(GroupNormAct, num_groups=2)).fuse()
     zero = timm.create_model('resnet56_acnet', layers=(1, 1, 1), zero_init_last=True)
     assert (zero.layer2[0].conv2.conv_3x1.bn.weight == 0).all()
+
+
+# MobileNet v1
+
+def test_mobilenet_is_timms_and_so_are_its_checkpoints():
+    stock = timm.create_model('mobilenetv1_100', device='meta')
+    ours = timm.create_model('mobilenetv1_100_asr_se')
+    assert f'{count(stock) / 1e6:.1f}' == '4.2'  # Table 8 of the MobileNet paper
+    assert sites(ours) == [f'blocks.{i}.{j}.bn2' for i, stage in enumerate(stock.blocks) for j in range(len(stage))]
+    assert shapes(fold_asr(ours)) == shapes(stock)
+    assert shapes(timm.create_model('mobilenetv1_100_cifar', num_classes=1000, device='meta')) == shapes(stock)
+    assert timm.create_model('mobilenetv1_100_cifar_se', rd_ratio=1 / 8).blocks[1][0].se.fc1.out_channels == 8
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_a_scripted_norm_with_activation_has_values_gradients_and_statistics(training):
+    eager = randomize(wrap(BatchNormAct2d(8).double(), asr_gate('se'), depth=2)).train(training)
+    assert type(eager) is NormActASR
+    scripted = torch.jit.script(clone(eager))
+    x = torch.randn(4, 8, 5, 5, dtype=torch.float64)
+    a, b = eager(x), scripted(x)
+    assert relative_error(a, b) < 1e-12
+    a.square().sum().backward()
+    b.square().sum().backward()
+    for (key, p), q in zip(eager.named_parameters(), scripted.parameters(), strict=True):
+        assert relative_error(p.grad, q.grad) < 1e-9, key
+    for (key, p), q in zip(eager.named_buffers(), scripted.buffers(), strict=True):
+        assert torch.equal(p, q), key
+
+
+@pytest.mark.parametrize('change', [freeze_batch_norm_2d, convert_sync_batchnorm, lambda m: setattr(
+    m.layer, 'momentum', None) or m])
+def test_what_a_norm_with_activation_became_is_not_scripted_silently(change):
+    asr = change(wrap(BatchNormAct2d(8), asr_gate('se')))
+    with pytest.raises(TypeError, match='cannot be scripted'):
+        torch.jit.script(asr)

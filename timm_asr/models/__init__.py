@@ -2,6 +2,7 @@
 
 from .asr_acnet import ASRACResNet
 from .asr_cifar import ASRCifarResNet
+from .asr_mobilenet import ASRCifarMobileNet, ASRMobileNet
 from .asr_repvgg import ASRCifarRepVGG, ASRRepVGG
 from .asr_resnet import ASRResNet
 from .asr_vit import ASRVisionTransformer
@@ -12,8 +13,10 @@ from .zoo import plain_architecture
 
 __all__ = [
     'ASRACResNet',
+    'ASRCifarMobileNet',
     'ASRCifarRepVGG',
     'ASRCifarResNet',
+    'ASRMobileNet',
     'ASRRepVGG',
     'ASRResNet',
     'ASRVisionTransformer',

@@ -1,0 +1,90 @@
+"""MobileNet v1 by name, for ImageNet (timm's own) and for small images: with gates in the blocks, ASR, or both.
+
+Howard et al.: MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications, 2017,
+https://arxiv.org/abs/1704.04861.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv
+from timm.models._efficientnet_builder import decode_arch_def, resolve_act_layer, resolve_bn_args
+from timm.models.efficientnet import EfficientNet
+from torch import nn
+
+from .cfgs import SmallStem, cifar_cfg, imagenet_cfg
+from .zoo import Variant, ZooModel, asr_variants, register
+
+__all__ = ['ASRCifarMobileNet', 'ASRMobileNet']
+
+
+class ASRMobileNet(ZooModel, EfficientNet):
+    """timm's ``EfficientNet`` of depthwise separable blocks with the keywords of :class:`ZooModel`.
+
+    A gate stands where timm's block has a place for squeeze-and-excitation: after the depthwise convolution, its norm
+    and activation. ASR scales the norm of the pointwise convolution, the last of the block, before its activation.
+    """
+
+    GATED = (DepthwiseSeparableConv,)
+
+    @staticmethod
+    def place_gate(block: Any, make: Callable[[int], nn.Module]) -> None:
+        block.se = make(block.conv_pw.in_channels)
+
+
+class ASRCifarMobileNet(ZooModel, SmallStem, EfficientNet):
+    """:class:`ASRMobileNet` for small images: the stem keeps their size."""
+
+    STEM = 'conv_stem'
+    GATED = (DepthwiseSeparableConv,)
+    place_gate = staticmethod(ASRMobileNet.place_gate)
+
+
+_LARGE, _SMALL = 'mobilenetv1_100', 'mobilenetv1_100_cifar'
+# Blocks, stride and channels of each stage (Table 1 of the paper), as timm writes them.
+_STAGES = (
+    ['dsa_r1_k3_s1_c64'],
+    ['dsa_r2_k3_s2_c128'],
+    ['dsa_r2_k3_s2_c256'],
+    ['dsa_r6_k3_s2_c512'],
+    ['dsa_r2_k3_s2_c1024'],
+)
+_NAMES = {'first_conv': 'conv_stem', 'classifier': 'classifier'}
+_VARIANTS = {v.name: v for v in (*asr_variants(_LARGE), Variant(_SMALL), *asr_variants(_SMALL))}
+default_cfgs = generate_default_cfgs({
+    name: cifar_cfg(pool_size=(2, 2), **_NAMES) if variant.backbone == _SMALL
+    else imagenet_cfg(mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD, **_NAMES)
+    for name, variant in _VARIANTS.items()})
+
+
+def _create(
+        variant: str,
+        pretrained: bool = False,
+        depth_multiplier: float = 1.0,
+        norm_layer: Any = None,
+        **kwargs: Any,
+) -> nn.Module:
+    return build_model_with_cfg(
+        ASRCifarMobileNet if _VARIANTS[variant].backbone == _SMALL else ASRMobileNet,
+        variant,
+        pretrained,
+        feature_cfg={'feature_cls': 'getter'},
+        block_args=decode_arch_def(_STAGES, depth_multiplier=depth_multiplier),
+        num_features=0,
+        norm_layer=norm_layer or partial(nn.BatchNorm2d, **resolve_bn_args(kwargs)),
+        act_layer=resolve_act_layer(kwargs, 'relu6'),
+        **kwargs,
+    )
+
+
+for _variant in _VARIANTS.values():
+    register(
+        __name__,
+        _variant,
+        _create,
+        plain=_variant.plain,
+        doc=f'MobileNet v1{" for small images" if _variant.backbone == _SMALL else ""}{_variant.description}.',
+    )
