@@ -1,11 +1,12 @@
 """Loading workers whose reader is gone say nothing; other errors of theirs are still told."""
 
 import sys
+import time
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from timm_asr.engine.workers import quiet_workers
+from timm_asr.engine.workers import GRACE, quiet_workers
 
 
 class Reporting(Dataset):
@@ -38,3 +39,32 @@ def test_the_hook_stays_in_the_workers():
     hook = sys.excepthook
     quiet_workers(DataLoader(Reporting()))
     assert sys.excepthook is hook
+
+
+class Slow(Dataset):
+    """Reads one image for far longer than a worker that is told to end may take."""
+
+    def __init__(self):
+        self.reads = torch.zeros(()).share_memory_()
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        self.reads.fill_(1)
+        time.sleep(100)
+
+
+def test_a_worker_told_to_end_gives_the_reader_a_moment_and_no_error():
+    images = Slow()
+    loader = DataLoader(images, num_workers=1, multiprocessing_context='fork')
+    quiet_workers(loader)
+    batches = iter(loader)
+    worker, = batches._workers
+    while not images.reads:
+        time.sleep(0.01)
+    worker.terminate()
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.join(GRACE + 10)
+    assert worker.exitcode == 0

@@ -1,5 +1,6 @@
 """Loading workers that end without noise when the run that reads from them does."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 #: Seconds that a worker waits, once it is told to end, for the reader to end it properly.
-GRACE = 10
+GRACE = 5
 
 
 def _report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -23,7 +24,9 @@ def _start(init: Callable[[int], None] | None, worker: int) -> None:
     # Terminals and job schedulers signal all processes of a run; the one that reads decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, 'alarm'):
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))  # whose default action is to end
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
+        # Status 0, since PyTorch reports any other in the reader, in the place of the error that ended the run.
+        signal.signal(signal.SIGALRM, lambda number, frame: os._exit(0))
     if init is not None:
         init(worker)
 
