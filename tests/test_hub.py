@@ -93,7 +93,7 @@ def test_saving_again_replaces_the_files_only_when_told(tmp_path):
     first, second = (randomize(timm.create_model('resnet20_asr_se'), seed) for seed in (1, 2))
     save_fused(first, tmp_path)
     save_fused(first, tmp_path)  # the same once more loses nothing
-    with pytest.raises(BadInput, match='has another config.json already'):
+    with pytest.raises(BadInput, match='has another model.safetensors already'):
         save_fused(second, tmp_path)
     assert torch.equal(load_file(tmp_path / 'model.safetensors')['fc.bias'], first.fc.bias)
     save_fused(second, tmp_path, overwrite=True)

@@ -1,4 +1,4 @@
-"""``python -m timm_asr train|validate|benchmark|run ...``: the scripts, from an installed package."""
+"""``python -m timm_asr train|validate|benchmark|export|publish|run ...``: the scripts, from an installed package."""
 
 import importlib
 import sys
@@ -10,8 +10,12 @@ COMMANDS = {
     'train': 'train a model; without arguments, the recipe digits',
     'validate': 'measure the accuracy of a model',
     'benchmark': 'measure the speed and memory of models',
+    'export': 'write fused weights as timm loads them, as ONNX, or as a program of torch.export',
+    'publish': 'publish such a folder on the Hugging Face Hub',
     'run': "run another program's script with the models of this package registered",
 }
+# Where a command is not a module of its name.
+_MODULES = {'export': 'export_command', 'publish': 'publish_command'}
 
 
 def main() -> int:
@@ -28,7 +32,7 @@ def main() -> int:
         print(f'timm_asr: error: unknown command {command!r}; did you mean {nearest(command, list(COMMANDS))[0]!r}?',
               file=sys.stderr)
         return 2
-    module = importlib.import_module(f'timm_asr.engine.{command}')
+    module = importlib.import_module(f'timm_asr.engine.{_MODULES.get(command, command)}')
     return run_main(lambda: module.main(rest), f'timm_asr {command}')
 
 

@@ -87,7 +87,11 @@ def classes_of(dataset: Any) -> dict[str, int] | None:
 
 def label_names(dataset: Any, num_classes: int) -> list[str] | None:
     """The name of each class in the order of the outputs; None where the data set does not name them all."""
-    classes = classes_of(dataset) or {}
+    classes = classes_of(dataset)
+    while classes is None and hasattr(dataset, 'dataset'):  # wrapped: seeded, mixed
+        dataset = dataset.dataset
+        classes = classes_of(dataset)
+    classes = classes or {}
     names = {index: str(name) for name, index in classes.items()}
     return [names[i] for i in range(num_classes)] if set(names) == set(range(num_classes)) else None
 

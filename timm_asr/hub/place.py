@@ -4,12 +4,13 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..engine.errors import BadInput
-from .provenance import KEY, file_sha256
+from .provenance import KEY, file_sha256, read_provenance
 
 WEIGHTS, CONFIG, METRICS, TRAINABLE = 'model.safetensors', 'config.json', 'metrics.json', 'trainable'
 # What one export writes belongs together: where another takes its place, none of it stays.
@@ -67,6 +68,32 @@ def holds_same(folder: Path, other: Path) -> bool:
         and file_sha256(weights) == file_sha256(other_weights))
 
 
+def refuse_other(folder: Path, facts: Mapping[str, Any], overwrite: bool) -> None:
+    """Before any work: refuse a folder whose weights come from somewhere else.
+
+    Args:
+        folder: Where something is to be written.
+        facts: The provenance of what is to be written.
+        overwrite: Whether it may replace what is there.
+
+    Raises:
+        BadInput: It may not, and ``folder`` holds weights of another source.
+    """
+    if overwrite or not (folder / WEIGHTS).is_file():
+        return
+    try:
+        there = read_provenance(folder)
+    except (OSError, ValueError):
+        there = {}
+    if any(there.get(key) != facts.get(key) for key in ('source', 'weights')):
+        raise _taken(folder, WEIGHTS)
+
+
+def _taken(folder: Path, name: str) -> BadInput:
+    return BadInput(f'{folder} has another {name} already; choose another folder, or replace what is there '
+                    '(--force, or overwrite=True)')
+
+
 def check_place(aside: Path, folder: Path, overwrite: bool) -> None:
     """Refuse to replace anything but the same weights.
 
@@ -75,8 +102,7 @@ def check_place(aside: Path, folder: Path, overwrite: bool) -> None:
     """
     taken = sorted(path.name for path in aside.iterdir() if (folder / path.name).exists())
     if taken and not overwrite and not holds_same(aside, folder):
-        raise BadInput(f'{folder} has another {taken[0]} already; choose another folder, or replace what is there '
-                       '(--force, or overwrite=True)')
+        raise _taken(folder, WEIGHTS if WEIGHTS in taken else taken[0])
 
 
 def put_in_place(aside: Path, folder: Path) -> None:

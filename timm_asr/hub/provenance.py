@@ -22,10 +22,11 @@ from ..version import __version__
 KEY = 'timm_asr'
 
 # Options that hold a path, whatever it looks like; of other options only what is plainly one.
-_PATHS = ('data', 'data_dir', 'class_map', 'config', 'pretrained_path', 'initial_checkpoint', 'resume', 'output',
+_PATHS = ('data', 'data_dir', 'class_map', 'config', 'pretrained_path', 'initial_checkpoint',
           'kd_model_checkpoint')
 # They belong to the process that ran, not to what it made.
-_RUNTIME = ('rank', 'local_rank', 'world_size', 'distributed', 'prefetcher', 'print_config', 'wandb_resume_id')
+_RUNTIME = ('rank', 'local_rank', 'world_size', 'distributed', 'prefetcher', 'print_config', 'wandb_resume_id',
+            'device', 'output', 'experiment', 'resume', 'start_epoch')
 _SECRET_NAME = re.compile(r'token|secret|passw|api_?key|credential', re.IGNORECASE)
 _SECRET = re.compile(r'\b(hf|api|ghp|sk)_[A-Za-z0-9]{16,}|://[^/\s]+:[^/\s]+@')
 _LOCAL_PATH = re.compile(r'(?:.*?:)?(?:file:|[/~\\]|[A-Za-z]:[/\\]|\.\.?[/\\])')

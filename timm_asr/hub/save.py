@@ -31,13 +31,23 @@ from .folded import (
     tag_of,
     tolerance,
 )
-from .place import CONFIG, METRICS, TRAINABLE, WEIGHTS, check_place, put_in_place, write_whole, written_aside
+from .place import (
+    CONFIG,
+    METRICS,
+    TRAINABLE,
+    WEIGHTS,
+    check_place,
+    put_in_place,
+    refuse_other,
+    write_whole,
+    written_aside,
+)
 from .provenance import KEY, file_sha256, provenance
 from .source import Source, name_of, open_source, to_float32, trainable_of
 
 # They describe the training set-up or the publication of the stock model, not these weights.
 _FOREIGN = ('tag', 'license', 'paper_ids', 'paper_name', 'origin_url', 'description', 'notes', 'custom_load',
-            'test_input_size', 'test_crop_pct', 'test_pool_size')
+            'test_input_size', 'test_crop_pct', 'test_pool_size', 'label_names', 'label_descriptions')
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 
@@ -55,8 +65,6 @@ class Options:
     dtype: str = 'float32'
     overwrite: bool = False
     check: bool = True
-    #: More files to put beside the weights, by name.
-    files: Mapping[str, bytes] = field(default_factory=dict)
     report: Callable[[str, str], None] = lambda step, text: None
 
 
@@ -124,6 +132,7 @@ def write_fused(source: Source, folder: str | os.PathLike, options: Options) -> 
     if options.dtype not in DTYPES:
         raise ValueError(f'dtype={options.dtype!r} is not known; it takes {", ".join(DTYPES)}.')
     refuse_inference_form(source.model, name)
+    refuse_other(folder, source.facts, options.overwrite)
     plain = plain_architecture(name)
     trainable = _trainable(source, name) if options.keep_trainable else None
     needs = needs_of(plain)
@@ -137,7 +146,7 @@ def write_fused(source: Source, folder: str | os.PathLike, options: Options) -> 
         check_fit(plain, args, state)
         writer = _Writer(source, options, process)
         aside = stack.enter_context(written_aside(folder))
-        for file, content in options.files.items():
+        for file, content in source.files.items():
             write_whole(aside / file, content)
         metrics = options.metrics or source.metrics
         if metrics:
@@ -198,7 +207,7 @@ class _Writer:
         relative = same_function(reference, model, self._images(model))
         before, after = (sum(p.numel() for p in m.parameters()) for m in (reference, model))
         text = f'{before:,} parameters become {after:,}' if has_asr(reference) else f'{after:,} parameters without ASR'
-        self.options.report('fold', f'{text}; logits on random images differ by {relative:.1e} of the largest')
+        self.options.report('fold', f'{text}; logits on random images differ by {relative:.1g} of the largest')
 
     def _images(self, model: nn.Module) -> torch.Tensor:
         return random_images(tuple(self._data(model)['input_size']))
@@ -218,7 +227,9 @@ class _Writer:
     def _labels(self, model: nn.Module) -> list[str] | None:
         names = self.options.label_names or self.source.label_names
         if names is None:
-            return None
+            names = model.pretrained_cfg.get('label_names')  # type: ignore[union-attr]
+            if not isinstance(names, list | tuple) or len(names) != model.num_classes:
+                return None
         if len(names) != model.num_classes:
             raise ValueError(f'{len(names)} label names were given for {model.num_classes} classes.')
         return [str(name) for name in names]
@@ -231,7 +242,7 @@ class _Writer:
         data = self.options.tag or facts.get('dataset')
         tag = tag_of(facts.get('model') or '', facts.get('asr'), data) if fused else data_slug(data) or 'trainable'
         cfg = {**self._cfg(model), 'architecture': architecture, **({'tag': tag} if tag else {})}
-        copied = copy.copy(model)  # shallow: what timm reads of it is set without touching the model
+        copied = copy.copy(model)  # shallow, with what timm reads set on the copy alone
         copied.__dict__ = {**model.__dict__, '_model_args': args, 'pretrained_cfg': cfg}
         root: dict[str, Any] = {KEY: provenance(facts, self.options.metrics or self.source.metrics)}
         labels = self._labels(model)
@@ -258,4 +269,4 @@ class _Writer:
         by = ' and '.join(['timm', *self.needs]) if self.needs else 'timm alone'
         what = 'the trainable form loads' if trainable else 'loads'
         self.options.report(
-            'check', f'{what} by {by} in a fresh process; logits differ by {relative:.1e} of the largest')
+            'check', f'{what} by {by} in a fresh process; logits differ by {relative:.1g} of the largest')

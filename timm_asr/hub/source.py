@@ -9,12 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from timm.utils import unwrap_model
 from torch import nn
 
 from ..engine.errors import BadInput
 from .place import METRICS, TRAINABLE
-from .provenance import chosen_arguments, dataset_name, file_sha256, git_commit, public, read_provenance
+from .provenance import (
+    chosen_arguments,
+    dataset_name,
+    file_sha256,
+    git_commit,
+    public,
+    public_arguments,
+    read_provenance,
+)
 
 _DATA_KEYS = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
@@ -31,6 +40,8 @@ class Source:
         metrics: The content of a ``metrics.json``, or None.
         args: All options of the training run, or none.
         beside: The folder that the checkpoint lies in.
+        has_ema: Whether the checkpoint has averaged weights too.
+        files: What lies beside it and may go along, by name: curves, the attention plot, the options.
     """
 
     model: nn.Module
@@ -40,6 +51,8 @@ class Source:
     metrics: dict[str, Any] | None = None
     args: dict[str, Any] = field(default_factory=dict)
     beside: Path | None = None
+    has_ema: bool = False
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 def name_of(model: nn.Module) -> str:
@@ -101,7 +114,21 @@ def _open_folder(folder: Path, use_ema: bool) -> Source:
         if weights.is_file():
             facts['source'] = {'file': weights.name, 'sha256': file_sha256(weights)}
     facts = {key: value for key, value in facts.items() if key not in ('weights_sha256', 'created', 'exported_with')}
-    return Source(model, facts, metrics=_read_metrics(folder), beside=folder)
+    return Source(model, facts, metrics=_read_metrics(folder), beside=folder, files=_files_beside(folder, {}, True))
+
+
+def _files_beside(folder: Path, args: Mapping[str, Any], is_best: bool) -> dict[str, bytes]:
+    """Plots, curve and options of a run; the plot of the attention is that of its best checkpoint."""
+    names = ('summary.csv', 'curve.png', *(('attention.png',) if is_best else ()))
+    try:
+        files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+        if not args and (folder / 'args.yaml').is_file():
+            args = yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8'))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    if isinstance(args, Mapping) and args:
+        files['args.yaml'] = yaml.safe_dump(public_arguments(args), sort_keys=True, width=100).encode()
+    return files
 
 
 def _read_metrics(folder: Path) -> dict[str, Any] | None:
@@ -115,7 +142,8 @@ def _read_metrics(folder: Path) -> dict[str, Any] | None:
 def _open_checkpoint(model: nn.Module, path: Path, use_ema: bool) -> Source:
     from ..engine.load_model import read_checkpoint
     content = read_checkpoint(path) if path.suffix != '.safetensors' else {}
-    if use_ema and not any(key in content for key in ('state_dict_ema', 'model_ema')):
+    has_ema = any(key in content for key in ('state_dict_ema', 'model_ema'))
+    if use_ema and not has_ema:
         raise BadInput(f'{path} has no averaged weights; leave out --use-ema (use_ema) to export those it has')
     facts = checkpoint_facts(path, content, use_ema)
     facts.setdefault('model', name_of(model))
@@ -125,7 +153,8 @@ def _open_checkpoint(model: nn.Module, path: Path, use_ema: bool) -> Source:
     fits = metrics is not None and all(metrics.get(key) == facts.get(key) for key in ('model', 'epoch', 'weights'))
     args = arguments_of(content)
     return Source(model, facts, checkpoint_data_config(model, args) if args else None,
-                  label_names_of(model, content), metrics if fits else None, args, path.parent)
+                  label_names_of(model, content), metrics if fits else None, args, path.parent, has_ema,
+                  _files_beside(path.parent, args, fits or path.name == 'model_best.pth.tar'))
 
 
 def label_names_of(model: nn.Module, content: Mapping[str, Any]) -> list[str] | None:
