@@ -51,6 +51,10 @@ def small(name: str, **kwargs) -> nn.Module:
         shrink = {'blocks': tuple(stages), 'stem_chs': 16}
     elif name.startswith('mobilenet'):
         shrink = {'depth_multiplier': 0.2}
+    elif name.startswith('vgg'):
+        shrink = {'layers': (2, 1, 1, 1, 1), 'channels': (16, 16, 32, 32, 32)}
+    elif name.startswith('shufflenet'):
+        shrink = {'layers': (2, 1, 1), 'channels': (16, 32, 32, 64, 64)}
     elif large:
         shrink = {'layers': (2, 1, 1, 1), 'channels': (16, 16, 32, 32)}
     else:

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+import torchvision
 from helpers import asr_layers, clone, images, randomize, relative_error, small
 from timm.layers import BatchNormAct2d, GroupNormAct, convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.models.byobnet import RepVggBlock
@@ -176,3 +177,78 @@ def test_what_a_norm_with_activation_became_is_not_scripted_silently(change):
     asr = change(wrap(BatchNormAct2d(8), asr_gate('se')))
     with pytest.raises(TypeError, match='cannot be scripted'):
         torch.jit.script(asr)
+
+
+# ShuffleNetV2
+
+def test_shufflenet_is_torchvisions_and_so_are_its_checkpoints():
+    stock = randomize(torchvision.models.shufflenet_v2_x1_0()).eval()
+    ours = timm.create_model('shufflenetv2_100').eval()
+    ours.load_state_dict(stock.state_dict(), strict=True)
+    assert ours.pretrained_cfg['url'] == torchvision.models.ShuffleNet_V2_X1_0_Weights.DEFAULT.url
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert relative_error(stock(x), ours(x)) < 1e-6
+    assert f'{count(ours) / 1e6:.1f}' == '2.3'  # Table 8 of the ShuffleNetV2 paper
+    assert shapes(timm.create_model('shufflenetv2_100_cifar', num_classes=1000, device='meta')) == shapes(stock)
+    model = timm_asr.attach_asr(stock)
+    assert sites(model) == sites(timm.create_model('shufflenetv2_100_asr_se'))
+    assert sites(model)[:2] == ['stage2.0.branch2.6', 'stage2.1.branch2.6']
+    assert len(sites(model)) == 4 + 8 + 4
+
+
+def test_a_gate_of_shufflenet_ends_the_second_branch():
+    gated = timm.create_model('shufflenetv2_100_cifar_ie', dtype=torch.float64)
+    assert [name for name, _ in gated.stage2[0].branch2.named_children()][-1] == '8'
+    plain = {key for key in gated.state_dict() if '.branch2.8.' not in key}
+    assert plain == set(timm.create_model('shufflenetv2_100_cifar', device='meta').state_dict())
+    assert gated.stage2[0].branch2[8].weight.dtype == torch.float64
+
+
+def test_shufflenet_devices_and_sizes():
+    with torch.device('meta'):
+        assert all(p.is_meta for p in timm.create_model('shufflenetv2_100').parameters())
+    model = timm.create_model('shufflenetv2_100_cifar', device='meta', dtype=torch.bfloat16)
+    assert {(p.is_meta, p.dtype) for p in model.parameters()} == {(True, torch.bfloat16)}
+    for size, last in ((32, 4), (96, 12)):
+        features = small('shufflenetv2_100_cifar').forward_features(torch.randn(1, 3, size, size).double())
+        assert features.shape[-1] == last
+
+
+# VGG
+
+def test_vgg19_for_small_images():
+    model = timm.create_model('vgg19_cifar_asr_se')
+    assert sites(model) == [f'stages.{i}.{j + bool(i)}.bn' for i, n in enumerate((2, 2, 4, 4, 4)) for j in range(n)]
+    assert f'{count(fold_asr(model)) / 1e6:.2f}' == '20.04'  # the usual VGG19 with BatchNorm for CIFAR-10
+    assert len([m for m in model.modules() if isinstance(m, nn.Conv2d)]) == 16
+    features = model.eval().forward_features(torch.randn(1, 3, 32, 32))
+    assert features.shape[1:] == (512, 2, 2)
+    assert torch.equal(model.forward_head(features, pre_logits=True), nn.MaxPool2d(2)(features).flatten(1))
+    assert model(torch.randn(1, 3, 96, 96)).shape == (1, 10)
+    assert timm.create_model('vgg19_cifar', num_classes=100, device='meta').fc.out_features == 100
+
+
+@pytest.mark.parametrize('name', ['vgg19_cifar_asr_se', 'shufflenetv2_100_srm_asr_srm', 'shufflenetv2_100_cifar_ie'])
+def test_intermediates_and_pruning(name):
+    model = small(name).eval()
+    x = images(model)
+    whole = model.forward_intermediates(x, intermediates_only=True)
+    channels = [info['num_chs'] for info in model.feature_info]
+    assert [f.shape[1] for f in whole] == channels
+    assert [x.shape[-1] // f.shape[-1] for f in whole] == [info['reduction'] for info in model.feature_info]
+    last, some = model.forward_intermediates(x, indices=[0, 2])
+    assert torch.equal(last, model.forward_features(x))
+    assert torch.equal(some[1], whole[2])
+    early, _ = model.forward_intermediates(x, indices=[1], stop_early=True)
+    assert torch.equal(early, whole[1])
+    kept = clone(model)
+    kept.prune_intermediate_layers([len(whole) - 1], prune_head=False)
+    assert torch.equal(kept(x), model(x))
+    assert model.prune_intermediate_layers([0, 1]) == [0, 1]
+    assert torch.equal(whole[1], model(x))
+    assert model.num_features == channels[1]
+    model.set_grad_checkpointing()
+    assert torch.equal(whole[1], model.train().eval()(x))
+    with pytest.raises(ValueError, match="output_fmt='NLC' is not supported"):
+        model.forward_intermediates(x, output_fmt='NLC')

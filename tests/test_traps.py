@@ -24,7 +24,8 @@ from timm_asr.layers import ASR
 
 ASR_KINDS = [name for name in kinds() if '_asr_' in name]
 SOME = ['resnet20_asr_se', 'resnet18_srm_asr_srm', 'resnet50_asr_spa', 'vit_tiny_asr_eca']
-OTHERS = ['repvgg_a0_cifar_se_asr_se', 'resnet56_acnet_asr_se', 'mobilenetv1_100_cifar_asr_ie']
+OTHERS = ['repvgg_a0_cifar_se_asr_se', 'resnet56_acnet_asr_se', 'mobilenetv1_100_cifar_asr_ie',
+          'shufflenetv2_100_cifar_srm_asr_srm', 'vgg19_cifar_asr_eca']
 
 
 def model_and_images(name, batch=4, **kwargs):

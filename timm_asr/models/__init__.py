@@ -5,6 +5,8 @@ from .asr_cifar import ASRCifarResNet
 from .asr_mobilenet import ASRCifarMobileNet, ASRMobileNet
 from .asr_repvgg import ASRCifarRepVGG, ASRRepVGG
 from .asr_resnet import ASRResNet
+from .asr_shufflenet import ASRShuffleNetV2
+from .asr_vgg import ASRCifarVGG
 from .asr_vit import ASRVisionTransformer
 from .attach import attach_asr
 from .branch_blocks import RepVggASR
@@ -16,9 +18,11 @@ __all__ = [
     'ASRCifarMobileNet',
     'ASRCifarRepVGG',
     'ASRCifarResNet',
+    'ASRCifarVGG',
     'ASRMobileNet',
     'ASRRepVGG',
     'ASRResNet',
+    'ASRShuffleNetV2',
     'ASRVisionTransformer',
     'RepVggASR',
     'attach_asr',

@@ -106,7 +106,7 @@ class ACBasicBlock(BasicBlock):
     """
 
     def __init__(self, *args: Any, norm_layer: type[nn.Module] = nn.BatchNorm2d, **kwargs: Any) -> None:
-        super().__init__(*args, norm_layer=norm_layer, **kwargs)
+        super().__init__(*args, **{**kwargs, 'norm_layer': norm_layer})
         for number in (1, 2):
             conv = getattr(self, f'conv{number}')
             if conv.dilation != (1, 1):
@@ -132,6 +132,6 @@ class ACResNet(CifarResNet):
     """:class:`CifarResNet` of :class:`ACBasicBlock`, with an :class:`ACBlock` as its stem; the same arguments."""
 
     def __init__(self, *args: Any, norm_layer: Any = nn.BatchNorm2d, **kwargs: Any) -> None:
-        super().__init__(*args, norm_layer=norm_layer, **kwargs)
+        super().__init__(*args, **{**kwargs, 'norm_layer': norm_layer})
         self.conv1 = _asymmetric(self.conv1, norm_layer)  # type: ignore[arg-type, assignment]
         self.bn1 = nn.Identity()

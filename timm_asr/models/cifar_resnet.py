@@ -7,13 +7,10 @@ ASR authors' code (https://github.com/zhongshsh/ASR). timm has no such network.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import (
     DropPath,
     LayerType,
-    create_classifier,
     get_act_layer,
-    get_device_dtype,
     get_norm_layer,
     to_ntuple,
 )
@@ -22,8 +19,10 @@ from timm.models._features import feature_take_indices
 from timm.models.resnet import downsample_conv
 from torch import nn
 
+from .staged import PooledNet
 
-class CifarResNet(nn.Module):
+
+class CifarResNet(PooledNet):
     """ResNet with three stages, for images of 32x32 or so.
 
     ``(B, in_chans, H, W)`` to ``(B, num_classes)``; feature maps at H, H, H / 2 and H / 4 after stem and stages.
@@ -68,10 +67,7 @@ class CifarResNet(nn.Module):
     ) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.num_classes = num_classes
         self.in_chans = in_chans
-        self.drop_rate = drop_rate
-        self.grad_checkpointing = False
         act_layer = get_act_layer(act_layer)
         norm_layer = get_norm_layer(norm_layer)
 
@@ -102,8 +98,7 @@ class CifarResNet(nn.Module):
         self.norm = norm_layer(width, **dd) if preact else nn.Identity()
         self.act = act_layer() if preact else nn.Identity()
         self.num_features = width
-        self.global_pool, self.fc = create_classifier(width, num_classes, pool_type=global_pool, **dd)
-        self.head_hidden_size = width * self.global_pool.feat_mult()
+        self.make_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights(zero_init_last=zero_init_last)
 
     @torch.jit.ignore
@@ -121,26 +116,6 @@ class CifarResNet(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Patterns that group parameters by stage (coarse) or block, for layer-wise learning rates."""
         return {'stem': r'^conv1|bn1', 'blocks': r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)'}
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade computation for memory in the backward pass."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
-        """The classifier, or its name."""
-        return 'fc' if name_only else self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier; the pooling is kept unless given, and ``(0, '')`` leaves feature maps."""
-        self.num_classes = num_classes
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=pool_type, **get_device_dtype(self))
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
 
     @torch.jit.ignore
     def forward_intermediates(
@@ -211,16 +186,6 @@ class CifarResNet(nn.Module):
             x = self.layer2(x)
             x = self.layer3(x)
         return self.act(self.norm(x))
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """The last feature map to logits (B, num_classes), or to pooled features."""
-        x = self.global_pool(x)
-        if self.drop_rate:
-            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def make_stage(

@@ -1,0 +1,161 @@
+"""ShuffleNetV2 by name, for ImageNet (torchvision's weights fit) and for small images: with gates, ASR, or both.
+
+Ma et al.: ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design, ECCV 2018,
+https://arxiv.org/abs/1807.11164. timm has no such network; its blocks are torchvision's.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs
+from torch import nn
+from torchvision.models import ShuffleNet_V2_X1_0_Weights
+from torchvision.models.shufflenetv2 import InvertedResidual
+
+from .cfgs import cifar_cfg, imagenet_cfg
+from .sites import SITES
+from .staged import StagedNet
+from .zoo import Variant, ZooModel, asr_variants, register
+
+__all__ = ['ASRShuffleNetV2']
+
+# The second branch is pointwise, norm, activation, depthwise, norm, pointwise, norm (number 6), activation.
+SITES[InvertedResidual] = ('branch2.6',)
+
+
+class ShuffleNetV2(StagedNet):
+    """torchvision's ShuffleNetV2 with timm's interface; the names of the weights are torchvision's.
+
+    ``(B, in_chans, H, W)`` to ``(B, num_classes)``.
+
+    Args:
+        layers: Number of blocks in each of the three stages.
+        channels: Of the stem, each stage, and the last convolution.
+        num_classes: Classes, 0 for none.
+        in_chans: Channels of the images.
+        global_pool: Pooling before the classifier, '' for none.
+        small_images: The stem keeps the size of the images, and the pooling after it is left out.
+        drop_rate: Dropout before the classifier.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    CHAIN = ('conv1', 'maxpool', 'stage2', 'stage3', 'stage4', 'conv5')
+
+    def __init__(
+            self,
+            layers: Sequence[int] = (4, 8, 4),
+            channels: Sequence[int] = (24, 116, 232, 464, 1024),
+            num_classes: int = 1000,
+            in_chans: int = 3,
+            global_pool: str = 'avg',
+            small_images: bool = False,
+            drop_rate: float = 0.0,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        reduction, width = 1 if small_images else 2, channels[0]
+        self.conv1 = _convolution(in_chans, width, 3, reduction, **dd)
+        self.feature_info = [{'num_chs': width, 'reduction': reduction, 'module': 'conv1'}]
+        self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, stride=2, padding=1)
+        if not small_images:
+            reduction *= 2
+            self.feature_info.append({'num_chs': width, 'reduction': reduction, 'module': 'maxpool'})
+        for stage, (depth, planes) in enumerate(zip(layers, channels[1:4], strict=True), 2):
+            blocks = [_block(width if i == 0 else planes, planes, 2 if i == 0 else 1, **dd) for i in range(depth)]
+            self.add_module(f'stage{stage}', nn.Sequential(*blocks))
+            width, reduction = planes, reduction * 2
+            if stage < 4:
+                self.feature_info.append({'num_chs': width, 'reduction': reduction, 'module': f'stage{stage}'})
+        self.conv5 = _convolution(width, channels[4], 1, **dd)
+        self.feature_info.append({'num_chs': channels[4], 'reduction': reduction, 'module': 'conv5'})
+        self.num_features = channels[4]
+        self.make_head(num_classes, global_pool, drop_rate, **dd)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that group parameters by stage (coarse) or block, for layer-wise learning rates."""
+        return {
+            'stem': r'^conv1',
+            'blocks': [(r'^stage(\d+)' if coarse else r'^stage(\d+)\.(\d+)', None), (r'^conv5', (99999,))],
+        }
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, in_chans, H, W) to the last feature map (B, num_features, H / 32, W / 32), 8 for small images."""
+        x = self.maxpool(self.conv1(x))
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq([self.stage2, self.stage3, self.stage4], x, flatten=True)
+        else:
+            x = self.stage4(self.stage3(self.stage2(x)))
+        return self.conv5(x)
+
+
+def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, **dd: Any) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False, **dd),
+        nn.BatchNorm2d(out_channels, **dd),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _block(
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+) -> InvertedResidual:
+    with nullcontext() if device is None else torch.device(device):  # torchvision's block takes neither
+        return InvertedResidual(in_channels, out_channels, stride).to(dtype=dtype)
+
+
+class ASRShuffleNetV2(ZooModel, ShuffleNetV2):
+    """:class:`ShuffleNetV2` with the keywords of :class:`ZooModel`.
+
+    ASR scales the last norm of each block's second branch, the one that is convolved in every block. A gate stands at
+    the end of that branch, so it sees what the block adds to its input and not what it passes on.
+    """
+
+    GATED = (InvertedResidual,)
+
+    @staticmethod
+    def place_gate(block: Any, make: Callable[[int], nn.Module]) -> None:
+        block.branch2.append(make(block.branch2[5].out_channels))
+
+
+_LARGE, _SMALL = 'shufflenetv2_100', 'shufflenetv2_100_cifar'
+_VARIANTS = {v.name: v for name in (_LARGE, _SMALL) for v in (Variant(name), *asr_variants(name))}
+_NAMES = {'first_conv': 'conv1.0', 'classifier': 'fc'}
+default_cfgs = generate_default_cfgs({
+    **{name: cifar_cfg(pool_size=(4, 4), **_NAMES) if variant.backbone == _SMALL
+       else imagenet_cfg(interpolation='bilinear', **_NAMES) for name, variant in _VARIANTS.items() if name != _LARGE},
+    f'{_LARGE}.tv_in1k': imagenet_cfg(
+        url=ShuffleNet_V2_X1_0_Weights.IMAGENET1K_V1.url, license='bsd-3-clause', interpolation='bilinear', **_NAMES),
+})
+
+
+def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    small = _VARIANTS[variant].backbone == _SMALL
+    return build_model_with_cfg(
+        ASRShuffleNetV2,
+        variant,
+        pretrained,
+        feature_cfg={'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3) if small else (0, 1, 2, 3, 4)},
+        **{'small_images': small, **kwargs},
+    )
+
+
+for _variant in _VARIANTS.values():
+    register(
+        __name__,
+        _variant,
+        _create,
+        plain=_variant.plain,
+        doc=f'ShuffleNetV2 of width 1.0{" for small images" if _variant.backbone == _SMALL else ""}'
+            f'{_variant.description}.',
+    )

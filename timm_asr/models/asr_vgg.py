@@ -1,0 +1,153 @@
+"""VGG19 with BatchNorm for small images by name: plain, with gates in the blocks, ASR, or both.
+
+Simonyan, Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015,
+https://arxiv.org/abs/1409.1556, with one linear layer as its classifier, as is usual for CIFAR.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from timm.layers import LayerType, get_act_layer, get_norm_layer
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs
+from torch import nn
+
+from .cfgs import cifar_cfg
+from .sites import SITES
+from .staged import StagedNet
+from .zoo import Variant, ZooModel, asr_variants, register
+
+__all__ = ['ASRCifarVGG']
+
+
+class VGGBlock(nn.Module):
+    """A 3x3 convolution, its norm, its activation and a place for attention: (B, C, H, W) to (B, C', H, W).
+
+    Args:
+        in_channels: C.
+        out_channels: C'.
+        act_layer: Activation.
+        norm_layer: Normalization.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            act_layer: type[nn.Module] = nn.ReLU,
+            norm_layer: type[nn.Module] = nn.BatchNorm2d,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False, **dd)  # type: ignore[arg-type]
+        self.bn = norm_layer(out_channels, **dd)
+        self.act = act_layer()
+        self.attn = nn.Identity()
+        nn.init.kaiming_normal_(self.conv.weight, mode='fan_out', nonlinearity='relu')
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attn(self.act(self.bn(self.conv(x))))
+
+
+SITES[VGGBlock] = ('bn',)
+
+
+class CifarVGG(StagedNet):
+    """VGG for images of 32x32 or so: stages of 3x3 convolutions with a 2x2 maximum pooling between.
+
+    ``(B, in_chans, H, W)`` to ``(B, num_classes)``; feature maps at H, H / 2, ... after the stages. On 32x32 images the
+    last pooling of VGG covers the whole map of 2x2, so here it is the global one, which makes any size work.
+
+    Args:
+        layers: Number of convolutions in each stage.
+        channels: Of each stage.
+        num_classes: Classes, 0 for none.
+        in_chans: Channels of the images.
+        global_pool: Pooling before the classifier, '' for none.
+        act_layer: Activation.
+        norm_layer: Normalization.
+        drop_rate: Dropout before the classifier.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+            self,
+            layers: Sequence[int] = (2, 2, 4, 4, 4),
+            channels: Sequence[int] = (64, 128, 256, 512, 512),
+            num_classes: int = 10,
+            in_chans: int = 3,
+            global_pool: str = 'max',
+            act_layer: LayerType = nn.ReLU,
+            norm_layer: LayerType = nn.BatchNorm2d,
+            drop_rate: float = 0.0,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        kinds = {'act_layer': get_act_layer(act_layer), 'norm_layer': get_norm_layer(norm_layer)}
+        self.feature_info: list[dict[str, Any]] = []
+        stages, width = [], in_chans
+        for index, (depth, planes) in enumerate(zip(layers, channels, strict=True)):
+            stage: list[nn.Module] = [nn.MaxPool2d(2)] if index else []
+            for _ in range(depth):
+                stage.append(VGGBlock(width, planes, **kinds, **dd))
+                width = planes
+            stages.append(nn.Sequential(*stage))
+            self.feature_info.append({'num_chs': width, 'reduction': 2**index, 'module': f'stages.{index}'})
+        self.stages = nn.Sequential(*stages)
+        self.CHAIN = tuple(info['module'] for info in self.feature_info)
+        self.num_features = width
+        self.make_head(num_classes, global_pool, drop_rate, **dd)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that group parameters by stage (coarse) or block, for layer-wise learning rates."""
+        return {'stem': r'^stages\.0\.0', 'blocks': r'^stages\.(\d+)' if coarse else r'^stages\.(\d+)\.(\d+)'}
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, in_chans, H, W) to the last feature map (B, num_features, H / 16, W / 16)."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.stages, x, flatten=True)
+        return self.stages(x)
+
+
+class ASRCifarVGG(ZooModel, CifarVGG):
+    """:class:`CifarVGG` with the keywords of :class:`ZooModel`.
+
+    ASR scales the norm of each convolution. A gate stands after the activation of each, where the SE paper puts it in
+    networks without shortcuts.
+    """
+
+    GATED = (VGGBlock,)
+
+    @staticmethod
+    def place_gate(block: Any, make: Callable[[int], nn.Module]) -> None:
+        block.attn = make(block.conv.out_channels)
+
+
+_BACKBONE = 'vgg19_cifar'
+_VARIANTS = {v.name: v for v in (Variant(_BACKBONE), *asr_variants(_BACKBONE))}
+default_cfgs = generate_default_cfgs(
+    {name: cifar_cfg(pool_size=(2, 2), first_conv='stages.0.0.conv') for name in _VARIANTS})
+
+
+def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    features = {'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3, 4)}
+    return build_model_with_cfg(ASRCifarVGG, variant, pretrained, feature_cfg=features, **kwargs)
+
+
+for _variant in _VARIANTS.values():
+    register(
+        __name__,
+        _variant,
+        _create,
+        plain=_variant.plain,
+        doc=f'VGG19 with BatchNorm for 32x32 images{_variant.description}.',
+    )

@@ -1,0 +1,128 @@
+"""timm's interface for networks that are a chain of named parts: head, features, pruning."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import create_classifier, get_device_dtype
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from torch import nn
+
+
+class PooledNet(nn.Module):
+    """A network that ends in a pooling ``global_pool`` and a linear layer ``fc``."""
+
+    num_features: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+
+    @torch.jit.ignore
+    def make_head(self, num_classes: int, global_pool: str, drop_rate: float, **dd: Any) -> None:
+        """Build the head on ``num_features`` channels."""
+        self.num_classes = num_classes
+        self.drop_rate = drop_rate
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade computation for memory in the backward pass."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
+        """The classifier, or its name."""
+        return 'fc' if name_only else self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier; the pooling is kept unless given, and ``(0, '')`` leaves feature maps."""
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        self.make_head(num_classes, pool_type, self.drop_rate, **get_device_dtype(self))
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, in_chans, H, W) to the last feature map."""
+        raise NotImplementedError
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """The last feature map to logits (B, num_classes), or to pooled features."""
+        x = self.global_pool(x)
+        if self.drop_rate:
+            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+class StagedNet(PooledNet):
+    """A network that is its parts in ``CHAIN`` one after another; ``feature_info`` names those that end in a feature.
+
+    Subclasses write ``forward_features`` themselves, since TorchScript knows no attributes by name.
+    """
+
+    #: Names of the parts in order.
+    CHAIN: tuple[str, ...]
+
+    @torch.jit.ignore
+    def forward_intermediates(
+            self,
+            x: torch.Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Features after the parts that ``feature_info`` names.
+
+        Args:
+            x: Images (B, in_chans, H, W).
+            indices: The last n if an int, these if a list, all if None.
+            norm: Without meaning here: there is no final norm.
+            stop_early: Do not compute what comes after the last one wanted.
+            output_fmt: 'NCHW' only.
+            intermediates_only: Return the list alone.
+
+        Returns:
+            The last feature map and the list of intermediates, or the list.
+
+        Raises:
+            ValueError: ``output_fmt`` is not 'NCHW'.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f"output_fmt={output_fmt!r} is not supported; the features are 'NCHW'.")
+        taps = [info['module'] for info in self.feature_info]
+        wanted, last = feature_take_indices(len(taps), indices)
+        intermediates = []
+        for name in self.CHAIN:
+            part = self.get_submodule(name)
+            checkpointed = self.grad_checkpointing and isinstance(part, nn.Sequential) and not torch.jit.is_scripting()
+            x = checkpoint_seq(part, x) if checkpointed else part(x)
+            if name in taps and taps.index(name) in wanted:
+                intermediates.append(x)
+            if stop_early and name == taps[last]:
+                break
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+            self,
+            indices: int | list[int] = 1,
+            prune_norm: bool = False,
+            prune_head: bool = True,
+    ) -> list[int]:
+        """Remove the parts after the last of the given intermediates, and the classifier; returns their indices."""
+        wanted, last = feature_take_indices(len(self.feature_info), indices)
+        final = self.feature_info[last]
+        pruned = self.CHAIN[self.CHAIN.index(final['module']) + 1:]
+        for name in pruned:
+            self.set_submodule(name, nn.Sequential())
+        if pruned:
+            self.num_features = self.head_hidden_size = final['num_chs']
+        if prune_head or pruned:
+            self.reset_classifier(0, '')
+        return wanted
