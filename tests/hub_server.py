@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -71,7 +72,9 @@ class Fault:
     method: str
     path: str
     status: int = 0
-    how: str = ''  # 'cut' the connection in the body; 'lost': do it, answer nothing; 'truncate' or 'alter' the answer
+    # 'cut' the connection in the body; 'lost': do it, answer nothing; 'truncate' or 'alter' the answer; 'spoil' what is
+    # stored; 'hang' for three seconds
+    how: str = ''
     times: int = 1_000
     message: str = ''
     seen: int = 0
@@ -161,10 +164,13 @@ class _Handler(BaseHTTPRequestHandler):
                 fault.seen += 1
         self.how = fault.how if fault else ''
         if self.how == 'cut':
-            self.rfile.read1(1024)
+            if self.command in ('POST', 'PUT'):
+                self.rfile.read1(1024)
             self._hang_up()
             return
         self.body = self._read_body()
+        if self.how == 'hang':
+            time.sleep(3)
         try:
             if fault and fault.status:
                 raise _Refused(fault.status, fault.message or f'failing on demand with {fault.status}')
@@ -408,7 +414,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif key == 'lfsFile':
                 if value['oid'] not in self.server.large:
                     raise _Refused(400, f'LFS object {value["oid"]} is not there')
-                tree[value['path']] = self.server.large[value['oid']]
+                tree[value['path']] = self.server.large[value['oid']] + b'!' * (self.how == 'spoil')
             elif key == 'deletedFile':
                 del tree[value['path']]
         answer: dict[str, Any] = {'success': True, 'hookOutput': ''}
@@ -549,7 +555,7 @@ def hub(_started_hub: Hub) -> Hub:
 
 
 @pytest.fixture(scope='session')
-def client(_started_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def hub_client(_started_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A process with this package and the real huggingface_hub, which talks to the hub."""
     client = Client(_started_hub, tmp_path_factory.mktemp('client'))
     yield client
@@ -557,7 +563,7 @@ def client(_started_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope='session')
-def stock(_started_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def stock_client(_started_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """The same with timm alone: this package is never imported there."""
     client = Client(_started_hub, tmp_path_factory.mktemp('stock'), stock=True)
     yield client

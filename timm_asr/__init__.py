@@ -2,7 +2,7 @@
 
 from . import _requirements  # noqa: F401 - first: an older timm would fail further on without saying why
 from .freeze import freeze_attention
-from .hub import save_fused
+from .hub import list_published, load_trainable, push_to_hub, save_fused, verify_weights
 from .layers import ChannelGate, fold_asr, get_gate, has_asr, list_gates
 from .models import attach_asr, plain_architecture, reparameterize
 from .models.auxiliary import auxiliary_loss
@@ -18,7 +18,11 @@ __all__ = [
     'get_gate',
     'has_asr',
     'list_gates',
+    'list_published',
+    'load_trainable',
     'plain_architecture',
+    'push_to_hub',
     'reparameterize',
     'save_fused',
+    'verify_weights',
 ]

@@ -1,0 +1,151 @@
+"""What can go wrong between this machine and the Hub, said in one sentence."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from ..engine.errors import BadInput, Stopped
+from ..version import __version__
+
+LIBRARY = {'library_name': 'timm_asr', 'library_version': __version__}
+# The client's own error derives from that of its HTTP library, whichever that is in its version.
+_NETWORK: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)  # type: ignore[assignment]
+#: What a call of huggingface_hub raises for reasons outside of this program.
+FAILURES: tuple[type[Exception], ...] = (*_NETWORK, RuntimeError, ValueError)
+_TOKEN = re.compile(r'\bhf_\w+')
+
+
+def _text(error: BaseException) -> str:
+    """First line of what the server, or else the client, says; never a token."""
+    said = getattr(error, 'server_message', None) or str(error)
+    lines = [line.strip('- .') for line in said.splitlines() if line.strip()] or [type(error).__name__]
+    text = ': '.join(lines) if isinstance(error, ValueError) else lines[0]
+    return _TOKEN.sub('hf_...', text)[:300].rstrip('.: ')
+
+
+def status_of(error: BaseException | None) -> int | None:
+    """The HTTP status that an error stands for; None if no answer came."""
+    return getattr(getattr(error, 'response', None), 'status_code', None)
+
+
+def explained(error: BaseException, what: str, repo_id: str) -> BadInput | Stopped:
+    """One sentence for a failed call.
+
+    Args:
+        error: What huggingface_hub raised.
+        what: What was being done, as in 'while reading OWNER/NAME'.
+        repo_id: Of the repository.
+    """
+    hub = constants.ENDPOINT
+    if type(error) is RuntimeError and isinstance(error.__cause__, FAILURES):
+        error = error.__cause__  # the client wraps what went wrong with a single file
+    status, text = status_of(error), _text(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        return BadInput(f'{what}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it')
+    if isinstance(error, LocalEntryNotFoundError):
+        return Stopped(
+            f'{what}: it is not in the cache ({constants.HF_HUB_CACHE}), and '
+            f'{"HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} cannot be reached"}; fetch it once '
+            'with a network')
+    if isinstance(error, RevisionNotFoundError):
+        return BadInput(f'{what}: {repo_id} has no such revision')
+    if isinstance(error, EntryNotFoundError):
+        return BadInput(f'{what}: {repo_id} has no such file ({text})')
+    if isinstance(error, RepositoryNotFoundError):
+        return BadInput(f'{what}: there is no {repo_id} at {hub}, or it is private and the token may not see it')
+    if status == 401:
+        return BadInput(f'{what}: {hub} does not accept the token (401: {text}); it is wrong or has expired: log in '
+                        'again by `hf auth login`, or set HF_TOKEN')
+    if status == 403:
+        return BadInput(f'{what}: the token may not do that (403: {text}); it needs permission to write to {repo_id}')
+    if status is not None and status < 500 and status != 429:
+        return Stopped(f'{what}: {hub} refused it ({status}: {text})')
+    if status is not None:
+        return Stopped(f'{what}: {hub} answered {status} ({text}); try again later')
+    if isinstance(error, OSError) and error.filename:
+        return BadInput(f'{what}: {error.filename} cannot be read or written ({error.strerror})')
+    if isinstance(error, _NETWORK):
+        return Stopped(f'{what}: {hub} cannot be reached, or the connection broke ({text}); try again')
+    return (BadInput if isinstance(error, ValueError) else Stopped)(f'{what}: {text}')
+
+
+@contextmanager
+def asking(what: str, repo_id: str) -> Iterator[None]:
+    """Calls of huggingface_hub inside fail with one sentence.
+
+    Raises:
+        BadInput: Something about the name, the token or the content was wrong.
+        Stopped: The Hub could not be reached, or could not answer.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        raise explained(error, what, repo_id) from None
+
+
+def split_repo_id(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """``[hf-hub:]OWNER/NAME[@REVISION]`` as repository and revision.
+
+    Raises:
+        BadInput: It is not of that form.
+    """
+    repo_id = name
+    for prefix in ('hf-hub:', 'hf_hub:'):
+        repo_id = repo_id.removeprefix(prefix)
+    repo_id, at, tagged = repo_id.partition('@')
+    try:
+        validate_repo_id(repo_id)
+        valid = repo_id.count('/') == 1 and not (at and not tagged)
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise BadInput(f'{name!r} does not name a repository: it takes OWNER/NAME, of letters, digits, -, _ and .')
+    return repo_id, revision or tagged or None
+
+
+def download(
+        repo_id: str,
+        file: str,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force: bool = False,
+        missing: Callable[[], None] | None = None,
+) -> Path | None:
+    """A file of a repository, from the cache if it is there and current.
+
+    Args:
+        repo_id: The repository.
+        file: The path in it.
+        revision: Branch, tag or commit.
+        token: For private repositories; by default the one that huggingface_hub finds.
+        cache_dir: Another cache than huggingface_hub's.
+        force: Fetch it again, whatever the cache has.
+        missing: Called if the repository has no such file; then None is returned.
+
+    Raises:
+        BadInput: There is no such repository, revision or file.
+        Stopped: The Hub cannot be reached, and the cache does not have it.
+    """
+    try:
+        return Path(hf_hub_download(
+            repo_id, file, revision=revision, token=token, cache_dir=cache_dir, force_download=force, **LIBRARY))
+    except FAILURES as error:
+        absent = isinstance(error, EntryNotFoundError) and (
+            not isinstance(error, LocalEntryNotFoundError) or constants.HF_HUB_OFFLINE)
+        if missing is not None and absent:
+            missing()
+            return None
+        raise explained(error, f'fetching {file} of {repo_id}', repo_id) from None
