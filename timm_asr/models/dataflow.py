@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -47,11 +48,12 @@ class Graph:
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self.layers = dict(layers)
+        #: Layer that owns a parameter or buffer, by the identity of the tensor that stands for it.
+        self.owners: dict[int, str] = {}
         self.nodes: list[Node] = []
         self.calls: dict[str, int] = dict.fromkeys(layers, 0)
         #: Layers whose parameters an operation outside of them uses.
         self.bypassed: set[str] = set()
-        self._owners = {id(t): name for name, m in layers.items() for t in (*m.parameters(), *m.buffers())}
         self._index: dict[int, int] = {}
         self._alive: list[Any] = []  # an id is worth nothing once its tensor is gone
 
@@ -63,7 +65,7 @@ class Graph:
         """Add a node for each tensor among ``results``, if one of the tensors among ``inputs`` has one."""
         tensors = [t for t in tree_leaves(inputs) if isinstance(t, torch.Tensor)]
         if op != LAYER:
-            self.bypassed.update(self._owners[id(t)] for t in tensors if id(t) in self._owners)
+            self.bypassed.update(self.owners[id(t)] for t in tensors if id(t) in self.owners)
         known = tuple(self._index[id(t)] for t in tensors if id(t) in self._index)
         before = 0
         for i in known:
@@ -152,8 +154,25 @@ def follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, .
     Returns:
         The graph.
     """
+    try:
+        return _follow(model, layers, size, fake=False)
+    except (RuntimeError, NotImplementedError):
+        # A tensor that is neither parameter nor buffer stays where it is: fake tensors, several times slower, can tell.
+        return _follow(model, layers, size, fake=True)
+
+
+def _follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, ...], fake: bool) -> Graph:
     graph = Graph(layers)
-    like = next(p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point())
+    state: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    state |= dict(model.named_buffers(remove_duplicate=False))
+    like = next(t for t in state.values() if t.is_floating_point())
+    device = like.device if fake else torch.device('meta')
+    if not fake:
+        light = {id(t): t.to('meta') for t in state.values()}
+        state = {name: light[id(t)] for name, t in state.items()}
+    for name, module in layers.items():
+        for inner, _ in (*module.named_parameters(), *module.named_buffers()):
+            graph.owners[id(state[f'{name}.{inner}'])] = name
     recorder = _Recorder(graph, model)
     with ExitStack() as stack:
         stack.enter_context(_eval(model))
@@ -162,9 +181,13 @@ def follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, .
             if not isinstance(module, torch.jit.ScriptModule):
                 stack.callback(module.register_forward_pre_hook(recorder.enter, with_kwargs=True, prepend=True).remove)
                 stack.callback(module.register_forward_hook(recorder.leave, with_kwargs=True).remove)
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        image = torch.zeros(1, *size, device=like.device, dtype=like.dtype)
+        if fake:
+            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        image = torch.zeros(1, *size, device=device, dtype=like.dtype)
         graph.start(image)
         stack.enter_context(recorder)
-        model(image)
+        if fake:
+            model(image)
+        else:
+            functional_call(model, state, (image,))
     return graph

@@ -52,8 +52,8 @@ def known_sites(model: nn.Module) -> list[str]:
     by following an image without content through the network; blocks of the same class are treated alike, those without
     an addition too. In a network without residual branches it is each norm after a convolution, or each convolution.
 
-    Left out: layers that are used more than once or share parameters, whose parameters somebody else reads, and whose
-    scale would be undone (weight-standardised convolutions without a gain, layers before a norm).
+    Left out: layers that are used more than once or share parameters, whose parameters somebody else reads, that have
+    hooks, and whose scale would be undone (weight-standardised convolutions without a gain, layers before a norm).
 
     Raises:
         ValueError: There is none.
@@ -149,6 +149,7 @@ def _usable(model: nn.Module, graph: Graph) -> set[str]:
     return {
         name for name, layer in graph.layers.items()
         if graph.calls[name] == 1 and name not in graph.bypassed and _is_scalable(layer)
+        and not layer._forward_hooks and not layer._forward_pre_hooks  # which its scaled form would not call
         and all(owners[id(p)] == 1 for p in layer.parameters())}
 
 
