@@ -1,0 +1,162 @@
+"""Detectors trained and evaluated on a small set in COCO's format."""
+
+import copy
+import json
+
+import pytest
+import torch
+from detection_helpers import make_coco
+from helpers import relative_error
+from torch import nn
+from torch.utils.data import DataLoader
+
+import timm_asr
+from timm_asr.detection import CocoSet, collate, create_detector, evaluate_coco
+
+pytest.importorskip('pycocotools', reason='the extra `detection` is not installed')
+
+SLIM = {'layers': (1, 1, 1, 1), 'channels': (16, 16, 32, 32)}
+SMALL = {'num_classes': 4, 'fpn_channels': 32, 'min_size': 64, 'max_size': 96, 'backbone_kwargs': SLIM}
+RCNN = {**SMALL, 'box_detections_per_img': 10, 'box_score_thresh': 0.0, 'rpn_post_nms_top_n_test': 30,
+        'rpn_post_nms_top_n_train': 60, 'box_batch_size_per_image': 32}
+KWARGS = {'maskrcnn': RCNN, 'fasterrcnn': RCNN, 'retinanet': {**SMALL, 'detections_per_img': 10, 'score_thresh': 0.0}}
+
+
+def loader(data, batch_size=2):
+    return DataLoader(data, batch_size, collate_fn=collate)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', list(KWARGS))
+def test_trained_evaluated_and_made_ready(kind, tmp_path):
+    data = CocoSet(*make_coco(tmp_path), masks=kind == 'maskrcnn')
+    detector = create_detector(kind, 'resnet18_asr_se', **KWARGS[kind])
+    optimizer = torch.optim.SGD(detector.parameters(), 0.02, momentum=0.9)
+    history = []
+    for _ in range(4):
+        for images, targets in loader(data):
+            losses = detector(images, targets)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
+            optimizer.step()
+            history.append(float(sum(losses.values())))
+    assert len(history) == 12
+    assert sum(history[-3:]) < sum(history[:3])
+
+    before = evaluate_coco(detector, loader(data))
+    assert detector.training
+    assert list(before) == (['bbox', 'segm'] if kind == 'maskrcnn' else ['bbox'])
+    assert all(0 <= figures['AP'] <= figures['AP50'] <= 1 for figures in before.values())
+    detector.eval()
+    images = [image for image, _ in data]
+    with torch.no_grad():
+        found = detector(images)
+        ready = timm_asr.reparameterize(copy.deepcopy(detector))
+        assert not timm_asr.has_asr(ready)
+        for a, b in zip(found, ready(images), strict=True):
+            assert len(a['boxes']) > 0
+            assert torch.equal(a['labels'], b['labels'])
+            for key in set(a) - {'labels'}:
+                assert relative_error(a[key], b[key]) < 1e-3, key
+    after = evaluate_coco(ready, loader(data))
+    for key, figures in before.items():
+        assert after[key] == pytest.approx(figures, abs=1e-3)
+
+
+class Oracle(nn.Module):
+    """Finds what is written in the annotations, moved to the right."""
+
+    def __init__(self, data, shift=0, masks=True, found=True):
+        super().__init__()
+        self.parameter = nn.Parameter(torch.zeros(1))
+        self.answers = {image.sum().item(): target for image, target in data}
+        self.shift, self.masks, self.found = shift, masks, found
+
+    def forward(self, images):
+        outputs = []
+        for image in images:
+            target = self.answers[image.sum().item()]
+            count = len(target['boxes']) if self.found else 0
+            output = {
+                'boxes': target['boxes'][:count] + torch.tensor([self.shift, 0, self.shift, 0]),
+                'labels': target['labels'][:count], 'scores': torch.linspace(0.9, 0.5, count)}
+            if self.masks:
+                output['masks'] = target['masks'][:count, None].roll(self.shift, -1).float()
+            outputs.append(output)
+        return outputs
+
+
+def test_the_figures_are_cocos(tmp_path):
+    data = CocoSet(*make_coco(tmp_path), masks=True)
+    perfect = evaluate_coco(Oracle(data), loader(data))
+    assert set(perfect) == {'bbox', 'segm'}
+    for figures in perfect.values():
+        assert figures['AP'] == figures['AP50'] == figures['AR100'] == 1
+        assert figures['AP_large'] == -1  # there are no objects as large as that
+    # 24 pixels moved by 6 overlap by 18 / 30 = 0.6: right at the thresholds 0.5, 0.55 and 0.6, of ten.
+    moved = evaluate_coco(Oracle(data, shift=6), loader(data), iou_types=['bbox'])
+    assert moved == {'bbox': moved['bbox']}
+    assert moved['bbox']['AP50'] == 1
+    assert moved['bbox']['AP75'] == 0
+    assert moved['bbox']['AP'] == pytest.approx(0.3, abs=0.051)
+    nothing = evaluate_coco(Oracle(data, masks=False, found=False), loader(data))
+    assert nothing['bbox']['AP'] == nothing['bbox']['AR100'] == 0
+    # Half of the images: the others do not count.
+    half = loader(torch.utils.data.Subset(data, range(2)))
+    assert evaluate_coco(Oracle(data), half, coco=data.coco)['bbox']['AP'] == 1
+
+
+def test_targets(tmp_path):
+    images, annotations = make_coco(tmp_path, count=3)
+    content = json.loads(annotations.read_text())
+    crowd, flat = (dict(content['annotations'][0], id=100 + n) for n in range(2))
+    crowd['iscrowd'], crowd['segmentation'] = 1, {'size': [64, 80], 'counts': [0, 10, 64 * 80 - 10]}
+    flat['bbox'] = [5, 5, 0, 4]
+    content['annotations'] += [crowd, flat]
+    annotations.write_text(json.dumps(content))
+    data = CocoSet(images, annotations, masks=True)
+    assert len(data) == 3
+    image, target = data[0]
+    assert image.shape == (3, 64, 80)
+    assert 0 <= image.min() < image.max() <= 1
+    wanted = content['annotations'][:2]
+    assert target['image_id'] == 10
+    assert target['labels'].tolist() == [a['category_id'] for a in wanted]
+    for box, mask, annotation in zip(target['boxes'].tolist(), target['masks'], wanted, strict=True):
+        x, y, w, h = annotation['bbox']
+        assert box == [x, y, x + w, y + h]
+        assert mask.sum() == w * h
+        assert mask[y:y + h, x:x + w].all()
+    image, target = data[2]  # without objects
+    assert target['boxes'].shape == (0, 4)
+    assert target['masks'].shape == (0, 64, 80)
+    assert 'masks' not in CocoSet(images, annotations)[0][1]
+
+
+@pytest.mark.parametrize(('images', 'annotations', 'sentence'), [
+    ('nowhere', None, 'There is no folder of images at '),
+    (None, 'nowhere.json', 'There are no annotations at '),
+    (None, 'not json', 'is not a JSON file.'),
+    (None, '{"images": []}', "is not in COCO's format: it has no list 'annotations'."),
+])
+def test_bad_sets(images, annotations, sentence, tmp_path):
+    folder, file = make_coco(tmp_path / 'set', count=2)
+    if annotations == 'nowhere.json':
+        file = tmp_path / annotations
+    elif annotations:
+        file.write_text(annotations)
+    with pytest.raises(ValueError, match='.') as caught:
+        CocoSet(tmp_path / images if images else folder, file)
+    assert sentence in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_bad_evaluations(tmp_path):
+    data = CocoSet(*make_coco(tmp_path, count=2), masks=True)
+    with pytest.raises(ValueError, match='The loader gives no images to evaluate on.'):
+        evaluate_coco(Oracle(data), [], coco=data.coco)
+    with pytest.raises(ValueError, match='has no COCO ground truth; pass it as'):
+        evaluate_coco(Oracle(data), list(loader(data)))
+    with pytest.raises(ValueError, match="This Oracle has no 'segm' to evaluate; it puts out bbox alone."):
+        evaluate_coco(Oracle(data, masks=False), loader(data), iou_types=['bbox', 'segm'])

@@ -1,0 +1,114 @@
+"""A timm network and a feature pyramid, as torchvision's detectors take them."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Format, freeze_batch_norm_2d
+from timm.models import load_state_dict
+from torch import nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from ..models import attach_asr
+
+
+class TimmPyramid(nn.Module):
+    """Features of a timm network at several strides, all brought to the same number of channels by an FPN.
+
+    (B, 3, H, W) to an ordered dictionary of maps (B, out_channels, H / stride, W / stride), named '0', '1', ..., and
+    those of the extra block after them.
+
+    Args:
+        body: A network made with ``features_only=True``.
+        strides: Strides to use, such as (4, 8, 16, 32); of several features of a stride, the last one is taken.
+        out_channels: Channels of the pyramid.
+        extra_blocks: Makes further, coarser maps.
+
+    Raises:
+        ValueError: The network has no feature at one of these strides.
+    """
+
+    def __init__(
+            self,
+            body: nn.Module,
+            strides: Sequence[int],
+            out_channels: int = 256,
+            extra_blocks: ExtraFPNBlock | None = None,
+    ) -> None:
+        super().__init__()
+        has = {stride: index for index, stride in enumerate(body.feature_info.reduction())}
+        missing = [stride for stride in strides if stride not in has]
+        if missing or not strides:
+            raise ValueError(
+                f'The backbone has features at the strides {", ".join(map(str, has))}, and '
+                f'{f"none at {missing[0]}" if missing else "none of these was asked for"}; choose among them with '
+                'strides=(...).')
+        self.body = body
+        self.strides = tuple(strides)
+        self.indices = [has[stride] for stride in strides]
+        self.channels_last = Format(getattr(body, 'output_fmt', 'NCHW')) == Format.NHWC
+        channels = body.feature_info.channels()
+        self.fpn = FeaturePyramidNetwork([channels[i] for i in self.indices], out_channels, extra_blocks)
+        self.out_channels = out_channels
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = self.body(x)
+        maps = [features[index] for index in self.indices]
+        if self.channels_last:
+            maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
+        return self.fpn(OrderedDict((str(n), m) for n, m in enumerate(maps)))
+
+
+def make_body(
+        name: str,
+        pretrained: bool = False,
+        checkpoint: str | os.PathLike = '',
+        asr: str | None = None,
+        frozen_bn: bool = False,
+        **kwargs: Any,
+) -> nn.Module:
+    """A timm network by name that puts out its features.
+
+    Args:
+        name: Any name that timm knows, those of this package included.
+        pretrained: Load the pretrained weights of that name.
+        checkpoint: File to load them from, a checkpoint of ``train.py`` or a state dict.
+        asr: Gate of ASR to put at the known sites. With weights loaded it starts as the function they are.
+        frozen_bn: Turn every BatchNorm into a frozen one (timm's ``freeze_batch_norm_2d``).
+        kwargs: Of ``timm.create_model``.
+
+    Raises:
+        RuntimeError: timm does not know the name, or has no features of it.
+        ValueError: There is no such checkpoint, it is of another network, or ASR does not fit.
+    """
+    if checkpoint:
+        _check_checkpoint(name, Path(checkpoint), kwargs)
+        # timm loads it before it takes the network apart, and leaves out a classifier that is not there.
+        pretrained, kwargs = True, {**kwargs, 'pretrained_cfg_overlay': {'file': str(checkpoint)}}
+    body = timm.create_model(name, pretrained=pretrained, features_only=True, **kwargs)
+    if asr is not None:
+        attach_asr(body, asr, preserve=pretrained)
+    return freeze_batch_norm_2d(body) if frozen_bn else body
+
+
+def _check_checkpoint(name: str, path: Path, kwargs: dict[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights of a network; without classifier, timm would leave them as they start."""
+    if not path.is_file():
+        raise ValueError(f'There is no checkpoint of the backbone at {path}.')
+    try:
+        state = load_state_dict(str(path))
+    except Exception as error:  # whatever reading a file that is no checkpoint raises
+        raise ValueError(f'{path} is not a checkpoint: {" ".join(str(error).split())[:120]}') from None
+    keywords = {key: value for key, value in kwargs.items() if key not in ('out_indices', 'feature_cls')}
+    network = timm.create_model(name, **keywords, device='meta')
+    head = network.default_cfg.get('classifier') or ()
+    heads = tuple(f'{part}.' for part in ((head,) if isinstance(head, str) else head))
+    for key, wanted in network.state_dict().items():
+        if not key.startswith(heads) and (key not in state or state[key].shape != wanted.shape):
+            found = f'{tuple(state[key].shape)} where it has {tuple(wanted.shape)}' if key in state else 'absent'
+            raise ValueError(f"The checkpoint {path} is not one of '{name}': '{key}' is {found}.")
