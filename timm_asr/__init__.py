@@ -4,7 +4,7 @@ from . import _requirements  # noqa: F401 - first: an older timm would fail furt
 from .freeze import freeze_attention
 from .hub import list_published, load_trainable, push_to_hub, save_fused, verify_weights
 from .layers import ChannelGate, fold_asr, get_gate, has_asr, list_gates
-from .models import attach_asr, plain_architecture, reparameterize
+from .models import attach_asr, create_model, plain_architecture, reparameterize
 from .models.auxiliary import auxiliary_loss
 from .version import __version__
 
@@ -13,6 +13,7 @@ __all__ = [
     '__version__',
     'attach_asr',
     'auxiliary_loss',
+    'create_model',
     'fold_asr',
     'freeze_attention',
     'get_gate',

@@ -10,6 +10,7 @@ from .asr_vgg import ASRCifarVGG
 from .asr_vit import ASRVisionTransformer
 from .attach import attach_asr
 from .branch_blocks import RepVggASR
+from .create import create_model
 from .reparameterize import reparameterize
 from .zoo import plain_architecture
 
@@ -26,6 +27,7 @@ __all__ = [
     'ASRVisionTransformer',
     'RepVggASR',
     'attach_asr',
+    'create_model',
     'plain_architecture',
     'reparameterize',
 ]

@@ -1,8 +1,8 @@
 """timm's own layers and blocks that ASR scales, beyond those in ``timm.layers``.
 
-Blocks that merge themselves for inference are scaled as a whole. What merges a block reads the parameters of its layers.
-An ASR on one of them would stand in the way, or worse, be passed over; so it goes around the block and scales the layers
-that the block ends in.
+Blocks that merge themselves for inference are scaled as a whole. What merges a block reads the parameters of its
+layers. An ASR on one of them would stand in the way, or worse, be passed over; so it goes around the block and scales
+the layers that the block ends in.
 """
 
 import timm.models.byobnet as byobnet

@@ -184,6 +184,11 @@ def register(module: str, variant: Variant, create: Callable[..., nn.Module], pl
     _PLAIN[name] = plain
 
 
+def is_ours(name: str) -> bool:
+    """Whether this package registers the model of this name (a pretrained tag does not matter)."""
+    return name.partition('.')[0] in _PLAIN
+
+
 def plain_architecture(name: str) -> str:
     """The architecture that is left of a model when its ASR is folded: 'resnet50' for 'resnet50_asr_se'.
 
