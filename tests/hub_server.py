@@ -56,7 +56,8 @@ class Repo:
     proposals: list[dict[str, Any]] = field(default_factory=list)
 
     def commit(self, ref: str, tree: dict[str, bytes], title: str) -> str:
-        oid = hashlib.sha1(f'{ref} {title} {len(self.trees)}'.encode()).hexdigest()
+        named = sorted((path, _sha1(content)) for path, content in tree.items())
+        oid = hashlib.sha1(f'{ref} {title} {len(self.trees)} {named}'.encode()).hexdigest()
         self.trees[oid], self.refs[ref] = tree, oid
         self.history.append((ref, title))
         return oid

@@ -1,7 +1,9 @@
 """Loading what was published: by stock timm, as the trainable form, offline, and what a broken file leads to."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -279,3 +281,40 @@ result = [error(timm.create_model('hf-hub:{REPO}', pretrained=True), check),
     assert not hub.log
     client.close()
     assert json.loads((folder / 'config.json').read_text())['architecture'] == 'resnet20'
+
+
+def _section(title):
+    text = (Path(__file__).parents[1] / 'docs' / 'hub.md').read_text()
+    return re.search(rf'^## {title}\n(.*?)(?=^## |\Z)', text, re.DOTALL | re.MULTILINE)[1]
+
+
+def _blocks(section, language):
+    return re.findall(rf'```{language}\n(.*?)```', section, re.DOTALL)
+
+
+def test_the_documentation_runs(hub, hub_client, folder, tmp_path):
+    """The commands and the code of docs/hub.md from 'Publish' on, as they stand but for OWNER."""
+    shutil.copytree(folder, tmp_path / 'resnet20_fused')
+    commands = [line.replace('OWNER', 'alice') for line in _blocks(_section('Publish'), 'sh')[0].splitlines()]
+    assert len(commands) == 2
+    for command in commands:
+        ran = hub_client.main(*command.removeprefix('python -m timm_asr ').split(), cwd=tmp_path, HF_TOKEN=WRITE)
+        assert ran.rc == 0, ran.err
+    assert b'license: apache-2.0' in hub.files('alice/resnet20_asr_se')['README.md']
+    hub.reset()
+    titles = ('Publish', 'Load', 'Weights in the package')
+    code = [block for title in titles for block in _blocks(_section(title), 'python')]
+    assert len(code) == 3
+    ran = hub_client.run(f'token = {WRITE!r}\n' + '\n'.join(code).replace('OWNER', 'alice'), cwd=tmp_path)
+    assert ran.rc == 0, ran.err
+    assert ran.out.splitlines()[0].startswith(f'{hub.url}/alice/resnet20_asr_se ')
+    assert ran.out.splitlines()[0].endswith(' True')
+    assert ran.out.splitlines()[1] == 'alice/resnet20_asr_se resnet20 None'
+
+
+def test_every_option_is_documented():
+    """The table of docs/hub.md, and the flags of the command."""
+    said = set(re.findall(r'--[a-z][a-z-]+', _section('Publish')))
+    from timm_asr.engine.publish_command import PUBLISH_OPTIONS
+    flags = {option.name for option in PUBLISH_OPTIONS if option.name.startswith('--')}
+    assert flags == said - {'--keep-trainable'}
