@@ -1,5 +1,6 @@
 """What a network does to an image, followed on tensors without content: a graph of layers and operations."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -126,6 +127,17 @@ def _eval(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Silence a logger that prints the traceback of an error besides raising it."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+@contextmanager
 def _short_recurrence(model: nn.Module) -> Iterator[None]:
     """Let recurrent layers give a tensor of the right shape at once: fake tensors would go through every step."""
     cells = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
@@ -182,6 +194,7 @@ def _follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, 
                 stack.callback(module.register_forward_pre_hook(recorder.enter, with_kwargs=True, prepend=True).remove)
                 stack.callback(module.register_forward_hook(recorder.leave, with_kwargs=True).remove)
         if fake:
+            stack.enter_context(_quiet('torch._subclasses.fake_tensor'))
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         image = torch.zeros(1, *size, device=device, dtype=like.dtype)
         graph.start(image)

@@ -1,0 +1,377 @@
+"""Which sites `attach_asr` finds in timm's models, and whether ASR is exact there.
+
+    python results/sites.py                    # every name of timm.list_models(); goes on where it was stopped
+    python results/sites.py 'convnext*' pit_*  # these names again
+    python results/sites.py table              # sites.md again, from sites.csv
+
+Every name is built on the 'meta' device, so that its size does not matter: its sites are found on the true
+architecture, ASR is attached there and folded, and classes, keys and shapes must be those of the stock model. Names of
+a family whose sites have the same places and types are one kind. The cheapest member of each kind is then built for
+real, moved away from its initial values, and put through everything in float64 (`check`). A family is one process; one
+that dies takes nothing along. Rows go to sites.csv as they come.
+"""
+
+import argparse
+import copy
+import csv
+import fnmatch
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+CSV = HERE / 'sites.csv'
+COLUMNS = ('name', 'family', 'sites', 'places', 'checked_on', 'error', 'problem', 'seconds')
+SEED = 42
+LARGEST = 60e6  # parameters of a model that is built for real
+#: Keywords that make a shallow model of a large one; the first that its constructor takes.
+SHALLOW: tuple[dict[str, Any], ...] = (
+    {'depth': 2}, {'depths': (1, 1, 1, 1)}, {'layers': (1, 1, 1, 1)}, {'depths': (1, 1, 2, 1)}, {'depths': (1, 1, 1)})
+SMALL = 64  # side of the image, where a model takes any
+EXACT, PRESERVED, MERGED = 1e-12, 1e-9, 1e-3
+
+
+def family_of(name: str) -> str:
+    """The timm module that defines a model."""
+    from timm.models import model_entrypoint
+    return model_entrypoint(name).__module__.rpartition('.')[2]
+
+
+def signature(model: Any) -> dict[str, Any]:
+    """Classes, keys and shapes of a model."""
+    return {
+        'classes': {name: type(module) for name, module in model.named_modules()},
+        'state': {name: tuple(t.shape) for name, t in model.state_dict().items()}}
+
+
+def structure(name: str, **kwargs: Any) -> dict[str, Any]:
+    """Attach and fold on the meta device; the row, with what tells its kind."""
+    import timm
+
+    import timm_asr
+    from timm_asr.layers import ASR
+
+    model = timm.create_model(name, device='meta', **kwargs)
+    stock = signature(model)
+    timm_asr.attach_asr(model, 'se')
+    sites = {n: m.layer for n, m in model.named_modules() if isinstance(m, ASR)}
+    places = Counter((re.sub(r'\d+', '*', n), type(layer).__name__) for n, layer in sites.items())
+    parents = {type(model.get_submodule(n.rpartition('.')[0])).__name__ for n in sites}
+    timm_asr.fold_asr(model)
+    cost = sum(p.numel() for p in model.parameters())
+    problem = '' if signature(model) == stock else 'what is left after folding is not the stock model'
+    return {
+        'sites': len(sites), 'places': ' '.join(f'{n}:{kind}' for n, kind in sorted(places)), 'problem': problem,
+        'kind': [sorted(places), sorted(parents)], 'cost': cost}
+
+
+def reduced(name: str, kind: str, cost: float) -> dict[str, Any] | None:
+    """Keywords for a cheaper model of the same kind: half the image where its size is fixed, and shallow where the
+    model is large; None if it is large and there is no such model."""
+    import timm
+    cfg = timm.get_pretrained_cfg(name)
+    halves = [{'img_size': cfg.input_size[1] // 2}, {}] if cfg.fixed_input_size else [{}]
+    for half in halves:
+        for kwargs in SHALLOW if cost > LARGEST else ({},):
+            if not half and not kwargs:
+                return {}
+            try:
+                found = structure(name, **half, **kwargs)
+            except Exception:  # whatever a constructor says to a keyword that it does not take
+                continue
+            if json.dumps(found['kind']) == kind and found['cost'] <= LARGEST:
+                return {**half, **kwargs}
+    return None
+
+
+def randomize(model: Any) -> None:
+    """Move every parameter and statistic away from its initial value, keeping activations of order one."""
+    import torch
+    for name, t in (*model.named_parameters(), *model.named_buffers()):
+        if not t.is_floating_point():
+            continue
+        noise = torch.rand_like(t) * 2 - 1
+        with torch.no_grad():
+            if name.endswith('psi'):
+                t.copy_(noise)
+            elif name.endswith(('running_var', 'gain')) or (t.ndim <= 1 and name.endswith('weight')):
+                t.copy_(1 + 0.4 * noise)
+            elif name.endswith('running_mean') or (t.ndim <= 1 and isinstance(t, torch.nn.Parameter)):
+                t.copy_(0.3 * noise)
+            elif isinstance(t, torch.nn.Parameter):
+                t.add_(0.3 * noise * (t.std() if t.numel() > 1 and t.std() > 0 else 0.1))
+
+
+def difference(a: Any, b: Any) -> float:
+    """Largest difference over the largest value; infinite where a value is not finite."""
+    if not (a.isfinite().all() and b.isfinite().all()):
+        return float('inf')
+    return float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
+
+
+def first_output(model: Any, cfg: dict[str, Any]) -> tuple[Any, Any]:
+    """Images and what the model says to them: small ones where it takes them."""
+    import torch
+    channels, *size = cfg['input_size']
+    grid = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
+    sizes = [list(grid or size)] if cfg.get('fixed_input_size') else [[SMALL, SMALL], size]
+    for size in sizes:
+        images = torch.randn(1, channels, *size, dtype=torch.float64)
+        try:
+            with torch.no_grad():
+                return images, model(images)
+        except (RuntimeError, AssertionError, ValueError, ZeroDivisionError):
+            if size is sizes[-1]:
+                raise
+    raise AssertionError
+
+
+def check(name: str, **kwargs: Any) -> dict[str, Any]:
+    """Everything that must hold, on one model in float64: its largest relative error, and what went wrong.
+
+    Attaching with preserve=True changes nothing; folding keeps the function; the folded weights load strictly into the
+    stock model, which then computes the same; the inference form does, too, ours and that of timm's own function;
+    every psi and gate gets a finite gradient in training mode, and psi one that is not zero.
+    """
+    import timm
+    import torch
+    from timm.utils import reparameterize_model
+
+    import timm_asr
+    from timm_asr.layers import ASR
+
+    torch.manual_seed(SEED)
+    model = timm.create_model(name, **kwargs).double().eval()
+    randomize(model)
+    images, before = first_output(model, model.pretrained_cfg)
+    with torch.no_grad():
+        timm_asr.attach_asr(model, 'se', preserve=True)
+        if difference(before, model(images)) > PRESERVED:
+            return {'problem': f'preserve=True changes the function by {difference(before, model(images)):.1e}'}
+        for module in model.modules():
+            if isinstance(module, ASR):
+                randomize(module.vectors)
+        expected = model(images)
+        if difference(before, expected) < 1e-9:
+            return {'problem': 'the attention has no effect'}
+        single = copy.deepcopy(model).float()  # which some of timm's merged layers are made in
+        verbs = ('fuse', 'reparameterize', 'switch_to_deploy')
+        merges = any(hasattr(m, verb) for m in model.modules() for verb in verbs if not isinstance(m, ASR))
+        unmerged = single(images.float()) if merges else None
+        for verb in (timm_asr.reparameterize, reparameterize_model) if merges else ():
+            try:
+                merged = verb(copy.deepcopy(single))
+            except (AttributeError, AssertionError) as error:
+                if verb is timm_asr.reparameterize:
+                    raise
+                # A block of timm's reads a layer that has ASR: loud, so nobody gets a wrong model.
+                print(f'{name}: timm.utils.reparameterize_model: {error}', file=sys.stderr)
+                continue
+            wrong = difference(unmerged, merged(images.float()))
+            if wrong > MERGED:
+                return {'problem': f'{verb.__module__}.{verb.__name__} changes the function by {wrong:.1e}'}
+            del merged
+        del single
+        state = timm_asr.fold_asr(model).state_dict()
+        error = difference(expected, model(images))
+        del model
+        stock = timm.create_model(name, **kwargs).double().eval()
+        stock.load_state_dict(state, strict=True)
+        error = max(error, difference(expected, stock(images)))
+    if not error <= EXACT:
+        return {'error': error, 'problem': f'folding changes the function by {error:.1e}'}
+    timm_asr.attach_asr(stock, 'se').train()
+    for module in stock.modules():
+        if type(module).__name__ == 'DropPath':  # it could drop both images of a branch
+            module.eval()
+    output = stock(torch.cat([images, images.flip(-1)]))  # two, since a norm may be left with one position
+    sum(o.square().mean() for o in (output if isinstance(output, tuple | list) else (output,))).backward()
+    for key, p in stock.named_parameters():
+        if '.vectors.' in key and (p.grad is None or not p.grad.isfinite().all()):
+            return {'error': error, 'problem': f'{key} gets no finite gradient'}
+        if key.endswith('.psi') and not p.grad.any():
+            return {'error': error, 'problem': f'{key} gets a gradient of zero'}
+    return {'error': error, 'problem': ''}
+
+
+def first_line(error: BaseException) -> str:
+    return f'{type(error).__name__}: ' + (str(error).strip().splitlines() or [''])[0][:400]
+
+
+def work(names: list[str]) -> None:
+    """A family in this process: a line of JSON for each name when its structure is known, and for each kind checked."""
+    import torch
+    torch.set_num_threads(1)
+
+    def say(**row: Any) -> None:
+        print(json.dumps(row), flush=True)
+
+    kinds: dict[str, list[tuple[float, str]]] = {}
+    for name in names:
+        start = time.perf_counter()
+        say(name=name, start=True)
+        try:
+            row = structure(name)
+        except Exception as error:
+            row = {'sites': 0, 'problem': first_line(error)}
+        cost, kind = row.pop('cost', 0), row.pop('kind', None)
+        if kind and not row['problem']:
+            kinds.setdefault(json.dumps(kind), []).append((cost, name))
+        say(name=name, **row, seconds=round(time.perf_counter() - start, 1))
+    for kind, members in kinds.items():
+        cost, member = min(members)
+        start = time.perf_counter()
+        say(name=member, start=True)
+        kwargs = reduced(member, kind, cost)
+        if kwargs is None:
+            result: dict[str, Any] = {'problem': f'not checked: its smallest member has {cost / 1e6:.0f}M parameters'}
+        else:
+            try:
+                result = check(member, **kwargs)
+            except Exception as error:
+                result = {'problem': first_line(error)}
+        on = member + ''.join(f' ({key}={value})' for key, value in (kwargs or {}).items())
+        for _, name in members:
+            say(name=name, checked_on=on, **result)
+        say(name=member, seconds_more=round(time.perf_counter() - start, 1))
+
+
+def read_rows() -> dict[str, dict[str, Any]]:
+    if not CSV.exists():
+        return {}
+    with CSV.open(newline='') as file:
+        return {row['name']: row for row in csv.DictReader(file)}
+
+
+def write_rows(rows: dict[str, dict[str, Any]]) -> None:
+    aside = CSV.with_suffix('.part')
+    with aside.open('w', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+        writer.writeheader()
+        for name in sorted(rows):
+            row = {key: rows[name].get(key, '') for key in COLUMNS}
+            if isinstance(row['error'], float):
+                row['error'] = f'{row["error"]:.1e}'
+            writer.writerow(row)
+    os.replace(aside, CSV)
+
+
+def run_family(family: str, names: list[str], rows: dict[str, dict[str, Any]]) -> None:
+    """Run a family in a process of its own; a name at which it dies is noted, and the others go on without it."""
+    left = list(names)
+    while left:
+        command = [sys.executable, __file__, '--work', *left]
+        current = ''
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if not line.startswith('{'):
+                    continue
+                row = json.loads(line)
+                current = row['name']
+                if row.pop('start', False):
+                    continue
+                known = rows.setdefault(current, {'name': current, 'family': family})
+                known['seconds'] = round(float(known.get('seconds') or 0) + row.pop('seconds_more', 0), 1)
+                known.update(row)
+        if process.returncode == 0:
+            return
+        rows[current] = {'name': current, 'family': family, 'sites': 0,
+                         'problem': f'the process ended with status {process.returncode}'}
+        left = [name for name in left if name != current]
+
+
+def passed(row: dict[str, Any]) -> bool:
+    return not row['problem'] and int(row['sites'] or 0) > 0
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """sites.md."""
+    import timm
+    import torch
+
+    import timm_asr
+    good = [row for row in rows.values() if passed(row)]
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in rows.values():
+        families.setdefault(row['family'], []).append(row)
+    worst = max(float(row['error']) for row in good if row['error'])
+    checked = {row['checked_on'] for row in good}
+    lines = [
+        '# Sites of ASR in timm\'s models', '',
+        f'{len(good)} of {len(rows)} names ({100 * len(good) / len(rows):.1f} %) passed. Written by '
+        f'`python results/sites.py` with timm {timm.__version__}, PyTorch {torch.__version__}, timm_asr '
+        f'{timm_asr.__version__}, Python {platform.python_version()}, on 2 cores and 24 GiB, seed {SEED}; each name is '
+        'a row of [sites.csv](sites.csv).', '',
+        'Passed means: sites were found on the true architecture (on the meta device), and attaching and folding '
+        'there leaves the classes, keys and shapes of the stock model. On the smallest member of each kind (names of a '
+        f'family whose sites have the same places and types; {len(checked)} models, column `checked_on`), randomised '
+        'and in float64: preserve=True changes nothing, folding keeps the function (largest relative error '
+        f'{worst:.1e}), the folded weights load strictly into the stock model, the inference form agrees (in float32, '
+        "timm's own function gives the same or says that it cannot), every psi gets a gradient. Where the smallest "
+        'member has more than 60M parameters, a shallow one of the same kind stands for it (the keyword is in the '
+        'column). Deeper and wider members are held to be like it. Seconds depend on what else the machine does.', '',
+        '| family | names | passed | sites (of the first name) |', '|---|---|---|---|']
+    for family, members in sorted(families.items()):
+        example = next((row['places'] for row in members if row['places']), '').split(' ')
+        shown = [f'`{place.partition(":")[0]}`' for place in example[:4] if place] + ['...'] * (len(example) > 4)
+        lines.append(f'| {family} | {len(members)} | {sum(map(passed, members))} | {", ".join(shown)} |')
+    lines += ['', '## Not passed', '']
+    problems: dict[str, list[str]] = {}
+    for row in rows.values():
+        if not passed(row):
+            problems.setdefault(row['problem'], []).append(row['name'])
+    lines += [f'- {", ".join(f"`{name}`" for name in names)}: {problem}' for problem, names in problems.items()]
+    return '\n'.join(lines) + '\n'
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('patterns', nargs='*', metavar='PATTERN', help="names or wildcards; 'table' writes sites.md")
+    parser.add_argument('--part', default='1/1', metavar='I/N',
+                        help='the I-th of N parts of the families; the parts may run side by side')
+    parser.add_argument('--work', nargs='+', help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        work(args.work)
+        return 0
+    import timm
+    rows = read_rows()
+    if args.patterns != ['table']:
+        names = timm.list_models()
+        if args.patterns:
+            names = [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in args.patterns)]
+            if not names:
+                print(f'no model of timm.list_models() matches {" ".join(args.patterns)}', file=sys.stderr)
+                return 2
+        families: dict[str, list[str]] = {}
+        for name in names:
+            families.setdefault(family_of(name), []).append(name)
+        if not args.patterns:  # whole families, since a kind is checked on its smallest member
+            families = {f: names for f, names in families.items() if any(n not in rows for n in names)}
+        part, parts = map(int, args.part.split('/'))
+        families = dict(sorted(families.items())[part - 1::parts])
+        for i, (family, names) in enumerate(families.items(), 1):
+            start = time.perf_counter()
+            fresh: dict[str, dict[str, Any]] = {}
+            run_family(family, names, fresh)
+            rows = read_rows() | fresh
+            write_rows(rows)
+            print(f'{i} of {len(families)}: {family}, {sum(map(passed, fresh.values()))} of {len(fresh)} names passed, '
+                  f'{time.perf_counter() - start:.0f} s', flush=True)
+            for row in fresh.values():
+                if not passed(row):
+                    print(f'    {row["name"]}: {row["problem"]}', flush=True)
+    (HERE / 'sites.md').write_text(table(rows))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
