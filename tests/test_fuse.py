@@ -19,7 +19,8 @@ ASR_KINDS = [name for name in kinds() if '_asr_' in name]
 # Full depth, every kind, up to the deepest.
 FULL = [
     'resnet20_asr_se', 'resnet110_asr_ie', 'resnet83_spa_asr_spa', 'resnet164_asr_srm', 'resnet18_asr_eca',
-    'resnet50_se_asr_se', 'vit_tiny_asr_spa',
+    'resnet50_se_asr_se', 'vit_tiny_asr_spa', 'repvgg_a0_asr_se', 'resnet110_acnet_asr_ie', 'mobilenetv1_100_asr_srm',
+    'shufflenetv2_100_asr_spa', 'vgg19_cifar_se_asr_se',
 ]
 DEEPEST = ['resnet407_asr_se', 'resnet152_asr_ie', 'vit_base_asr_eca']
 
@@ -250,7 +251,8 @@ print(json.dumps(report))
 @pytest.mark.slow
 def test_stock_timm_in_a_fresh_process_gives_the_same_logits(tmp_path):
     jobs = []
-    for name in ('resnet18_asr_se', 'resnet34_asr_spa', 'resnet50_asr_srm', 'vit_tiny_asr_se', 'vit_small_asr_eca'):
+    for name in ('resnet18_asr_se', 'resnet34_asr_spa', 'resnet50_asr_srm', 'vit_tiny_asr_se', 'vit_small_asr_eca',
+                 'repvgg_a0_asr_se', 'mobilenetv1_100_asr_srm'):
         model = randomize(timm.create_model(name, num_classes=11)).eval()
         x = images(model, 1)
         with torch.no_grad():
