@@ -30,7 +30,7 @@ from timm_asr.engine.errors import BadInput, run_main
 from timm_asr.engine.export import compare
 from timm_asr.engine.measure import count_parameters
 from timm_asr.engine.reports import as_markdown, write_results
-from timm_asr.hub.source import open_source
+from timm_asr.engine.source import open_source
 
 HERE = Path(__file__).parent
 BASELINE = 'resnet20'

@@ -26,9 +26,9 @@ from timm_asr.engine.errors import BadInput
 from timm_asr.engine.eval_options import BENCHMARK_OPTIONS, BENCHMARK_REFUSED
 from timm_asr.engine.measure import count_operations, peak_memory, saved_for_backward
 from timm_asr.engine.options import parse
-from timm_asr.engine.prepare import is_foldable
 from timm_asr.engine.reports import as_markdown
 from timm_asr.engine.versus import Neighbours, Spread, compare, interleave, ratios
+from timm_asr.models.reparameterize import is_foldable
 
 CPU = torch.device('cpu')
 SHORT = ['--device', 'cpu', '-b', '2', '--num-warm-iter', '1', '--num-bench-iter', '2']

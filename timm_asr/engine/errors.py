@@ -1,47 +1,5 @@
-"""What the user did wrong, said in one sentence instead of a traceback."""
+"""The package's errors, under the name that the engine's modules use."""
 
-import os
-import sys
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from ..errors import BadInput, Stopped, nearest, run_main, sentence
 
-
-class BadInput(Exception):  # noqa: N818 - it is not the program that failed
-    """An input that cannot work; its text is one sentence that names the input and what would work."""
-
-
-def nearest(name: str, known: Sequence[str], count: int = 1) -> list[str]:
-    """The entries of ``known`` that look most like ``name``, best first; at least one if there are any."""
-    for cutoff in (0.6, 0.3, 0.0):
-        found = get_close_matches(name, known, n=count, cutoff=cutoff)
-        if found:
-            return found
-    return []
-
-
-class Stopped(Exception):  # noqa: N818 - not an error of the program either
-    """A run that cannot go on; its text is one sentence that says why and what is left."""
-
-
-def sentence(error: BaseException) -> str:
-    """The text of an error; of one that came out of a loading worker, the part after the worker's traceback."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if lines[0].startswith('Caught ') and len(lines) > 1:
-        return lines[-1].partition(': ')[2] or lines[-1]
-    return str(error)
-
-
-def run_main(main: Callable[[], int | None], prog: str) -> int:
-    """Run a script's ``main`` and return its exit status.
-
-    A ``BadInput`` becomes one line on stderr and status 2, a ``Stopped`` one line and status 1, Ctrl-C status 130. Of
-    several processes only the first speaks.
-    """
-    try:
-        return main() or 0
-    except (BadInput, Stopped) as error:
-        if os.environ.get('RANK', '0') == '0':
-            print(f'{prog}: error: {sentence(error)}', file=sys.stderr)
-        return 2 if isinstance(error, BadInput) else 1
-    except KeyboardInterrupt:
-        return 130
+__all__ = ['BadInput', 'Stopped', 'nearest', 'run_main', 'sentence']

@@ -17,12 +17,13 @@ from torch import nn
 from .. import has_asr, plain_architecture, reparameterize
 from ..hub.folded import tolerance
 from ..hub.save import Options, write_fused
-from ..hub.source import Source, checkpoint_facts, label_names_of, used_data_config
+from ..hub.source import Source
 from .build import build_model, first_line
 from .errors import BadInput, Stopped
 from .interrupt import stoppable
 from .load_model import load_weights, read_checkpoint, state_dict_of
 from .measure import count_parameters
+from .source import checkpoint_facts, label_names_of, used_data_config
 from .versus import interleave
 
 _logger = logging.getLogger(__name__)
@@ -209,9 +210,11 @@ def fuse_checkpoint(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fused, found = compare_fused(model, loader, device, str(checkpoint))
     metrics = figures(facts, model, fused, found)
+    if args.asr:
+        metrics['asr'] = args.asr
     if measure:
         models = {'model': model, 'fused': fused}
-        plain = _plain(metrics['plain'], args) if metrics['plain'] != args.model else None
+        plain = _plain(metrics['plain'], args) if args.asr or metrics['plain'] != args.model else None
         if plain is not None:
             metrics['parameters_plain'] = count_parameters(plain)
             models['plain'] = plain.to(device)
@@ -229,7 +232,7 @@ def fuse_checkpoint(
 def _plain(name: str, args: argparse.Namespace) -> nn.Module | None:
     """The plain backbone, to count and to time; None where these options do not make one."""
     plain = argparse.Namespace(**vars(args))
-    plain.model = name
+    plain.model, plain.asr = name, None
     plain.model_kwargs = {key: value for key, value in args.model_kwargs.items()
                           if not key.startswith(('asr', 'rd_ratio'))}
     try:

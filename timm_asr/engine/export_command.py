@@ -15,7 +15,7 @@ from ..hub.graph import UnfusedExport, check_packages, write_onnx, write_program
 from ..hub.place import WEIGHTS, refuse_other
 from ..hub.provenance import dataset_name, file_sha256
 from ..hub.save import Options, write_fused
-from ..hub.source import Source, open_source, used_data_config
+from ..hub.source import Source
 from .build import first_line
 from .device import find_device
 from .errors import BadInput, Stopped
@@ -25,6 +25,7 @@ from .interrupt import deferred_interrupts
 from .loaders import classes_of, label_names, open_dataset
 from .options import parse
 from .progress import setup_logging
+from .source import open_source, used_data_config
 from .workers import quiet_workers
 
 #: Real images that an ONNX file or a program is run on.

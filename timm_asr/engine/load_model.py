@@ -20,6 +20,7 @@ import torch
 from timm.models import clean_state_dict, get_arch_pretrained_cfgs, is_model, list_models, resolve_model_input_args
 from torch import nn
 
+from ..models import create_model
 from .errors import BadInput, nearest
 
 _logger = logging.getLogger(__name__)
@@ -191,7 +192,7 @@ def trained_as(content: Mapping[str, Any]) -> dict[str, Any]:
     """What a training checkpoint says about its model: ``model`` and the options that shaped it; empty if nothing."""
     args = content.get('args')
     args = dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args) if isinstance(args, Mapping) else {}
-    keys = ('num_classes', 'in_chans', 'img_size', 'input_size', 'gp', 'model_kwargs')
+    keys = ('num_classes', 'in_chans', 'img_size', 'input_size', 'gp', 'model_kwargs', 'asr')
     found = {key: args[key] for key in keys if args.get(key) not in (None, '', {})}
     name = content.get('arch') or args.get('model')
     return {'model': name, **found} if isinstance(name, str) else found
@@ -240,10 +241,10 @@ def load_weights(model: nn.Module, path: str | Path, weights: Mapping[str, torch
 
 
 def _create(name: str, pretrained: bool, shape: Mapping[str, Any], kwargs: Mapping[str, Any]) -> nn.Module:
-    """``timm.create_model`` whose errors are one sentence."""
+    """:func:`timm_asr.create_model` whose errors are one sentence."""
     try:
         resolved = resolve_model_input_args(name, dict(shape), **kwargs)
-        return timm.create_model(**resolved, pretrained=pretrained)
+        return create_model(**resolved, pretrained=pretrained)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError,
             safetensors.SafetensorError) as error:
         reason = _first_line(error)
@@ -255,7 +256,7 @@ def _create(name: str, pretrained: bool, shape: Mapping[str, Any], kwargs: Mappi
         raise BadInput(f'cannot create {name}: {reason[:300]}') from None
 
 
-def _check_folder(folder: Path, num_classes: int | None) -> dict[str, Any]:
+def check_folder(folder: Path, num_classes: int | None) -> dict[str, Any]:
     """The ``config.json`` of a folder of weights, after the checks that timm leaves to a traceback."""
     try:
         config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
@@ -300,7 +301,7 @@ def load_model(
         in_chans: Channels of the input; None takes that of the checkpoint, or 3.
         img_size: Side of the input in pixels, for architectures whose weights depend on it.
         input_size: (channels, height, width), the same.
-        model_kwargs: More keywords of ``timm.create_model``.
+        model_kwargs: More keywords of :func:`timm_asr.create_model`, ``asr`` among them.
         **kwargs: The same; entries that are None are left out.
 
     Raises:
@@ -322,7 +323,7 @@ def load_model(
     source = source_of(name)
     if source == 'folder':
         folder = Path(name.removeprefix(_FOLDER_PREFIX))
-        _check_folder(folder, kwargs['num_classes'])
+        check_folder(folder, kwargs['num_classes'])
         return _create(f'{_FOLDER_PREFIX}{folder}', True, shape, kwargs)
     if source == 'hub':
         return _create(name, pretrained, shape, kwargs)
@@ -359,6 +360,8 @@ def _load_checkpoint(
         return _load_numpy(name, path, shape, kwargs)
     content = read_checkpoint(path)
     weights = state_dict_of(content, use_ema, path)
+    # Split BN keeps the statistics of the augmented parts beside those that inference uses.
+    weights = {key: value for key, value in weights.items() if '.aux_bn.' not in key}
     said = trained_as(content)
     name = name or said.get('model', '')
     if not name:
@@ -366,8 +369,12 @@ def _load_checkpoint(
     check_model_name(name)
     if all(value is None for value in shape.values()):
         shape = {key: said.get(key) for key in shape}
-    kwargs = {**(said.get('model_kwargs') or {}), 'global_pool': said.get('gp'),
+    kwargs = {**(said.get('model_kwargs') or {}), 'global_pool': said.get('gp'), 'asr': said.get('asr'),
               **{key: value for key, value in kwargs.items() if value is not None}}
+    if kwargs['asr']:
+        # The weights know their sites, whatever is found by default.
+        kwargs.setdefault('asr_sites', list(dict.fromkeys(
+            key.partition('.vectors.')[0] for key in weights if '.vectors.' in key)) or None)
     if 'num_classes' not in kwargs:
         # The classifier itself is the best witness; a model of no matter how many classes knows its name.
         cfg = timm.get_pretrained_cfg(name)

@@ -10,21 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import has_asr, reparameterize
-from ..models.inference import find_attention
+from .. import reparameterize
+from ..models.reparameterize import is_foldable
 from .errors import BadInput
 
 _logger = logging.getLogger(__name__)
 
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
-
-
-def is_foldable(model: nn.Module) -> bool:
-    """True while the model has attention vectors, branches or gates that its inference form would not have so."""
-    return (
-        has_asr(model)
-        or next(find_attention(model), None) is not None
-        or any(getattr(m, 'reparam_conv', m) is None for m in model.modules()))
 
 
 def inference_form(model: nn.Module, name: str, reparam: bool = False, fold_bn: bool = False) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ..engine.errors import BadInput
+from ..errors import BadInput
 from .citations import CITATIONS, Attention, attention_of
 from .contents import as_yaml, public_metrics, read_config
 from .place import METRICS, TRAINABLE

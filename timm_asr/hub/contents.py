@@ -11,7 +11,7 @@ import safetensors
 import yaml
 from huggingface_hub.hf_api import RepoSibling
 
-from ..engine.errors import BadInput
+from ..errors import BadInput
 from .place import CONFIG, METRICS, TRAINABLE, WEIGHTS
 from .provenance import KEY, file_sha256, public, public_arguments
 

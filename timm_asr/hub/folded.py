@@ -57,7 +57,7 @@ def refuse_inference_form(model: nn.Module, name: str) -> None:
                    or isinstance(getattr(m, 'reparam_conv', None), nn.Module)), None)
     if merged is not None:
         raise ValueError(
-            f"This '{name}' is in its inference form (reparameterize() has merged a {type(merged).__name__}), which "
+            f"This '{name}' is in its inference form (reparameterize() made its {type(merged).__name__}), which "
             'nobody could load by that name; export the model as it was before, and let whoever runs it merge.')
 
 
@@ -133,7 +133,7 @@ def tag_of(model: str, asr: Mapping[str, Any] | None, data: str | None) -> str |
     ``resnet20_asr_se`` on ``torch/cifar10`` makes ``resnet20.asr_se_cifar10``.
     """
     folded = re.search(r'_(asr_.+)$', model or '')
-    parts = [folded[1] if folded else f'asr_{asr.get("gate", "")}'.rstrip('_') if asr else '', data_slug(data)]
+    parts = [folded[1] if folded else f'asr_{asr.get("asr", "")}'.rstrip('_') if asr else '', data_slug(data)]
     return '_'.join(part for part in parts if part) or None
 
 

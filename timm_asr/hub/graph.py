@@ -16,10 +16,10 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from ..engine.errors import BadInput
-from ..models.reparameterize import reparameterize
+from ..errors import BadInput
+from ..models.reparameterize import is_foldable, reparameterize
 from .folded import random_images, tolerance
-from .source import Source, open_source, to_float32
+from .source import Source, as_source, to_float32
 
 _LARGEST = 2**31 - 2**20  # a protocol buffer ends at 2 GiB
 METADATA = 'timm_asr'
@@ -65,7 +65,7 @@ def export_onnx(
             is there already.
         ValueError: The logits differ. Nothing is written.
     """
-    return write_onnx(open_source(model, use_ema), file, unfused, fold_bn, opset, images, overwrite)
+    return write_onnx(as_source(model, use_ema), file, unfused, fold_bn, opset, images, overwrite)
 
 
 def export_program(
@@ -82,7 +82,7 @@ def export_program(
 
     Arguments, result and errors are those of :func:`export_onnx`; ``torch.export.load(file).module()`` is the model.
     """
-    return write_program(open_source(model, use_ema), file, unfused, fold_bn, images, overwrite)
+    return write_program(as_source(model, use_ema), file, unfused, fold_bn, images, overwrite)
 
 
 def write_onnx(
@@ -187,7 +187,6 @@ def _ready(
         report: Callable[[str, str], None],
 ) -> tuple[nn.Module, nn.Module, torch.Tensor]:
     """(the model as it was, the one to export, images (2, C, H, W)), in eval mode in float32 on the CPU."""
-    from ..engine.prepare import is_foldable
     reference = to_float32(copy.deepcopy(source.model))
     reference.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if unfused:

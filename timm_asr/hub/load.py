@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 from torch import nn
 
-from ..engine.errors import BadInput, Stopped
+from ..errors import BadInput, Stopped
 from .card import TAG
 from .contents import check_weights, read_config
 from .place import CONFIG, TRAINABLE, WEIGHTS

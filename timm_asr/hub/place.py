@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..engine.errors import BadInput
+from ..errors import BadInput
 from .provenance import KEY, file_sha256, read_provenance
 
 WEIGHTS, CONFIG, METRICS, TRAINABLE = 'model.safetensors', 'config.json', 'metrics.json', 'trainable'

@@ -15,7 +15,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from torch import nn
 
-from ..engine.errors import BadInput, Stopped
+from ..errors import BadInput, Stopped
 from .card import model_card
 from .contents import CARD, File, collect, is_own
 from .place import CONFIG, WEIGHTS

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..engine.errors import BadInput, Stopped
+from ..errors import BadInput, Stopped
 from ..version import __version__
 
 LIBRARY = {'library_name': 'timm_asr', 'library_version': __version__}

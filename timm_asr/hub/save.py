@@ -43,7 +43,7 @@ from .place import (
     written_aside,
 )
 from .provenance import KEY, file_sha256, provenance
-from .source import Source, name_of, open_source, to_float32, trainable_of
+from .source import Source, as_source, name_of, to_float32, trainable_of
 
 # They describe the training set-up or the publication of the stock model, not these weights.
 _FOREIGN = ('tag', 'license', 'paper_ids', 'paper_name', 'origin_url', 'description', 'notes', 'custom_load',
@@ -117,7 +117,7 @@ def save_fused(
             not fit the plain architecture, or does not load back to the same function. Nothing is written.
         BadInput: The checkpoint or folder cannot be read, or the folder holds other weights or cannot be written.
     """
-    source = open_source(model, use_ema)
+    source = as_source(model, use_ema)
     return write_fused(source, folder, Options(
         model_args, keep_trainable, data_config, label_names, metrics, provenance or {}, tag, dtype, overwrite, check))
 

@@ -3,9 +3,14 @@
 import json
 from pathlib import Path
 
+import timm
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
-from ..engine.errors import BadInput
+from ..errors import BadInput
+from ..models import create_model
+from .place import CONFIG, WEIGHTS
 from .provenance import KEY
 
 
@@ -18,20 +23,15 @@ def create_trainable(folder: str | Path) -> nn.Module:
     Raises:
         BadInput: The folder is not one of weights, or they do not fit.
     """
-    from ..engine.load_model import load_model, load_weights, read_checkpoint
     folder = Path(folder)
     try:
-        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        config = {}
-    section = config.get(KEY) or {}
-    if section.get('form') != 'trainable' or not section.get('asr'):
-        return load_model(str(folder))
-    from .. import create_model  # type: ignore[attr-defined]
-    try:
+        config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+        section = config.get(KEY) or {}
+        if section.get('form') != 'trainable' or not section.get('asr'):
+            return timm.create_model(f'local-dir:{folder}', pretrained=True)
         model = create_model(config['architecture'], **config.get('model_args', {}), **section['asr'])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f'{folder} cannot be made again ({str(error).splitlines()[0]})') from None
-    load_weights(model, folder, read_checkpoint(folder / 'model.safetensors'), config['architecture'])
-    model.pretrained_cfg = {**model.pretrained_cfg, **config['pretrained_cfg']}  # type: ignore[dict-item, assignment]
+        model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+        model.pretrained_cfg = {**model.pretrained_cfg, **config['pretrained_cfg']}  # type: ignore[dict-item, assignment]
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise BadInput(f'{folder} cannot be loaded ({(str(error).strip().splitlines() or [""])[0][:200]})') from None
     return model

@@ -3,9 +3,9 @@
 from timm.models import reparameterize_model
 from torch import nn
 
-from ..layers.asr import ASR, fold_asr
+from ..layers.asr import ASR, fold_asr, has_asr
 from .fold_bn import check_batch_norm_eval, fold_batch_norm
-from .inference import attention_for_inference, check_attention_eval
+from .inference import attention_for_inference, check_attention_eval, find_attention
 
 _TIMM_VERBS = ('fuse', 'reparameterize', 'switch_to_deploy')
 
@@ -45,6 +45,14 @@ def reparameterize(module: nn.Module, fold_bn: bool = False) -> nn.Module:
             module = _merge_root(module)
         reparameterize_model(module, inplace=True)
     return attention_for_inference(fold_batch_norm(module) if fold_bn else module)
+
+
+def is_foldable(model: nn.Module) -> bool:
+    """True while the model has attention vectors, branches or gates that its inference form would not have so."""
+    return (
+        has_asr(model)
+        or next(find_attention(model), None) is not None
+        or any(getattr(m, 'reparam_conv', m) is None for m in model.modules()))
 
 
 def _merges(module: nn.Module) -> bool:
