@@ -2,7 +2,15 @@
 
 from . import _requirements  # noqa: F401 - first: an older timm would fail further on without saying why
 from .freeze import freeze_attention
-from .hub import list_published, load_trainable, push_to_hub, save_fused, verify_weights
+from .hub import (
+    export_onnx,
+    export_program,
+    list_published,
+    load_trainable,
+    push_to_hub,
+    save_fused,
+    verify_weights,
+)
 from .layers import ChannelGate, fold_asr, get_gate, has_asr, list_gates
 from .models import attach_asr, create_model, plain_architecture, reparameterize
 from .models.auxiliary import auxiliary_loss
@@ -14,6 +22,8 @@ __all__ = [
     'attach_asr',
     'auxiliary_loss',
     'create_model',
+    'export_onnx',
+    'export_program',
     'fold_asr',
     'freeze_attention',
     'get_gate',
