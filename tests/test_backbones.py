@@ -172,8 +172,12 @@ def test_an_acnet_is_a_resnet_with_more_branches():
     assert count(ours) - count(plain) == kernels * 6 // 9 + 2 * norms
     assert (timm.create_model('resnet56_acnet').conv1.conv_1x3.bn.weight == 1 / 3).all()
     merged = [timm.create_model(name, layers=(2, 1, 1)).eval() for name in ('resnet56_acnet', 'resnet56')]
-    a, b = (shapes(model.reparameterize(fold_bn=True)) for model in merged)
-    assert a == b
+    a, b = (model.reparameterize(fold_bn=True) for model in merged)
+    assert shapes(a) == shapes(b)
+    assert [type(m) for m in a.modules()][1:] == [type(m) for m in b.modules()][1:]
+    gated = [timm.create_model(name, layers=(2, 1, 1)).eval() for name in ('resnet56_acnet_se', 'resnet56_se')]
+    a, b = (model.reparameterize(fold_bn=True) for model in gated)
+    assert [type(m) for m in a.modules()][1:] == [type(m) for m in b.modules()][1:]
 
 
 def test_what_an_asymmetric_block_cannot_do():

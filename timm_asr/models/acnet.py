@@ -17,6 +17,8 @@ from ..layers.asr import WRAPPERS
 from ..layers.branches import register_branches
 from .branch_blocks import SumASR
 from .cifar_resnet import CifarResNet
+from .folded_block import FOLDED, FoldedBasicBlock
+from .inference_block import LAYERS
 from .sites import SITES
 
 _KERNELS = {'conv_3x3': (3, 3), 'conv_1x3': (1, 3), 'conv_3x1': (3, 1)}
@@ -121,6 +123,9 @@ class ACBasicBlock(BasicBlock):
 
 
 SITES[ACBasicBlock] = ('conv2',)
+# Its blocks merged, it is a BasicBlock without norms, and runs as such a one does.
+FOLDED[ACBasicBlock] = FoldedBasicBlock
+LAYERS[ACBasicBlock] = LAYERS[BasicBlock]
 
 
 def _asymmetric(conv: nn.Conv2d, norm_layer: type[nn.Module]) -> ACBlock:

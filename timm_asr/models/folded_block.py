@@ -26,7 +26,8 @@ class FoldedBottleneck(Bottleneck):
         return torch.relu_(x.add_(shortcut))
 
 
-_FOLDED: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: FoldedBasicBlock, Bottleneck: FoldedBottleneck}
+#: Class of a block -> the same with a shorter ``forward``.
+FOLDED: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: FoldedBasicBlock, Bottleneck: FoldedBottleneck}
 _CALLED = ('conv1', 'conv2', 'conv3', 'downsample')
 
 
@@ -41,5 +42,5 @@ def skip_identities(module: nn.Module) -> None:
     A block keeps its layers, their names and its state dict; its class changes to one with a shorter ``forward``.
     """
     for block in module.modules():
-        if type(block) in _FOLDED and _does_nothing_else(block):
-            block.__class__ = _FOLDED[type(block)]
+        if type(block) in FOLDED and _does_nothing_else(block):
+            block.__class__ = FOLDED[type(block)]
