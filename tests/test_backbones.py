@@ -1,7 +1,9 @@
 """The ASR paper's other backbones: what is stock, what is merged, where ASR and gates stand, printed counts."""
 
 import pickle
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import timm
@@ -302,3 +304,12 @@ def test_intermediates_and_pruning(name):
     assert torch.equal(whole[1], model.train().eval()(x))
     with pytest.raises(ValueError, match="output_fmt='NLC' is not supported"):
         model.forward_intermediates(x, output_fmt='NLC')
+
+
+def test_the_documentation_runs_as_it_stands():
+    text = (Path(__file__).parent.parent / 'docs' / 'models.md').read_text()
+    code = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    assert code
+    for block in code:
+        exec(compile(block, 'docs/models.md', 'exec'), {})
+    assert f'{count(timm.create_model("resnet56_acnet", device="meta")) / 1e6:.2f}M' in text
