@@ -74,7 +74,7 @@ class Fault:
     path: str
     status: int = 0
     # 'cut' the connection in the body; 'lost': do it, answer nothing; 'truncate' or 'alter' the answer; 'spoil' what is
-    # stored; 'hang' for three seconds
+    # stored; 'hang' for two seconds
     how: str = ''
     times: int = 1_000
     message: str = ''
@@ -171,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.body = self._read_body()
         if self.how == 'hang':
-            time.sleep(3)
+            time.sleep(2)
         try:
             if fault and fault.status:
                 raise _Refused(fault.status, fault.message or f'failing on demand with {fault.status}')
@@ -526,7 +526,7 @@ class Client:
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({'code': code, 'env': env, 'cwd': str(cwd or self.home)}) + '\n')
         self.process.stdin.flush()
-        if not select.select([self.process.stdout], [], [], 60)[0]:
+        if not select.select([self.process.stdout], [], [], 300)[0]:
             self.process.kill()
             pytest.fail('the client does not end')
         return Ran(**json.loads(self.process.stdout.readline()))

@@ -1,8 +1,12 @@
 """push_to_hub and `python -m timm_asr publish`, with the real client, against a Hub on loopback."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import threading
+import time
 
 import pytest
 from hub_helpers import contents, make_folder
@@ -154,12 +158,22 @@ def test_what_cannot_be_removed_is_named(hub, hub_client, folder):
     refused(publish(hub_client, folder, '--repo-id', REPO), 'is still there, empty', f'{hub.url}/{REPO}/settings', rc=1)
 
 
+def _interrupt_in_put(hub, process):
+    until = time.monotonic() + 60
+    while not hub.requests('PUT') and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(process, signal.SIGINT)
+
+
 def test_ctrl_c_in_an_upload_leaves_nothing(hub, hub_client, folder):
     hub.fail('PUT', '/lfs/', how='hang', times=1)
-    ran = publish(hub_client, folder, '--repo-id', REPO,
-                  code='import _thread, threading\nthreading.Timer(1, _thread.interrupt_main).start()')
+    interrupted = threading.Thread(target=_interrupt_in_put, args=(hub, hub_client.process.pid))
+    interrupted.start()
+    ran = publish(hub_client, folder, '--repo-id', REPO)
+    interrupted.join()
     assert ran.rc == 130, ran.err
     assert hub.requests('PUT')
+    assert not hub.requests('POST', '/commit/')
     assert not hub.repos
 
 
