@@ -23,6 +23,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 import timm_asr
+from timm_asr.freeze.batch_norm import recalibrate_batch_norm
 from timm_asr.freeze.gates import ChannelStatistics
 from timm_asr.layers import ASR, ChannelGate
 
@@ -41,6 +42,7 @@ EXACT = [
     ('ecaresnet50d', IMAGENET, 'resnet50d', IMAGENET, 64, 'before'),
     ('resnet18_se', IMAGENET, 'resnet18', IMAGENET, 64, 'before'),
     ('legacy_seresnet18', FIVE, None, {}, 64, 'before'),
+    ('nf_ecaresnet26', FIVE, None, {}, 64, 'before'),
     ('regnety_002', FIVE, 'regnety_002', {**FIVE, 'se_ratio': 0}, 64, 'before'),
     ('ese_vovnet19b_dw', FIVE, None, {}, 64, 'before'),
     ('rexnet_100', FIVE, 'rexnet_100', {**FIVE, 'se_ratio': 0}, 64, 'before'),
@@ -165,18 +167,22 @@ def test_statistics_of_batch_norms():
     model = build('resnet20_se', **CIFAR)
     x = torch.randn(12, 3, 16, 16, dtype=torch.float64)
     batches = list(x.split(4))
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.num_batches_tracked += 7  # it was trained
     plain = copy.deepcopy(model)
     timm_asr.freeze_attention(plain, batches)
     update_bn(batches, plain)
-    momenta = [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    again = copy.deepcopy(model)
     report = timm_asr.freeze_attention(model.eval(), batches, recalibrate_bn=True)
-    assert report.recalibrated == len(momenta) == 11
-    assert [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)] == momenta
+    assert report.recalibrated == len(norms) == 11
     assert not any(m.training for m in model.modules())
     for key, value in plain.state_dict().items():
         assert torch.allclose(model.state_dict()[key].double(), value.double(), rtol=1e-10), key
     assert 'The statistics of 11 BatchNorms were estimated anew' in str(report)
     assert report.change.largest > 0.01
+    assert recalibrate_batch_norm(again, batches) == 11
+    assert all(m.momentum == 0.1 and not m.training for m in again.modules() if isinstance(m, nn.BatchNorm2d))
 
 
 def test_other_attention_is_named():

@@ -11,7 +11,7 @@ from torch import nn
 
 import timm_asr
 from timm_asr.freeze import check
-from timm_asr.freeze.fold import Place
+from timm_asr.freeze.fold import Place, find_places
 
 
 def test_hard_sigmoid_at_its_ends():
@@ -107,6 +107,18 @@ class Twice(nn.Module):
         return self.se(self.b(self.se(self.a(x)))).flatten(1)
 
 
+class Shared(nn.Module):
+    """A gate after a convolution that another branch calls by another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = self.b = nn.Conv2d(3, 8, 3)
+        self.se = timm.layers.SEModule(8)
+
+    def forward(self, x):
+        return (self.se(self.a(x)) + self.b(2 * x)).flatten(1)
+
+
 class Untraceable(nn.Module):
     """torch.fx cannot follow the branch; its block it can."""
 
@@ -135,6 +147,7 @@ class Grouped(nn.Module):
     (Read, 'kept as a multiplication'),
     (Sum, 'folded into a, norm'),
     (Tied, 'kept as a multiplication'),
+    (Shared, 'kept as a multiplication'),
     (Twice, 'left: several places share it'),
     (Untraceable, 'folded into block.0'),
     (Grouped, 'folded into b, c (inputs)'),
@@ -154,13 +167,23 @@ def test_a_wrong_place_is_noticed_and_left(monkeypatch):
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     right = timm_asr.freeze_attention(copy.deepcopy(model), [x])
     original = copy.deepcopy(model)
-    import timm_asr.freeze.attention as verb
-    find = verb.find_places
-    monkeypatch.setattr(verb, 'find_places', lambda *args: {
-        **find(*args), 'layer1.1.se': Place('layer1.1.se', ('layer1.1.bn1',))})
+    monkeypatch.setattr('timm_asr.freeze.attention.find_places', lambda *args: {
+        **find_places(*args), 'layer1.1.se': Place('layer1.1.se', ('layer1.1.bn1',))})
     report = timm_asr.freeze_attention(model, [x])
     assert {g.name: g.what for g in report.gates} == {
         **{g.name: g.what for g in right.gates}, 'layer1.1.se': 'kept as a multiplication'}
     means = {gate.name: gate.mean for gate in report.gates}
     assert relative_error(logits(literally_frozen(original, means), x), logits(model, x)) < 1e-12
     assert not check._differ(torch.zeros(2), torch.zeros(2))
+
+
+def test_a_difference_at_the_output_alone_is_noticed(monkeypatch):
+    """A layer that is read elsewhere as well, which no comparison after a gate can show."""
+    model = randomize(Shared().double()).eval()
+    x = torch.randn(4, 3, 12, 12, dtype=torch.float64)
+    make_constant(model, x)
+    expected = logits(model, x)
+    monkeypatch.setattr('timm_asr.freeze.attention.find_places', lambda *args: {'se': Place('se', ('a',))})
+    report = timm_asr.freeze_attention(model, [x])
+    assert report.gates[0].what == 'kept as a multiplication'
+    assert relative_error(expected, logits(model, x)) < 1e-12

@@ -19,7 +19,8 @@ def checked_fold(
     """A copy of a model in eval mode with its gates replaced, and where each constant went in the end.
 
     The copy is compared with one whose constants are all multiplications: after each gate or, where its constant went
-    on, after the layers that took it. A place that makes a difference beyond rounding stays a multiplication.
+    on, after the layers that took it. A place that makes a difference beyond rounding stays a multiplication. If only
+    the model's output shows a difference, all do.
 
     Args:
         model: The model; left as it is.
@@ -30,18 +31,22 @@ def checked_fold(
     plain = copy.deepcopy(model)
     fold_constants(plain, constants, {name: multiplied(place) for name, place in places.items()})
     points = {layer: name for name, place in places.items() for layer in _points(place)}
-    expected = _outputs(plain, list(points), images)
+    expected = _outputs(plain, [*points, ''], images)
     del plain
     places = dict(places)
     while True:
         folded = copy.deepcopy(model)
         fold_constants(folded, constants, places)
-        found = _outputs(folded, list(points), images)
+        found = _outputs(folded, list(expected), images)
+        differing = [point for point in found if _differ(expected[point], found[point])]
         # In the order of execution: what comes after a wrong place is wrong too.
-        wrong = next((points[p] for p in found if _differ(expected[p], found[p]) and places[points[p]].layers), None)
-        if wrong is None:
+        wrong = next((points[p] for p in differing if p and places[points[p]].layers), None)
+        if wrong is not None:
+            places[wrong] = multiplied(places[wrong])
+        elif differing and any(place.layers for place in places.values()):
+            places = {name: multiplied(place) for name, place in places.items()}
+        else:
             return folded, places
-        places[wrong] = multiplied(places[wrong])
 
 
 def _points(place: Place) -> tuple[str, ...]:
@@ -57,12 +62,13 @@ def _differ(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def _outputs(model: nn.Module, names: list[str], images: Any) -> dict[str, torch.Tensor]:
-    """What modules put out, in the order in which they run."""
+    """What modules put out, in the order in which they end; '' is the model itself. Tensors alone are kept."""
     outputs: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            outputs[name] = output.clone()  # what comes next may work in place
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor):
+                outputs[name] = output.clone()  # what comes next may work in place
 
         return hook
 

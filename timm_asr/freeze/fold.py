@@ -80,7 +80,8 @@ def find_places(model: nn.Module, constants: dict[str, Constant]) -> dict[str, P
     """
     gates = {model.get_submodule(name) for name in constants}
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-    tied = {m for m in model.modules() if any(owners[id(p)] > 1 for p in m.parameters())}
+    names = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
+    tied = {m for m in model.modules() if names[id(m)] > 1 or any(owners[id(p)] > 1 for p in m.parameters())}
     places = {name: Place(name) for name in constants}
     for prefix, graph in _graphs(model, '', gates):
         search = _Search(model, prefix, graph, tied)
@@ -94,11 +95,17 @@ def find_places(model: nn.Module, constants: dict[str, Constant]) -> dict[str, P
 def _graphs(module: nn.Module, prefix: str, gates: set[nn.Module]) -> Iterator[tuple[str, fx.Graph]]:
     if module in gates or not any(m in gates for m in module.modules()):
         return
+    layers = {m for m in module.modules() if type(m) in SCALABLE}
     try:
-        yield prefix, Tracer(gates).trace(module)
+        graph = Tracer(gates | layers).trace(module)
     except Exception:  # whatever the code of a model raises when it meets a symbol
-        for name, child in module.named_children():
-            yield from _graphs(child, f'{prefix}{name}.', gates)
+        parts = [name for name, _ in module.named_children()]
+    else:
+        yield prefix, graph
+        # Blocks that timm keeps closed to tracers can be traced on their own.
+        parts = sorted({node.target for node in graph.nodes if node.op == 'call_module'})
+    for name in parts:
+        yield from _graphs(module.get_submodule(name), f'{prefix}{name}.', gates)
 
 
 class _Search:
