@@ -40,7 +40,7 @@ KEPT = """
     --torchscript --torchcompile --opt --opt-eps --opt-betas --momentum --weight-decay --clip-grad --clip-mode
     --smoothing --drop --drop-path --drop-block
 """
-OURS = {'--fold-bn', '--versus', '--rounds', '--seed'}
+OURS = {'--asr', '--fold-bn', '--versus', '--rounds', '--seed'}
 REFUSED = {'--fuser', '--aot-autograd'}
 DEFAULTS: dict[str, Any] = {
     'model_list': '', 'bench': 'both', 'detail': False, 'no_retry': False, 'results_file': '',

@@ -41,7 +41,7 @@ TIMM = {
     'warmup_prefix': False, 'weight_decay': 2e-5, 'worker_seeding': 'all', 'workers': 4,
 }
 #: Our own flags, and the device, whose default is found.
-OURS = {'device': None, 'fuse_every': 0, 'no_fuse': False, 'no_progress': False, 'log_tensorboard': False}
+OURS = {'asr': None, 'device': None, 'fuse_every': 0, 'no_fuse': False, 'no_progress': False, 'log_tensorboard': False}
 ALIASES = {'-b': 'batch_size', '-vb': 'validation_batch_size', '-j': 'workers', '--dr': 'decay_rate',
            '--train-steps-per-epoch': 'train_batches_per_epoch'}
 REFUSED = {

@@ -43,6 +43,14 @@ def split_name(name: str) -> tuple[str, bool, bool]:
     return name, False, False
 
 
+def split_asr(name: str) -> tuple[str, str | None]:
+    """``NAME+asr-GATE`` as (NAME, GATE), any other name as (NAME, None)."""
+    base, plus, suffix = name.rpartition('+')
+    if plus and base and suffix.startswith('asr-'):
+        return base, suffix.removeprefix('asr-')
+    return name, None
+
+
 class Step:
     """What inference and training have in common: the model as asked for, a batch of random images.
 
@@ -58,6 +66,7 @@ class Step:
 
     def __init__(self, name: str, args: argparse.Namespace, device: torch.device, batch_size: int) -> None:
         base, reparam, fold_bn = split_name(name)
+        base, asr = split_asr(base)
         reparam, fold_bn = reparam or args.reparam, fold_bn or args.fold_bn
         self.name, self.device, self.batch_size, self.detail = name, device, batch_size, args.detail
         if self.training and fold_bn:
@@ -69,7 +78,7 @@ class Step:
             base, num_classes=args.num_classes, global_pool=args.gp, in_chans=args.input_size and args.input_size[0],
             img_size=args.img_size, input_size=args.input_size, scriptable=args.torchscript or None,
             drop_rate=args.drop, drop_path_rate=args.drop_path, drop_block_rate=args.drop_block,
-            model_kwargs=args.model_kwargs)
+            asr=asr, model_kwargs=args.model_kwargs)
         model = inference_form(model, name, reparam, fold_bn) if reparam or not self.training else model
         layout = torch.channels_last if args.channels_last else torch.contiguous_format
         model.to(device=device, dtype=dtype, memory_format=layout)

@@ -14,7 +14,7 @@ from timm.layers import set_fast_norm
 from timm.models import list_models
 from timm.utils import check_batch_size_retry, decay_batch_step, random_seed
 
-from .bench_steps import InferenceStep, Step, TrainStep, split_name
+from .bench_steps import InferenceStep, Step, TrainStep, split_asr, split_name
 from .device import find_device, synchronize
 from .errors import BadInput
 from .eval_options import BENCHMARK_OPTIONS, BENCHMARK_REFUSED
@@ -162,9 +162,11 @@ def _names(args: argparse.Namespace) -> tuple[list[str], bool]:
     else:
         found = expand_names(args.model)
         names, many = found or [args.model], found is not None
+    if args.asr:  # those of --versus say it themselves
+        names = [name.replace(base := split_name(name)[0], f'{base}+asr-{args.asr}', 1) for name in names]
     names = list(dict.fromkeys([*names, *(args.versus or [])]))
     for name in names:
-        base = split_name(name)[0]
+        base = split_asr(split_name(name)[0])[0]
         if not source_of(base) and not Path(base).exists():
             check_model_name(base)
     if args.versus and len(names) < 2:

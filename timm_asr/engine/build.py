@@ -4,7 +4,6 @@ import argparse
 import logging
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm
@@ -15,7 +14,7 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import nn
 
-from .. import auxiliary_loss
+from .. import auxiliary_loss, create_model
 from .errors import BadInput, nearest
 from .load_model import check_model_name, load_weights, read_checkpoint, state_dict_of
 
@@ -25,6 +24,11 @@ _logger = logging.getLogger(__name__)
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, without its full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')
+
+
+def title_of(args: argparse.Namespace) -> str:
+    """The model as a run calls it: its name, and the ASR that the options put on it."""
+    return f'{args.model}_asr_{args.asr}' if args.asr else args.model
 
 
 def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
@@ -47,7 +51,7 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
     keywords: dict[str, Any] = {
         'num_classes': args.num_classes, 'drop_rate': args.drop, 'drop_path_rate': drop_path,
         'drop_block_rate': args.drop_block, 'global_pool': args.gp, 'bn_momentum': args.bn_momentum,
-        'bn_eps': args.bn_eps, 'scriptable': args.torchscript}
+        'bn_eps': args.bn_eps, 'scriptable': args.torchscript, 'asr': args.asr}
     pretrained = args.pretrained and weights
     if args.pretrained_path and weights:
         read_checkpoint(args.pretrained_path)  # says what is wrong with the file, if anything is
@@ -56,12 +60,15 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
     shape = {'in_chans': args.in_chans, 'img_size': args.img_size, 'input_size': args.input_size}
     try:
         resolved = resolve_model_input_args(args.model, shape, **{**keywords, **args.model_kwargs})
-        model = timm.create_model(**resolved, pretrained=pretrained)
+        model = create_model(**resolved, pretrained=pretrained)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, OSError) as error:
-        raise BadInput(f'{args.model} cannot be made with these options: {first_line(error)}') from None
+        raise BadInput(f'{title_of(args)} cannot be made with these options: {first_line(error)}') from None
     if args.initial_checkpoint and weights:
-        load_weights(model, args.initial_checkpoint,
-                     state_dict_of(read_checkpoint(args.initial_checkpoint), path=args.initial_checkpoint), args.model)
+        found = state_dict_of(read_checkpoint(args.initial_checkpoint), path=args.initial_checkpoint)
+        if args.asr and not any('.vectors.' in key for key in found):
+            raise BadInput(f'--initial-checkpoint {args.initial_checkpoint} has no ASR vectors; --pretrained-path '
+                           f'{args.initial_checkpoint} puts ASR on plain weights')
+        load_weights(model, args.initial_checkpoint, found, args.model)
     if weights:
         _start_head(model, args)
     return model

@@ -33,6 +33,11 @@ def _compile(group: str) -> list[Option]:
     ]
 
 
+def _asr(group: str) -> Option:
+    return _value('--asr', str, None, 'gate of ASR to put on the model of --model: se, ie, srm, eca, spa, ...; a '
+                  'checkpoint knows its own', metavar='GATE', group=group)
+
+
 def _inference_form(group: str) -> list[Option]:
     return [
         _switch('--reparam', 'measure the inference form: attention folded, branches merged', group=group),
@@ -89,6 +94,7 @@ def _validate_model() -> list[Option]:
     return [
         _value('--model', str, 'dpn92', 'registry name, hf-hub: name, fused folder, training checkpoint, wildcard, '
                'all, or a text file of names', '-m', metavar='NAME', **group),
+        _asr('Model'),
         _switch('--pretrained', 'load the pretrained weights (always, where no checkpoint is named)', **group),
         _value('--checkpoint', str, '', 'weight file, fused folder, or a folder whose every .pth and .pth.tar is '
                'validated', metavar='PATH', **group),
@@ -135,7 +141,8 @@ def _benchmark_what() -> list[Option]:
                'or all', '-m', metavar='NAME', **group),
         _value('--model-list', str, '', 'text file of model names, one a line', metavar='FILE', **group),
         _value('--versus', str, None, 'more models to run in turns with the first one; the ratios of their times are '
-               'printed; NAME+reparam and NAME+fold-bn name the inference forms', nargs='+', metavar='NAME', **group),
+               'printed; NAME+reparam and NAME+fold-bn name the inference forms, NAME+asr-GATE has ASR', nargs='+',
+               metavar='NAME', **group),
         _value('--rounds', int, 20, 'turns of --versus', metavar='N', **group),
         _value('--bench', str, 'both', 'inference, train, both or profile',
                choices=('inference', 'train', 'both', 'profile'), **group),
@@ -153,6 +160,7 @@ def _benchmark_what() -> list[Option]:
 def _benchmark_model() -> list[Option]:
     group = {'group': 'Model'}
     return [
+        _asr('Model'),
         _value('--batch-size', int, 256, 'images per batch', '-b', metavar='N', **group),
         *_input_size('Model'),
         _value('--num-classes', int, None, 'number of classes; that of the model if unset', metavar='N', **group),

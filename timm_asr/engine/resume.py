@@ -9,10 +9,11 @@ import torch.distributed as dist
 from timm.models import safe_model_name
 
 from ..hub.provenance import made_by
-from .build import first_line
+from ..models.create import ASR_KEYWORDS
+from .build import first_line, title_of
 from .checkpoint import find_checkpoint
 from .errors import BadInput
-from .load_model import load_weights, read_checkpoint, state_dict_of
+from .load_model import load_weights, read_checkpoint, state_dict_of, trained_as
 from .loaders import label_names
 from .loop import Training
 
@@ -34,13 +35,37 @@ def run_folder_of(args: Any, size: int) -> Path:
         return output / args.experiment
     if args.resume and args.resume != 'auto':
         return Path(args.resume).resolve().parent
-    model = safe_model_name(args.model)
+    model = safe_model_name(title_of(args))
     if args.resume == 'auto' and output.is_dir():
         earlier = sorted((path for path in output.glob(f'*-{model}-{size}') if find_checkpoint(path)),
                          key=lambda path: path.name)
         if earlier:
             return earlier[-1]
     return output / f'{datetime.now():%Y%m%d-%H%M%S}-{model}-{size}'
+
+
+def adopt_asr(args: Any) -> None:
+    """Let a run that goes on from a named checkpoint (or experiment) have its ASR without being told again.
+
+    Raises:
+        BadInput: The command names another gate than the checkpoint.
+    """
+    path = Path(args.resume) if args.resume else None
+    if args.resume == 'auto':
+        path = find_checkpoint(run_folder_of(args, 0)) if args.experiment else None
+    if path is None or not path.is_file():  # which is said where it is looked for
+        return
+    said = trained_as(read_checkpoint(path))
+    if said.get('model') != args.model:
+        return
+    if args.asr and said.get('asr') != args.asr:
+        had = f'with --asr {said["asr"]}' if said.get('asr') else 'without --asr'
+        raise BadInput(f'--resume {path}: it was trained {had}, not with --asr {args.asr}')
+    if said.get('asr') and not args.asr:
+        args.asr = said['asr']
+        _logger.info(f'{path} was trained with --asr {args.asr}: so it goes on.')
+    own = {key: value for key, value in (said.get('model_kwargs') or {}).items() if key in ASR_KEYWORDS}
+    args.model_kwargs = {**own, **args.model_kwargs} if args.asr else args.model_kwargs
 
 
 def locate(args: Any, size: int) -> tuple[Path, Path | None]:

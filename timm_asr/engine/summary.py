@@ -80,7 +80,8 @@ class Trackers:
 
 def table(metrics: Mapping[str, Any]) -> str:
     """The figures of ``metrics.json`` as a table: the trained model, the fused one, the plain backbone."""
-    columns = [('model', metrics['model']), ('fused', 'fused')]
+    asr = f'_asr_{metrics["asr"]}' if metrics.get('asr') else ''
+    columns = [('model', metrics['model'] + asr), ('fused', 'fused')]
     if 'parameters_plain' in metrics:
         columns.append(('plain', f'plain {metrics["plain"]}'))
     suffix = {'model': '', 'fused': '_fused', 'plain': '_plain'}

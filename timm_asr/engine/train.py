@@ -19,7 +19,16 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import NativeScaler, distribute_bn, init_distributed_device, random_seed
 from torch import nn
 
-from .build import Task, build_model, data_config_of, make_loss, make_optimizer, prepare_model, resolve_learning_rate
+from .build import (
+    Task,
+    build_model,
+    data_config_of,
+    make_loss,
+    make_optimizer,
+    prepare_model,
+    resolve_learning_rate,
+    title_of,
+)
 from .checkpoint import SaveFailed, Saver, write_atomically
 from .device import find_device
 from .errors import BadInput, Stopped
@@ -32,7 +41,7 @@ from .options import as_yaml, parse
 from .prepare import DTYPES, autocast, fast_matmul
 from .progress import Progress, setup_logging
 from .recipes import find_recipe
-from .resume import capture, locate, place_schedule, read_state, restore, restore_weights
+from .resume import adopt_asr, capture, locate, place_schedule, read_state, restore, restore_weights
 from .seeding import start_epoch
 from .summary import Trackers, add_summary, plot_run, table
 from .train_options import TRAIN_OPTIONS, TRAIN_REFUSED
@@ -54,6 +63,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         args = parsing(argv=['--config', FIRST_RECIPE, *argv])
     args.data_dir = args.data_dir or args.data
     args.data = None
+    args.asr = args.asr or args.model_kwargs.pop('asr', None)
     args.grad_accum_steps = max(1, args.grad_accum_steps)
     for name in ('batch_size', 'epochs', 'val_interval', 'log_interval'):
         if getattr(args, name) < 1:
@@ -96,6 +106,7 @@ def build_training(
     if args.torchcompile and args.torchcompile not in torch._dynamo.list_backends(exclude_tags=()):
         raise BadInput(f'--torchcompile {args.torchcompile}: PyTorch has '
                        f'{", ".join(torch._dynamo.list_backends(exclude_tags=()))}')
+    adopt_asr(args)
     model = build_model(args)
     if args.num_classes is None:
         args.num_classes = model.num_classes
@@ -117,7 +128,7 @@ def build_training(
     amp = DTYPES[args.amp_dtype] if args.amp else None
     training = Training(args, task, loaders, optimizer, None, device, autocast(device, amp), scaler, dtype)
     size = 'x'.join(map(str, data_config['input_size']))
-    _logger.info(f'{args.model}, {count:,} parameters, on {args.device}'
+    _logger.info(f'{title_of(args)}, {count:,} parameters, on {args.device}'
                  + (f' in {args.world_size} processes' if args.distributed else '')
                  + f', input {size}, {args.num_classes} classes'
                  + (f', AMP in {args.amp_dtype}' if args.amp else f', {args.model_dtype or "float32"}') + '.')

@@ -119,6 +119,7 @@ def _make_model(args: argparse.Namespace) -> nn.Module:
         input_size=args.input_size,
         global_pool=args.gp,
         scriptable=args.torchscript or None,
+        asr=args.asr,
         model_kwargs=args.model_kwargs,
     )
 
