@@ -56,8 +56,7 @@ def open_source(what: str | os.PathLike, use_ema: bool = False, name: str = '', 
             raise BadInput(f'{path} is the name of published weights, which have no averaged ones beside them')
         model = load_model(path, pretrained=True, **options)
         return Source(model, {'model': name_of(model), 'source': {'file': public(path), 'sha256': None}})
-    model = load_model(name, path, use_ema=use_ema, **options)
-    return _open_checkpoint(model, Path(path), use_ema)
+    return _open_checkpoint(Path(path), use_ema, name, options)
 
 
 def _open_folder(folder: Path, use_ema: bool) -> Source:
@@ -101,11 +100,12 @@ def _read_metrics(folder: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _open_checkpoint(model: nn.Module, path: Path, use_ema: bool) -> Source:
-    content = read_checkpoint(path) if path.suffix != '.safetensors' else {}
+def _open_checkpoint(path: Path, use_ema: bool, name: str, options: Mapping[str, Any]) -> Source:
+    content = read_checkpoint(path)
     has_ema = any(key in content for key in ('state_dict_ema', 'model_ema'))
     if use_ema and not has_ema:
         raise BadInput(f'{path} has no averaged weights; leave out --use-ema (use_ema) to export those it has')
+    model = load_model(name, path, use_ema=use_ema, **options)
     facts = checkpoint_facts(path, content, use_ema)
     facts.setdefault('model', name_of(model))
     facts['asr'] = getattr(model, 'asr_options', None)
