@@ -132,6 +132,22 @@ def test_asr_that_was_attached_by_name(tmp_path):
     assert read_provenance(again)['weights_sha256'] == read_provenance(folder)['weights_sha256']
 
 
+def test_a_checkpoint_of_a_stock_name_with_asr(tmp_path):
+    model = randomize(timm_asr.create_model('resnet18', asr='ie', num_classes=10, in_chans=1)).eval()
+    path = our_checkpoint(
+        tmp_path / 'last.pth.tar', model, argv=['--model', 'resnet18', '--asr', 'ie'], arch='resnet18')
+    folder = timm_asr.save_fused(path, tmp_path / 'a', keep_trainable=True)
+    loaded = reload(folder)
+    assert type(loaded) is timm.models.ResNet
+    x = images(model, size=32)
+    assert relative_error(model(x), loaded(x)) < 1e-5
+    told = read_provenance(folder / 'trainable')
+    assert (told['model'], told['asr']['asr'], told['needs']) == ('resnet18', 'ie', ['timm_asr'])
+    assert relative_error(model(x), timm_asr.load_trainable(folder).eval()(x)) < 1e-5
+    with pytest.raises(RuntimeError, match='psi'):
+        reload(folder / 'trainable')  # stock timm does not take it for something else
+
+
 def test_the_command_says_what_it_does(model, checkpoint, tmp_path, capsys):
     folder = tmp_path / 'out'
     status, out, err = export(capsys, checkpoint, '--output', folder, '--keep-trainable', '-j', 0, '--tag', 'mine')

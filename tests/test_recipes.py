@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomCrop
 
+import timm_asr
 from timm_asr.data import Digits, create_dataset
 from timm_asr.engine.errors import BadInput
 from timm_asr.engine.options import parse
@@ -124,3 +125,12 @@ def test_the_first_run(tmp_path, capsys):
     right = (fused(images).argmax(1) == torch.tensor(held_out.labels)).float().mean().item()
     assert 100 * right == pytest.approx(metrics['top1_fused'], abs=0.3)
     parse(TRAIN_OPTIONS, TRAIN_REFUSED, ['--config', str(folder / 'args.yaml')], prog='x')  # can be repeated
+    # Exported again from the checkpoint, it is the same folder.
+    again = timm_asr.save_fused(folder / 'model_best.pth.tar', tmp_path / 'again')
+    first, second = (json.loads((f / 'config.json').read_text()) for f in (folder, again))
+    for one in (first, second):
+        del one['timm_asr']['created']
+    assert first == second
+    assert first['timm_asr']['recipe'] == 'digits'
+    assert first['label_names'] == [str(i) for i in range(10)]
+    assert (again / 'metrics.json').read_text() == (folder / 'metrics.json').read_text()

@@ -150,13 +150,14 @@ def figures(
     """The content of ``metrics.json``.
 
     Args:
-        facts: What is known of the checkpoint: ``model``, ``dataset``, ``epoch``, ``weights``.
+        facts: What is known of the checkpoint: ``model``, ``asr``, ``dataset``, ``epoch``, ``weights``.
         model: The trained model.
         fused: Its inference form.
         found: Both compared.
     """
     return {
         'model': facts.get('model'), 'plain': plain_architecture(facts.get('model') or ''),
+        **({'asr': facts['asr']['asr']} if facts.get('asr') else {}),
         **{key: facts.get(key) for key in ('dataset', 'epoch', 'weights')}, 'was_asr': has_asr(model),
         'images': found.images, 'top1': found.before, 'top1_fused': found.after, 'top5': found.before5,
         'top5_fused': found.after5, 'logit_difference': found.difference,
@@ -208,10 +209,9 @@ def fuse_checkpoint(
     model = model_of(checkpoint, args, ema).to(device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    facts['asr'] = getattr(model, 'asr_options', None)
     fused, found = compare_fused(model, loader, device, str(checkpoint))
     metrics = figures(facts, model, fused, found)
-    if args.asr:
-        metrics['asr'] = args.asr
     if measure:
         models = {'model': model, 'fused': fused}
         plain = _plain(metrics['plain'], args) if args.asr or metrics['plain'] != args.model else None

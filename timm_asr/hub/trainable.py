@@ -31,7 +31,9 @@ def create_trainable(folder: str | Path) -> nn.Module:
             return timm.create_model(f'local-dir:{folder}', pretrained=True)
         model = create_model(config['architecture'], **config.get('model_args', {}), **section['asr'])
         model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
-        model.pretrained_cfg = {**model.pretrained_cfg, **config['pretrained_cfg']}  # type: ignore[dict-item, assignment]
+        # As timm does: names of classes at the root go inside.
+        cfg = {**config['pretrained_cfg'], **{key: config[key] for key in ('label_names',) if key in config}}
+        model.pretrained_cfg = {**model.pretrained_cfg, **cfg}  # type: ignore[dict-item, assignment]
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         raise BadInput(f'{folder} cannot be loaded ({(str(error).strip().splitlines() or [""])[0][:200]})') from None
     return model
