@@ -77,6 +77,7 @@ def test_constant_gates_are_frozen_exactly(name, kwargs, plain, plain_kwargs, si
         stock.load_state_dict(model.state_dict(), strict=True)
         assert relative_error(expected, logits(stock, x)) < 1e-12
         assert report.parameters[1] == sum(p.numel() for p in stock.parameters())
+    assert report.architecture == ('' if 'se_layer' in plain_kwargs else plain or '')  # a class is no keyword to save
 
 
 def test_vectors_of_asr_stay_and_fold_later():
@@ -91,6 +92,23 @@ def test_vectors_of_asr_stay_and_fold_later():
     stock = timm.create_model('resnet20', dtype=torch.float64, **CIFAR).eval()
     stock.load_state_dict(timm_asr.fold_asr(model).state_dict(), strict=True)
     assert relative_error(expected, logits(stock, x)) < 1e-12
+
+
+@pytest.mark.parametrize(('name', 'kwargs'), [
+    ('seresnet50', IMAGENET), ('resnet20', {**CIFAR, 'gate': 'se', 'rd_ratio': 0.25})])
+def test_saved_as_the_network_that_it_is(name, kwargs, tmp_path):
+    model = randomize(timm.create_model(name, **kwargs))
+    x = torch.randn(4, 3, *model.default_cfg['input_size'][1:])
+    report = timm_asr.freeze_attention(model, [x])
+    assert report.architecture == model.pretrained_cfg['architecture'] == name.removeprefix('se')
+    assert f"The model is a '{name.removeprefix('se')}' now." in str(report)
+    timm_asr.save_fused(model, tmp_path / 'frozen', check=False)
+    loaded = timm.create_model(f'local-dir:{tmp_path}/frozen', pretrained=True)
+    assert not gates_of(loaded.eval(), x)
+    assert relative_error(logits(model.eval(), x), logits(loaded, x)) < 1e-6
+    kept = randomize(timm.create_model(name, **kwargs))
+    assert not timm_asr.freeze_attention(kept, [x], threshold=1e-9).architecture
+    assert kept.pretrained_cfg['architecture'] == name
 
 
 def test_then_the_inference_form():

@@ -13,6 +13,7 @@ from .check import checked_fold
 from .fold import Constant, Place, find_places, fold_constants
 from .gates import GateStatistics, check_trainable_form, measure_gates, other_attention
 from .images import Images
+from .name import name_frozen, rename
 from .report import Change, FreezeReport, GateReport
 
 _CHECKED_IMAGES = 2
@@ -37,6 +38,9 @@ def freeze_attention(
     A channel gate is any module that multiplies its input by one number per image and channel (or adds one): SE, ECA,
     IE, SRM, SPA, SPE, RAS, effective SE, EfficientNet's squeeze-and-excite, global context, ... CBAM, SGE, DIA and
     what weighs branches against each other are left as they are and named in the report.
+
+    Where no gate is left and what remains is a network that timm knows by name (``resnet50`` of ``seresnet50``), the
+    model gets that name, so that ``timm_asr.save_fused`` writes it as such.
 
     Args:
         model: The network, or a wrapper (DDP, compiled) around it; before ``timm_asr.reparameterize``.
@@ -78,6 +82,7 @@ def freeze_attention(
     if recalibrate_bn:
         norms = recalibrate_batch_norm(after, (x for x, _ in images.batches('BatchNorm statistics')))
     change = _compare(before, after, images)
+    named = name_frozen(after, few) if places.keys() == statistics.keys() and not left else None
 
     report = FreezeReport(
         gates=[_gate_report(before, name, s, places.get(name), reasons[name]) for name, s in statistics.items()],
@@ -86,10 +91,13 @@ def freeze_attention(
         parameters=(_parameters(before), _parameters(after)),
         change=change,
         recalibrated=norms,
+        architecture=named[0] if named else '',
     )
     fold_constants(model, constants, places)
     if norms:
         model.load_state_dict(after.state_dict())
+    if named:
+        rename(model, *named)
     return report
 
 

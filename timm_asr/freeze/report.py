@@ -104,6 +104,7 @@ class FreezeReport:
         parameters: Number of parameters before and after.
         change: Of the logits; None for a model that puts out no logits (B, K).
         recalibrated: Number of BatchNorms whose statistics were estimated anew.
+        architecture: Registered name of the network without gates that the model is now; '' if it is none.
     """
 
     gates: list[GateReport]
@@ -112,6 +113,7 @@ class FreezeReport:
     parameters: tuple[int, int]
     change: Change | None
     recalibrated: int = 0
+    architecture: str = ''
 
     @property
     def frozen(self) -> list[GateReport]:
@@ -128,6 +130,7 @@ class FreezeReport:
             'parameters_before': self.parameters[0],
             'parameters_after': self.parameters[1],
             'recalibrated': self.recalibrated,
+            'architecture': self.architecture,
             'largest_logit': change and change.largest_logit,
             'logit_change_mean': change and change.mean,
             'logit_change_largest': change and change.largest,
@@ -171,6 +174,8 @@ class FreezeReport:
             f'images; {before:,} parameters before, {after:,} after.']
         if self.recalibrated:
             lines.append(f'The statistics of {self.recalibrated} BatchNorms were estimated anew on these images.')
+        if self.architecture:
+            lines.append(f"The model is a '{self.architecture}' now.")
         change = self.change
         if change is None:
             return [*lines, 'The model puts out no logits to compare.']

@@ -1,0 +1,71 @@
+"""Which registered network a frozen one is."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_model_args, is_model
+from torch import nn
+
+from ..layers import has_asr, list_gates
+from ..layers.gates import OPTIONS
+
+# What timm's names have where a network of the same name without it has no gates.
+_IN_NAMES = ('legacy_se', 'ese_', 'eca_', 'eca', 'se')
+# They say where other weights came from.
+_ORIGIN = ('tag', 'url', 'file', 'hf_hub_id', 'hf_hub_filename', 'source', 'state_dict', 'custom_load')
+
+
+def _candidates(name: str, args: dict[str, Any], asr: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    ours = {key: value for key, value in args.items() if key != 'gate' and (asr or key not in OPTIONS)}
+    if 'gate' in args:
+        yield name, ours
+    for gate in list_gates():
+        for end in ('', '_asr_'):
+            before, found, after = name.partition(f'_{gate}{end}') if end else (
+                name.removesuffix(f'_{gate}'), name.endswith(f'_{gate}'), '')
+            if found:
+                yield f'{before}{end}{after}', ours
+    for word in _IN_NAMES:
+        if word in name:
+            yield name.replace(word, '', 1), args
+    yield name, {**args, 'se_ratio': 0}
+
+
+@torch.no_grad()
+def name_frozen(model: nn.Module, images: torch.Tensor) -> tuple[str, dict[str, Any]] | None:
+    """Name and keywords of a registered network that takes a frozen model's state dict and is the same function.
+
+    Args:
+        model: A model in eval mode without gates, made by ``timm.create_model`` by the name it had with them.
+        images: Both are run on these.
+
+    Returns:
+        None where there is none: a network that takes the weights may still compute something else.
+    """
+    config = getattr(model, 'pretrained_cfg', None) or {}
+    name = config.get('architecture')
+    wanted = model(images) if name and hasattr(model, 'num_classes') else None
+    if not isinstance(wanted, torch.Tensor):
+        return None
+    for candidate, args in _candidates(name, get_model_args(model), has_asr(model)):
+        if not is_model(candidate):
+            continue
+        try:
+            stock = timm.create_model(candidate, **args).to(images).eval()
+            stock.load_state_dict(model.state_dict(), strict=True)
+        except (RuntimeError, TypeError, ValueError):  # another network, or one without that keyword
+            continue
+        found = stock(images)
+        if found.shape == wanted.shape and torch.allclose(
+                found, wanted, rtol=0, atol=float(torch.finfo(wanted.dtype).eps ** 0.5 * wanted.abs().max())):
+            return candidate, args
+    return None
+
+
+def rename(model: nn.Module, name: str, args: dict[str, Any]) -> None:
+    """Let timm, and ``save_fused``, know a model by another name."""
+    config = {key: value for key, value in model.pretrained_cfg.items() if key not in _ORIGIN}  # type: ignore[union-attr]
+    model.pretrained_cfg = model.default_cfg = {**config, 'architecture': name}
+    model._model_args = dict(args)
