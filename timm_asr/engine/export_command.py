@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from timm.data import create_loader, resolve_data_config
+from tqdm import tqdm
 
 from ..hub.graph import UnfusedExport, check_packages, write_onnx, write_program
 from ..hub.place import WEIGHTS, refuse_other
@@ -142,7 +144,8 @@ def compare_images(args: argparse.Namespace, source: Source, loader: Iterable, d
     """Run the model and its inference form over the images, and keep the figures in the source."""
     model = source.model.float().eval().to(device)
     facts = {**source.facts, 'dataset': dataset_name(vars(args))}
-    fused, found = compare_fused(model, loader, device, args.checkpoint)
+    shown = tqdm(loader, 'compare', unit='batch', disable=args.no_progress or not sys.stderr.isatty())
+    fused, found = compare_fused(model, shown, device, args.checkpoint)
     source.metrics = figures(facts, model, fused, found)
     source.facts.setdefault('dataset', facts['dataset'])
     step('compare', f'top-1 on {found.images} images {found.before:.2f} % before and {found.after:.2f} % after; logits '
