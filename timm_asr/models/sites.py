@@ -10,6 +10,8 @@ import timm.models.fastvit as fastvit
 import timm.models.repvit as repvit
 import timm.models.resnet as resnet
 import timm.models.vision_transformer as vit
+from timm.layers import to_2tuple
+from timm.models import get_model_args
 from torch import nn
 
 from ..layers.asr import ASR
@@ -110,9 +112,9 @@ def _input_size(model: nn.Module) -> tuple[int, ...] | None:
     size = cfg.get('input_size')
     if size is None:
         return None
-    embed = getattr(model, 'patch_embed', None)
-    grid = getattr(embed, 'img_size', None) or size[1:]
-    return (getattr(model, 'in_chans', None) or size[0], *grid)
+    args = get_model_args(model) or {}
+    grid = args.get('img_size') or getattr(getattr(model, 'patch_embed', None), 'img_size', None) or size[1:]
+    return (args.get('in_chans') or getattr(model, 'in_chans', None) or size[0], *to_2tuple(grid))
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
