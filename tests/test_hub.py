@@ -296,7 +296,7 @@ def test_what_is_not_the_same_function_is_not_kept(tmp_path, monkeypatch, what, 
 
 
 @pytest.mark.parametrize(('change', 'sentence'), [
-    (lambda c: c.update(architecture='resnet34'), 'Error'),
+    (lambda c: c.update(architecture='resnet34'), 'Missing key'),
     (lambda c: c['pretrained_cfg'].update(mean=[0, 0, 0]), 'mean of the images is'),
     (lambda c: c['pretrained_cfg'].update(timm_asr={}), "unexpected keyword argument 'timm_asr'"),
     (lambda c: c.update(num_classes=4), "'fc|num_classes|size"),
@@ -319,6 +319,24 @@ def test_the_fresh_process_reads_the_configuration(tmp_path, monkeypatch, change
     assert not list(tmp_path.iterdir())
     save_fused(model, tmp_path / 'folder', label_names='abcde', data_config=SMALL, check=False)
     assert (tmp_path / 'folder').is_dir()  # nobody looked
+
+
+def test_the_fresh_process_has_this_package_only_where_it_may(tmp_path, monkeypatch):
+    monkeypatch.setattr(save_module, 'needs_of', lambda architecture: [])
+    with pytest.raises(ValueError, match=r'does not load back by timm alone \(Unknown model \(resnet20\)\)'):
+        save_fused(timm.create_model('resnet20_asr_se'), tmp_path / 'folder')
+
+
+@pytest.mark.fresh_process
+@pytest.mark.parametrize(('python', 'sentence'), [
+    ('/nowhere/python', r'No fresh Python could be started .*; check=False writes without checking'),
+    ('/bin/false', 'ended before it answered'),
+])
+def test_a_python_that_does_not_start(tmp_path, monkeypatch, python, sentence):
+    monkeypatch.setattr(sys, 'executable', python)
+    with pytest.raises(ValueError, match=sentence):
+        save_fused(timm.create_model('resnet20_asr_se'), tmp_path / 'folder')
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):

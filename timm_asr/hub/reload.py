@@ -71,7 +71,8 @@ def main() -> None:
         try:
             answer = reload(json.loads(line))
         except Exception as error:
-            answer = {'error': (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')}
+            lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+            answer = {'error': ' '.join(lines[:2]).rstrip('.')[:300]}  # torch says what is wrong in the second line
         print(json.dumps(answer), file=answers, flush=True)
 
 
