@@ -194,11 +194,11 @@ class _Writer:
         options, fused = self.options, model is not reference
         state = state_of(model) if state is None else state
         low = DTYPES[options.dtype]
-        if low != torch.float32 and fused:
+        if fused:
+            self._compare(reference, model)
+        if fused and low != torch.float32:
             state = {key: t.to(low) if t.is_floating_point() else t for key, t in state.items()}
             model.load_state_dict(state, strict=False)  # its own counters and augmented statistics stay
-        elif fused:
-            self._compare(reference, model)
         self.folder, self.model, self.needs = folder, model, needs
         write_whole(folder / WEIGHTS, save(state, metadata={'format': 'pt'}))
         self._write_config(folder, model, architecture, args, fused)
