@@ -1,4 +1,4 @@
-"""``python -m timm_asr train|validate|benchmark|export|publish|run ...``: the scripts, from an installed package."""
+"""``python -m timm_asr train|validate|benchmark|export|freeze|publish|run ...``: the scripts, also when installed."""
 
 import importlib
 import sys
@@ -11,11 +11,12 @@ COMMANDS = {
     'validate': 'measure the accuracy of a model',
     'benchmark': 'measure the speed and memory of models',
     'export': 'write fused weights as timm loads them, as ONNX, or as a program of torch.export',
+    'freeze': "replace a trained network's gates by constants, and say what that costs",
     'publish': 'publish such a folder on the Hugging Face Hub',
     'run': "run another program's script with the models of this package registered",
 }
 # Where a command is not a module of its name.
-_MODULES = {'export': 'export_command', 'publish': 'publish_command'}
+_MODULES = {'export': 'export_command', 'freeze': 'freeze_command', 'publish': 'publish_command'}
 
 
 def main() -> int:
