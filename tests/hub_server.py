@@ -74,7 +74,7 @@ class Fault:
     path: str
     status: int = 0
     # 'cut' the connection in the body; 'lost': do it, answer nothing; 'truncate' or 'alter' the answer; 'spoil' what is
-    # stored; 'hang' for two seconds
+    # stored; 'hang' for two seconds; 'meanwhile' somebody else commits
     how: str = ''
     times: int = 1_000
     message: str = ''
@@ -369,6 +369,8 @@ class _Handler(BaseHTTPRequestHandler):
             oid = None if old is None else hashlib.sha256(old).hexdigest() if large else _sha1(old)
             answer.append({'path': file['path'], 'uploadMode': 'lfs' if large else 'regular', 'shouldIgnore': False,
                            'oid': oid})
+        if self.how == 'meanwhile':
+            repo.commit(revision, {**tree, 'other.txt': b'other'}, 'by somebody else')
         self._json({'files': answer})
 
     def _batch(self, repo_id: str) -> None:

@@ -232,8 +232,9 @@ def test_an_empty_repository_that_was_there_is_not_removed(hub, hub_client, fold
 
 def test_somebody_commits_meanwhile(hub, hub_client, folder):
     hub.create(REPO)
-    hub.fail('POST', '/commit/', status=412, message='A commit has happened since')
+    hub.fail('POST', '/preupload/', how='meanwhile')
     refused(publish(hub_client, folder, '--repo-id', REPO), 'refused it (412: A commit has happened since)')
+    assert hub.files(REPO) == {'other.txt': b'other'}
 
 
 def test_a_branch_of_its_own(hub, hub_client, folder):
