@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from ..models import attach_asr
+from ..models.create import create_model, is_asr_keyword
 
 
 class TimmPyramid(nn.Module):
@@ -80,23 +80,21 @@ def make_body(
         checkpoint: File to load them from, a checkpoint of ``train.py`` or a state dict.
         asr: Gate of ASR to put at the known sites. With weights loaded it starts as the function they are.
         frozen_bn: Turn every BatchNorm into a frozen one (timm's ``freeze_batch_norm_2d``).
-        kwargs: Of ``timm.create_model``.
+        kwargs: Of :func:`timm_asr.create_model`.
 
     Raises:
         RuntimeError: timm does not know the name, or has no features of it.
         ValueError: There is no such checkpoint, it is of another network, or ASR does not fit.
     """
     if checkpoint:
-        _check_checkpoint(name, Path(checkpoint), kwargs)
+        _check_checkpoint(name, Path(checkpoint), asr, kwargs)
         # timm loads it before it takes the network apart, and leaves out a classifier that is not there.
         pretrained, kwargs = True, {**kwargs, 'pretrained_cfg_overlay': {'file': str(checkpoint)}}
-    body = timm.create_model(name, pretrained=pretrained, features_only=True, **kwargs)
-    if asr is not None:
-        attach_asr(body, asr, preserve=pretrained)
+    body = create_model(name, pretrained=pretrained, asr=asr, features_only=True, **kwargs)
     return freeze_batch_norm_2d(body) if frozen_bn else body
 
 
-def _check_checkpoint(name: str, path: Path, kwargs: dict[str, Any]) -> None:
+def _check_checkpoint(name: str, path: Path, asr: str | None, kwargs: dict[str, Any]) -> None:
     """Refuse a checkpoint that lacks weights of a network; without classifier, timm would leave them as they start."""
     if not path.is_file():
         raise ValueError(f'There is no checkpoint of the backbone at {path}.')
@@ -104,7 +102,8 @@ def _check_checkpoint(name: str, path: Path, kwargs: dict[str, Any]) -> None:
         state = load_state_dict(str(path))
     except Exception as error:  # whatever reading a file that is no checkpoint raises
         raise ValueError(f'{path} is not a checkpoint: {" ".join(str(error).split())[:120]}') from None
-    keywords = {key: value for key, value in kwargs.items() if key not in ('out_indices', 'feature_cls')}
+    keywords = {key: value for key, value in kwargs.items() if not (
+        key in ('out_indices', 'feature_cls', 'preserve') or (asr and is_asr_keyword(key)))}
     network = timm.create_model(name, **keywords, device='meta')
     head = network.default_cfg.get('classifier') or ()
     heads = tuple(f'{part}.' for part in ((head,) if isinstance(head, str) else head))

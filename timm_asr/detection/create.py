@@ -98,7 +98,7 @@ def create_detector(
             trained all the same.
         strides: Strides of the backbone's features to use; by default all it has from 4 on (RetinaNet: from 8 on).
         fpn_channels: Channels of the pyramid.
-        backbone_kwargs: Further keywords of ``timm.create_model``.
+        backbone_kwargs: Further keywords of :func:`timm_asr.create_model`, such as ``asr_depth``.
         kwargs: Of torchvision's class, e.g. ``min_size``, ``box_detections_per_img``. Anchors and region pooling follow
             from the strides (8 pixels of anchor a stride; RetinaNet 4) unless given.
 
