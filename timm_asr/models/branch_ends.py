@@ -31,7 +31,8 @@ _ACTIVATIONS = {
     'leaky_relu_', 'elu', 'elu_', 'mish', 'tanh', 'clamp', 'clamp_', 'clamp_min', 'clamp_min_', '_prelu_kernel', 'pow'}
 # A feature map times one of these of itself is normalised: what came before it leaves no trace.
 _NORMALISING = {'rsqrt', 'sqrt', 'std', 'var', 'var_mean', 'linalg_vector_norm', 'reciprocal'}
-_PROJECTING = {*_PLACES, *_RESHAPE, *_SCALES, *_ADD, 'permute', 'transpose'}
+_MOVES = {*_PLACES, *_RESHAPE, 'permute', 'transpose'}
+_PROJECTING = {*_MOVES, *_SCALES, *_ADD}
 
 
 class Additions:
@@ -200,24 +201,28 @@ def conv_norms(graph: Graph, usable: set[str]) -> list[str]:
     What has no positions left, the classifier and what belongs to it, does not count.
     """
     nodes = graph.nodes
-    followers: dict[int, list[Node]] = {}
-    for node in nodes:
+    followers: dict[int, list[int]] = {}
+    for i, node in enumerate(nodes):
         for j in node.inputs:
-            followers.setdefault(j, []).append(node)
+            followers.setdefault(j, []).append(i)
 
     def is_norm(node: Node) -> bool:
-        kind = (*_WEIGHTED, *_LAYER_SCALES, ASR)
-        return node.op == LAYER and not isinstance(graph.layers[node.layer], kind)
+        if node.op != LAYER:
+            return 'norm' in node.op or node.op in _NORMALISING
+        return not isinstance(graph.layers[node.layer], (*_WEIGHTED, *_LAYER_SCALES, ASR))
 
     def is_conv(node: Node) -> bool:
         return node.op == 'convolution' or (node.op == LAYER and isinstance(graph.layers[node.layer], _WEIGHTED))
 
+    def is_normalised(i: int) -> bool:
+        return any(is_norm(nodes[j]) or (nodes[j].op in _MOVES and is_normalised(j)) for j in followers.get(i, ()))
+
     norms, convs = [], []
     for i, node in enumerate(nodes):
-        if node.layer not in usable or len(node.shape) != 4 or sum(size > 1 for size in node.shape[1:]) < 3:
+        if node.layer not in usable or len(node.shape) != 4 or min(node.shape[1:]) == 1:
             continue
-        if is_norm(node) and is_conv(nodes[node.inputs[0]]):
-            norms.append(node.layer)
-        elif is_conv(node) and not any(is_norm(after) for after in followers.get(i, ())):
+        if is_norm(node):
+            norms += [node.layer] if is_conv(nodes[node.inputs[0]]) else []
+        elif is_conv(node) and not is_normalised(i):
             convs.append(node.layer)
     return norms or convs

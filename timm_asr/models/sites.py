@@ -140,7 +140,7 @@ def found_sites(model: nn.Module, graph: Graph, known: tuple[str, ...] = ()) -> 
         f'{name}.' for name, module in model.named_modules() if name and type(module) in SITES
         and any(site == name or site.startswith(f'{name}.') for site in known))
     found = {layer: scope for layer, scope in ends.found.items() if not f'{layer}.'.startswith(blocks)}
-    if not found and not known:
+    if not ends.additions.branches and not known:
         return conv_norms(graph, usable)
     return [*found, *_alike(model, found, usable, known)]
 
