@@ -126,6 +126,8 @@ def test_it_claims_nothing_that_nobody_measured(tmp_path):
                           'tags': ['image-classification', 'timm', 'timm_asr']}
     assert head(model_card(tmp_path / 'bare', REPO, license='cc-by-4.0'))['license'] == 'cc-by-4.0'
     assert 'load_trainable' not in card
+    attached = write(tmp_path / 'attached', model='resnet20', asr={'asr': 'ie'})
+    assert 'trained as `resnet20` with ASR attached: with ASR (IE)' in model_card(attached, REPO)
     top1_only = model_card(write(tmp_path / 'top1', metrics={'model': 'resnet20_asr_se', 'top1': 1.0}), REPO)
     assert table(top1_only, 'Results')[0] == ['`resnet20_asr_se`, as trained', '1.00']
     epoch = {'timm_asr': {'model': 'resnet20_asr_se', 'metrics': {'before': {'top1': 76.5}, 'after': None}}}

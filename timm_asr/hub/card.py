@@ -125,7 +125,7 @@ class _Card:
         elif self.attention.asr:
             rest = f'the {self.attention.gate.upper()} of its blocks' if self.attention.gate else 'no attention'
             text = (
-                f'A `{self.architecture}` that was trained as `{self._trained_as()}`: with ASR '
+                f'A `{self.architecture}` that was trained as {self._trained_as()}: with ASR '
                 f'({self.attention.asr.upper()}), attention that is fed by a learned vector instead of the feature '
                 'map. The weights that it gives to channels are therefore constants, and have been folded into the '
                 f'layers before them. What is published is the `{self.architecture}` itself, its layers and its '
@@ -149,13 +149,13 @@ class _Card:
         return text
 
     def _trained_as(self) -> str:
-        return self.model if self.model != self.architecture else f'{self.model}, ASR attached'
+        return f'`{self.model}`' if self.model != self.architecture else f'`{self.model}` with ASR attached'
 
     def details(self) -> str:
         size = self.cfg.get('input_size')
         rows = [('architecture', f'`{self.architecture}`')]
         if self.folded:
-            rows.append(('trained as', f'`{self._trained_as()}`'))
+            rows.append(('trained as', f'{self._trained_as()}'))
         rows.append(('classes', f'{self.classes}' if self.classes else 'none: it returns features'))
         if size:
             rows.append(('images', f'{size[1]} x {size[2]} pixels, {size[0]} channel{"s" * (size[0] > 1)}'))
@@ -200,7 +200,7 @@ class _Card:
         """Title and suffix in ``metrics.json`` of each network that was measured."""
         if not self.folded:
             return [(f'`{self.architecture}`, these weights', '')]
-        return [(f'`{self._trained_as()}`, as trained', ''), (f'`{self.architecture}`, fused: these weights', '_fused')]
+        return [(f'{self._trained_as()}, as trained', ''), (f'`{self.architecture}`, fused: these weights', '_fused')]
 
     def results(self) -> str:
         m = self.metrics
@@ -226,7 +226,7 @@ class _Card:
 
     def speed(self) -> str:
         m = self.metrics
-        rows = [(f'`{self._trained_as() if self.folded else self.architecture}`, as trained', 'model'),
+        rows = [(f'{self._trained_as() if self.folded else f"`{self.architecture}`"}, as trained', 'model'),
                 (f'`{self.architecture}`, fused', 'fused'), (f'`{m.get("plain")}`, plain', 'plain')]
         if not self.folded:
             rows[1] = (f'`{self.architecture}`, inference form (`model.reparameterize()`)', 'fused')
