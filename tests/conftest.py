@@ -7,7 +7,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import fresh_processes
 import pytest
 import torch
-from hub_server import _started_hub, hub, hub_client, stock_client  # noqa: F401 - fixtures
+from hub_client import _started_hub, hub, hub_client, stock_client  # noqa: F401 - fixtures
 
 import timm_asr  # noqa: F401 - registers the models
 

@@ -1,84 +1,25 @@
 """A small Hub on loopback: enough of the Hugging Face Hub's HTTP interface for its real client, and it fails on demand.
 
 Repositories live in memory as lists of commits. Large files go by LFS, and are fetched through a redirect to a second
-host name that must not see a token, as on the Hub. :class:`Client` runs code in a process of its own, since
-huggingface_hub reads its environment when it is imported.
+host name that must not see a token, as on the Hub.
 """
 
 import base64
 import hashlib
 import json
-import os
 import re
-import select
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import pytest
 import yaml
+from hub_state import ATTRIBUTES, Fault, Repo, front_matter, git_hash, is_large
 
 WRITE, READ, OTHER = 'hf_testwritetoken', 'hf_testreadtoken', 'hf_testothertoken'
-_LARGE = ('.safetensors', '.bin', '.pt', '.pth')
-_ATTRIBUTES = b'*.safetensors filter=lfs diff=lfs merge=lfs -text\n'
-
-
-def _sha1(content: bytes) -> str:
-    return hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest()
-
-
-def _is_large(path: str, content: bytes) -> bool:
-    return path.endswith(_LARGE) or b'\0' in content[:512]
-
-
-def _front_matter(readme: bytes) -> dict[str, Any]:
-    match = re.match(r'---\n(.*?)\n---\n', readme.decode(), re.DOTALL)
-    return yaml.safe_load(match[1]) or {} if match else {}
-
-
-@dataclass
-class Repo:
-    """A model repository: commits by id, each a whole tree, and refs that name them."""
-
-    owner: str
-    private: bool = False
-    trees: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    refs: dict[str, str] = field(default_factory=dict)
-    history: list[tuple[str, str]] = field(default_factory=list)  # (ref, title) of every commit
-    proposals: list[dict[str, Any]] = field(default_factory=list)
-
-    def commit(self, ref: str, tree: dict[str, bytes], title: str) -> str:
-        named = sorted((path, _sha1(content)) for path, content in tree.items())
-        oid = hashlib.sha1(f'{ref} {title} {len(self.trees)} {named}'.encode()).hexdigest()
-        self.trees[oid], self.refs[ref] = tree, oid
-        self.history.append((ref, title))
-        return oid
-
-    def tree(self, revision: str = 'main') -> dict[str, bytes]:
-        return self.trees[self.refs.get(revision, revision)]
-
-
-@dataclass
-class Fault:
-    """Requests that match are answered by ``status``, or go wrong as ``how`` says."""
-
-    method: str
-    path: str
-    status: int = 0
-    # 'cut' the connection in the body; 'lost': do it, answer nothing; 'truncate' or 'alter' the answer; 'spoil' what is
-    # stored; 'hang' for two seconds; 'meanwhile' somebody else commits
-    how: str = ''
-    times: int = 1_000
-    message: str = ''
-    seen: int = 0
 
 
 class Hub(ThreadingHTTPServer):
@@ -122,7 +63,7 @@ class Hub(ThreadingHTTPServer):
 
     def create(self, repo_id: str, files: dict[str, bytes] | None = None, private: bool = False) -> Repo:
         repo = self.repos[repo_id] = Repo(repo_id.split('/')[0], private)
-        repo.commit('main', {'.gitattributes': _ATTRIBUTES}, 'initial commit')
+        repo.commit('main', {'.gitattributes': ATTRIBUTES}, 'initial commit')
         if files:
             repo.commit('main', {**repo.tree(), **files}, 'files')
         return repo
@@ -308,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _validate(self) -> None:
         content = json.loads(self.body)['content']
         try:
-            matter = _front_matter(content.encode())
+            matter = front_matter(content.encode())
         except yaml.YAMLError as error:
             raise _Refused(400, 'Invalid metadata', errors=[{'message': str(error)}], warnings=[]) from None
         if matter.get('license') == 'no-such-licence':
@@ -317,15 +258,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _describe(self, repo_id: str, repo: Repo, oid: str, blobs: bool) -> dict[str, Any]:
         tree = repo.trees[oid]
-        matter = _front_matter(tree.get('README.md', b''))
+        matter = front_matter(tree.get('README.md', b''))
         siblings = []
         for path, content in sorted(tree.items()):
             entry: dict[str, Any] = {'rfilename': path}
             if blobs:
-                entry |= {'size': len(content), 'blobId': _sha1(content)}
-                if _is_large(path, content):
+                entry |= {'size': len(content), 'blobId': git_hash(content)}
+                if is_large(path, content):
                     digest = hashlib.sha256(content).hexdigest()
-                    entry |= {'blobId': _sha1(digest.encode()),
+                    entry |= {'blobId': git_hash(digest.encode()),
                               'lfs': {'sha256': digest, 'size': len(content), 'pointerSize': 130}}
             siblings.append(entry)
         return {
@@ -348,7 +289,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list_tree(self, repo_id: str, revision: str) -> None:
         _, tree = self._tree(self._repo(repo_id), revision)
-        self._json([{'type': 'file', 'path': path, 'size': len(content), 'oid': _sha1(content)}
+        self._json([{'type': 'file', 'path': path, 'size': len(content), 'oid': git_hash(content)}
                     for path, content in tree.items()])
 
     def _discussions(self, repo_id: str) -> None:
@@ -364,9 +305,9 @@ class _Handler(BaseHTTPRequestHandler):
         _, tree = self._tree(repo, revision)
         answer = []
         for file in json.loads(self.body)['files']:
-            large = _is_large(file['path'], base64.b64decode(file['sample']))
+            large = is_large(file['path'], base64.b64decode(file['sample']))
             old = tree.get(file['path'])
-            oid = None if old is None else hashlib.sha256(old).hexdigest() if large else _sha1(old)
+            oid = None if old is None else hashlib.sha256(old).hexdigest() if large else git_hash(old)
             answer.append({'path': file['path'], 'uploadMode': 'lfs' if large else 'regular', 'shouldIgnore': False,
                            'oid': oid})
         if self.how == 'meanwhile':
@@ -454,8 +395,8 @@ class _Handler(BaseHTTPRequestHandler):
                                   'X-Repo-Commit': oid})
             return
         content = tree[path]
-        headers = {'X-Repo-Commit': oid, 'ETag': f'"{_sha1(content)}"', 'Accept-Ranges': 'bytes'}
-        if not _is_large(path, content):
+        headers = {'X-Repo-Commit': oid, 'ETag': f'"{git_hash(content)}"', 'Accept-Ranges': 'bytes'}
+        if not is_large(path, content):
             self._send(200, content, headers)
             return
         digest = hashlib.sha256(content).hexdigest()
@@ -468,106 +409,3 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get('Authorization'):
             self.server.leaks.append(self.path)
         self._send(200, self.server.large[digest], {'ETag': f'"{digest}"'})
-
-
-_LOOP = '''
-import contextlib, io, json, os, sys, time, traceback, warnings
-warnings.simplefilter('ignore')
-import timm
-if sys.argv[1] == 'ours':
-    import timm_asr
-answers = os.dup(1)
-os.dup2(2, 1)
-for line in sys.stdin:
-    task = json.loads(line)
-    out, err, found, rc = io.StringIO(), io.StringIO(), {}, 0
-    before = dict(os.environ)
-    os.environ.update(task['env'])
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            os.chdir(task['cwd'])
-            exec(task['code'], found)
-        except SystemExit as stop:
-            rc = stop.code or 0
-        except BaseException:
-            traceback.print_exc()
-            rc = 99
-    os.environ.clear()
-    os.environ.update(before)
-    answer = {'out': out.getvalue(), 'err': err.getvalue(), 'rc': rc, 'result': found.get('result')}
-    os.write(answers, (json.dumps(answer) + '\\n').encode())
-'''
-
-
-@dataclass
-class Ran:
-    """What a piece of code did: its exit status, what it printed, and its variable ``result``."""
-
-    rc: int
-    out: str
-    err: str
-    result: Any
-
-
-class Client:
-    """A process with timm (and this package, unless ``stock``) that runs code against a hub; it starts once."""
-
-    def __init__(self, hub: Hub, home: Path, stock: bool = False, env: dict[str, str] | None = None) -> None:
-        self.home = home
-        home.mkdir(parents=True, exist_ok=True)
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(('HF_', 'HUGGING'))}
-        self.process = subprocess.Popen(
-            [sys.executable, '-c', _LOOP, 'stock' if stock else 'ours'], text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, cwd=home,
-            env={**clean, 'HF_ENDPOINT': hub.url, 'HF_HUB_DISABLE_XET': '1', 'HF_HOME': str(home / 'hf'),
-                 'HF_HUB_DISABLE_TELEMETRY': '1', 'OMP_NUM_THREADS': '1', 'NO_PROXY': '127.0.0.1,localhost',
-                 **(env or {})})
-
-    def run(self, code: str, cwd: Path | None = None, **env: str) -> Ran:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({'code': code, 'env': env, 'cwd': str(cwd or self.home)}) + '\n')
-        self.process.stdin.flush()
-        if not select.select([self.process.stdout], [], [], 300)[0]:
-            self.process.kill()
-            pytest.fail('the client does not end')
-        return Ran(**json.loads(self.process.stdout.readline()))
-
-    def main(self, *words: object, cwd: Path | None = None, **env: str) -> Ran:
-        """``python -m timm_asr WORDS``."""
-        return self.run(f'import sys, timm_asr.__main__ as m\nsys.argv = {["timm_asr", *map(str, words)]!r}\n'
-                        'sys.exit(m.main())', cwd, **env)
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(20)
-
-
-@pytest.fixture(scope='session')
-def _started_hub() -> Iterator[Hub]:
-    with Hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(_started_hub: Hub) -> Hub:
-    """The hub of this test process, empty."""
-    _started_hub.reset()
-    return _started_hub
-
-
-@pytest.fixture(scope='session')
-def hub_client(_started_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A process with this package and the real huggingface_hub, which talks to the hub."""
-    client = Client(_started_hub, tmp_path_factory.mktemp('client'))
-    yield client
-    client.close()
-
-
-@pytest.fixture(scope='session')
-def stock_client(_started_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """The same with timm alone: this package is never imported there."""
-    client = Client(_started_hub, tmp_path_factory.mktemp('stock'), stock=True)
-    yield client
-    client.close()

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import randomize
+from hub_client import Client
 from hub_helpers import change_config, contents, make_folder
-from hub_server import OTHER, WRITE, Client
+from hub_server import OTHER, WRITE
 from safetensors.torch import load_file
 
 import timm_asr

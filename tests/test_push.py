@@ -9,8 +9,9 @@ import threading
 import time
 
 import pytest
+from hub_client import Client
 from hub_helpers import contents, make_folder
-from hub_server import OTHER, READ, WRITE, Client
+from hub_server import OTHER, READ, WRITE
 
 REPO = 'alice/resnet20_asr_se'
 PUBLISHED = ['README.md', 'args.yaml', 'attention.png', 'config.json', 'metrics.json', 'model.safetensors',

@@ -155,7 +155,7 @@ class _Card:
         size = self.cfg.get('input_size')
         rows = [('architecture', f'`{self.architecture}`')]
         if self.folded:
-            rows.append(('trained as', f'{self._trained_as()}'))
+            rows.append(('trained as', self._trained_as()))
         rows.append(('classes', f'{self.classes}' if self.classes else 'none: it returns features'))
         if size:
             rows.append(('images', f'{size[1]} x {size[2]} pixels, {size[0]} channel{"s" * (size[0] > 1)}'))
