@@ -367,8 +367,10 @@ def _load_checkpoint(
     if not name:
         raise BadInput(f'{path} does not say which model it is: name that with --model')
     check_model_name(name)
-    if all(value is None for value in shape.values()):
-        shape = {key: said.get(key) for key in shape}
+    if shape['img_size'] is None and shape['input_size'] is None:
+        shape = {**shape, 'img_size': said.get('img_size'), 'input_size': said.get('input_size')}
+    if shape['in_chans'] is None and shape['input_size'] is None:
+        shape = {**shape, 'in_chans': said.get('in_chans') or (said.get('input_size') or [None])[0]}
     kwargs = {**(said.get('model_kwargs') or {}), 'global_pool': said.get('gp'), 'asr': said.get('asr'),
               **{key: value for key, value in kwargs.items() if value is not None}}
     if kwargs['asr']:
