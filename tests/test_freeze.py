@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 
 import pytest
 import timm
@@ -252,6 +253,16 @@ def test_report_and_plot(tmp_path, capsys):
     report.plot(tmp_path / 'gates.png', 'title')
     assert len(Image.open(tmp_path / 'gates.png').convert('RGB').getcolors(1 << 20)) > 50
     assert capsys.readouterr() == ('', '')
+
+
+def test_progress_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+    x = torch.randn(4, 3, 16, 16)
+    timm_asr.freeze_attention(build('resnet20_se', **CIFAR), [x, x], recalibrate_bn=True)
+    shown = capsys.readouterr().err
+    assert all(f'{what}: ' in shown for what in ('measuring gates', 'BatchNorm statistics', 'comparing'))
+    timm_asr.freeze_attention(build('resnet20_se', **CIFAR), [x, x], progress=False)
+    assert not capsys.readouterr().err
 
 
 def test_streaming_statistics():
