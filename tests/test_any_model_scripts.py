@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from helpers import asr_layers, randomize, relative_error
+from test_docs import blocks
 from train_helpers import make_images, run
 
 import timm_asr
@@ -48,7 +49,8 @@ def test_without_asr_it_is_timms():
 
 
 @pytest.mark.parametrize(('error', 'sentence', 'name', 'kwargs'), [
-    (ValueError, "'resnet50_asr_se' has ASR already, by its name; .*plain 'resnet50'", 'resnet50_asr_se', {'asr': 'se'}),
+    (ValueError, "'resnet50_asr_se' has ASR already, by its name; .*the plain 'resnet50'",
+     'resnet50_asr_se', {'asr': 'se'}),
     (ValueError, "Unknown gate 'sa', did you mean 'spa'", 'resnet18', {'asr': 'sa'}),
     (ValueError, "ASR cannot use the gate 'cbam'", 'resnet18', {'asr': 'cbam'}),
     (TypeError, "asr_depth goes with ASR; name its gate, e.g. asr='se'", 'resnet18', {'asr_depth': 2}),
@@ -177,10 +179,18 @@ def test_refusals_of_the_script(trained, tmp_path):
 
 
 def test_benchmark_against_the_plain_model(capsys):
-    benchmark.main(['--model', 'test_convnext', '--asr', 'se', '--versus', 'test_convnext', 'test_convnext+asr-ie+reparam',
-                    '--img-size', '32', '-b', '2', '--num-warm-iter', '1', '--num-bench-iter', '2', '--rounds', '2',
-                    '--bench', 'inference', '--device', 'cpu'])
+    benchmark.main(['--model', 'test_convnext', '--asr', 'se',
+                    '--versus', 'test_convnext', 'test_convnext+asr-ie+reparam', '--img-size', '32', '-b', '2',
+                    '--num-warm-iter', '1', '--num-bench-iter', '2', '--rounds', '2', '--bench', 'inference',
+                    '--device', 'cpu'])
     rows = json.loads(capsys.readouterr().out.split('--result\n')[1])
     assert [row['model'] for row in rows] == [
         'test_convnext+asr-se', 'test_convnext', 'test_convnext+asr-ie+reparam']
     assert rows[0]['param_count'] > rows[1]['param_count'] == rows[2]['param_count']
+
+
+def test_the_examples_of_the_documentation(tmp_path):
+    code = blocks('docs/any_model.md', 'python')
+    assert len(code) >= 3
+    done = subprocess.run([sys.executable, '-c', ''.join(code)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
