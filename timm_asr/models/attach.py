@@ -24,10 +24,10 @@ def attach_asr(
     """Scale layers of a model by attention that is fed by learned vectors (ASR), in place.
 
     Args:
-        model: Any module with blocks of a known kind (ResNets, vision transformers), or any at all with ``sites``.
+        model: A model of timm, a module with blocks of known classes, or any module at all with ``sites``.
         gate: Name of a foldable gate, or a constructor ``f(channels, device=None, dtype=None)`` of one.
         sites: Names or patterns of layers to scale, as in ``model.named_modules()``, e.g. ``['layer4.*.bn3']``;
-            by default the known sites of the model's blocks.
+            by default those that are found, see :func:`timm_asr.models.sites.known_sites`.
         depth: Number of vectors at each site, 1 to 4 (the paper's delta).
         init: Initial psi: a number for a constant, or ``'N_0.1'`` for N(0, 0.1^2).
         learnable: Whether psi is trained.

@@ -80,8 +80,3 @@ def create_model(
     attach_asr(model, gate, preserve=preserve, **arguments)  # type: ignore[arg-type]
     model.asr_options = options  # type: ignore[assignment]
     return model
-
-
-def is_asr_keyword(name: str) -> bool:
-    """Whether a keyword of :func:`create_model` says how ASR is made."""
-    return name in ASR_KEYWORDS
