@@ -116,6 +116,8 @@ REFUSED = {
     'a layer that runs twice': (
         lambda self, x: x + self.conv(self.conv(x)), {'conv': conv}),
     'parameters that somebody else reads': (
+        lambda self, x: x + self.conv(x * self.conv.weight.mean()), {'conv': conv}),
+    'parameters that only somebody else reads': (
         lambda self, x: x + torch.nn.functional.conv2d(x, self.conv.weight, self.conv.bias, padding=1),
         {'conv': conv}),
 }
