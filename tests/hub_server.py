@@ -10,7 +10,6 @@ import json
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -111,8 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._hang_up()
             return
         self.body = self._read_body()
-        if self.how == 'hang':
-            time.sleep(2)
+        if fault and self.how == 'hang':
+            fault.over.wait(60)
         try:
             if fault and fault.status:
                 raise _Refused(fault.status, fault.message or f'failing on demand with {fault.status}')

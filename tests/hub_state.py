@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,8 +55,9 @@ class Fault:
     path: str
     status: int = 0
     # 'cut' the connection in the body; 'lost': do it, answer nothing; 'truncate' or 'alter' the answer; 'spoil' what is
-    # stored; 'hang' for two seconds; 'meanwhile' somebody else commits
+    # stored; 'hang' until it is `over`; 'meanwhile' somebody else commits
     how: str = ''
     times: int = 1_000
     message: str = ''
     seen: int = 0
+    over: threading.Event = field(default_factory=threading.Event)

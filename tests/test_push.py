@@ -164,6 +164,7 @@ def _interrupt_in_put(hub, process):
     while not hub.requests('PUT') and time.monotonic() < until:
         time.sleep(0.02)
     os.kill(process, signal.SIGINT)
+    hub.faults[-1].over.set()
 
 
 def test_ctrl_c_in_an_upload_leaves_nothing(hub, hub_client, folder):
