@@ -63,6 +63,8 @@ CASES = {
         {'pool': lambda: nn.AvgPool2d(3, 1, 1), 'scale': lambda: tl.LayerScale2d(C)}, ['scale']),
     'both ends of a sum': (
         lambda self, x: x + (self.conv(x) + self.conv2(x.relu())), CONV_BN, ['conv', 'conv2']),
+    'both ends of a sum of a stack': (
+        lambda self, x: x + torch.stack([self.conv(x), self.conv2(x)]).sum(dim=0), CONV_BN, ['conv', 'conv2']),
     'both parts of a concatenation': (
         lambda self, x: x + torch.cat([self.a(x), self.b(x)], 1),
         {'a': lambda: nn.Conv2d(C, C // 2, 1), 'b': lambda: nn.Conv2d(C, C // 2, 1)}, ['a', 'b']),

@@ -180,9 +180,9 @@ class BranchEnds:
         if node.op in _RESHAPE:
             lead, size = math.prod(node.shape[:axis]), node.shape[axis]
             return next((d for d, s in enumerate(shape) if s == size and math.prod(shape[:d]) == lead), None)
-        if node.op in ('select', 'unbind'):
-            at = (node.args[1] if len(node.args) > 1 else 0) % (rank + 1)
-            return axis + (axis >= at)
+        if node.op in ('select', 'unbind', 'sum') and len(shape) == rank + 1:
+            at = node.args[1] if len(node.args) > 1 else 0
+            return axis + (axis >= (at[0] if isinstance(at, list) else at) % len(shape))
         if node.op in _WEIGHING:
             return axis if node.op == 'convolution' and axis == 1 else None
         if node.op in _PLACES or node.op in _ACTIVATIONS or node.op in _SCALES or node.op in _ADD:
