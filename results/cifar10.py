@@ -111,12 +111,10 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     pooled, degrees, half = significance(rows)
     images = rows[0]['images']
     sampling = 100 * math.sqrt(0.91 * 0.09 / images)
-    seeds = ' '.join(str(seed) for seed in dict.fromkeys(row['seed'] for row in rows))
-    models = ' '.join(names_of(rows))
     shown = [{key: value for key, value in row.items() if key != 'checkpoint_sha256'} for row in rows]
     return f"""# Small models on CIFAR-10
 
-Commands, for each MODEL of {models} and each SEED of {seeds}:
+Commands, for each MODEL and SEED of the second table, at commit 78e82b2:
 
 ```
 python train.py --config recipes/cifar10_resnet20.yaml --dataset '' --data-dir cifar10 --model MODEL --seed SEED \\
@@ -129,7 +127,7 @@ Machine: {machine()}; PyTorch {torch.__version__}, timm {timm.__version__}, timm
 bf16 autocast and channels_last in training, one thread a run, two runs at a time; float32 in the test.
 
 Every figure is of the last epoch, since the best would have been chosen on the test images. "Fused" is the same network
-after `fold_asr`, loaded as the plain architecture.
+after `fold_asr`. The best run of each model ships in `timm_asr/weights`, with its log.
 
 {as_markdown(summary(rows))}
 Over the seeds of one model the standard deviation of top-1 is {pooled:.2f} points (pooled over the models,
