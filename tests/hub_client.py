@@ -14,7 +14,8 @@ import pytest
 from hub_server import Hub
 
 _LOOP = '''
-import contextlib, io, json, os, sys, time, traceback, warnings
+import contextlib, io, json, os, signal, sys, time, traceback, warnings
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by whatever a shell starts with &
 warnings.simplefilter('ignore')
 import timm
 if sys.argv[1] == 'ours':

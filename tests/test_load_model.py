@@ -222,8 +222,8 @@ def test_a_wrong_class_count(tmp_path: Path, checkpoint: Path) -> None:
 
 
 def test_no_pretrained_weights() -> None:
-    with pytest.raises(BadInput, match=f'{NAME} has no pretrained weights; name the weights with --checkpoint'):
-        load_model(NAME, pretrained=True)
+    with pytest.raises(BadInput, match='resnet32_asr_se has no pretrained weights; name the weights with --checkpoint'):
+        load_model('resnet32_asr_se', pretrained=True)
 
 
 def test_fused_weights_in_a_trainable_model_and_the_other_way_round(tmp_path: Path, checkpoint: Path) -> None:

@@ -256,7 +256,7 @@ def test_all_checkpoints_of_a_folder(run: Callable, checkpoint: Path, model: nn.
 
 def test_a_list_of_models(run: Callable, model: nn.Module, tmp_path: Path, checkpoint: Path) -> None:
     timm_asr.save_fused(model, tmp_path / 'fused')
-    (tmp_path / 'list.txt').write_text(f'{tmp_path / "fused"}\n{checkpoint}\n{NAME}\n')
+    (tmp_path / 'list.txt').write_text(f'{tmp_path / "fused"}\n{checkpoint}\nresnet32_asr_se\n')
     rows = run('--model', tmp_path / 'list.txt', '--results-file', tmp_path / 'all.csv')
     assert {row['model'] for row in rows} == {str(tmp_path / 'fused'), str(checkpoint)}  # the last has no weights
     assert len((tmp_path / 'all.csv').read_text().splitlines()) == 3

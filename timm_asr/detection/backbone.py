@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from ..models.create import create_model, is_asr_keyword
+from ..models.create import ASR_KEYWORDS, create_model
 
 
 class TimmPyramid(nn.Module):
@@ -103,7 +103,7 @@ def _check_checkpoint(name: str, path: Path, asr: str | None, kwargs: dict[str, 
     except Exception as error:  # whatever reading a file that is no checkpoint raises
         raise ValueError(f'{path} is not a checkpoint: {" ".join(str(error).split())[:120]}') from None
     keywords = {key: value for key, value in kwargs.items() if not (
-        key in ('out_indices', 'feature_cls', 'preserve') or (asr and is_asr_keyword(key)))}
+        key in ('out_indices', 'feature_cls', 'preserve') or (asr and key in ASR_KEYWORDS))}
     network = timm.create_model(name, **keywords, device='meta')
     head = network.default_cfg.get('classifier') or ()
     heads = tuple(f'{part}.' for part in ((head,) if isinstance(head, str) else head))
