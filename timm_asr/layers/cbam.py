@@ -6,6 +6,7 @@ from timm.layers.cbam import CbamModule
 from torch import nn
 
 from .gate import ChannelGate
+from .pooling import average_pool
 
 
 class CBAM(ChannelGate, CbamModule):
@@ -50,7 +51,7 @@ class CBAM(ChannelGate, CbamModule):
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """Average and maximum of every channel, (B, C, H, W) -> (B, 2C), all averages first."""
-        return torch.cat([F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)], dim=1).flatten(1)
+        return torch.cat([average_pool(x), F.adaptive_max_pool2d(x, 1)], dim=1).flatten(1)
 
     def logits(self, u: torch.Tensor) -> torch.Tensor:
         u = u.unflatten(1, (2, -1))  # the MLP is shared by both halves, and its last layer is linear

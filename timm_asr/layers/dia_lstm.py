@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .pooling import average_pool
 from .shared import SharedUnit
 
 _ACTIVATIONS = ('sigmoid', 'tanh', 'relu')
@@ -29,7 +30,7 @@ class _LSTMCell(nn.Module):
     def forward(self, y: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Input, hidden and cell state, all (B, C), to the new hidden and cell state."""
         i, f, g, o = self.gates(y, h).chunk(4, 1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        c = torch.addcmul(f.sigmoid() * c, i.sigmoid(), g.tanh())
         if self.act == 'sigmoid':
             squashed = c.sigmoid()
         elif self.act == 'tanh':
@@ -201,7 +202,7 @@ class SharedLSTM(SharedUnit):
 
     def pool(self, a: torch.Tensor) -> torch.Tensor:
         """Global average pooling, (B, C, H, W) -> (B, C)."""
-        return F.adaptive_avg_pool2d(a, 1).flatten(1)
+        return average_pool(a).flatten(1)
 
     def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         after: list[torch.Tensor] = []

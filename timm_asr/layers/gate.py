@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from .pooling import average_pool
 
 
 def check_unused(gate: str, unused: dict[str, Any]) -> None:
@@ -42,7 +43,7 @@ class ChannelGate(nn.Module):
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """Global average pooling, (B, C, H, W) -> (B, C): Eq. 3."""
-        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return average_pool(x).flatten(1)
 
     def logits(self, u: torch.Tensor) -> torch.Tensor:
         """F(u), what the sigmoid makes weights of: descriptor (B, D) -> (B, C)."""

@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .gate import ChannelGate, check_unused
+from .pooling import average_pool
 
 
 class SGE(ChannelGate):
@@ -48,7 +48,7 @@ class SGE(ChannelGate):
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """Similarity of every position to its group's mean, (B, C, H, W) -> (B, G, H, W)."""
-        return (x * F.adaptive_avg_pool2d(x, 1)).unflatten(1, (self.groups, -1)).sum(2)
+        return (x * average_pool(x)).unflatten(1, (self.groups, -1)).sum(2)
 
     def logits(self, u: torch.Tensor) -> torch.Tensor:
         """Similarities, normalised over positions and scaled, (B, G, H, W) -> (B, G, H, W)."""

@@ -6,6 +6,7 @@ from timm.layers import make_divisible
 from torch import nn
 
 from .gate import ChannelGate
+from .pooling import average_pool
 
 
 class SPA(ChannelGate):
@@ -42,7 +43,8 @@ class SPA(ChannelGate):
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """Averages over three grids, (B, C, H, W) -> (B, 21C)."""
-        return torch.cat([F.adaptive_avg_pool2d(x, size).flatten(1) for size in (4, 2, 1)], dim=1)
+        grids = [F.adaptive_avg_pool2d(x, 4), F.adaptive_avg_pool2d(x, 2), average_pool(x)]
+        return torch.cat([grid.flatten(1) for grid in grids], dim=1)
 
     def describe(self, psi: torch.Tensor) -> torch.Tensor:
         return self.pool(psi.view(1, -1, 1, 1))

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .gate import ChannelGate, check_unused
+from .pooling import extremes
 
 #: Ways to reweight: the paper's, those of its Figure 4, and none.
 REWEIGHTS = ('shared', 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'none')
@@ -95,15 +96,21 @@ class SPE(ChannelGate):
 
     def excite(self, u: torch.Tensor) -> torch.Tensor:
         high, low = u.chunk(2, 1)
+        return self._weigh(high, low)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, high, low = extremes(x)
+        return self.scale(x, self._weigh(high, low))
+
+    def _weigh(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
         mixed = self._mixed(high, low)
-        return (mixed * self.exc_weight + self.exc_bias).sigmoid() * self._reweights(high, low)
+        return torch.addcmul(self.exc_bias, mixed, self.exc_weight).sigmoid() * self._reweights(high, low)
 
     def _mixed(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
         mix = self.fixed_mix
         if mix is not None:
             return mix * high + (1 - mix) * low
-        shares = self.shares().to(high.dtype)
-        return shares[0] * high + shares[1] * low
+        return torch.lerp(low, high, self.shares()[0].to(high.dtype))
 
     def _reweights(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
         w, b = self.rew_weight, self.rew_bias
@@ -124,7 +131,7 @@ class SPE(ChannelGate):
             return (w * high + b).sigmoid()
         if self.reweight == 'g':
             return (w * low + b).sigmoid()
-        return ((high + low) * w + b).sigmoid()
+        return torch.addcmul(b, high + low, w).sigmoid()
 
     @torch.jit.ignore
     def auxiliary_loss(self) -> torch.Tensor:

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .gate import ChannelGate, check_unused
+from .pooling import average_pool
 
 
 class ChannelAffine(nn.Module):
@@ -67,8 +67,8 @@ class SRM(ChannelGate):
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """Mean and standard deviation of every channel side by side, (B, C, H, W) -> (B, 2C)."""
         # Two average poolings: torch.var_mean takes over ten times as long on channels_last maps on the CPU.
-        mean = F.adaptive_avg_pool2d(x, 1)
-        var = F.adaptive_avg_pool2d((x - mean).square(), 1)
+        mean = average_pool(x)
+        var = average_pool((x - mean).square())
         return torch.cat([mean, (var + self.eps).sqrt()], dim=3).flatten(1)
 
     def logits(self, u: torch.Tensor) -> torch.Tensor:
