@@ -12,7 +12,7 @@ import copy
 import csv
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from timm_asr.engine.versus import Spread, interleave, ratios
 HERE = Path(__file__).parent
 SEED = 42
 BUDGET = 90.0  # seconds that the rounds of a section may take
-GATES = ('se', 'ie', 'eca', 'ras', 'spe', 'dia_se', 'dia_lstm', 'dia_lstm_light')
+GATES: tuple[str, ...] = ('se', 'ie', 'eca', 'ras', 'spe', 'dia_se', 'dia_lstm', 'dia_lstm_light')
+COMPILED = ('se', 'ras', 'dia_lstm')  # compiling one takes a minute
 TRAINED = ('se', 'ras', 'spe', 'dia_lstm', 'dia_lstm_light')  # kept memory is not shared between models
 AUTHORS = "authors' DIANet"
 SAME = 'plain, BN folded, channels_last'
@@ -65,7 +66,9 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).abs().max() / a.abs().max()).item()
 
 
-def infer_section(args: Any, backbone: str, batch: int, iters: int) -> list[dict[str, Any]]:
+def infer_section(
+        args: Any, backbone: str, batch: int, iters: int, gates: Sequence[str] = GATES, compiled: bool = False,
+) -> list[dict[str, Any]]:
     size = timm.get_pretrained_cfg(backbone).input_size[-1]
     x = torch.randn(batch, 3, size, size)
     last = x.to(memory_format=torch.channels_last)
@@ -87,13 +90,20 @@ def infer_section(args: Any, backbone: str, batch: int, iters: int) -> list[dict
     y = add('plain', plain, x)
     folded = timm_asr.reparameterize(copy.deepcopy(plain), fold_bn=True).to(**channels_last)
     add(SAME, folded, last, y)
-    for gate in GATES:
+    if compiled:
+        add('plain, compiled', torch.compile(plain), x, y)
+        add(f'{SAME}, compiled', torch.compile(folded), last, y)
+    for gate in gates:
         model = stir(timm.create_model(f'{backbone}_{gate}')).eval()
         y = add(gate, model, x)
-        add(f'{gate}, reparameterized', copy.deepcopy(model).reparameterize(), x, y)
+        if not compiled:
+            add(f'{gate}, reparameterized', copy.deepcopy(model).reparameterize(), x, y)
         final = copy.deepcopy(model).reparameterize(fold_bn=True).to(**channels_last)
         add(f'{gate}, BN folded, channels_last', final, last, y)
-    if args.dianet and backbone == 'resnet164':
+        if compiled:
+            add(f'{gate}, compiled', torch.compile(model), x, y)
+            add(f'{gate}, BN folded, channels_last, compiled', torch.compile(final), last, y)
+    if args.dianet and backbone == 'resnet164' and not compiled:
         add(AUTHORS, stir(authors(args.dianet)).eval(), x)
     rows = timed(steps, iters, 'plain', SAME, backbone=backbone, what='inference', batch_size=batch)
     for row in rows:
@@ -154,7 +164,10 @@ SECTIONS: dict[str, Callable[[Any], list[dict[str, Any]]]] = {
     'infer-resnet164-128': lambda args: infer_section(args, 'resnet164', 128, 1),
     'infer-resnet164-1': lambda args: infer_section(args, 'resnet164', 1, 10),
     'infer-resnet50-8': lambda args: infer_section(args, 'resnet50', 8, 1),
+    'compiled-resnet164-128': lambda args: infer_section(args, 'resnet164', 128, 1, COMPILED, compiled=True),
+    'compiled-resnet164-1': lambda args: infer_section(args, 'resnet164', 1, 10, COMPILED, compiled=True),
     'train-resnet164-32': lambda args: train_section(args, 'resnet164', 32),
+    'train-resnet50-8': lambda args: train_section(args, 'resnet50', 8),
 }
 INFER_COLUMNS = ('variant', 'rounds', 'ms', 'over_plain', 'q1', 'q3', 'over_treated', 'error')
 TRAIN_COLUMNS = ('variant', 'rounds', 'ms', 'over_plain', 'q1', 'q3', 'saved_ratio')
@@ -175,7 +188,8 @@ median over rounds of the time divided by that of the plain backbone in the same
 Absolute times on a shared machine mean little.
 
 A name alone is the model as it was trained, channels first. "reparameterized" is `model.reparameterize()`; "BN folded,
-channels_last" is `model.reparameterize(fold_bn=True).to(memory_format=torch.channels_last)`. "{AUTHORS}" is the code
+channels_last" is `model.reparameterize(fold_bn=True).to(memory_format=torch.channels_last)`; "compiled" is
+`torch.compile` of these, in its default mode. "{AUTHORS}" is the code
 of https://github.com/gbup-group/DIANet as published. A training step is forward, loss, backward and an SGD update;
 there `saved_ratio` compares the bytes that autograd keeps for the backward pass.
 """]
@@ -184,7 +198,9 @@ there `saved_ratio` compares the bytes that autograd keeps for the backward pass
         if own:
             first = own[0]
             columns = TRAIN_COLUMNS if section.startswith('train') else INFER_COLUMNS
-            parts.append(f'## {first["backbone"]}, {first["what"]}, batch {first["batch_size"]}\n\n'
+            title = f'{first["backbone"]}, {first["what"]}, batch {first["batch_size"]}'
+            title += ', with torch.compile' * section.startswith('compiled')
+            parts.append(f'## {title}\n\n'
                          + as_markdown([{key: number(row[key]) for key in columns} for row in own]))
     return '\n'.join(parts)
 

@@ -6,8 +6,9 @@
 timm's script is not in its wheel; it is one file of its repository. Both scripts get the same options and run side by
 side, each on a processor core of its own, so that whatever else the machine does reaches both; the cores are swapped
 from round to round (Linux). Speed is taken from the outside: the time between the first and the last log line of an
-epoch that is not the first, as this process reads them. Start-up is the time from starting Python to the first log line
-of training.
+epoch that is neither the first nor the last, as this process reads them: whoever is behind has the machine to itself
+when the other has ended. Start-up is the time from starting Python to the first log line of training. The file must
+lie in a folder of its own, since beside it Python would find its repository's timm instead of the installed one.
 """
 
 import argparse
@@ -30,9 +31,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 # Model, size, batch, images in an epoch, epochs.
 CASES = {
-    'resnet20_asr_se, 32x32, batch 64': ('resnet20_asr_se', 32, 64, 1280, 3),
-    'resnet50_asr_se, 64x64, batch 16': ('resnet50_asr_se', 64, 16, 160, 3),
-    'vit_tiny_asr_se, 64x64, batch 32': ('vit_tiny_asr_se --model-kwargs img_size=64', 64, 32, 640, 3),
+    'resnet20_asr_se, 32x32, batch 64': ('resnet20_asr_se', 32, 64, 1280, 5),
+    'resnet50_asr_se, 64x64, batch 16': ('resnet50_asr_se', 64, 16, 160, 5),
+    'vit_tiny_asr_se, 64x64, batch 32': ('vit_tiny_asr_se --model-kwargs img_size=64', 64, 32, 480, 5),
 }
 LINE = {'timm': re.compile(r'Train: (\d+) \[ *(\d+)/(\d+)'), 'ours': re.compile(r'epoch (\d+) step +(\d+)/(\d+)')}
 
@@ -55,7 +56,8 @@ def run(kind: str, script: Path, argv: list[str], core: int, results: dict[str, 
     process = subprocess.Popen([sys.executable, str(script), *argv, *extra], text=True, env=environment,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     os.sched_setaffinity(process.pid, {core})
-    start, first, speeds, tail = 0.0, {}, [], []
+    start, first, tail = 0.0, {}, []
+    speeds: dict[int, float] = {}
     batch = int(argv[argv.index('-b') + 1])
     for line in process.stderr:
         now = time.perf_counter()
@@ -68,11 +70,11 @@ def run(kind: str, script: Path, argv: list[str], core: int, results: dict[str, 
         if epoch not in first:
             first[epoch] = (now, step)
         elif epoch > 0:
-            speeds.append((step - first[epoch][1]) * batch / (now - first[epoch][0]))
-    if process.wait() or not speeds:
+            speeds[epoch] = (step - first[epoch][1]) * batch / (now - first[epoch][0])
+    if process.wait() or len(speeds) < 2:
         print(f'{script} failed:\n{"".join(tail[-15:])}', file=sys.stderr)
         return
-    results[kind] = start, statistics.median(speeds)
+    results[kind] = start, statistics.median(speed for epoch, speed in speeds.items() if epoch < max(speeds))
 
 
 def summarize(rounds: list[dict[str, tuple[float, float]]], column: int) -> list[str]:

@@ -69,7 +69,7 @@ class InferenceBranch(nn.Module):
         a = self.last(x)
         if self.reads == 'output':
             x = a
-        u = F.adaptive_avg_pool2d(x, 1).flatten(1) if self.pool is None else self.pool(x)
+        u = x.mean((2, 3)) if self.pool is None else self.pool(x)
         if self.reads == 'projected':
             u = F.linear(u, self.last.weight.flatten(1), self.last.bias)
         return a, u, shortcut
@@ -80,9 +80,9 @@ class InferenceBranch(nn.Module):
     def merge(self, a: torch.Tensor, v: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """act(shortcut + v * a), written over a, which nobody else holds, where no gradient is wanted."""
         v = v.view(v.shape[0], -1, 1, 1)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.jit.is_tracing():  # the older ONNX exporter knows no `out`
             return self.act(torch.addcmul(shortcut, a, v))
-        x = a.mul_(v).add_(shortcut)
+        x = torch.addcmul(shortcut, a, v, out=a)
         return x.relu_() if self.rectifies else self.act(x)
 
     def train(self, mode: bool = True) -> 'InferenceBranch':
