@@ -42,7 +42,7 @@ class _Cell(nn.Module):
     def forward(self, u: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Input, after the first layer of the cell if it has one, and state (B, C) to the new state."""
         i, f, g, o = self.gates(u, h).sigmoid().chunk(4, 1)
-        c = torch.addcmul(f * c, i, g, value=2.0) - i
+        c = torch.addcmul(f * c, i, g, value=2.0).sub_(i)
         if self.act == 'sigmoid':
             squashed = c.sigmoid()
         elif self.act == 'tanh':
@@ -93,7 +93,8 @@ class MergedLightCell(_Cell):
         self.weight_hh = nn.Parameter(_doubled(double(cell.weight_hh)).to(cell.fc2.weight))
 
     def gates(self, u: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(F.linear(u.relu(), self.weight, self.bias), h.repeat(1, 4), self.weight_hh)
+        inputs = F.linear(u.relu(), self.weight, self.bias).unflatten(1, (4, -1))
+        return torch.addcmul(inputs, h.unsqueeze(1), self.weight_hh.view(4, -1)).flatten(1)
 
 
 def _doubled(rows: torch.Tensor) -> torch.Tensor:
