@@ -36,6 +36,30 @@ def run_onnx(file, x):
     return torch.from_numpy(session.run(None, {'images': x.numpy()})[0])
 
 
+def test_the_size_and_the_classes_are_those_of_the_model(tmp_path):
+    """Not those that timm's configuration of the architecture names."""
+    vit = randomize(timm.create_model('vit_tiny_asr_se', img_size=32, num_classes=3, depth=2)).float().eval()
+    file = timm_asr.export_program(vit, tmp_path / 'vit.pt2')
+    assert json.loads(_about(file))['input_size'] == [3, 32, 32]
+    small_net = small('resnet20_asr_se', dtype=torch.float32, in_chans=1, num_classes=5).eval()
+    about = json.loads(_about(timm_asr.export_program(small_net, tmp_path / 'net.pt2')))
+    assert about['input_size'] == [1, 32, 32]
+    assert len(about['mean']) == 1
+    assert 'label_names' not in about
+
+
+def _about(file):
+    extra = {f'{graph.METADATA}.json': ''}
+    torch.export.load(file, extra_files=extra)
+    return extra[f'{graph.METADATA}.json']
+
+
+def test_a_version_of_the_operators_that_cannot_be_had(model, tmp_path):
+    with pytest.raises(BadInput, match='version 18 of the ONNX operators, not 30|cannot export'):
+        timm_asr.export_onnx(model, tmp_path / 'x.onnx', opset=30)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('fold_bn', [False, True])
 def test_onnx(model, tmp_path, fold_bn):
     file = timm_asr.export_onnx(model, tmp_path / 'a.onnx', fold_bn=fold_bn)

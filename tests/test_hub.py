@@ -16,6 +16,7 @@ from torch import nn
 from timm_asr import attach_asr, has_asr, reparameterize, save_fused
 from timm_asr.engine.errors import BadInput
 from timm_asr.hub import save as save_module
+from timm_asr.hub.card import model_card
 
 SMALL = {'input_size': (3, 48, 48)}
 FRESH = """
@@ -162,6 +163,42 @@ def test_files_of_half_the_size(tmp_path):
     assert 1e-6 < relative_error(model(x), loaded(x)) < 1e-2
     with pytest.raises(ValueError, match="dtype='int8' is not known; it takes float32, float16, bfloat16"):
         save_fused(model, tmp_path / 'x', dtype='int8')
+
+
+def test_rounding_is_measured_and_said(tmp_path):
+    model = randomize(small('resnet20_asr_se')).float().eval()
+    metrics = {'top1': 90.0, 'top1_fused': 90.0, 'logit_difference_relative': 1e-7}
+    folder = save_fused(model, tmp_path, dtype='bfloat16', metrics=metrics)
+    kept = json.loads((folder / 'metrics.json').read_text())
+    x = images(model)
+    assert 1e-4 < kept['logit_difference_relative'] < 10 * relative_error(model(x), reload(folder)(x))
+    section = config_of(folder)['timm_asr']
+    assert (section['dtype'], section['metrics']['logit_difference_relative']) == (
+        'bfloat16', kept['logit_difference_relative'])
+    assert 'stored in bfloat16; accuracy was measured before' in model_card(folder, 'alice/x')
+
+
+def test_the_classes_of_shipped_weights_are_not_those_of_other_networks(tmp_path):
+    """Without weights timm gives the architecture the configuration of its pretrained ones all the same."""
+    model = timm.create_model('resnet20_asr_se', num_classes=10)
+    assert model.pretrained_cfg['label_names']
+    assert 'label_names' not in config_of(save_fused(model, tmp_path / 'other', check=False))
+    named = save_fused(model, tmp_path / 'named', check=False, label_names=list('abcdefghij'))
+    assert config_of(named)['label_names'] == list('abcdefghij')
+    shipped = save_fused('resnet20_asr_se.cifar10', tmp_path / 'shipped', check=False)
+    assert config_of(shipped)['label_names'][0] == 'airplane'
+
+
+def test_files_of_somebody_else_stay(tmp_path):
+    """Names that an export uses may be there already, without one."""
+    (tmp_path / 'trainable').mkdir()
+    (tmp_path / 'trainable' / 'mine.pt').write_bytes(b'mine')
+    (tmp_path / 'metrics.json').write_text('{}')
+    model = timm.create_model('resnet20_asr_se')
+    with pytest.raises(BadInput, match='has another metrics.json already'):
+        save_fused(model, tmp_path, check=False)
+    save_fused(model, tmp_path, check=False, overwrite=True)
+    assert (tmp_path / 'trainable' / 'mine.pt').read_bytes() == b'mine'
 
 
 def test_shared_tensors(tmp_path):

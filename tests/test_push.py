@@ -284,6 +284,35 @@ def test_what_cannot_work_is_said_before_anything_is_sent(hub, hub_client, folde
     assert not hub.requests('POST')
 
 
+def test_a_new_branch_keeps_nothing_of_other_weights(hub, hub_client, folder, tmp_path):
+    assert publish(hub_client, folder, '--repo-id', REPO).rc == 0
+    held = hub.repos[REPO]
+    other = make_folder(tmp_path / 'other', trainable=False, seed=1)
+    assert publish(hub_client, other, '--repo-id', REPO, '--revision', 'v2').rc == 0
+    assert sorted(hub.files(REPO, 'v2')) == ['README.md', 'config.json', 'model.safetensors']
+    assert sorted(hub.files(REPO)) == PUBLISHED
+    assert held is hub.repos[REPO]
+
+
+def test_what_may_have_been_changed_is_not_denied(hub, hub_client, folder, tmp_path):
+    assert publish(hub_client, folder, '--repo-id', REPO).rc == 0
+    before = hub.files(REPO)
+    hub.fail('POST', '/commit/', how='spoil')
+    other = make_folder(tmp_path / 'other', seed=1)
+    ran = publish(hub_client, other, '--repo-id', REPO, '--overwrite')
+    refused(ran, 'does not have what was uploaded', f'see what is there at {hub.url}/{REPO}', rc=1)
+    assert 'nothing was changed' not in ran.err
+    assert hub.files(REPO) != before
+
+
+def test_a_token_with_a_line_end(hub, hub_client, folder):
+    call = f'import timm_asr\ntimm_asr.push_to_hub({str(folder)!r}, {REPO!r}, token=TOKEN)'
+    ran = hub_client.run(call.replace('TOKEN', repr(WRITE + '\n')))
+    assert ran.rc == 0, ran.err
+    ran = hub_client.run(call.replace('TOKEN', repr('a secret\nor two')))
+    assert 'secret' not in ran.err.splitlines()[-1], ran.err
+
+
 def test_a_licence_that_the_hub_does_not_know(hub, hub_client, folder):
     refused(publish(hub_client, folder, '--repo-id', REPO, '--license', 'no-such-licence'),
             'Invalid metadata in README.md: "license" must be one of', 'was removed again', rc=2)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_loader, resolve_data_config
+from timm.data import create_loader
+from timm.data.model_config import resolve_input_data_config
 from tqdm import tqdm
 
 from ..hub.graph import UnfusedExport, check_packages, write_onnx, write_program
@@ -94,18 +95,16 @@ def read_labels(path: str) -> list[str] | None:
 
 def apply_data_options(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     """What the images go through: the options, else the checkpoint, else the model's cfg; also set in the source."""
-    model = source.model
     given = {key: getattr(args, key) for key in ('mean', 'std', 'crop_pct', 'interpolation') if getattr(args, key)}
     known = {**(source.data_config or {}), **given}
-    channels = getattr(model, 'in_chans', 3)
+    cfg, channels = getattr(source.model, 'pretrained_cfg', None) or {}, getattr(source.model, 'in_chans', 3)
+    for key in ('mean', 'std'):  # of RGB, for a model of other images: their average, as in training
+        if key not in known and len(cfg.get(key) or ()) not in (0, 1, channels):
+            known[key] = (sum(cfg[key]) / len(cfg[key]),)
     try:
-        config = resolve_data_config({'in_chans': channels, **known}, model=model)
-    except AssertionError:
+        config = resolve_input_data_config(source.model, args=known)
+    except (AssertionError, ValueError):
         raise BadInput('--mean and --std take one value, or one for each input channel') from None
-    config['input_size'] = (channels, *config['input_size'][1:])
-    for key in ('mean', 'std'):
-        if len(config[key]) != channels:
-            config[key] = (sum(config[key]) / len(config[key]),) * channels
     if source.data_config or given:
         source.data_config = used_data_config(config)
     return config

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from torch import nn
 
+from ..hub.contents import read_config
 from ..hub.place import CONFIG, METRICS, TRAINABLE, WEIGHTS
 from ..hub.provenance import (
     chosen_arguments,
@@ -24,7 +25,7 @@ from ..hub.source import Source, name_of
 from ..hub.trainable import create_trainable
 from .build import data_config_of
 from .checkpoint import BEST
-from .errors import BadInput
+from .errors import BadInput, Stopped
 from .load_model import check_folder, is_folder_of_weights, load_model, read_checkpoint, source_of
 from .train_options import TRAIN_OPTIONS
 
@@ -55,7 +56,8 @@ def open_source(what: str | os.PathLike, use_ema: bool = False, name: str = '', 
         if use_ema:
             raise BadInput(f'{path} is the name of published weights, which have no averaged ones beside them')
         model = load_model(path, pretrained=True, **options)
-        return Source(model, {'model': name_of(model), 'source': {'file': public(path), 'sha256': None}})
+        facts = {'model': name_of(model), 'source': {'file': public(path), 'sha256': None}}
+        return Source(model, facts, label_names=label_names_of(model, model.pretrained_cfg))  # type: ignore[arg-type]
     return _open_checkpoint(Path(path), use_ema, name, options)
 
 
@@ -73,9 +75,10 @@ def _open_folder(folder: Path, use_ema: bool) -> Source:
             facts['source'] = {'file': weights.name, 'sha256': file_sha256(weights)}
     facts = {key: value for key, value in facts.items() if key not in ('weights_sha256', 'created', 'exported_with')}
     unfused = folder / TRAINABLE
+    load_unfused = partial(create_trainable, unfused) if (unfused / CONFIG).is_file() else None
     return Source(
-        model, facts, metrics=_read_metrics(folder), files=_files_beside(folder, {}, True),
-        unfused=partial(create_trainable, unfused) if (unfused / CONFIG).is_file() else None)
+        model, facts, label_names=label_names_of(model, read_config(folder)), metrics=_read_metrics(folder),
+        files=_files_beside(folder, {}, True), unfused=load_unfused)
 
 
 def _files_beside(folder: Path, args: Mapping[str, Any], is_best: bool) -> dict[str, bytes]:
@@ -101,12 +104,15 @@ def _read_metrics(folder: Path) -> dict[str, Any] | None:
 
 
 def _open_checkpoint(path: Path, use_ema: bool, name: str, options: Mapping[str, Any]) -> Source:
+    digest = file_sha256(path) if path.is_file() else None
     content = read_checkpoint(path)
     has_ema = any(key in content for key in ('state_dict_ema', 'model_ema'))
     if use_ema and not has_ema:
         raise BadInput(f'{path} has no averaged weights; leave out --use-ema (use_ema) to export those it has')
     model = load_model(name, path, use_ema=use_ema, **options)
     facts = checkpoint_facts(path, content, use_ema)
+    if facts['source']['sha256'] != digest:
+        raise Stopped(f'{path} was replaced while it was read; open it again')
     facts.setdefault('model', name_of(model))
     facts['asr'] = getattr(model, 'asr_options', None)
     metrics = _read_metrics(path.parent)
@@ -119,9 +125,9 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, options: Mapping[str,
 
 
 def label_names_of(model: nn.Module, content: Mapping[str, Any]) -> list[str] | None:
-    """The names of the classes that a checkpoint remembers, if they are those of the model."""
+    """The names of the classes that a checkpoint or configuration holds, if they are those of the model."""
     names = content.get('label_names')
-    return names if isinstance(names, list) and len(names) == model.num_classes else None
+    return list(names) if isinstance(names, list | tuple) and len(names) == model.num_classes else None
 
 
 def arguments_of(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -218,8 +218,11 @@ class _Card:
         text = f'Measured {where}.'
         relative = m.get('logit_difference_relative')
         if self.folded and relative is not None:
-            text += (' Fusing changed no logit.' if relative == 0 else
-                     f' Fusing changed no logit by more than {relative:.0e} of the largest.')
+            what = 'Fusing and rounding' if m.get('dtype') else 'Fusing'
+            text += (f' {what} changed no logit.' if relative == 0 else
+                     f' {what} changed no logit by more than {relative:.0e} of the largest.')
+        if m.get('dtype'):
+            text += f' The weights are stored in {m["dtype"]}; accuracy was measured before they were rounded to it.'
         if self.plain:
             text += ' Each row is one run; a small difference between runs may be chance.'
         return f'## Results\n\n{_table(("", "top-1, %", "top-5, %", "parameters"), rows)}\n\n{text}'

@@ -60,7 +60,9 @@ class File:
 
 def is_own(path: str) -> bool:
     """Whether a file of a repository describes its weights, so that it cannot stay beside others."""
-    return path in (*_NAMES[3:], 'curve.png', 'attention.png', f'{TRAINABLE}/{CONFIG}', f'{TRAINABLE}/{WEIGHTS}')
+    return (
+        path in (*_NAMES[3:], 'curve.png', 'attention.png', f'{TRAINABLE}/{CONFIG}', f'{TRAINABLE}/{WEIGHTS}')
+        or ('/' not in path and path.endswith(('.onnx', '.onnx.data', '.pt2'))))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_model_data_config
+from timm.data.model_config import resolve_input_data_config
 from torch import nn
 
 from ..errors import BadInput
 from ..models.reparameterize import is_foldable, reparameterize
 from .folded import random_images, tolerance
-from .source import Source, as_source, to_float32
+from .source import Source, as_source, class_names, to_float32
 
 _LARGEST = 2**31 - 2**20  # a protocol buffer ends at 2 GiB
 METADATA = 'timm_asr'
@@ -206,10 +206,9 @@ def _ready(
 
 def _metadata(source: Source) -> dict[str, Any]:
     """What the images go through and what the classes are called."""
-    data = {**resolve_model_data_config(source.model), **(source.data_config or {})}
-    data['input_size'] = (getattr(source.model, 'in_chans', data['input_size'][0]), *data['input_size'][1:])
-    names = source.label_names or (getattr(source.model, 'pretrained_cfg', None) or {}).get('label_names')
-    return {'model': source.facts.get('model'), **data, **({'label_names': list(names)} if names else {})}
+    data = resolve_input_data_config(source.model, args=dict(source.data_config or {}))
+    names = class_names(source)
+    return {'model': source.facts.get('model'), **data, **({'label_names': names} if names else {})}
 
 
 def _program(model: nn.Module, example: torch.Tensor) -> Any:
@@ -230,7 +229,9 @@ def _to_onnx(model: nn.Module, example: torch.Tensor, opset: int | None) -> Any:
                         model, (example,), dynamo=True, verbose=False,
                         dynamic_shapes=({0: torch.export.Dim('batch')},), **names)
                 assert program is not None
-                return program.model_proto
+                if opset in (None, version := _opset(program.model_proto)):
+                    return program.model_proto
+                reason = f'it writes version {version} of the operators'
             except Exception as error:
                 reason = _first_line(error)
         import io
@@ -243,7 +244,16 @@ def _to_onnx(model: nn.Module, example: torch.Tensor, opset: int | None) -> Any:
         except Exception as error:
             raise BadInput(f'PyTorch cannot export this {type(model).__name__} to ONNX ({_first_line(error)}; by '
                            f'torch.export: {reason})') from None
-        return onnx.load_from_string(buffer.getvalue())
+        found = onnx.load_from_string(buffer.getvalue())
+        if opset not in (None, version := _opset(found)):
+            raise BadInput(f'PyTorch writes this {type(model).__name__} with version {version} of the ONNX operators, '
+                           f'not {opset}; by torch.export: {reason}')
+        return found
+
+
+def _opset(model: Any) -> int:
+    """The version of the ONNX operators that a model needs."""
+    return next(one.version for one in model.opset_import if one.domain in ('', 'ai.onnx'))
 
 
 @contextlib.contextmanager

@@ -100,7 +100,8 @@ def check_place(aside: Path, folder: Path, overwrite: bool) -> None:
     Raises:
         BadInput: A file or folder of these names is there and is not the same, and ``overwrite`` was not given.
     """
-    taken = sorted(path.name for path in aside.iterdir() if (folder / path.name).exists())
+    names = {path.name for path in aside.iterdir()} | set(_OWN)
+    taken = sorted(name for name in names if (folder / name).exists())
     if taken and not overwrite and not holds_same(aside, folder):
         raise _taken(folder, WEIGHTS if WEIGHTS in taken else taken[0])
 
@@ -112,7 +113,7 @@ def put_in_place(aside: Path, folder: Path) -> None:
         os.replace(aside, folder)
         return
     new = {path.name for path in aside.iterdir()}
-    if not holds_same(aside, folder):
+    if (folder / WEIGHTS).is_file() and not holds_same(aside, folder):
         for name in set(_OWN) - new:
             _remove(folder / name)
     for name in sorted(new, key=lambda name: (name == CONFIG, name == WEIGHTS)):

@@ -123,7 +123,8 @@ def provenance(facts: Mapping[str, Any], metrics: Mapping[str, Any] | None = Non
     section: dict[str, Any] = {
         'format': 1, 'form': None, 'needs': [], 'model': None, 'asr': None, 'package': KEY, **versions(),
         'git_commit': None, 'recipe': None, 'arguments': {}, 'seed': None, 'dataset': None, 'weights': None,
-        'epoch': None, 'metrics': None, 'source': None, 'weights_sha256': None}
+        'epoch': None, 'metrics': None, 'source': None, 'weights_sha256': None,
+        'dtype': None}
     section |= {key: value for key, value in facts.items() if value is not None}
     if metrics:
         section['metrics'] = metrics_summary(metrics)

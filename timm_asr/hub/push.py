@@ -127,7 +127,7 @@ def push_to_hub(
 def _checked_token(token: str | None) -> str:
     if constants.HF_HUB_OFFLINE:
         raise BadInput('publishing needs the Hub, and HF_HUB_OFFLINE is set; unset it')
-    token = token or get_token()
+    token = (token or get_token() or '').strip()
     if not token:
         raise BadInput('there is no token for the Hub: log in by `hf auth login`, or set HF_TOKEN to one with '
                        f'permission to write ({constants.ENDPOINT}/settings/tokens)')
@@ -147,7 +147,7 @@ class _Upload:
     def __init__(self, repo_id: str, revision: str | None, files: list[File], token: str) -> None:
         self.repo_id, self.revision, self.files, self.token = repo_id, revision or 'main', files, token
         self.api = HfApi(token=token, **LIBRARY)
-        self.made_repo = self.made_branch = False
+        self.made_repo = self.made_branch = self.sent = False
         self.url = f'{constants.ENDPOINT}/{repo_id}'
 
     def run(self, private: bool, create_pr: bool, overwrite: bool, message: str) -> tuple[str | None, str, bool]:
@@ -176,7 +176,7 @@ class _Upload:
         try:
             if state is None:
                 self._make(private, new_repo=base is None)
-            commit, url = self._commit(create_pr, message, state)
+            commit, url = self._commit(create_pr, message, base)
         except BaseException as error:
             done = self._after_failure(error, create_pr)
             if done is None:
@@ -234,9 +234,9 @@ class _Upload:
     def _make(self, private: bool, new_repo: bool) -> None:
         with asking(f'making {self.repo_id}' if new_repo else f'making the branch {self.revision}', self.repo_id):
             if new_repo:
+                self.made_repo = True  # before the answer, which an interrupt may keep from us
                 try:
                     self.api.create_repo(self.repo_id, private=private)
-                    self.made_repo = True
                 except FAILURES as error:
                     self.made_repo = status_of(error) is None  # no answer: perhaps it was made
                     raise
@@ -250,9 +250,14 @@ class _Upload:
         if base is not None and WEIGHTS in self._differing(base):
             operations += [CommitOperationDelete(path) for path in self._stale(base)]
         with asking(f'uploading to {self.repo_id}', self.repo_id):
-            info = self.api.create_commit(
-                self.repo_id, operations, commit_message=message, revision=self.revision, create_pr=create_pr,
-                parent_commit=base.commit if base is not None else None)
+            self.sent = True
+            try:
+                info = self.api.create_commit(
+                    self.repo_id, operations, commit_message=message, revision=self.revision, create_pr=create_pr,
+                    parent_commit=base.commit if base is not None else None)
+            except FAILURES as error:
+                self.sent = status_of(error) is None  # no answer: perhaps it is there
+                raise
         with asking(f'checking what {self.repo_id} has now', self.repo_id):
             state = self._state((info.pr_revision if create_pr else None) or info.oid)
         if state is None or (differing := self._differing(state)):
@@ -286,7 +291,7 @@ class _Upload:
     def _undo(self) -> str:
         """Remove what this call made; returns what a reader should know."""
         if not (self.made_repo or self.made_branch):
-            return 'nothing was changed there'
+            return f'see what is there at {self.url}' if self.sent else 'nothing was changed there'
         what = self.repo_id if self.made_repo else f'the branch {self.revision}'
         try:
             if self.made_branch:

@@ -24,7 +24,7 @@ LIBRARY = {'library_name': 'timm_asr', 'library_version': __version__}
 _NETWORK: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)  # type: ignore[assignment]
 #: What a call of huggingface_hub raises for reasons outside of this program.
 FAILURES: tuple[type[Exception], ...] = (*_NETWORK, RuntimeError, ValueError)
-_TOKEN = re.compile(r'\bhf_\w+')
+_TOKEN = re.compile(r"\bhf_\w+|(?<=Bearer )[^'\"]+")
 
 
 def _text(error: BaseException) -> str:
@@ -32,7 +32,7 @@ def _text(error: BaseException) -> str:
     said = getattr(error, 'server_message', None) or str(error)
     lines = [line.strip('- .') for line in said.splitlines() if line.strip()] or [type(error).__name__]
     text = ': '.join(lines) if isinstance(error, ValueError) else lines[0]
-    return _TOKEN.sub('hf_...', text)[:300].rstrip('.: ')
+    return _TOKEN.sub('...', text)[:300].rstrip('.: ')
 
 
 def status_of(error: BaseException | None) -> int | None:
@@ -49,8 +49,11 @@ def explained(error: BaseException, what: str, repo_id: str) -> BadInput | Stopp
         repo_id: Of the repository.
     """
     hub = constants.ENDPOINT
-    if type(error) is RuntimeError and isinstance(error.__cause__, FAILURES):
-        error = error.__cause__  # the client wraps what went wrong with a single file
+    cause = error.__cause__  # the client wraps what went wrong with a single file
+    wrapped = (type(error) is RuntimeError or str(error).startswith('Force download failed')
+               or (isinstance(error, LocalEntryNotFoundError) and status_of(cause) is not None))
+    if wrapped and isinstance(cause, FAILURES):
+        error = cause
     status, text = status_of(error), _text(error)
     if isinstance(error, OfflineModeIsEnabled):
         return BadInput(f'{what}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it')

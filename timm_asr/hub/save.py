@@ -43,7 +43,7 @@ from .place import (
     written_aside,
 )
 from .provenance import KEY, file_sha256, provenance
-from .source import Source, as_source, name_of, to_float32, trainable_of
+from .source import Source, as_source, class_names, name_of, to_float32, trainable_of
 
 # They describe the training set-up or the publication of the stock model, not these weights.
 _FOREIGN = ('tag', 'license', 'paper_ids', 'paper_name', 'origin_url', 'description', 'notes', 'custom_load',
@@ -148,10 +148,9 @@ def write_fused(source: Source, folder: str | os.PathLike, options: Options) -> 
         aside = stack.enter_context(written_aside(folder))
         for file, content in source.files.items():
             write_whole(aside / file, content)
-        metrics = options.metrics or source.metrics
-        if metrics:
-            write_whole(aside / METRICS, json.dumps(dict(metrics), indent=2).encode() + b'\n')
         writer.write(aside, reference, fused, plain, args, needs, state)
+        if writer.metrics:
+            write_whole(aside / METRICS, json.dumps(writer.metrics, indent=2).encode() + b'\n')
         check_place(aside, folder, options.overwrite)
         writer.check()
         if trainable is not None:
@@ -179,6 +178,7 @@ class _Writer:
 
     def __init__(self, source: Source, options: Options, process: FreshProcess | None) -> None:
         self.source, self.options, self.process = source, options, process
+        self.metrics = dict(options.metrics or source.metrics or {})
 
     def write(
             self,
@@ -199,6 +199,7 @@ class _Writer:
         if fused and low != torch.float32:
             state = {key: t.to(low) if t.is_floating_point() else t for key, t in state.items()}
             model.load_state_dict(state, strict=False)  # its own counters and augmented statistics stay
+            self._note_rounding(reference, model)
         self.folder, self.model, self.needs = folder, model, needs
         write_whole(folder / WEIGHTS, save(state, metadata={'format': 'pt'}))
         self._write_config(folder, model, architecture, args, fused)
@@ -208,6 +209,16 @@ class _Writer:
         before, after = (sum(p.numel() for p in m.parameters()) for m in (reference, model))
         text = f'{before:,} parameters become {after:,}' if has_asr(reference) else f'{after:,} parameters without ASR'
         self.options.report('fold', f'{text}; logits on random images differ by {relative:.1g} of the largest')
+
+    @torch.no_grad()
+    def _note_rounding(self, reference: nn.Module, model: nn.Module) -> None:
+        images = self._images(model)
+        wanted = reference(images)
+        relative = ((model(images) - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)).item()
+        self.options.report('round', f'in {self.options.dtype}, logits on random images differ by {relative:.1g} of '
+                                     'the largest')
+        if self.metrics:
+            self.metrics |= {'dtype': self.options.dtype, 'logit_difference_relative': relative}
 
     def _images(self, model: nn.Module) -> torch.Tensor:
         return random_images(tuple(self._data(model)['input_size']))
@@ -224,28 +235,19 @@ class _Writer:
     def _data_config(self) -> Mapping[str, Any] | None:
         return self.options.data_config or self.source.data_config
 
-    def _labels(self, model: nn.Module) -> list[str] | None:
-        names = self.options.label_names or self.source.label_names
-        if names is None:
-            names = model.pretrained_cfg.get('label_names')  # type: ignore[union-attr]
-            if not isinstance(names, list | tuple) or len(names) != model.num_classes:
-                return None
-        if len(names) != model.num_classes:
-            raise ValueError(f'{len(names)} label names were given for {model.num_classes} classes.')
-        return [str(name) for name in names]
-
     def _write_config(self, folder: Path, model: nn.Module, architecture: str, args: dict[str, Any],
                       fused: bool) -> None:
         facts = {**self.source.facts, **self.options.provenance}
         facts |= {'form': 'fused' if fused else 'trainable', 'needs': self.needs,
-                  'weights_sha256': file_sha256(folder / WEIGHTS)}
+                  'weights_sha256': file_sha256(folder / WEIGHTS),
+                  'dtype': self.options.dtype if fused else None}
         data = self.options.tag or facts.get('dataset')
         tag = tag_of(facts.get('model') or '', facts.get('asr'), data) if fused else data_slug(data) or 'trainable'
         cfg = {**self._cfg(model), 'architecture': architecture, **({'tag': tag} if tag else {})}
         copied = copy.copy(model)  # shallow, with what timm reads set on the copy alone
         copied.__dict__ = {**model.__dict__, '_model_args': args, 'pretrained_cfg': cfg}
-        root: dict[str, Any] = {KEY: provenance(facts, self.options.metrics or self.source.metrics)}
-        labels = self._labels(model)
+        root: dict[str, Any] = {KEY: provenance(facts, self.metrics)}
+        labels = class_names(self.source, self.options.label_names)
         if labels is not None:
             root['label_names'] = labels
         config = dict(self._data_config() or {})
@@ -258,7 +260,7 @@ class _Writer:
         """Have the fresh process load what was written, and compare."""
         if self.process is None:
             return
-        model, labels = self.model, self._labels(self.model)
+        model, labels = self.model, class_names(self.source, self.options.label_names)
         images = self._images(model)
         with torch.inference_mode():
             logits = model(images)

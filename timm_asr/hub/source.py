@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.models import get_pretrained_cfg
 from timm.utils import unwrap_model
 from torch import nn
 
@@ -38,6 +39,30 @@ class Source:
     unfused: Callable[[], nn.Module] | None = None
     has_ema: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
+
+
+def class_names(source: Source, given: Sequence[str] | None = None) -> list[str] | None:
+    """The names of a source's classes; None where nobody says them.
+
+    The model's own cfg is believed only where it is not that of its registered name: timm gives the configuration of
+    pretrained weights, label names among them, to a network that starts without them too.
+
+    Args:
+        source: The model, and what is known about it.
+        given: Names that somebody gave, which count before all others.
+
+    Raises:
+        ValueError: There are more or fewer names than classes.
+    """
+    names, classes = given or source.label_names, getattr(source.model, 'num_classes', None)
+    if names is None:
+        names = (getattr(source.model, 'pretrained_cfg', None) or {}).get('label_names')
+        stock = get_pretrained_cfg(name_of(source.model), allow_unregistered=True)
+        if not names or len(names) != classes or list(names) == list((stock and stock.label_names) or ()):
+            return None
+    if len(names) != classes:
+        raise ValueError(f'{len(names)} label names were given for {classes} classes.')
+    return [str(name) for name in names]
 
 
 def name_of(model: nn.Module) -> str:
