@@ -8,7 +8,7 @@ from torch import nn
 
 from timm_asr import attach_asr
 from timm_asr.layers import ASR
-from timm_asr.models.sites import known_sites
+from timm_asr.models.sites import class_sites, known_sites
 
 C = 8
 
@@ -178,3 +178,13 @@ def test_the_size_of_images_is_the_one_the_model_was_made_for():
     assert len(known_sites(model)) == 16
     model = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=2, dynamic_img_size=True)
     assert len(known_sites(model)) == 4
+
+
+@pytest.mark.parametrize('name', [
+    'resnet20', 'resnet83_dia_lstm', 'wrn52_4', 'resnext101_8x32d', 'resnet18_se', 'vit_tiny', 'repvgg_a0_cifar',
+    'mobilenetv1', 'shufflenetv2_cifar', 'vgg19_cifar', 'resnet56_acnet'])
+def test_models_of_this_package_are_known_by_their_classes(name):
+    """So that building one needs no image to be followed through it."""
+    model = timm.create_model(name, device='meta')
+    assert class_sites(model) == known_sites(timm.create_model(name))
+    assert class_sites(model)

@@ -15,14 +15,13 @@ from timm.layers import (
     to_ntuple,
 )
 from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
 from timm.models.resnet import downsample_conv
 from torch import nn
 
-from .staged import PooledNet
+from .staged import StagedNet
 
 
-class CifarResNet(PooledNet):
+class CifarResNet(StagedNet):
     """ResNet with three stages, for images of 32x32 or so.
 
     ``(B, in_chans, H, W)`` to ``(B, num_classes)``; feature maps at H, H, H / 2 and H / 4 after stem and stages.
@@ -45,6 +44,9 @@ class CifarResNet(PooledNet):
         device: Of the parameters.
         dtype: Of the parameters.
     """
+
+    CHAIN = ('conv1', 'bn1', 'act1', 'layer1', 'layer2', 'layer3')
+    TAIL = ('norm', 'act')
 
     def __init__(
             self,
@@ -116,65 +118,6 @@ class CifarResNet(PooledNet):
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Patterns that group parameters by stage (coarse) or block, for layer-wise learning rates."""
         return {'stem': r'^conv1|bn1', 'blocks': r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)'}
-
-    @torch.jit.ignore
-    def forward_intermediates(
-            self,
-            x: torch.Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Features after the stem (0) and each stage (1 to 3).
-
-        Args:
-            x: Images (B, C, H, W).
-            indices: The last n if an int, these if a list, all if None.
-            norm: Apply the final norm and activation, where there are any, to the last intermediate.
-            stop_early: Do not compute what comes after the last one wanted.
-            output_fmt: 'NCHW' only.
-            intermediates_only: Return the list alone.
-
-        Returns:
-            The last feature map and the list of intermediates, or the list.
-
-        Raises:
-            ValueError: ``output_fmt`` is not 'NCHW'.
-        """
-        if output_fmt != 'NCHW':
-            raise ValueError(f"output_fmt={output_fmt!r} is not supported; the features are 'NCHW'.")
-        wanted, last = feature_take_indices(4, indices)
-        x = self.act1(self.bn1(self.conv1(x)))
-        intermediates = [x] if 0 in wanted else []
-        for index in range(1, 1 + (last if stop_early else 3)):
-            stage = getattr(self, f'layer{index}')
-            checkpointed = self.grad_checkpointing and not torch.jit.is_scripting()
-            x = checkpoint_seq(stage, x) if checkpointed else stage(x)
-            if index in wanted:
-                intermediates.append(self.act(self.norm(x)) if norm and index == 3 else x)
-            if index == 3:
-                x = self.act(self.norm(x))
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-            self,
-            indices: int | list[int] = 1,
-            prune_norm: bool = False,
-            prune_head: bool = True,
-    ) -> list[int]:
-        """Remove the stages after the last of the given intermediates, and the classifier; returns their indices."""
-        wanted, last = feature_take_indices(4, indices)
-        for index in range(last + 1, 4):
-            setattr(self, f'layer{index}', nn.Sequential())
-        if prune_norm or last < 3:
-            self.norm, self.act = nn.Identity(), nn.Identity()
-        if last < 3:
-            self.num_features = self.head_hidden_size = self.feature_info[last]['num_chs']
-        if prune_head or last < 3:
-            self.reset_classifier(0, '')
-        return wanted
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) to the last feature map (B, num_features, H / 4, W / 4)."""

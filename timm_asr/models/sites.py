@@ -60,7 +60,7 @@ def known_sites(model: nn.Module) -> list[str]:
     Raises:
         ValueError: There is none.
     """
-    sites = _sites_by_class(model)
+    sites = dict.fromkeys(class_sites(model))
     size = _input_size(model)
     if size is None:
         reason = 'it has no pretrained_cfg that says its input size, so its residual branches cannot be followed'
@@ -83,9 +83,9 @@ def known_sites(model: nn.Module) -> list[str]:
     return sorted(sites, key=order.__getitem__)
 
 
-def _sites_by_class(model: nn.Module) -> dict[str, None]:
+def class_sites(model: nn.Module) -> list[str]:
     """The sites of the blocks whose classes are known, and whose layers are such as can be scaled."""
-    sites: dict[str, None] = {}
+    sites: list[str] = []
     for name, module in model.named_modules():
         inside = SITES.get(type(module.layer if isinstance(module, ASR) else module), ())
         try:
@@ -93,7 +93,7 @@ def _sites_by_class(model: nn.Module) -> dict[str, None]:
         except AttributeError:
             continue
         if all(_is_scalable(layer) for layer in layers):
-            sites |= dict.fromkeys(f'{name}.{inner}'.strip('.') for inner in inside)
+            sites += [f'{name}.{inner}'.strip('.') for inner in inside]
     return sites
 
 

@@ -67,6 +67,8 @@ class StagedNet(PooledNet):
 
     #: Names of the parts in order.
     CHAIN: tuple[str, ...]
+    #: Names of the final norm and activation, where the features of the last part come without them.
+    TAIL: tuple[str, ...] = ()
 
     @torch.jit.ignore
     def forward_intermediates(
@@ -83,7 +85,7 @@ class StagedNet(PooledNet):
         Args:
             x: Images (B, in_chans, H, W).
             indices: The last n if an int, these if a list, all if None.
-            norm: Without meaning here: there is no final norm.
+            norm: Apply the final norm and activation, where there are any, to the last intermediate.
             stop_early: Do not compute what comes after the last one wanted.
             output_fmt: 'NCHW' only.
             intermediates_only: Return the list alone.
@@ -103,8 +105,12 @@ class StagedNet(PooledNet):
             part = self.get_submodule(name)
             checkpointed = self.grad_checkpointing and isinstance(part, nn.Sequential) and not torch.jit.is_scripting()
             x = checkpoint_seq(part, x) if checkpointed else part(x)
+            feature = x
+            if name == self.CHAIN[-1]:
+                for end in self.TAIL:
+                    x = self.get_submodule(end)(x)
             if name in taps and taps.index(name) in wanted:
-                intermediates.append(x)
+                intermediates.append(x if norm else feature)
             if stop_early and name == taps[last]:
                 break
         return intermediates if intermediates_only else (x, intermediates)
@@ -121,6 +127,9 @@ class StagedNet(PooledNet):
         pruned = self.CHAIN[self.CHAIN.index(final['module']) + 1:]
         for name in pruned:
             self.set_submodule(name, nn.Sequential())
+        if prune_norm or pruned:
+            for name in self.TAIL:
+                self.set_submodule(name, nn.Identity())
         if pruned:
             self.num_features = self.head_hidden_size = final['num_chs']
         if prune_head or pruned:

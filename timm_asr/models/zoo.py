@@ -13,6 +13,7 @@ from torch import nn
 from ..layers.gates import OPTIONS, asr_gate, gate_arguments, get_gate, list_gates
 from .attach import attach_asr
 from .reparameterize import Reparameterizable, built_for_inference
+from .sites import class_sites
 
 #: Shared units that a residual network is registered with.
 DIA_NAMES = ('se', 'eca', 'cbam', 'srm', 'spa', 'lstm', 'lstm_light')
@@ -84,7 +85,9 @@ class ZooModel(Reparameterizable):
                 if isinstance(block, self.GATED):
                     self.place_gate(block, make)
         if asr is not None:
-            attach_asr(self, asr_layer, **options)  # type: ignore[arg-type]
+            # Following an image through the network finds the same sites in blocks of known classes, and takes longer.
+            sites = class_sites(self) or None  # type: ignore[arg-type]
+            attach_asr(self, asr_layer, sites=sites, **options)  # type: ignore[arg-type]
         built_for_inference(self, reparameterized)  # type: ignore[arg-type]
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
