@@ -218,13 +218,13 @@ def main() -> None:
     if not args.dianet:
         print("The authors' code is left out; --dianet FOLDER measures it too.")
     table = HERE / 'attention_speed.csv'
-    rows = list(csv.DictReader(table.open())) if table.is_file() else []
     for section in args.sections or SECTIONS:
+        rows = list(csv.DictReader(table.open())) if table.is_file() else []
         fresh = [{'section': section, **row} for row in SECTIONS[section](args)]
         rows = [row for row in rows if row['section'] != section] + fresh
-    rows.sort(key=lambda row: list(SECTIONS).index(row['section']))
-    write_results(table, rows)
-    (HERE / 'attention_speed.md').write_text(markdown(list(csv.DictReader(table.open()))))
+        rows.sort(key=lambda row: list(SECTIONS).index(row['section']))
+        write_results(table, rows)
+        (HERE / 'attention_speed.md').write_text(markdown(list(csv.DictReader(table.open()))))
     print((HERE / 'attention_speed.md').read_text())
 
 
