@@ -53,6 +53,19 @@ except (BadInput, Stopped) as error:
 ''', **env)
 
 
+def test_asr_on_a_network_of_the_hub(hub, hub_client, tmp_path):
+    """It computes what was published, until it is trained."""
+    folder = make_folder(tmp_path / 'fused', 'resnet18_asr_se', num_classes=4)
+    serve(hub, folder)
+    ran = hub_client.run(COMPARE + f'''
+import timm_asr
+model = timm_asr.create_model('hf-hub:{REPO}', pretrained=True, asr='eca')
+result = [timm_asr.has_asr(model), error(model, {str(folder.parent / 'fused.check.pt')!r})]
+''')
+    assert ran.result[0], ran.err
+    assert ran.result[1] < 1e-5
+
+
 @pytest.mark.parametrize('name', ['resnet18_asr_se', 'resnet50_asr_srm', 'vit_tiny_asr_eca'])
 def test_stock_timm_loads_what_was_fused(hub, stock_client, tmp_path, name):
     folder = make_folder(tmp_path / 'fused', name, num_classes=4)
