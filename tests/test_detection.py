@@ -11,6 +11,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 import timm_asr
 from timm_asr.detection import create_detector, list_detectors
+from timm_asr.detection.backbone import make_body
 from timm_asr.models.inference_block import InferenceBlock
 
 SMALL = {'num_classes': 4, 'fpn_channels': 16, 'min_size': 64, 'max_size': 96}
@@ -155,12 +156,40 @@ def test_weights_of_a_trained_classifier(frozen_bn, asr, tmp_path):
     assert len(asr_layers(detector)) == 5
 
 
+@pytest.mark.parametrize(('name', 'kwargs', 'x'), [
+    ('resnet18', SLIM, torch.rand(1, 3, 64, 64)),
+    ('convnext_atto', {'depths': (1, 1, 1, 1), 'dims': (8, 8, 16, 16)}, torch.rand(1, 3, 64, 64)),
+    ('vit_tiny_patch16_224', {'img_size': 32, 'depth': 3, 'embed_dim': 24, 'num_heads': 2}, torch.rand(1, 3, 32, 32)),
+])
+def test_a_checkpoint_with_asr_attached(name, kwargs, x, tmp_path):
+    """Attention that was trained by ``--asr`` on a name without comes along, whatever timm calls its features."""
+    trained = randomize(timm_asr.create_model(name, asr='eca', **kwargs)).eval()
+    torch.save({'state_dict': trained.state_dict()}, tmp_path / 'last.pth.tar')
+    body = make_body(name, checkpoint=tmp_path / 'last.pth.tar', asr='eca', **kwargs).eval()
+    assert len(asr_layers(body)) > 2
+    for a, b in zip(asr_layers(trained), asr_layers(body), strict=False):
+        assert torch.equal(a.attention_vector(), b.attention_vector())
+    with torch.no_grad():
+        for wanted, found in zip(trained.forward_intermediates(x, intermediates_only=True)[-3:], body(x)[-3:],
+                                 strict=True):
+            assert relative_error(wanted, found) < 1e-5
+    with pytest.raises(ValueError, match=r"with this ASR: '.*psi' is \(.*,\) where it has \(.*,\)\."):
+        make_body(name, checkpoint=tmp_path / 'last.pth.tar', asr='srm', **kwargs)
+    deeper = timm_asr.create_model(name, asr='eca', asr_depth=2, **kwargs)
+    torch.save({'state_dict': deeper.state_dict()}, tmp_path / 'deeper.pth.tar')
+    with pytest.raises(ValueError, match=r"with this ASR: it also has '.*vectors\.1.*' \(asr_depth=\.\.\.\)\."):
+        make_body(name, checkpoint=tmp_path / 'deeper.pth.tar', asr='eca', **kwargs)
+
+
 def test_checkpoints_of_something_else(tmp_path):
+    attached = timm_asr.create_model('resnet18', asr='se', **SLIM)
+    torch.save({'arch': 'resnet18', 'state_dict': attached.state_dict()}, tmp_path / 'attached.pth.tar')
     torch.save(timm.create_model('resnet18', **SLIM).state_dict(), tmp_path / 'plain.pth')
     (tmp_path / 'text.pth').write_text('weights')
     for name, file, sentence in (
             ('resnet18_asr_se', 'plain.pth', "is not one of 'resnet18_asr_se': 'layer1.0.bn2.layer.weight' is absent."),
             ('resnet34', 'plain.pth', "is not one of 'resnet34': 'layer1.2.conv1.weight' is absent."),
+            ('resnet18', 'attached.pth.tar', "has ASR, and 'resnet18' by its name has none: name its"),
             ('resnet18', 'text.pth', 'is not a checkpoint: ')):
         with pytest.raises(ValueError, match='.') as caught:
             create_detector('fasterrcnn', name, checkpoint=tmp_path / file, backbone_kwargs={

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from detection_helpers import make_coco
 from helpers import relative_error
 from torch import nn
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+from torchvision.tv_tensors import BoundingBoxes, Image, Mask
 
 import timm_asr
 from timm_asr.detection import CocoSet, collate, create_detector, evaluate_coco
 
-pytest.importorskip('pycocotools', reason='the extra `detection` is not installed')
+COCO = pytest.importorskip('pycocotools.coco', reason='the extra `detection` is not installed').COCO
 
 SLIM = {'layers': (1, 1, 1, 1), 'channels': (16, 16, 32, 32)}
 SMALL = {'num_classes': 4, 'fpn_channels': 32, 'min_size': 64, 'max_size': 96, 'backbone_kwargs': SLIM}
@@ -102,6 +105,7 @@ def test_the_figures_are_cocos(tmp_path):
     assert moved['bbox']['AP'] == pytest.approx(0.3, abs=0.051)
     nothing = evaluate_coco(Oracle(data, masks=False, found=False), loader(data))
     assert nothing['bbox']['AP'] == nothing['bbox']['AR100'] == 0
+    assert nothing['bbox']['AP_large'] == -1
     # Half of the images: the others do not count.
     half = loader(torch.utils.data.Subset(data, range(2)))
     assert evaluate_coco(Oracle(data), half, coco=data.coco)['bbox']['AP'] == 1
@@ -134,6 +138,59 @@ def test_targets(tmp_path):
     assert 'masks' not in CocoSet(images, annotations)[0][1]
 
 
+def test_transforms_that_drop_objects(tmp_path):
+    images, annotations = make_coco(tmp_path, count=3)
+    content = json.loads(annotations.read_text())
+    content['annotations'].append(dict(content['annotations'][0], id=100, iscrowd=1))
+    annotations.write_text(json.dumps(content))
+    crop = v2.Compose([
+        v2.ToImage(), v2.Lambda(lambda x: v2.functional.crop(x, 0, 0, 64, 32), BoundingBoxes, Image, Mask),
+        v2.SanitizeBoundingBoxes(), v2.ToDtype({Image: torch.float32, 'others': None}, scale=True)])
+    data = CocoSet(images, annotations, masks=True, transforms=crop)
+    for index, count in ((0, 1), (1, 1), (2, 0)):
+        image, target = data[index]
+        assert image.shape == (3, 64, 32)
+        assert target['boxes'].shape == (count, 4)
+        assert target['boxes'].dtype == torch.float32
+        assert target['masks'].shape == (count, 64, 32)
+        assert len(target['labels']) == count
+        assert all(type(target[key]) is torch.Tensor for key in ('boxes', 'labels', 'masks'))
+
+
+def test_what_a_file_leaves_out(tmp_path):
+    images, annotations = make_coco(tmp_path, count=3)
+    content = json.loads(annotations.read_text())
+    for annotation in content['annotations']:
+        del annotation['area'], annotation['iscrowd']
+    annotations.write_text(json.dumps(content))
+    data = CocoSet(images, annotations, masks=True)
+    for coco in (None, COCO(annotations)):
+        assert evaluate_coco(Oracle(data), loader(data), coco)['segm']['AP'] == 1
+
+
+@pytest.mark.parametrize(('change', 'sentence'), [
+    (lambda c: c['annotations'][1].update(category_id=0), 'has objects of category 0, which detectors take for'),
+    (lambda c: c['annotations'][1].pop('segmentation'), "an annotation (id 2) without 'segmentation'; without masks="),
+    (lambda c: c['annotations'][1].pop('bbox'), "has an annotation (id 2) without 'bbox'."),
+])
+def test_bad_annotations(change, sentence, tmp_path):
+    images, annotations = make_coco(tmp_path, count=2)
+    content = json.loads(annotations.read_text())
+    change(content)
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        CocoSet(images, annotations, masks=True)
+
+
+def test_every_module_keeps_its_mode(tmp_path):
+    data = CocoSet(*make_coco(tmp_path, count=2))
+    detector = Oracle(data, masks=False)
+    detector.norm = nn.BatchNorm2d(3).eval()
+    evaluate_coco(detector, loader(data))
+    assert detector.training
+    assert not detector.norm.training
+
+
 @pytest.mark.parametrize(('images', 'annotations', 'sentence'), [
     ('nowhere', None, 'There is no folder of images at '),
     (None, 'nowhere.json', 'There are no annotations at '),
@@ -160,3 +217,10 @@ def test_bad_evaluations(tmp_path):
         evaluate_coco(Oracle(data), list(loader(data)))
     with pytest.raises(ValueError, match="This Oracle has no 'segm' to evaluate; it puts out bbox alone."):
         evaluate_coco(Oracle(data, masks=False), loader(data), iou_types=['bbox', 'segm'])
+    less = COCO()
+    less.dataset = {**data.coco.dataset, 'images': data.coco.dataset['images'][1:]}
+    less.createIndex()
+    detector = Oracle(data)
+    detector.forward = None  # nothing is run before the loader is seen to be another's
+    with pytest.raises(ValueError, match='The loader gives the image 10, which the ground truth does not have; pass'):
+        evaluate_coco(detector, loader(data), coco=less)

@@ -24,6 +24,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 import timm_asr
+from timm_asr.freeze import Change
 from timm_asr.freeze.batch_norm import recalibrate_batch_norm
 from timm_asr.freeze.gates import ChannelStatistics
 from timm_asr.layers import ASR, ChannelGate
@@ -202,6 +203,43 @@ def test_statistics_of_batch_norms():
     assert report.change.largest > 0.01
     assert recalibrate_batch_norm(again, batches) == 11
     assert all(m.momentum == 0.1 and not m.training for m in again.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_norms_that_cannot_be_measured():
+    """A last batch of one image, on maps of one pixel, is left out; a norm that does not run is left alone."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, dtype=torch.float64), nn.BatchNorm2d(4, dtype=torch.float64))
+    model[0].unused = randomize(nn.BatchNorm2d(4))
+    before = {key: value.clone() for key, value in model[0].unused.state_dict().items()}
+    x = torch.randn(5, 3, 1, 1, dtype=torch.float64)
+    assert recalibrate_batch_norm(model.eval(), x.split(4)) == 1
+    assert torch.allclose(model[1].running_mean, model[0](x[:4]).mean((0, 2, 3)))
+    assert all(torch.equal(before[key], value) for key, value in model[0].unused.state_dict().items())
+    x = torch.randn(3, 3, 2, 2, dtype=torch.float64)
+    assert recalibrate_batch_norm(model, x.split(1)) == 1  # batches of one image are all there are
+    assert torch.allclose(model[1].running_mean, model[0](x).mean((0, 2, 3)))
+
+
+class WithoutFloat64(torch.Tensor):
+    """A tensor on a device that has no float64."""
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+    def double(self):
+        raise TypeError('no float64')
+
+    def to(self, *args, **kwargs):
+        raise TypeError('no float64')
+
+
+def test_devices_without_float64():
+    logits = torch.randn(2, 3, 2).unbind()
+    change = Change()
+    change.update(*(x.as_subclass(WithoutFloat64) for x in logits), labels=None)
+    assert change.mean == pytest.approx((logits[0] - logits[1]).abs().mean().item())
+    statistics = ChannelStatistics()
+    statistics.update(logits[0].as_subclass(WithoutFloat64))
+    assert torch.allclose(statistics.mean, logits[0].double().mean(0))
 
 
 def test_other_attention_is_named():

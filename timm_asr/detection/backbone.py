@@ -14,18 +14,20 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from ..layers import has_asr
 from ..models.create import ASR_KEYWORDS, create_model
 
 
 class TimmPyramid(nn.Module):
     """Features of a timm network at several strides, all brought to the same number of channels by an FPN.
 
-    (B, 3, H, W) to an ordered dictionary of maps (B, out_channels, H / stride, W / stride), named '0', '1', ..., and
-    those of the extra block after them.
+    (B, 3, H, W) to an ordered dictionary of maps (B, out_channels, H / stride, W / stride), named '0', '1', ... from
+    the finest on, and those of the extra block after them.
 
     Args:
         body: A network made with ``features_only=True``.
-        strides: Strides to use, such as (4, 8, 16, 32); of several features of a stride, the last one is taken.
+        strides: Strides to use, such as (4, 8, 16, 32), in any order; of several features of a stride, the last one
+            is taken.
         out_channels: Channels of the pyramid.
         extra_blocks: Makes further, coarser maps.
 
@@ -49,8 +51,8 @@ class TimmPyramid(nn.Module):
                 f'{f"none at {missing[0]}" if missing else "none of these was asked for"}; choose among them with '
                 'strides=(...).')
         self.body = body
-        self.strides = tuple(strides)
-        self.indices = [has[stride] for stride in strides]
+        self.strides = tuple(sorted(set(strides)))  # the pyramid goes from the coarsest down
+        self.indices = [has[stride] for stride in self.strides]
         self.channels_last = Format(getattr(body, 'output_fmt', 'NCHW')) == Format.NHWC
         channels = body.feature_info.channels()
         self.fpn = FeaturePyramidNetwork([channels[i] for i in self.indices], out_channels, extra_blocks)
@@ -78,7 +80,8 @@ def make_body(
         name: Any name that timm knows, those of this package included.
         pretrained: Load the pretrained weights of that name.
         checkpoint: File to load them from, a checkpoint of ``train.py`` or a state dict.
-        asr: Gate of ASR to put at the known sites. With weights loaded it starts as the function they are.
+        asr: Gate of ASR to put at the known sites. With weights loaded it starts as the function they are; a checkpoint
+            that was trained with it goes on where it was.
         frozen_bn: Turn every BatchNorm into a frozen one (timm's ``freeze_batch_norm_2d``).
         kwargs: Of :func:`timm_asr.create_model`.
 
@@ -86,28 +89,66 @@ def make_body(
         RuntimeError: timm does not know the name, or has no features of it.
         ValueError: There is no such checkpoint, it is of another network, or ASR does not fit.
     """
-    if checkpoint:
-        _check_checkpoint(name, Path(checkpoint), asr, kwargs)
-        # timm loads it before it takes the network apart, and leaves out a classifier that is not there.
-        pretrained, kwargs = True, {**kwargs, 'pretrained_cfg_overlay': {'file': str(checkpoint)}}
-    body = create_model(name, pretrained=pretrained, asr=asr, features_only=True, **kwargs)
+    state = _read_state(Path(checkpoint)) if checkpoint else {}
+    if asr and _has_vectors(state):
+        body = create_model(name, asr=asr, features_only=True, **{**kwargs, 'preserve': False})
+        _load_attached(body, state, f"The checkpoint {checkpoint} is not one of '{name}' with this ASR")
+    else:
+        if checkpoint:
+            _check_checkpoint(name, state, f'The checkpoint {checkpoint}', asr, kwargs)
+            # timm loads it before it takes the network apart, and leaves out a classifier that is not there.
+            pretrained, kwargs = True, {**kwargs, 'pretrained_cfg_overlay': {'file': str(checkpoint)}}
+        body = create_model(name, pretrained=pretrained, asr=asr, features_only=True, **kwargs)
     return freeze_batch_norm_2d(body) if frozen_bn else body
 
 
-def _check_checkpoint(name: str, path: Path, asr: str | None, kwargs: dict[str, Any]) -> None:
-    """Refuse a checkpoint that lacks weights of a network; without classifier, timm would leave them as they start."""
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ValueError(f'There is no checkpoint of the backbone at {path}.')
     try:
-        state = load_state_dict(str(path))
+        return load_state_dict(str(path))
     except Exception as error:  # whatever reading a file that is no checkpoint raises
         raise ValueError(f'{path} is not a checkpoint: {" ".join(str(error).split())[:120]}') from None
+
+
+def _has_vectors(state: dict[str, torch.Tensor]) -> bool:
+    return any(key.endswith('.vectors.0.psi') for key in state)
+
+
+def _load_attached(body: nn.Module, state: dict[str, torch.Tensor], complaint: str) -> None:
+    """Load what was trained with ASR attached, of the whole network, into its features with the same ASR.
+
+    timm's features have the network's own names, but for a prefix, and for stages of a list: ``stages_0``.
+    """
+    flat = {key.replace('_', '.'): value for key, value in state.items()}
+    names = {key: key.removeprefix('model.').replace('_', '.') for key in body.state_dict()}
+    _refuse_other({names[key]: value for key, value in body.state_dict().items()}, flat, complaint)
+    known = set(names.values())
+    for key in sorted(flat.keys() - known):
+        site, vectors, _ = key.partition('.vectors.')
+        if vectors and any(name.startswith(f'{site}.') for name in known):  # it would be another function without
+            raise ValueError(f"{complaint}: it also has '{key}' (asr_depth=...).")
+    body.load_state_dict({key: flat[name] for key, name in names.items()})
+
+
+def _check_checkpoint(
+        name: str, state: dict[str, torch.Tensor], what: str, asr: str | None, kwargs: dict[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights of a network; without classifier, timm would leave them as they start."""
     keywords = {key: value for key, value in kwargs.items() if not (
         key in ('out_indices', 'feature_cls', 'preserve') or (asr and key in ASR_KEYWORDS))}
     network = timm.create_model(name, **keywords, device='meta')
+    if _has_vectors(state) and not has_asr(network):
+        raise ValueError(
+            f"{what} has ASR, and '{name}' by its name has none: name its gate, e.g. asr='se', or export it (python -m "
+            'timm_asr export) and give model.safetensors of that folder.')
     head = network.default_cfg.get('classifier') or ()
     heads = tuple(f'{part}.' for part in ((head,) if isinstance(head, str) else head))
-    for key, wanted in network.state_dict().items():
-        if not key.startswith(heads) and (key not in state or state[key].shape != wanted.shape):
-            found = f'{tuple(state[key].shape)} where it has {tuple(wanted.shape)}' if key in state else 'absent'
-            raise ValueError(f"The checkpoint {path} is not one of '{name}': '{key}' is {found}.")
+    wanted = {key: value for key, value in network.state_dict().items() if not key.startswith(heads)}
+    _refuse_other(wanted, state, f"{what} is not one of '{name}'")
+
+
+def _refuse_other(wanted: dict[str, torch.Tensor], state: dict[str, torch.Tensor], complaint: str) -> None:
+    for key, value in wanted.items():
+        if key not in state or state[key].shape != value.shape:
+            found = f'{tuple(state[key].shape)} where it has {tuple(value.shape)}' if key in state else 'absent'
+            raise ValueError(f"{complaint}: '{key}' is {found}.")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 from tqdm import tqdm
@@ -42,11 +43,13 @@ class CocoSet(Dataset):
         images: Folder of the images.
         annotations: JSON file of the annotations.
         masks: Whether targets have masks.
-        transforms: Of torchvision's v2, called with image and target, in place of the conversion to a tensor.
+        transforms: Of torchvision's v2, called with image and target, in place of the conversion to a tensor. Boxes
+            and masks are torchvision's ``tv_tensors`` there; boxes that are left without area are dropped afterwards.
 
     Raises:
         ImportError: pycocotools is missing.
-        ValueError: There is no such folder, or the file is missing or not in COCO's format.
+        ValueError: There is no such folder, the file is missing or not in COCO's format, an annotation lacks its box,
+            or its segmentation where masks are asked for, or is of a category 0.
     """
 
     def __init__(
@@ -59,14 +62,13 @@ class CocoSet(Dataset):
         _pycocotools()
         if not Path(images).is_dir():
             raise ValueError(f'There is no folder of images at {images}.')
-        _check_annotations(Path(annotations))
+        _check_annotations(Path(annotations), masks)
         self.masks = masks
         with contextlib.redirect_stdout(io.StringIO()):
-            plain = CocoDetection(str(images), str(annotations), transforms=transforms or v2.Compose([
-                v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]))
+            plain = CocoDetection(str(images), str(annotations))
         self.coco = plain.coco
-        for annotation in self.coco.dataset['annotations']:
-            annotation.setdefault('iscrowd', 0)
+        _complete(self.coco)
+        self.transforms = transforms or v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
         keys = {'image_id', 'boxes', 'labels', 'iscrowd'} | ({'masks'} if masks else set())
         self.dataset = wrap_dataset_for_transforms_v2(plain, target_keys=keys)
 
@@ -74,22 +76,41 @@ class CocoSet(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
-        image, found = self.dataset[index]
-        target: dict[str, Any] = {'image_id': found['image_id']}
-        if 'boxes' not in found:
-            target['boxes'], target['labels'] = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+        image, target = self.dataset[index]
+        if 'boxes' not in target:
+            size = tuple(v2.functional.get_size(image))
+            target['boxes'] = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format='XYXY', canvas_size=size)  # type: ignore[call-overload]
+            target['labels'] = torch.zeros(0, dtype=torch.int64)
             if self.masks:
-                target['masks'] = torch.zeros(0, *image.shape[-2:], dtype=torch.uint8)
-            return image, target
-        boxes = torch.as_tensor(found['boxes']).float()
-        good = (boxes[:, 2:] > boxes[:, :2]).all(1) & ~torch.tensor(found['iscrowd'], dtype=torch.bool)
-        target['boxes'], target['labels'] = boxes[good], found['labels'][good]
-        if self.masks:
-            target['masks'] = torch.as_tensor(found['masks'])[good]
-        return image, target
+                target['masks'] = tv_tensors.Mask(torch.zeros(0, *size, dtype=torch.uint8))
+        target['boxes'] = tv_tensors.wrap(target['boxes'].float(), like=target['boxes'])
+        # Transforms drop objects from tensors alone, so what they are not to see goes before.
+        crowd = torch.tensor(target.pop('iscrowd', []), dtype=torch.bool)
+        image, target = self.transforms(image, _objects(target, _with_area(target['boxes']) & ~crowd))
+        target = _objects(target, _with_area(target['boxes']))
+        return image, {key: value.as_subclass(torch.Tensor) if isinstance(value, torch.Tensor) else value
+                       for key, value in target.items()}
 
 
-def _check_annotations(path: Path) -> None:
+def _with_area(boxes: torch.Tensor) -> torch.Tensor:
+    return (boxes[:, 2:] > boxes[:, :2]).all(1)
+
+
+def _objects(target: dict[str, Any], chosen: torch.Tensor) -> dict[str, Any]:
+    """The target of some of its objects."""
+    return {key: tv_tensors.wrap(value[chosen], like=value) if key in ('boxes', 'labels', 'masks') else value
+            for key, value in target.items()}
+
+
+def _complete(coco: Any) -> None:
+    """Add what some files leave out and pycocotools needs: the area (here the box's), and that it is no crowd."""
+    for annotation in coco.dataset.get('annotations', ()):
+        annotation.setdefault('iscrowd', 0)
+        if 'area' not in annotation:
+            annotation['area'] = annotation['bbox'][2] * annotation['bbox'][3]
+
+
+def _check_annotations(path: Path, masks: bool) -> None:
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except OSError:
@@ -100,6 +121,15 @@ def _check_annotations(path: Path) -> None:
         isinstance(content, dict) and isinstance(content.get(key), list))]
     if absent:
         raise ValueError(f"{path} is not in COCO's format: it has no list '{absent[0]}'.")
+    needed = ('image_id', 'category_id', 'bbox', *(('segmentation',) if masks else ()))
+    for annotation in content['annotations']:
+        for key in needed:
+            if annotation.get(key) in (None, [], {}):
+                also = '; without masks=True it can be read' if key == 'segmentation' else ''
+                raise ValueError(f"{path} has an annotation (id {annotation.get('id')}) without '{key}'{also}.")
+        if annotation['category_id'] == 0:
+            raise ValueError(f'{path} has objects of category 0, which detectors take for the background; number the '
+                             'categories from 1.')
 
 
 def collate(batch: Sequence[tuple[torch.Tensor, dict[str, Any]]]) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
@@ -119,7 +149,8 @@ def evaluate_coco(
     """COCO's average precision and recall of a detector.
 
     Args:
-        detector: One of torchvision's detectors. Runs in eval mode, and is left in the mode it was in.
+        detector: One of torchvision's detectors. Runs in eval mode, and each of its modules is left in the mode it was
+            in.
         loader: Gives (images, targets), each target with its ``image_id``: a ``DataLoader`` of a :class:`CocoSet` with
             :func:`collate`.
         coco: The ground truth, a ``pycocotools.coco.COCO``; by default that of the loader's data set. Images that the
@@ -133,7 +164,8 @@ def evaluate_coco(
 
     Raises:
         ImportError: pycocotools is missing.
-        ValueError: The loader gives no images, or the ground truth or an IoU type is missing.
+        ValueError: The loader gives no images or one that the ground truth has not, or the ground truth or an IoU
+            type is missing.
     """
     _pycocotools()
     from pycocotools.cocoeval import COCOeval
@@ -143,20 +175,26 @@ def evaluate_coco(
         raise ValueError("The loader's data set has no COCO ground truth; pass it as coco=COCO(annotation_file).")
     device = next(detector.parameters()).device
     dtype = next(p.dtype for p in detector.parameters() if p.is_floating_point())
-    training = detector.training
+    modes = {module: module.training for module in detector.modules()}
     ids: list[int] = []
     results: dict[str, list[dict[str, Any]]] = {'bbox': [], 'segm': []}
     segments = False
     detector.eval()
     try:
         for images, targets in tqdm(loader, desc='evaluating', disable=not (progress and sys.stderr.isatty())):
+            batch = [int(target['image_id']) for target in targets]
+            foreign = [image_id for image_id in batch if image_id not in coco.imgs]
+            if foreign:
+                raise ValueError(f'The loader gives the image {foreign[0]}, which the ground truth does not have; pass '
+                                 'that of its data set as coco=....')
             outputs = detector([image.to(device, dtype) for image in images])
-            for target, output in zip(targets, outputs, strict=True):
-                ids.append(int(target['image_id']))
+            for image_id, output in zip(batch, outputs, strict=True):
                 segments = segments or 'masks' in output
-                _add(results, ids[-1], output)
+                _add(results, image_id, output)
+            ids += batch
     finally:
-        detector.train(training)
+        for module, training in modes.items():
+            module.training = training
     if not ids:
         raise ValueError('The loader gives no images to evaluate on.')
     has = ('bbox', 'segm') if segments else ('bbox',)
@@ -166,13 +204,11 @@ def evaluate_coco(
                          f'{" and segm" if segments else " alone"}.')
     figures = {}
     for kind in iou_types or has:
-        if not results[kind]:  # pycocotools takes no empty list of detections
-            figures[kind] = dict.fromkeys(_METRICS, 0.0)
-            continue
         with contextlib.redirect_stdout(io.StringIO()):
             # A copy, since pycocotools turns its polygons into bytes, which a data set of the same object cannot read.
             truth = copy.deepcopy(coco)
-            evaluation = COCOeval(truth, truth.loadRes(results[kind]), kind)
+            _complete(truth)
+            evaluation = COCOeval(truth, _found(truth, results[kind]), kind)
             evaluation.params.imgIds = sorted(set(ids))
             evaluation.evaluate()
             evaluation.accumulate()
@@ -181,10 +217,20 @@ def evaluate_coco(
     return figures
 
 
+def _found(truth: Any, detections: list[dict[str, Any]]) -> Any:
+    """Detections as pycocotools evaluates them; its own way takes no empty list."""
+    if detections:
+        return truth.loadRes(detections)
+    empty = type(truth)()
+    empty.dataset = {**truth.dataset, 'annotations': []}
+    empty.createIndex()
+    return empty
+
+
 def _add(results: dict[str, list[dict[str, Any]]], image_id: int, output: dict[str, torch.Tensor]) -> None:
     from pycocotools import mask
 
-    boxes = output['boxes'].double().cpu()
+    boxes = output['boxes'].cpu().double()  # some devices have no float64
     boxes[:, 2:] -= boxes[:, :2]
     scores, labels = output['scores'].tolist(), output['labels'].tolist()
     common = [{'image_id': image_id, 'category_id': label, 'score': score}

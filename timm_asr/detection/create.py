@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from ..layers.scaled import nearest
 from .backbone import TimmPyramid, make_body
+from .pooling import region_pool
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,15 @@ class _Kind:
 
 def _rcnn_parts(strides: tuple[int, ...], levels: int) -> dict[str, Any]:
     # torchvision's own choice, 32 to 512 pixels at the strides 4 to 64, carried over to any strides.
-    names = [str(level) for level in range(levels)]
     return {
         'rpn_anchor_generator': AnchorGenerator(
             tuple((8 * stride,) for stride in strides), ((0.5, 1.0, 2.0),) * len(strides)),
-        'box_roi_pool': MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
+        'box_roi_pool': region_pool(strides[:levels], 7),
     }
 
 
 def _mask_rcnn_parts(strides: tuple[int, ...], levels: int) -> dict[str, Any]:
-    names = [str(level) for level in range(levels)]
-    return {
-        **_rcnn_parts(strides, levels),
-        'mask_roi_pool': MultiScaleRoIAlign(names, output_size=14, sampling_ratio=2),
-    }
+    return {**_rcnn_parts(strides, levels), 'mask_roi_pool': region_pool(strides[:levels], 14)}
 
 
 def _retinanet_parts(strides: tuple[int, ...], levels: int) -> dict[str, Any]:
@@ -92,15 +88,16 @@ def create_detector(
         checkpoint: Load the backbone's weights from this file, a checkpoint of ``train.py`` (its averaged weights, if
             it has them) or a state dict, without the classifier.
         asr: Gate of ASR for a backbone whose name has none, at the known sites; with weights loaded it starts as the
-            function they are.
+            function they are, and with those of a checkpoint trained with the same ASR it is what was trained.
         frozen_bn: Keep the backbone's BatchNorms as they are in training, as is usual with trained weights (without,
             the residual branches of a ResNet, whose last norms start at zero, would stay at zero); their attention is
             trained all the same.
-        strides: Strides of the backbone's features to use; by default all it has from 4 on (RetinaNet: from 8 on).
+        strides: Strides of the backbone's features to use, in any order; by default all it has from 4 on (RetinaNet:
+            from 8 on).
         fpn_channels: Channels of the pyramid.
         backbone_kwargs: Further keywords of :func:`timm_asr.create_model`, such as ``asr_depth``.
-        kwargs: Of torchvision's class, e.g. ``min_size``, ``box_detections_per_img``. Anchors and region pooling follow
-            from the strides (8 pixels of anchor a stride; RetinaNet 4) unless given.
+        kwargs: Of torchvision's class, e.g. ``min_size``, ``box_detections_per_img``, ``size_divisible``. Anchors and
+            region pooling follow from the strides (8 pixels of anchor a stride; RetinaNet 4) unless given.
 
     Returns:
         The detector, in training mode.
@@ -114,7 +111,8 @@ def create_detector(
     if name not in _KINDS:
         raise ValueError(f"Unknown detector '{name}'{nearest(name, list(_KINDS))}; there are {', '.join(_KINDS)}.")
     kind = _KINDS[name]
-    known = {key for cls in kind.accepts for key in inspect.signature(cls).parameters} - {'backbone', 'kwargs'}
+    accepting = (*kind.accepts, GeneralizedRCNNTransform)  # torchvision hands on to it what is left
+    known = {key for cls in accepting for key in inspect.signature(cls).parameters} - {'backbone', 'kwargs'}
     unknown = sorted(set(kwargs) - known)
     if unknown:  # torchvision's constructors accept anything in silence
         raise TypeError(

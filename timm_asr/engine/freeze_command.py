@@ -3,14 +3,19 @@
 import argparse
 import importlib.util
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from timm.data.loader import PrefetchLoader
+from torch.utils.data import IterableDataset
+
 from ..freeze import FreezeReport, freeze_attention
 from ..hub.graph import write_program
-from ..hub.place import refuse_other, write_whole
+from ..hub.place import CONFIG, METRICS, TRAINABLE, WEIGHTS, write_whole
 from ..hub.save import Options, write_fused
 from ..hub.source import Source
 from .build import first_line
@@ -32,7 +37,8 @@ FREEZE_OPTIONS: list[Option] = [
            help='leave gates whose deviation over images, averaged over channels, exceeds this'),
     Option('--recalibrate-bn', kind='switch', group='Freezing',
            help='estimate the statistics of the BatchNorms anew afterwards'),
-    Option('--samples', type=int, default=None, metavar='N', group='Freezing', help='images to use; all if unset'),
+    Option('--samples', type=int, default=None, metavar='N', group='Freezing',
+           help='images to use, chosen at random where they can be; all if unset'),
     Option('--force', kind='switch', group='Freezing', help='replace other weights that are there'),
     *(option for option in EXPORT_OPTIONS if option.group in _TAKEN),
 ]
@@ -52,11 +58,13 @@ def freeze(args: argparse.Namespace) -> FreezeReport:
     step('freeze', describe(source))
     folder = Path(args.output) if args.output else None
     if folder is not None:
-        _refuse_taken(folder, source, args.force)
+        _refuse_taken(folder, args.force)
     loader = open_images(args, source, apply_data_options(args, source), device)
     if loader is None:
         raise BadInput('no images to measure the gates on: give the folder of the images (--data-dir DIR) or the name '
                        'of a data set (--dataset NAME)')
+    if args.samples is not None or args.recalibrate_bn:
+        _mix(loader, args.samples)
     source.model.float().eval().to(device)
     try:
         with deferred_interrupts():
@@ -73,12 +81,19 @@ def freeze(args: argparse.Namespace) -> FreezeReport:
     return report
 
 
-def _refuse_taken(folder: Path, source: Source, overwrite: bool) -> None:
+def _mix(loader: Any, samples: int | None) -> None:
+    """Let a loader give so many random images, always the same, in place of the first: folders are sorted by class."""
+    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
+    if not isinstance(inner.dataset, IterableDataset):
+        order = torch.randperm(len(inner.dataset), generator=torch.Generator().manual_seed(0))
+        inner.batch_sampler.sampler = order[:samples].tolist()
+
+
+def _refuse_taken(folder: Path, overwrite: bool) -> None:
     """Before any work: refuse a folder that holds something else."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f'{folder} is a file, and a folder is to be written there')
-    refuse_other(folder, source.facts, overwrite)
-    taken = [name for name in (PROGRAM, REPORT, PLOT) if (folder / name).exists()]
+    taken = [name for name in (PROGRAM, REPORT, PLOT, WEIGHTS) if (folder / name).exists()]
     if taken and not overwrite:
         raise BadInput(f'{folder} has another {taken[0]} already; choose another folder, or replace what is there '
                        '(--force)')
@@ -94,14 +109,27 @@ def _write(folder: Path, source: Source, report: FreezeReport, args: argparse.Na
         if report.architecture:
             # Curves and figures of the training are those of the network with gates.
             source.files, source.metrics = files, _metrics(report)
+            source.facts.pop('metrics', None)
+            if args.split.lower().startswith('train'):  # what is published as accuracy is that on images held out
+                source.metrics = None
             write_fused(source, folder, Options(
                 provenance={'frozen_gates': len(report.frozen)}, overwrite=args.force, report=step))
         else:  # no name stands for it: a program, which needs none
             write_program(source, folder / PROGRAM, images=images, overwrite=args.force, report=step)
             for name, content in files.items():
                 write_whole(folder / name, content)
+        _remove_other(folder, (PROGRAM,) if report.architecture else (WEIGHTS, CONFIG, METRICS, TRAINABLE))
     except (OSError, ValueError) as error:
         raise Stopped(first_line(error)) from None
+
+
+def _remove_other(folder: Path, names: Sequence[str]) -> None:
+    """Remove what an earlier run left there as its result, of the other kind."""
+    for name in names:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _metrics(report: FreezeReport) -> dict[str, Any] | None:

@@ -45,7 +45,9 @@ def freeze_attention(
     Args:
         model: The network, or a wrapper (DDP, compiled) around it; before ``timm_asr.reparameterize``.
         loader: Gives (images, labels) or images, as timm's loaders do, each time it is iterated over; best those of
-            the training set as they come in validation.
+            the training set as they come in validation. Each batch should have images of all classes: with ``samples``
+            a loader sorted by class would give those of the first classes alone, and ``recalibrate_bn`` averages over
+            what the batches have each.
         threshold: Leave gates whose standard deviation over images, averaged over channels, exceeds this.
         recalibrate_bn: Estimate the statistics of the BatchNorms anew over the images afterwards.
         samples: Images to use, the first ones that the loader gives; all of them where None.

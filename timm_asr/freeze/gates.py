@@ -156,7 +156,7 @@ class ChannelStatistics:
 
     def update(self, values: torch.Tensor) -> None:
         """Add a batch (B, C)."""
-        values = values.detach().to('cpu', torch.float64)
+        values = values.detach().cpu().double()  # some devices have no float64
         count, mean = len(values), values.mean(0)
         delta, total = mean - self.mean, self.count + count
         squares = (values - mean).square().sum(0) + delta.square() * (self.count * count / total)

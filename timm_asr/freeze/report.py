@@ -61,7 +61,7 @@ class Change:
 
     def update(self, before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor | None) -> None:
         """Add a batch of logits (B, K) and, where there are any, labels (B,)."""
-        moved = (after - before).abs().double()
+        moved = (after - before).abs().cpu().double()  # some devices have no float64
         self.images += len(before)
         self.largest_logit = max(self.largest_logit, before.abs().max().item())
         self.largest = max(self.largest, moved.max().item())
