@@ -181,8 +181,8 @@ def test_the_size_of_images_is_the_one_the_model_was_made_for():
 
 
 @pytest.mark.parametrize('name', [
-    'resnet20', 'resnet83_dia_lstm', 'wrn52_4', 'resnext101_8x32d', 'resnet18_se', 'vit_tiny', 'repvgg_a0_cifar',
-    'mobilenetv1', 'shufflenetv2_cifar', 'vgg19_cifar', 'resnet56_acnet'])
+    'resnet20', 'resnet83_dia_lstm', 'wrn52_4', 'resnext101_8x32d', 'resnet18_se', 'vit_tiny_patch16_224',
+    'repvgg_a0_cifar', 'mobilenetv1_100', 'shufflenetv2_100_cifar', 'vgg19_cifar', 'resnet56_acnet'])
 def test_models_of_this_package_are_known_by_their_classes(name):
     """So that building one needs no image to be followed through it."""
     model = timm.create_model(name, device='meta')
