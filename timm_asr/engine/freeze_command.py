@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from ..freeze import FreezeReport, freeze_attention
 from ..hub.graph import write_program
-from ..hub.place import CONFIG, METRICS, TRAINABLE, WEIGHTS, write_whole
+from ..hub.place import CONFIG, METRICS, TRAINABLE, WEIGHTS, remove, write_whole
 from ..hub.save import Options, write_fused
 from ..hub.source import Source
 from .build import first_line
@@ -107,29 +106,22 @@ def _write(folder: Path, source: Source, report: FreezeReport, args: argparse.Na
             files[PLOT] = (Path(aside) / PLOT).read_bytes()
     try:
         if report.architecture:
-            # Curves and figures of the training are those of the network with gates.
-            source.files, source.metrics = files, _metrics(report)
+            # Curves and figures of the training are those of the network with gates; and what is published as accuracy
+            # is that on images held out.
+            held_out = not args.split.lower().startswith('train')
+            source.files, source.metrics = files, _metrics(report) if held_out else None
             source.facts.pop('metrics', None)
-            if args.split.lower().startswith('train'):  # what is published as accuracy is that on images held out
-                source.metrics = None
             write_fused(source, folder, Options(
                 provenance={'frozen_gates': len(report.frozen)}, overwrite=args.force, report=step))
         else:  # no name stands for it: a program, which needs none
             write_program(source, folder / PROGRAM, images=images, overwrite=args.force, report=step)
             for name, content in files.items():
                 write_whole(folder / name, content)
-        _remove_other(folder, (PROGRAM,) if report.architecture else (WEIGHTS, CONFIG, METRICS, TRAINABLE))
+        # What an earlier run left there as its result, of the other kind.
+        for name in (PROGRAM,) if report.architecture else (WEIGHTS, CONFIG, METRICS, TRAINABLE):
+            remove(folder / name)
     except (OSError, ValueError) as error:
         raise Stopped(first_line(error)) from None
-
-
-def _remove_other(folder: Path, names: Sequence[str]) -> None:
-    """Remove what an earlier run left there as its result, of the other kind."""
-    for name in names:
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
-        else:
-            (folder / name).unlink(missing_ok=True)
 
 
 def _metrics(report: FreezeReport) -> dict[str, Any] | None:

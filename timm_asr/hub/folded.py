@@ -102,6 +102,11 @@ def random_images(shape: tuple[int, ...], batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
 
 
+def relative_difference(wanted: torch.Tensor, found: torch.Tensor) -> float:
+    """Largest difference of logits over the largest logit that was wanted."""
+    return ((wanted - found).abs().max() / wanted.abs().max().clamp_min(1e-30)).item()
+
+
 @torch.no_grad()
 def same_function(reference: nn.Module, fused: nn.Module, images: torch.Tensor) -> float:
     """Largest difference of the logits of both models over the largest logit, in float32.
@@ -115,12 +120,11 @@ def same_function(reference: nn.Module, fused: nn.Module, images: torch.Tensor) 
     if not (wanted.isfinite().all() and found.isfinite().all()):
         raise ValueError('The logits of the model are not finite on random images: its training has diverged, or its '
                          'weights do not fit the precision asked for.')
-    relative = ((wanted - found).abs().max() / wanted.abs().max().clamp_min(1e-30)).item()
+    relative = relative_difference(wanted, found)
     if relative <= tolerance(reference):
         return relative
     # Activations can grow with depth until rounding alone is more than that; in float64 it would still be small.
-    exact = [copy.deepcopy(m).double()(images.double()) for m in (reference, fused)]
-    in_double = ((exact[0] - exact[1]).abs().max() / exact[0].abs().max().clamp_min(1e-30)).item()
+    in_double = relative_difference(*(copy.deepcopy(m).double()(images.double()) for m in (reference, fused)))
     if not in_double <= 1e-6:  # the fused weights themselves are rounded to float32
         raise ValueError(
             f'The fused model is not the same function: its logits differ by {relative:.1e} of the largest.')

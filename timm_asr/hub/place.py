@@ -115,14 +115,15 @@ def put_in_place(aside: Path, folder: Path) -> None:
     new = {path.name for path in aside.iterdir()}
     if (folder / WEIGHTS).is_file() and not holds_same(aside, folder):
         for name in set(_OWN) - new:
-            _remove(folder / name)
+            remove(folder / name)
     for name in sorted(new, key=lambda name: (name == CONFIG, name == WEIGHTS)):
         if (folder / name).is_dir():
-            _remove(folder / name)
+            remove(folder / name)
         os.replace(aside / name, folder / name)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, where there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

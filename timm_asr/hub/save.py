@@ -26,6 +26,7 @@ from .folded import (
     plain_arguments,
     random_images,
     refuse_inference_form,
+    relative_difference,
     same_function,
     state_of,
     tag_of,
@@ -213,8 +214,7 @@ class _Writer:
     @torch.no_grad()
     def _note_rounding(self, reference: nn.Module, model: nn.Module) -> None:
         images = self._images(model)
-        wanted = reference(images)
-        relative = ((model(images) - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)).item()
+        relative = relative_difference(reference(images), model(images))
         self.options.report('round', f'in {self.options.dtype}, logits on random images differ by {relative:.1g} of '
                                      'the largest')
         if self.metrics:
