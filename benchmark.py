@@ -3,8 +3,8 @@
 
 import sys
 
-from timm_asr.engine.benchmark import main
-from timm_asr.engine.errors import run_main
+from timm_asr.engine.commands.benchmark import main
+from timm_asr.errors import run_main
 
 if __name__ == '__main__':
     sys.exit(run_main(main, 'benchmark.py'))

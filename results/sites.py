@@ -63,7 +63,7 @@ def structure(name: str, **kwargs: Any) -> dict[str, Any]:
     import timm
 
     import timm_asr
-    from timm_asr.layers import ASR
+    from timm_asr.asr.vector import ASR
 
     model = timm.create_model(name, device='meta', **kwargs)
     stock = signature(model)
@@ -151,7 +151,7 @@ def check(name: str, **kwargs: Any) -> dict[str, Any]:
     from timm.utils import reparameterize_model
 
     import timm_asr
-    from timm_asr.layers import ASR
+    from timm_asr.asr.vector import ASR
 
     torch.manual_seed(SEED)
     model = timm.create_model(name, **kwargs).double().eval()

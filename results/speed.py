@@ -37,13 +37,13 @@ import torch
 from torch import nn
 
 from timm_asr import __version__
+from timm_asr.asr.vector import ASR
 from timm_asr.engine.bench_steps import InferenceStep, Step, TrainStep
 from timm_asr.engine.eval_options import BENCHMARK_OPTIONS
 from timm_asr.engine.measure import saved_for_backward
 from timm_asr.engine.options import parse
 from timm_asr.engine.reports import as_markdown, write_results
 from timm_asr.engine.versus import Spread, interleave, ratios
-from timm_asr.layers import ASR
 
 HERE = Path(__file__).parent
 SEED = 42

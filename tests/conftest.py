@@ -22,7 +22,7 @@ def _seed() -> None:
 @pytest.fixture(autouse=True)
 def _shared_fresh_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if 'fresh_process' not in request.keywords:
-        monkeypatch.setattr('timm_asr.hub.save.FreshProcess', fresh_processes.SharedProcess)
+        monkeypatch.setattr('timm_asr.export.save.FreshProcess', fresh_processes.SharedProcess)
 
 
 def pytest_sessionfinish() -> None:

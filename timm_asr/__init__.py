@@ -1,19 +1,19 @@
 """Channel attention for timm: importing this package registers its models with ``timm.create_model``."""
 
 from . import _requirements  # noqa: F401 - first: an older timm would fail further on without saying why
+from .asr.attach import attach_asr
+from .asr.vector import fold_asr, has_asr
+from .export.graph import export_onnx, export_program
+from .export.load import list_published, load_trainable, verify_weights
+from .export.push import push_to_hub
+from .export.save import save_fused
 from .freeze import freeze_attention
-from .hub import (
-    export_onnx,
-    export_program,
-    list_published,
-    load_trainable,
-    push_to_hub,
-    save_fused,
-    verify_weights,
-)
-from .layers import ChannelGate, fold_asr, get_gate, has_asr, list_gates
-from .models import attach_asr, create_model, plain_architecture, reparameterize
+from .gates.gate import ChannelGate
+from .gates.table import get_gate, list_gates
+from .inference.reparameterize import reparameterize
 from .models.auxiliary import auxiliary_loss
+from .models.create import create_model
+from .models.zoo import plain_architecture
 from .version import __version__
 
 __all__ = [

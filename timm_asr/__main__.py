@@ -3,8 +3,8 @@
 import importlib
 import sys
 
-from .engine.errors import nearest, run_main
 from .engine.recipes import list_recipes
+from .errors import nearest, run_main
 
 COMMANDS = {
     'train': 'train a model; without arguments, the recipe digits',
@@ -15,8 +15,6 @@ COMMANDS = {
     'publish': 'publish such a folder on the Hugging Face Hub',
     'run': "run another program's script with the models of this package registered",
 }
-# Where a command is not a module of its name.
-_MODULES = {'export': 'export_command', 'freeze': 'freeze_command', 'publish': 'publish_command'}
 
 
 def main() -> int:
@@ -33,7 +31,7 @@ def main() -> int:
         print(f'timm_asr: error: unknown command {command!r}; did you mean {nearest(command, list(COMMANDS))[0]!r}?',
               file=sys.stderr)
         return 2
-    module = importlib.import_module(f'timm_asr.engine.{_MODULES.get(command, command)}')
+    module = importlib.import_module(f'timm_asr.engine.commands.{command}')
     return run_main(lambda: module.main(rest), f'timm_asr {command}')
 
 

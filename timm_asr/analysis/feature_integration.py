@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..layers import ChannelGate
-from ..models.shared_stage import SharedStage
+from ..gates.gate import ChannelGate
+from ..gates.shared_stage import SharedStage
 
 
 @torch.inference_mode()
@@ -202,14 +202,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Collect, compute, plot; returns the exit status, with one sentence on standard error where it is not 0."""
-    from ..engine.errors import run_main
+    from ..errors import run_main
 
     return run_main(lambda: _run(_parser().parse_args(argv)), 'feature_integration')
 
 
 def _run(args: argparse.Namespace) -> None:
-    from ..engine.errors import BadInput  # only the command needs the engine
-    from ..engine.load_model import load_model
+    from ..checkpoints.load_model import load_model
+    from ..errors import BadInput  # only the command needs the engine
 
     model = load_model(
         args.model or ('' if args.checkpoint else _DEFAULT_MODEL), args.checkpoint or '', num_classes=args.num_classes)

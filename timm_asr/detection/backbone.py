@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from ..layers import has_asr
+from ..asr.vector import has_asr
 from ..models.create import ASR_KEYWORDS, create_model
 
 

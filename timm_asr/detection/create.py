@@ -12,7 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from ..layers.scaled import nearest
+from ..asr.scaled import nearest
 from .backbone import TimmPyramid, make_body
 from .pooling import region_pool
 

@@ -13,9 +13,9 @@ from timm.utils import dispatch_clip_grad
 from torch import nn
 
 from .. import auxiliary_loss
+from ..checkpoints.load_model import load_model
+from ..errors import BadInput
 from .device import synchronize
-from .errors import BadInput
-from .load_model import load_model
 from .measure import count_operations, count_parameters, peak_memory, saved_for_backward
 from .prepare import autocast, compiled, inference_form
 

@@ -15,8 +15,8 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from .. import auxiliary_loss, create_model
-from .errors import BadInput, nearest
-from .load_model import check_model_name, load_weights, read_checkpoint, state_dict_of
+from ..checkpoints.load_model import check_model_name, load_weights, read_checkpoint, state_dict_of
+from ..errors import BadInput, nearest
 
 _logger = logging.getLogger(__name__)
 

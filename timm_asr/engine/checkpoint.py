@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .errors import BadInput
-from .load_model import read_checkpoint
+from ..checkpoints.load_model import read_checkpoint
+from ..errors import BadInput
 
 LAST = 'last.pth.tar'
 BEST = 'model_best.pth.tar'

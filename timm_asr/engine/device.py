@@ -3,7 +3,7 @@
 
 import torch
 
-from .errors import BadInput
+from ..errors import BadInput
 
 
 def available_devices() -> list[str]:

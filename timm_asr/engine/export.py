@@ -15,15 +15,15 @@ import torch
 from torch import nn
 
 from .. import has_asr, plain_architecture, reparameterize
-from ..hub.folded import tolerance
-from ..hub.save import Options, write_fused
-from ..hub.source import Source
+from ..checkpoints.load_model import load_weights, read_checkpoint, state_dict_of
+from ..checkpoints.open import checkpoint_facts, label_names_of, used_data_config
+from ..checkpoints.source import Source
+from ..errors import BadInput, Stopped
+from ..export.folded import tolerance
+from ..export.save import Options, write_fused
 from .build import build_model, first_line
-from .errors import BadInput, Stopped
 from .interrupt import stoppable
-from .load_model import load_weights, read_checkpoint, state_dict_of
 from .measure import count_parameters
-from .source import checkpoint_facts, label_names_of, used_data_config
 from .versus import interleave
 
 _logger = logging.getLogger(__name__)

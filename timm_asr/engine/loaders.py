@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import RandomCrop, Resize
 
 from ..data import create_dataset
-from .errors import BadInput
+from ..errors import BadInput
 from .seeding import EpochSeeded, own_generator
 from .workers import quiet_workers
 

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from timm.utils import NativeScaler, dispatch_clip_grad
 
+from ..errors import Stopped
 from .build import Task
 from .device import synchronize
-from .errors import Stopped
 from .interrupt import stoppable
 from .loaders import Loaders
 from .progress import Progress

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import yaml
 from timm.utils import ParseKwargs
 
-from .errors import nearest
+from ..errors import nearest
 
 
 @dataclass(frozen=True)

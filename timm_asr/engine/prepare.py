@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from .. import reparameterize
-from ..models.reparameterize import is_foldable
-from .errors import BadInput
+from ..errors import BadInput
+from ..inference.reparameterize import is_foldable
 
 _logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .errors import BadInput, nearest
+from ..errors import BadInput, nearest
 
 FOLDER = Path(__file__).resolve().parent.parent / 'recipes'
 

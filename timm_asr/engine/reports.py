@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from .errors import BadInput
+from ..errors import BadInput
 
 FORMATS = ('csv', 'json', 'md')
 Row = Mapping[str, Any]

@@ -8,12 +8,12 @@ from typing import Any
 import torch.distributed as dist
 from timm.models import safe_model_name
 
-from ..hub.provenance import made_by
+from ..checkpoints.load_model import load_weights, read_checkpoint, state_dict_of, trained_as
+from ..errors import BadInput
+from ..export.provenance import made_by
 from ..models.create import ASR_KEYWORDS
 from .build import first_line, title_of
 from .checkpoint import find_checkpoint
-from .errors import BadInput
-from .load_model import load_weights, read_checkpoint, state_dict_of, trained_as
 from .loaders import label_names
 from .loop import Training
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..layers import ASR
+from ..asr.vector import ASR
 from .checkpoint import write_atomically
 
 _logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def plot_run(folder: Path, model: nn.Module | None) -> None:
         _logger.info('No plots: matplotlib is not installed (pip install "timm-asr[plot]").')
         return
     matplotlib.use('Agg')
-    from .plots import plot_attention, plot_curve
+    from ..figures.training import plot_attention, plot_curve
     try:
         rows = read_summary(folder / 'summary.csv')
         if rows:

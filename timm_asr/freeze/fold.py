@@ -11,10 +11,10 @@ from timm.layers import AvgPool2dSame, BlurPool2d, Conv2dSame, DropPath, LayerSc
 from timm.layers.activations import PReLU
 from torch import fx, nn
 
-from ..layers import ASR
-from ..layers.pointwise import PointwiseConv2d
-from ..layers.scaled import SCALABLE, WITH_ACTIVATION, channel_dim, out_channels, scale_, scaled_names
-from ..models.fold_bn import Tracer
+from ..asr.scaled import SCALABLE, WITH_ACTIVATION, channel_dim, out_channels, scale_, scaled_names
+from ..asr.vector import ASR
+from ..gates.pointwise import PointwiseConv2d
+from ..inference.fold_bn import Tracer
 
 # Exact types, since a subclass may do anything with its weight or input.
 _CONVS = (nn.Conv2d, Conv2dSame, PointwiseConv2d)

@@ -10,11 +10,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from ..layers import SGE, SharedUnit
-from ..layers.inference_gates import InferenceGate
-from ..layers.inference_shared import InferenceLSTM
-from ..models.inference_block import InferenceBranch
-from ..models.inference_stage import InferenceStage
+from ..gates.sge import SGE
+from ..gates.shared import SharedUnit
+from ..inference.block import InferenceBranch
+from ..inference.gates import InferenceGate
+from ..inference.shared import InferenceLSTM
+from ..inference.stage import InferenceStage
 
 _POSITIONS = 'it weighs positions too'
 _BRANCHES = 'it weighs branches against each other'

@@ -8,8 +8,8 @@ import torch
 from timm.models import get_model_args, is_model
 from torch import nn
 
-from ..layers import has_asr, list_gates
-from ..layers.gates import OPTIONS
+from ..asr.vector import has_asr
+from ..gates.table import OPTIONS, list_gates
 
 # What timm's names have where a network of the same name without it has no gates.
 _IN_NAMES = ('legacy_se', 'ese_', 'eca_', 'eca', 'se')

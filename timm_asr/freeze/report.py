@@ -149,7 +149,7 @@ class FreezeReport:
         Raises:
             ImportError: matplotlib is missing.
         """
-        from .plot import plot_gates
+        from ..figures.freeze import plot_gates
 
         plot_gates(self.gates, path, title)
 

@@ -8,10 +8,7 @@ from .asr_resnet import ASRResNet
 from .asr_shufflenet import ASRShuffleNetV2
 from .asr_vgg import ASRCifarVGG
 from .asr_vit import ASRVisionTransformer
-from .attach import attach_asr
-from .branch_blocks import RepVggASR
 from .create import create_model
-from .reparameterize import reparameterize
 from .zoo import plain_architecture
 
 __all__ = [
@@ -25,9 +22,6 @@ __all__ = [
     'ASRResNet',
     'ASRShuffleNetV2',
     'ASRVisionTransformer',
-    'RepVggASR',
-    'attach_asr',
     'create_model',
     'plain_architecture',
-    'reparameterize',
 ]

@@ -13,13 +13,13 @@ from timm.models.resnet import BasicBlock
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..layers.asr import WRAPPERS
-from ..layers.branches import register_branches
-from .branch_blocks import SumASR
+from ..asr.branch_blocks import SumASR
+from ..asr.branches import register_branches
+from ..asr.sites import SITES
+from ..asr.vector import WRAPPERS
+from ..inference.block import LAYERS
+from ..inference.folded_block import FOLDED, FoldedBasicBlock
 from .cifar_resnet import CifarResNet
-from .folded_block import FOLDED, FoldedBasicBlock
-from .inference_block import LAYERS
-from .sites import SITES
 
 _KERNELS = {'conv_3x3': (3, 3), 'conv_1x3': (1, 3), 'conv_3x1': (3, 1)}
 

@@ -6,10 +6,10 @@ import torch.nn as nn
 from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models.resnet import BasicBlock, Bottleneck
 
+from ..inference.reparameterize import built_for_inference
 from .cfgs import cifar_cfg
 from .cifar_resnet import CifarResNet
 from .pretrained import check_shipped, with_shipped
-from .reparameterize import built_for_inference
 from .residual import ResidualModel
 from .wide import WideBlock
 from .zoo import Variant, register, variants

@@ -14,8 +14,8 @@ from torch import nn
 from torchvision.models import ShuffleNet_V2_X1_0_Weights
 from torchvision.models.shufflenetv2 import InvertedResidual
 
+from ..asr.sites import SITES
 from .cfgs import cifar_cfg, imagenet_cfg
-from .sites import SITES
 from .staged import StagedNet
 from .zoo import Variant, ZooModel, asr_variants, register
 

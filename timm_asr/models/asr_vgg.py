@@ -12,8 +12,8 @@ from timm.layers import LayerType, get_act_layer, get_norm_layer
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs
 from torch import nn
 
+from ..asr.sites import SITES
 from .cfgs import cifar_cfg
-from .sites import SITES
 from .staged import StagedNet
 from .zoo import Variant, ZooModel, asr_variants, register
 

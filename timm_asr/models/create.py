@@ -6,9 +6,9 @@ from typing import Any
 import timm
 from torch import nn
 
-from ..layers.asr import has_asr
-from ..layers.gates import asr_gate
-from .attach import attach_asr
+from ..asr.attach import attach_asr
+from ..asr.vector import has_asr
+from ..gates.table import asr_gate
 from .zoo import is_ours, plain_architecture
 
 #: Keyword of :func:`create_model` -> argument of :func:`attach_asr`.

@@ -9,11 +9,11 @@ from timm.layers import get_device_dtype
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from ..layers.dia_lstm import SharedLSTM
-from ..layers.gates import OPTIONS, gate_arguments, get_gate
-from ..layers.shared import SharedUnit, shared_gate
-from .reparameterize import built_for_inference
-from .shared_stage import BranchBasicBlock, BranchBottleneck, PlainStage, SharedStage
+from ..gates.dia_lstm import SharedLSTM
+from ..gates.shared import SharedUnit, shared_gate
+from ..gates.shared_stage import BranchBasicBlock, BranchBottleneck, PlainStage, SharedStage
+from ..gates.table import OPTIONS, gate_arguments, get_gate
+from ..inference.reparameterize import built_for_inference
 from .wide import BranchWideBlock, WideBlock
 from .zoo import ZooModel
 

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.init import zeros_
 
+from ..asr.sites import SITES
+
 
 class WideBlock(nn.Module):
     """x + f(x), f = conv3x3, dropout, conv3x3, with norm and activation before each convolution.
@@ -116,3 +118,7 @@ class BranchWideBlock(WideBlock):
         if self.drop_path is not None:
             a = self.drop_path(a)
         return a + shortcut
+
+
+SITES[WideBlock] = ('conv2',)
+SITES[BranchWideBlock] = ('bn3',)

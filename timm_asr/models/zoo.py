@@ -10,10 +10,10 @@ from timm.layers import get_device_dtype
 from timm.models import is_model, register_model
 from torch import nn
 
-from ..layers.gates import OPTIONS, asr_gate, gate_arguments, get_gate, list_gates
-from .attach import attach_asr
-from .reparameterize import Reparameterizable, built_for_inference
-from .sites import class_sites
+from ..asr.attach import attach_asr
+from ..asr.sites import class_sites
+from ..gates.table import OPTIONS, asr_gate, gate_arguments, get_gate, list_gates
+from ..inference.reparameterize import Reparameterizable, built_for_inference
 
 #: Shared units that a residual network is registered with.
 DIA_NAMES = ('se', 'eca', 'cbam', 'srm', 'spa', 'lstm', 'lstm_light')
@@ -35,7 +35,7 @@ class ZooModel(Reparameterizable):
         asr_init: Initial psi (default 0.1); ``'N_0.1'`` draws it from N(0, 0.1^2).
         asr_learnable: Whether psi is trained (default True).
         rd_ratio: Hidden width over channels, of gates that have a hidden layer; and the other options of single
-            gates, see :data:`timm_asr.layers.gates.OPTIONS`: ``se_bias``, ``eca_kernel``, ``spe_mix``,
+            gates, see :data:`timm_asr.gates.table.OPTIONS`: ``se_bias``, ``eca_kernel``, ``spe_mix``,
             ``spe_reweight``, ``spe_eta``, ``ras_depth``, ``ras_connect``, ``ras_share``.
         reparameterized: Build the inference form, in eval mode, to load a state dict of that form into: True for that
             of ``reparameterize()``, 'fold_bn' for that of ``reparameterize(fold_bn=True)``.

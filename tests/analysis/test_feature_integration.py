@@ -1,0 +1,132 @@
+"""Feature integration: attention over a real loader, Algorithm 1 against its own statement, the heat map."""
+
+import pytest
+import timm
+import torch
+from helpers import randomize
+from PIL import Image
+from timm.data import create_loader
+
+import timm_asr  # noqa: F401 - registers the models
+from timm_asr.analysis.feature_integration import collect_attention, feature_integration, main, plot_feature_integration
+from timm_asr.data import Digits
+
+sklearn_ensemble = pytest.importorskip('sklearn.ensemble', reason='the extra `analysis` is not installed')
+
+
+def loader(batch_size=16):
+    return create_loader(Digits('validation'), (3, 16, 16), batch_size, use_prefetcher=False, num_workers=0)
+
+
+def small(name, **kwargs):
+    return randomize(timm.create_model(name, layers=(3, 2, 4), channels=(8, 8, 16), **kwargs))
+
+
+@pytest.mark.parametrize('name', ['resnet20_dia_lstm', 'resnet20_dia_srm', 'resnet20_dia_se', 'wrn52_4_dia_lstm_light'])
+def test_attention_of_a_shared_unit(name):
+    model = small(name).train()
+    attention = collect_attention(model, loader(), samples=40)
+    assert {key: tuple(v.shape) for key, v in attention.items()} == {
+        'layer1': (40, 3, 8), 'layer2': (40, 2, 8), 'layer3': (40, 4, 16)}
+    assert model.training
+    images = torch.cat([batch for _, (batch, _) in zip(range(3), loader(), strict=False)])[:40]
+    seen = []
+    block = model.layer3[2]
+    merge = block.merge
+    block.merge = lambda a, z, shortcut: (seen.append(block.own(z)), merge(a, z, shortcut))[1]
+    model.eval()(images)
+    assert torch.allclose(attention['layer3'][:, 2], seen[0].flatten(1), atol=1e-6)
+
+
+def test_attention_of_gates_in_the_blocks():
+    model = small('resnet20_se')
+    attention = collect_attention(model, loader(), samples=20)
+    assert list(attention) == ['layer1', 'layer2', 'layer3']
+    images = torch.cat([batch for _, (batch, _) in zip(range(2), loader(), strict=False)])[:20]
+    seen = []
+    model.layer2[1].se.register_forward_hook(lambda m, i, o: seen.append((o / i[0]).nanmean((2, 3))))
+    model.eval()(images)
+    assert torch.allclose(attention['layer2'][:, 1], seen[0], atol=1e-4)
+    assert not model.layer1[0].se._forward_hooks
+
+
+def test_algorithm_1():
+    torch.manual_seed(0)
+    h = torch.rand(60, 4, 3)
+    ours = feature_integration(h, trees=12, seed=3)
+    assert torch.isnan(ours[torch.ones(4, 4, dtype=torch.bool).triu()]).all()
+    for j in range(1, 4):
+        forest = sklearn_ensemble.RandomForestRegressor(n_estimators=12, random_state=3)
+        gini = forest.fit(h[:, :j].reshape(60, j * 3).numpy(), h[:, j].numpy()).feature_importances_
+        res = []
+        total = 0.0
+        for k in range(j * 3):
+            total += gini[k]
+            if k % 3 == 2:
+                res.append(total)
+                total = 0.0
+        assert torch.allclose(ours[j, :j], torch.tensor(res, dtype=torch.float64) / max(res))
+        assert ours[j, :j].max() == 1
+
+
+@pytest.mark.parametrize('channels', [None, 2, 1])
+def test_it_finds_the_block_that_matters(channels):
+    torch.manual_seed(0)
+    h = torch.rand(200, 5, 4)
+    h[:, 3] = h[:, 1] ** 2
+    h[:, 4] = 0.5 * h[:, 0] + 0.01 * h[:, 4]
+    importance = feature_integration(h, trees=10, channels=channels)
+    assert importance[3, :3].argmax() == 1
+    assert importance[4, :4].argmax() == 0
+    assert importance[3, [0, 2]].max() < 0.2
+    assert torch.equal(importance.nan_to_num(), feature_integration(h, trees=10, channels=channels).nan_to_num())
+
+
+def test_heat_map(tmp_path):
+    maps = {'layer1': torch.rand(4, 4, dtype=torch.float64), 'layer2': torch.rand(18, 18, dtype=torch.float64)}
+    plot_feature_integration(maps, tmp_path / 'map.png', 'title')
+    image = Image.open(tmp_path / 'map.png')
+    assert image.size[0] > 800
+    assert len(image.convert('RGB').getcolors(1 << 20)) > 100
+
+
+@pytest.mark.parametrize('model', ['resnet20_dia_lstm', 'resnet20_se'])
+def test_command(model, tmp_path, capsys):
+    state = tmp_path / 'model.pth'
+    torch.save(timm.create_model(model).state_dict(), state)
+    words = f'--model {model} --checkpoint {state} --samples 30 --channels 4 --trees 3 --jobs 1 --batch-size 16'
+    assert main([*words.split(), '--output', str(tmp_path / 'map.png')]) == 0
+    assert 'layer3: 30 images, 3 blocks, 64 channels' in capsys.readouterr().out
+    assert Image.open(tmp_path / 'map.png').format == 'PNG'
+
+
+def test_a_training_checkpoint_says_what_it_is(tmp_path, capsys):
+    model = timm.create_model('resnet20_dia_se', in_chans=1, num_classes=7)
+    args = {'model': 'resnet20_dia_se', 'in_chans': 1, 'num_classes': 7}
+    torch.save({'arch': args['model'], 'state_dict': model.state_dict(), 'args': args}, tmp_path / 'last.pth.tar')
+    words = f'--checkpoint {tmp_path}/last.pth.tar --samples 20 --channels 2 --trees 2 --jobs 1'
+    assert main([*words.split(), '--output', str(tmp_path / 'map.png')]) == 0
+    assert (tmp_path / 'map.png').exists()
+
+
+@pytest.mark.parametrize(('words', 'sentence'), [
+    ('--checkpoint nowhere.pth', 'no checkpoint at nowhere.pth'),
+    ('--model resnet20', 'No block of this ASRCifarResNet has attention to look at'),
+    ('--model resnet20_dia_cbam --samples 4', 'This attention weighs positions'),
+    ('--model resnet20_sge --samples 4', 'This attention weighs positions'),
+    ('--model resnet20_dia_lstm --dataset  --data-dir nowhere', "--data-dir 'nowhere' does not exist"),
+    ('--model no_such_model', 'no_such_model'),
+])
+def test_errors(words, sentence, tmp_path, capsys):
+    assert main([*words.split(' '), '--output', str(tmp_path / 'map.png')]) != 0
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_to_learn_from():
+    with pytest.raises(ValueError, match='1 samples of 3 blocks tell nothing'):
+        feature_integration(torch.rand(1, 3, 4))
+    with pytest.raises(ValueError, match='The loader gives no image'):
+        collect_attention(small('resnet20_se'), [])

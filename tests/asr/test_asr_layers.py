@@ -1,0 +1,260 @@
+"""Scaling a layer's parameters is scaling its output, value and every gradient; psi and how it starts."""
+
+import copy
+
+import pytest
+import timm.layers as tl
+import timm.models.fastvit as fastvit
+import timm.models.metaformer as metaformer
+import timm.models.swiftformer as swiftformer
+import torch
+from helpers import randomize, relative_error
+from timm.layers import norm, norm_act
+from timm.layers.norm_act import FrozenBatchNormAct2d
+from timm.optim import param_groups_weight_decay
+from torch import nn
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from timm_asr.asr.scaled import SCALABLE
+from timm_asr.asr.vector import ASR, ASRVector, fold_asr
+from timm_asr.gates.table import asr_gate, list_gates
+
+C = 16
+MAP, TOKENS, ROWS = (4, C, 5, 6), (4, 7, C), (6, C)
+
+LAYERS = {
+    'BatchNorm1d': (lambda: nn.BatchNorm1d(C), ROWS),
+    'BatchNorm1d sequence': (lambda: nn.BatchNorm1d(C), (4, C, 7)),
+    'BatchNorm2d': (lambda: nn.BatchNorm2d(C), MAP),
+    'BatchNorm2d cumulative': (lambda: nn.BatchNorm2d(C, momentum=None), MAP),
+    'BatchNorm2d untracked': (lambda: nn.BatchNorm2d(C, track_running_stats=False), MAP),
+    'BatchNorm3d': (lambda: nn.BatchNorm3d(C), (2, C, 3, 4, 5)),
+    'BatchNormAct2d relu': (lambda: tl.BatchNormAct2d(C, inplace=False), MAP),
+    'BatchNormAct2d silu': (lambda: tl.BatchNormAct2d(C, act_layer=nn.SiLU, inplace=False), MAP),
+    'FrozenBatchNorm2d': (lambda: FrozenBatchNorm2d(C), MAP),
+    'FrozenBatchNormAct2d': (lambda: FrozenBatchNormAct2d(C, act_layer=nn.SiLU, inplace=False), MAP),
+    'SplitBatchNorm2d': (lambda: tl.SplitBatchNorm2d(C), MAP),
+    'LayerNorm': (lambda: nn.LayerNorm(C), TOKENS),
+    'LayerNorm timm': (lambda: tl.LayerNorm(C), TOKENS),
+    'LayerNorm2d': (lambda: tl.LayerNorm2d(C), MAP),
+    'LayerNorm without bias': (lambda: nn.LayerNorm(C, bias=False), TOKENS),
+    'RMSNorm': (lambda: nn.RMSNorm(C), TOKENS),
+    'RmsNorm timm': (lambda: tl.RmsNorm(C), TOKENS),
+    'GroupNorm': (lambda: nn.GroupNorm(4, C), MAP),
+    'GroupNorm1': (lambda: tl.GroupNorm1(C), MAP),
+    'GroupNormAct': (lambda: tl.GroupNormAct(C, num_groups=4, act_layer=nn.SiLU, inplace=False), MAP),
+    'GroupNorm1Act': (lambda: norm_act.GroupNorm1Act(C, act_layer=nn.SiLU, inplace=False), MAP),
+    'LayerNormAct2d': (lambda: tl.LayerNormAct2d(C, act_layer=nn.SiLU, inplace=False), MAP),
+    'RmsNormAct2d': (lambda: norm_act.RmsNormAct2d(C, act_layer=nn.SiLU, inplace=False), MAP),
+    'LayerNormExp2d': (lambda: norm.LayerNormExp2d(C), MAP),
+    'SimpleNorm': (lambda: tl.SimpleNorm(C), TOKENS),
+    'SimpleNorm2d': (lambda: tl.SimpleNorm2d(C), MAP),
+    'EvoNorm2dS0': (lambda: tl.EvoNorm2dS0(C, groups=4), MAP),
+    'EvoNorm2dS0a': (lambda: tl.EvoNorm2dS0a(C, groups=4), MAP),
+    'metaformer GroupNorm1': (lambda: metaformer.GroupNorm1NoBias(C), MAP),
+    'metaformer LayerNorm2d': (lambda: metaformer.LayerNorm2dNoBias(C), MAP),
+    'metaformer LayerNorm': (lambda: metaformer.LayerNormNoBias(C), TOKENS),
+    'Linear': (lambda: nn.Linear(C, C), TOKENS),
+    'Linear timm': (lambda: tl.Linear(C, C), TOKENS),
+    'Linear without bias': (lambda: nn.Linear(C, C, bias=False), ROWS),
+    'Conv1d': (lambda: nn.Conv1d(C, C, 3, padding=1), (4, C, 7)),
+    'Conv2d': (lambda: nn.Conv2d(C, C, 3, padding=1), MAP),
+    'Conv2d reflect': (lambda: nn.Conv2d(C, C, 3, padding=1, padding_mode='reflect'), MAP),
+    'Conv2d grouped': (lambda: nn.Conv2d(C, C, 3, padding=1, groups=4, bias=False), MAP),
+    'Conv2d depthwise': (lambda: nn.Conv2d(C, C, 3, padding=1, groups=C), MAP),
+    'Conv2d dilated': (lambda: nn.Conv2d(C, C, 3, padding=2, dilation=2), MAP),
+    'Conv2d same': (lambda: tl.Conv2dSame(C, C, 3, stride=2), MAP),
+    'ScaledStdConv2d': (lambda: tl.ScaledStdConv2d(C, C, 3), MAP),
+    'ScaledStdConv2d same': (lambda: tl.ScaledStdConv2dSame(C, C, 3, stride=2), MAP),
+    'LayerScale': (lambda: tl.LayerScale(C), TOKENS),
+    'LayerScale2d': (lambda: tl.LayerScale2d(C), MAP),
+    'fastvit LayerScale2d': (lambda: fastvit.LayerScale2d(C), MAP),
+    'swiftformer LayerScale2d': (lambda: swiftformer.LayerScale2d(C), MAP),
+}
+# Scaled before the activation: the reference multiplies where the activation begins.
+ACTS = {'BatchNormAct2d relu', 'BatchNormAct2d silu', 'FrozenBatchNormAct2d', 'GroupNormAct', 'GroupNorm1Act',
+        'LayerNormAct2d', 'RmsNormAct2d'}
+
+
+def multiplied(name, layer, x, v):
+    """The definition: run the plain layer, multiply its output (before its activation) by v."""
+    if name in ACTS:
+        layer, act = copy.copy(layer), layer.act
+        layer.__dict__['_modules'] = {**layer._modules, 'act': nn.Identity()}
+        y = layer(x)
+        return act(y * v.view(1, -1, 1, 1))
+    y = layer(x)
+    last = (x.ndim == 3 and name not in ('BatchNorm1d sequence', 'Conv1d')) or x.ndim == 2
+    return y * v if last else y * v.view(1, -1, *[1] * (y.ndim - 2))
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('name', LAYERS)
+def test_weight_space_is_feature_space(name, training):
+    make, shape = LAYERS[name]
+    ours = randomize(ASR(make().double(), asr_gate('se'), depth=2)).train(training)
+    theirs = copy.deepcopy(ours)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    z = x.detach().clone().requires_grad_()
+
+    y = ours(x)
+    expected = multiplied(name, theirs.layer, z, theirs.attention_vector())
+    assert relative_error(expected, y) < 1e-10
+    weights = torch.randn_like(y)
+    (y * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert relative_error(z.grad, x.grad) < 1e-10
+    trained = [p.grad for p in theirs.parameters() if p.grad is not None]
+    assert len(trained) >= len(list(theirs.vectors.parameters()))  # a frozen layer or an auxiliary BN has none
+    scale = max(g.abs().max() for g in trained)
+    for (key, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if q.grad is None:
+            assert p.grad is None or (p.grad == 0).all(), key
+            continue
+        assert (p.grad - q.grad).abs().max() < 1e-10 * scale, key
+    for (key, p), q in zip(ours.named_buffers(), theirs.buffers(), strict=True):
+        assert torch.equal(p, q), key  # running statistics move alike
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_folding_keeps_the_function(name):
+    make, shape = LAYERS[name]
+    asr = randomize(ASR(make().double(), asr_gate('srm'), depth=3)).eval()
+    x = torch.randn(shape, dtype=torch.float64)
+    expected, layer = asr(x), asr.layer
+    folded = fold_asr(asr)
+    assert folded is layer
+    assert relative_error(expected, folded(x)) < 1e-12
+    assert fold_asr(folded) is folded
+    assert asr.fuse() is layer  # again, as a module met twice is
+    assert relative_error(expected, folded(x)) < 1e-12
+
+
+def test_every_scalable_type_is_tested():
+    tested = {type(make()) for make, _ in LAYERS.values()}
+    alike = {
+        nn.SyncBatchNorm,  # needs several processes; its conversion is tested with the models
+        norm_act.SyncBatchNormAct, nn.Conv3d, tl.GroupNorm, tl.RmsNorm2d, tl.LayerNormAct, norm_act.RmsNormAct,
+        # these compute in float32
+        tl.LayerNormFp32, tl.LayerNorm2dFp32, norm.RmsNormFp32, norm.RmsNorm2dFp32, norm.SimpleNormFp32,
+        norm.SimpleNorm2dFp32, norm_act.LayerNormActFp32, norm_act.LayerNormAct2dFp32, norm_act.RmsNormActFp32,
+        norm_act.RmsNormAct2dFp32,
+    }
+    assert set(SCALABLE) - tested == alike
+
+
+@pytest.mark.parametrize(('layer', 'sentence'), [
+    (lambda: nn.BatchNorm2d(C, affine=False), 'has no weight to scale'),
+    (lambda: nn.LayerNorm((C, 4)), r'over the shape \(16, 4\) has no channel weights'),
+    (lambda: tl.StdConv2d(C, C, 3), 'A StdConv2d cannot be scaled'),
+    (lambda: nn.ConvTranspose2d(C, C, 3), 'A ConvTranspose2d cannot be scaled'),
+    (lambda: nn.ReLU(), 'A ReLU cannot be scaled'),
+])
+def test_what_cannot_be_scaled_is_refused(layer, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        ASR(layer(), asr_gate('se'))
+
+
+def test_a_layer_that_turns_unscalable_fails_loudly():
+    asr = ASR(nn.BatchNorm2d(C), asr_gate('se'))
+    asr.layer = nn.InstanceNorm2d(C)
+    with pytest.raises(TypeError, match='A InstanceNorm2d cannot be scaled'):
+        asr(torch.randn(MAP))
+
+
+def test_psi_is_flat_starts_at_one_tenth_and_is_not_decayed():
+    for name in list_gates(foldable=True):
+        vector = ASRVector(asr_gate(name), C)
+        assert vector.psi.shape == ((2 if name == 'srm' else 1) * C,)
+        assert (vector.psi == 0.1).all()
+        groups = param_groups_weight_decay(vector, weight_decay=0.1)
+        decayed = {id(p) for g in groups if g['weight_decay'] for p in g['params']}
+        assert id(vector.psi) not in decayed
+
+
+def test_initial_values():
+    assert (ASRVector(asr_gate('ie'), C, init=0.3).psi == 0.3).all()
+    assert (ASRVector(asr_gate('ie'), C, init='C_0.5').psi == 0.5).all()
+    normal = ASRVector(asr_gate('ie'), 4096, init='N_0.3').psi
+    assert abs(normal.mean()) < 0.03
+    assert abs(normal.std() - 0.3) < 0.03
+    assert not ASRVector(asr_gate('ie'), C, learnable=False).psi.requires_grad
+    with pytest.raises(ValueError, match="asr_init is 'M_0.3'; it takes a number"):
+        ASRVector(asr_gate('ie'), C, init='M_0.3')
+
+
+@pytest.mark.parametrize('init', [0.1, 0.5, 'N_0.3'])
+@pytest.mark.parametrize('channels', [16, 32, 64])
+@pytest.mark.parametrize('name', list_gates(foldable=True))
+def test_no_gate_starts_dead(name, channels, init):
+    for seed in range(60):
+        torch.manual_seed(seed)
+        vector = ASRVector(asr_gate(name), channels, init)
+        if name in ('ie', 'spe', 'ras'):  # their scale starts at zero: psi moves from the second step on
+            optimizer = torch.optim.SGD(vector.parameters(), lr=0.1)
+            (vector() * torch.randn(channels)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        (vector() * torch.randn(channels)).sum().backward()
+        for key, p in vector.named_parameters():
+            assert torch.isfinite(p.grad).all(), (seed, key)
+            if key in ('psi', 'gate.fc1.weight'):
+                assert (p.grad != 0).any(), (seed, key)
+                rows = p.grad.flatten(1).abs().amax(1) if p.ndim > 1 else p.grad.abs().amax()[None]
+                assert (rows > 0).all(), (seed, key)
+
+
+def test_without_the_flip_many_gates_would_start_dead():
+    """What the flip is for: half of the gates with one hidden unit are dead at the usual initialisation."""
+    dead = 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        gate = asr_gate('se')(16)
+        dead += bool((gate.hidden(torch.full((1, 16), 0.1)) <= 0).all())
+    assert 70 < dead < 130
+
+
+def test_flipped_rows_keep_their_size():
+    torch.manual_seed(1)
+    plain = asr_gate('se')(64)
+    torch.manual_seed(1)
+    revived = ASRVector(asr_gate('se'), 64).gate
+    assert torch.equal(plain.fc1.weight.abs(), revived.fc1.weight.abs())
+    assert torch.equal(plain.fc1.bias.abs(), revived.fc1.bias.abs())
+
+
+def test_zero_psi_is_refused_where_nothing_could_wake_it():
+    with pytest.raises(ValueError, match='asr_init=0.0 leaves hidden units of SPA at zero'):
+        ASRVector(asr_gate('spa'), C, init=0.0)
+
+
+def test_depth_multiplies_the_vectors():
+    asr = randomize(ASR(nn.BatchNorm2d(C).double(), asr_gate('se'), depth=4))
+    product = torch.ones(C, dtype=torch.float64)
+    for vector in asr.vectors:
+        product = product * vector()
+    assert relative_error(product, asr.attention_vector()) < 1e-12
+    with pytest.raises(ValueError, match='asr_depth=5 does not fit: a site takes 1 to 4 vectors'):
+        ASR(nn.BatchNorm2d(C), asr_gate('se'), depth=5)
+    with pytest.raises(ValueError, match='asr_depth=0'):
+        ASR(nn.BatchNorm2d(C), asr_gate('se'), depth=0)
+
+
+def test_autocast_leaves_the_vector_in_full_precision():
+    asr = randomize(ASR(nn.Linear(C, C), asr_gate('se')))
+    x = torch.randn(ROWS)
+    with torch.autocast('cpu', torch.bfloat16):
+        before = asr(x)
+    v = asr.attention_vector()
+    with torch.autocast('cpu', torch.bfloat16):
+        after = fold_asr(asr)(x)
+    assert v.dtype == torch.float32
+    assert torch.equal(before, after)
+
+
+def test_scripting_multiplies_the_output():
+    asr = randomize(ASR(nn.BatchNorm2d(C).double(), asr_gate('se'), depth=2)).eval()
+    x = torch.randn(MAP, dtype=torch.float64)
+    assert relative_error(asr(x), torch.jit.script(asr)(x)) < 1e-12
+    with pytest.raises(TypeError, match='ASR on a BatchNormAct2d cannot be scripted'):
+        torch.jit.script(ASR(tl.BatchNormAct2d(C), asr_gate('se')))

@@ -1,0 +1,134 @@
+"""attach_asr: known and named sites, fine-tuning from pretrained weights, and clear errors that change nothing."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from helpers import asr_layers, randomize, relative_error
+from torch import nn
+
+from timm_asr import attach_asr, fold_asr, has_asr
+from timm_asr.asr.vector import ASR
+from timm_asr.gates.se import SE
+
+
+def resnet(**kwargs):
+    return timm.create_model('resnet18', num_classes=3, dtype=torch.float64, **kwargs)
+
+
+def sites(model):
+    return [name for name, m in model.named_modules() if isinstance(m, ASR)]
+
+
+def test_known_sites_are_the_last_norms_and_the_vit_outputs():
+    assert sites(attach_asr(resnet())) == [f'layer{i}.{j}.bn2' for i in (1, 2, 3, 4) for j in (0, 1)]
+    model = timm.create_model('resnet50', layers=(1, 1, 1, 1))
+    assert sites(attach_asr(model)) == [f'layer{i}.0.bn3' for i in (1, 2, 3, 4)]
+    model = timm.create_model('vit_tiny_patch16_224', depth=2)
+    assert sites(attach_asr(model, 'eca')) == [f'blocks.{i}.{s}' for i in (0, 1) for s in ('attn.proj', 'mlp.fc2')]
+
+
+def test_named_sites_and_patterns():
+    assert sites(attach_asr(resnet(), 'ie', sites=['layer4.*.bn1', 'bn1'])) == ['bn1', 'layer4.0.bn1', 'layer4.1.bn1']
+    assert sites(attach_asr(resnet(), 'ie', sites='layer1.0.conv2')) == ['layer1.0.conv2']
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.BatchNorm2d(8)))
+    assert sites(attach_asr(body, SE, sites=['1.0'])) == ['1.0']
+
+
+@pytest.mark.parametrize('gate', ['se', 'eca', 'ie', 'srm', 'spa'])
+@pytest.mark.parametrize('name', ['resnet18', 'vit_tiny_patch16_224'])
+def test_preserve_changes_nothing_and_trains(name, gate):
+    kwargs = {'depth': 2, 'img_size': 32} if name.startswith('vit') else {}
+    model = randomize(timm.create_model(name, num_classes=3, dtype=torch.float64, **kwargs)).eval()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    expected = model(x)
+    attach_asr(model, gate, depth=2, preserve=True)
+    assert relative_error(expected, model(x)) < 1e-10
+    assert not asr_layers(model)[0].training
+    model.train()
+    model(x).square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    model.eval()
+    expected = model(x)
+    assert relative_error(expected, fold_asr(model)(x)) < 1e-12
+
+
+def test_without_preserve_the_attention_acts():
+    model = randomize(resnet()).eval()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    before = model(x)
+    assert relative_error(before, attach_asr(model)(x)) > 1e-3
+
+
+def test_stacking_adds_vectors_to_a_site():
+    model = attach_asr(randomize(resnet()), 'se')
+    expected = model.eval()(x := torch.randn(2, 3, 32, 32, dtype=torch.float64))
+    attach_asr(model, 'ie', depth=2, stack=True, preserve=True)
+    assert [len(m.vectors) for m in asr_layers(model)] == [3] * 8
+    assert relative_error(expected, model(x)) < 1e-10
+
+
+def test_a_shared_layer_is_one_site():
+    bn = nn.BatchNorm2d(8).double()
+    model = nn.Sequential(bn, nn.ReLU(), bn)
+    attach_asr(model, 'se', sites=['0'])
+    assert model[2] is model[0]
+    x = torch.randn(2, 8, 4, 4, dtype=torch.float64)
+    model.eval()
+    expected = model(x)
+    fold_asr(model)
+    assert model[0] is model[2] is bn
+    assert relative_error(expected, model(x)) < 1e-12
+
+
+def test_tied_parameters_are_refused():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    model[2].weight = model[0].weight
+    with pytest.raises(ValueError, match="the site '0': it shares its parameters with '2'"):
+        attach_asr(model, sites=['0'])
+
+
+class Wrong(SE):
+    """A gate of the wrong width."""
+
+    def excite(self, u):
+        return super().excite(u)[:, ::2]
+
+
+@pytest.mark.parametrize(('error', 'sentence', 'kwargs'), [
+    (ValueError, "Unknown gate 'sa', did you mean 'spa'; known gates: se, eca", {'gate': 'sa'}),
+    (ValueError, "ASR cannot use the gate 'cbam'.*use one of se, eca, ie, srm, spa", {'gate': 'cbam'}),
+    (ValueError, "No module of this ResNet is called 'layer1.0.bn9', did you mean 'layer1.0.bn", {
+        'sites': ['layer1.0.bn2', 'layer1.0.bn9']}),
+    (TypeError, "ASR does not fit the site 'act1': A ReLU cannot be scaled", {'sites': ['bn1', 'act1']}),
+    (ValueError, "does not fit the site 'layer1.0.bn2'.*weights of shape .32,. where the layer has 64", {
+        'gate': Wrong}),
+    (ValueError, 'asr_depth=5 does not fit: a site takes 1 to 4 vectors', {'depth': 5}),
+    (ValueError, "asr_init is 'small'; it takes a number", {'init': 'small'}),
+    (TypeError, "'ie' has no hidden layer and takes no rd_ratio", {'gate': 'ie', 'rd_ratio': 0.5}),
+    (TypeError, 'rd_ratio goes with a gate given by name', {'gate': SE, 'rd_ratio': 0.5}),
+])
+def test_errors_name_the_cause_and_leave_the_model_alone(error, sentence, kwargs):
+    model = resnet()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(error, match=sentence):
+        attach_asr(model, **kwargs)
+    assert not has_asr(model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_attaching_twice_is_refused():
+    model = attach_asr(resnet(), depth=2)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"'layer1.0.bn2' has ASR already; pass stack=True"):
+        attach_asr(model)
+    with pytest.raises(ValueError, match='it has 2 vectors, and 3 more would exceed 4'):
+        attach_asr(model, depth=3, stack=True)
+    assert list(before) == list(model.state_dict())
+
+
+def test_a_model_without_known_sites_says_what_was_looked_for():
+    with pytest.raises(ValueError, match=r'No place for ASR is known in a Sequential: it has no pretrained_cfg.*'
+                                         r'known class .BasicBlock.*sites='):
+        attach_asr(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))

@@ -1,0 +1,283 @@
+"""What timm and PyTorch do to models behind one's back: the attention stays, or it fails loudly."""
+
+import copy
+import io
+import pickle
+import socket
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from helpers import asr_layers, clone, images, kinds, randomize, relative_error, small
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm, freeze_batch_norm_2d, unfreeze_batch_norm_2d
+from timm.models import create_feature_extractor
+from timm.utils import ModelEmaV3, freeze
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+import timm_asr
+from timm_asr import fold_asr, has_asr
+from timm_asr.asr.vector import ASR
+
+ASR_KINDS = [name for name in kinds() if '_asr_' in name]
+SOME = ['resnet20_asr_se', 'resnet18_srm_asr_srm', 'resnet50_asr_spa', 'vit_tiny_asr_eca']
+OTHERS = ['repvgg_a0_cifar_se_asr_se', 'resnet56_acnet_asr_se', 'mobilenetv1_100_cifar_asr_ie',
+          'shufflenetv2_100_cifar_srm_asr_srm', 'vgg19_cifar_asr_eca']
+
+
+def model_and_images(name, batch=4, **kwargs):
+    model = randomize(small(name, **kwargs)).eval()
+    return model, images(model, batch)
+
+
+@pytest.mark.parametrize('convert', [convert_sync_batchnorm, nn.SyncBatchNorm.convert_sync_batchnorm])
+def test_sync_batch_norm_keeps_the_attention(convert):
+    model, x = model_and_images('resnet20_asr_se')
+    expected, vectors = model(x), len(asr_layers(model))
+    model = convert(model)
+    assert len(asr_layers(model)) == vectors
+    assert type(model.layer1[0].bn2.layer) is nn.SyncBatchNorm
+    assert relative_error(expected, model.eval()(x)) < 1e-12  # in eval mode it runs on the CPU too
+    assert relative_error(expected, fold_asr(model)(x)) < 1e-12
+
+
+def test_frozen_batch_norm_keeps_the_attention_and_trains_it():
+    model, x = model_and_images('resnet20_asr_se')
+    expected = model(x)
+    model = freeze_batch_norm_2d(model)
+    assert type(model.layer1[0].bn2.layer) is FrozenBatchNorm2d
+    assert relative_error(expected, model.train()(x)) < 1e-10
+    model(x).sum().backward()
+    assert all(torch.isfinite(m.vectors[0].psi.grad).all() for m in asr_layers(model))
+    assert relative_error(expected, fold_asr(clone(model))(x)) < 1e-10
+    model = unfreeze_batch_norm_2d(model).eval()
+    assert type(model.layer1[0].bn2.layer) is nn.BatchNorm2d
+    assert relative_error(expected, model(x)) < 1e-10
+
+
+def test_timm_freeze_of_submodules():
+    model, x = model_and_images('resnet20_asr_se')
+    expected = model(x)
+    freeze(model, ['layer1', 'layer2.0.bn2'])
+    assert relative_error(expected, model(x)) < 1e-10
+    assert has_asr(model.layer1)
+
+
+def test_split_batch_norm_keeps_the_attention():
+    model, x = model_and_images('resnet20_asr_se')
+    expected = model(x)
+    model = convert_splitbn_model(model, 2).double()
+    assert type(model.layer1[0].bn2.layer).__name__ == 'SplitBatchNorm2d'
+    assert relative_error(expected, model.eval()(x)) < 1e-12
+    model.train()
+    norm, z = model.layer1[0].bn2, torch.randn(4, 16, 5, 5, dtype=torch.float64)
+    expected = copy.deepcopy(norm.layer)(z) * norm.attention_vector().view(1, -1, 1, 1)
+    assert relative_error(expected, copy.deepcopy(norm)(z)) < 1e-12  # both halves of the batch
+    assert relative_error(expected, fold_asr(copy.deepcopy(norm))(z)) < 1e-12
+
+
+@pytest.mark.parametrize('name', SOME + OTHERS)
+def test_ema_copies_follow(name):
+    model, x = model_and_images(name)
+    ema = ModelEmaV3(model, decay=0.5)
+    randomize(model, seed=1)
+    ema.update(model)
+    for (key, p), q in zip(ema.module.named_parameters(), model.parameters(), strict=True):
+        assert not key.endswith('psi') or not torch.equal(p, q)
+    expected = ema.module(x)
+    assert relative_error(expected, fold_asr(clone(ema.module))(x)) < 1e-12
+
+
+@pytest.mark.parametrize('name', ASR_KINDS)
+def test_deepcopy_and_pickle(name):
+    model, x = model_and_images(name, batch=1)
+    expected = model(x)
+    other = copy.deepcopy(model)
+    assert torch.equal(expected, other(x))
+    fold_asr(other)
+    assert has_asr(model)
+    assert torch.equal(expected, model(x))  # the copy shared nothing
+    assert torch.equal(expected, pickle.loads(pickle.dumps(model))(x))
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    fresh = small(name)
+    fresh.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(expected, fresh.eval()(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', SOME)
+def test_compile_without_graph_breaks(name):
+    model, x = model_and_images(name)
+    for training in (False, True):
+        eager = clone(model).train(training)
+        compiled = clone(model).train(training)
+        run = torch.compile(compiled, fullgraph=True, backend='aot_eager')
+        expected, y = eager(x), run(x)
+        assert relative_error(expected, y) < 1e-10
+        expected.square().sum().backward()
+        y.square().sum().backward()
+        for (key, p), q in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+            assert (p.grad - q.grad).abs().max() <= 1e-8 * (1 + p.grad.abs().max()), key
+        for a, b in zip(eager.buffers(), compiled.buffers(), strict=True):
+            assert relative_error(a.double(), b.double()) < 1e-10
+
+
+@pytest.mark.slow
+def test_inductor_compiles_it():
+    model, x = model_and_images('resnet20_asr_se')
+    model, x = model.float(), x.float()
+    assert relative_error(model(x), torch.compile(clone(model), fullgraph=True)(x)) < 1e-4
+
+
+@pytest.mark.parametrize('name', ['resnet20_asr_se', 'resnet18_eca_asr_eca', *OTHERS])
+def test_fx_feature_extraction(name):
+    model, x = model_and_images(name)
+    first = next(key for key, m in model.named_modules() if isinstance(m, ASR))
+    stages = model.forward_intermediates(x, intermediates_only=True)
+    nodes = {first: 'site'}
+    if name.startswith('resnet') and 'acnet' not in name:
+        nodes['layer2'] = 'stage'
+    extract = create_feature_extractor(model, nodes)
+    assert 'stage' not in nodes.values() or relative_error(stages[2], extract(x)['stage']) < 1e-12
+    assert has_asr(extract)
+    graph = small(name, features_only=True, feature_cls='fx').eval()
+    assert len(graph(x)) == len(stages)
+
+
+@pytest.mark.parametrize('name', SOME + OTHERS)
+def test_gradient_checkpointing(name):
+    model, x = model_and_images(name)
+    other = clone(model)
+    other.set_grad_checkpointing()
+    for m in (model, other):
+        m.train()
+        m(x).square().sum().backward()
+    for (key, p), q in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        assert relative_error(p.grad, q[1].grad) < 1e-9, key
+
+
+@pytest.mark.parametrize('name', SOME + OTHERS)
+def test_bf16_autocast(name):
+    model, x = model_and_images(name)
+    model, x = model.float().train(), x.float()
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = model(x).float().square().mean()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    model.eval()
+    with torch.autocast('cpu', torch.bfloat16), torch.no_grad():
+        assert relative_error(model(x).float(), fold_asr(clone(model))(x).float()) < 2e-2
+
+
+@pytest.mark.parametrize('name', ['resnet20_asr_se', 'resnet18_srm_asr_srm', 'resnet20_spa', 'resnet20_cbam'])
+def test_channels_last(name):
+    model, x = model_and_images(name)
+    expected = model(x)
+    model = model.to(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last)
+    assert relative_error(expected, model(x)) < 1e-12
+    assert model.forward_features(x).is_contiguous(memory_format=torch.channels_last)
+    assert relative_error(expected, model.reparameterize(fold_bn=True)(x)) < 1e-12
+
+
+@pytest.mark.parametrize('name', SOME + OTHERS)
+def test_in_chans_and_classifier(name):
+    model, x = model_and_images(name, in_chans=1)
+    assert x.shape[1] == 1
+    assert model(x).shape == (4, 5)
+    model.train()
+    model.reset_classifier(0)
+    assert model(x).shape == (4, model.num_features)
+    model.reset_classifier(9)
+    assert model(x).shape == (4, 9)
+    assert model.get_classifier().weight.dtype == torch.float64
+    assert all(m.training for m in model.modules())
+    assert small(name, num_classes=0)(images(model.eval(), 2).repeat(1, 3, 1, 1)).shape == (2, model.num_features)
+    if not name.startswith('vit'):
+        model.reset_classifier(0, '')
+        assert model(x).ndim == 4
+
+
+@pytest.mark.parametrize('name', SOME + OTHERS)
+def test_features_are_equal_before_and_after_fusing(name):
+    more = {'out_indices': 2} if name.startswith('vit') else {}
+    net = randomize(small(name, features_only=True, **more).double()).eval()
+    model, x = model_and_images(name)
+    expected = [*net(x), *model.forward_intermediates(x, intermediates_only=True)]
+    timm_asr.reparameterize(net)
+    assert not has_asr(net)
+    y = [*net(x), *model.reparameterize().forward_intermediates(x, intermediates_only=True)]
+    assert len(y) == len(expected) >= 4
+    for a, b in zip(expected, y, strict=True):
+        assert relative_error(a, b) < 1e-12
+
+
+def test_cifar_features_and_pruning():
+    net = timm.create_model('resnet20_asr_se', features_only=True)
+    assert net.feature_info.channels() == [16, 16, 32, 64]
+    assert net.feature_info.reduction() == [1, 1, 2, 4]
+    assert [f.shape[-1] for f in net(torch.randn(2, 3, 96, 96))] == [96, 96, 48, 24]
+    model = timm.create_model('resnet20_asr_se')
+    x = torch.randn(2, 3, 32, 32)
+    whole = model.eval().forward_intermediates(x, intermediates_only=True)
+    assert model.prune_intermediate_layers([0, 2]) == [0, 2]
+    assert torch.equal(whole[2], model(x))
+    assert not list(model.layer3)
+    with pytest.raises(ValueError, match="output_fmt='NLC' is not supported"):
+        model.forward_intermediates(x, output_fmt='NLC')
+
+
+@pytest.mark.parametrize('name', SOME + OTHERS)
+def test_meta_construction_and_loading(name):
+    model, x = model_and_images(name)
+    empty = small(name, device='meta')
+    assert all(t.is_meta for t in (*empty.parameters(), *empty.buffers()))
+    with torch.device('meta'):
+        assert all(p.is_meta for p in small(name).parameters())
+    empty.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(model(x), empty.eval()(x))
+
+
+@pytest.mark.parametrize('name', ['resnet20_asr_se', 'resnet18_ie_asr_ie', *OTHERS])
+def test_torchscript(name):
+    model, x = model_and_images(name)
+    assert relative_error(model(x), torch.jit.script(model)(x)) < 1e-12
+
+
+def _model_and_batch(name):
+    """The same in every process; in eval mode, since BatchNorm over half a batch is not that over the whole."""
+    torch.manual_seed(5)
+    return model_and_images(name)
+
+
+def _ddp_worker(rank, name, port, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    model, x = _model_and_batch(name)
+    ddp = DistributedDataParallel(model, find_unused_parameters=False)
+    for _ in range(2):  # DDP reports an unused parameter at the second step
+        ddp.zero_grad()
+        ddp(x.chunk(2)[rank]).square().mean().backward()
+    if rank == 0:
+        torch.save([p.grad for p in model.parameters()], f'{folder}/grads.pt')
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['vit_tiny_asr_se', 'resnet20_se_asr_se'])
+def test_two_processes_have_the_gradients_of_one(tmp_path, name):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    mp.start_processes(_ddp_worker, (name, port, str(tmp_path)), nprocs=2, start_method='spawn')
+    model, x = _model_and_batch(name)
+    model(x).square().mean().backward()
+    grads = torch.load(tmp_path / 'grads.pt', weights_only=True)
+    for (key, p), g in zip(model.named_parameters(), grads, strict=True):
+        assert relative_error(p.grad, g) < 1e-9, key

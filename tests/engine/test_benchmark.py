@@ -1,0 +1,405 @@
+"""benchmark.py: its flags, its figures, the fair comparison, its errors. No test depends on the clock."""
+
+import csv
+import itertools
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from flag_checks import check_flags
+from torch import nn
+
+import timm_asr
+from timm_asr.engine import bench_steps
+from timm_asr.engine.bench_steps import InferenceStep, TrainStep, split_name
+from timm_asr.engine.commands import benchmark
+from timm_asr.engine.eval_options import BENCHMARK_OPTIONS, BENCHMARK_REFUSED
+from timm_asr.engine.measure import count_operations, peak_memory, saved_for_backward
+from timm_asr.engine.options import parse
+from timm_asr.engine.reports import as_markdown
+from timm_asr.engine.versus import Neighbours, Spread, compare, interleave, ratios
+from timm_asr.errors import BadInput
+from timm_asr.inference.reparameterize import is_foldable
+
+CPU = torch.device('cpu')
+SHORT = ['--device', 'cpu', '-b', '2', '--num-warm-iter', '1', '--num-bench-iter', '2']
+
+KEPT = """
+    --model-list --bench --detail --no-retry --results-file --results-format --num-warm-iter --num-bench-iter --device
+    --model --batch-size --img-size --input-size --use-train-size --num-classes --gp --channels-last
+    --grad-checkpointing --amp --amp-dtype --precision --fast-norm --reparam --model-kwargs --torchcompile-mode
+    --torchscript --torchcompile --opt --opt-eps --opt-betas --momentum --weight-decay --clip-grad --clip-mode
+    --smoothing --drop --drop-path --drop-block
+"""
+OURS = {'--asr', '--fold-bn', '--versus', '--rounds', '--seed'}
+REFUSED = {'--fuser', '--aot-autograd'}
+DEFAULTS: dict[str, Any] = {
+    'model_list': '', 'bench': 'both', 'detail': False, 'no_retry': False, 'results_file': '',
+    'results_format': 'csv', 'num_warm_iter': 10, 'num_bench_iter': 40, 'model': 'resnet50', 'batch_size': 256,
+    'img_size': None, 'input_size': None, 'use_train_size': False, 'num_classes': None, 'gp': None,
+    'channels_last': False, 'grad_checkpointing': False, 'amp': False, 'amp_dtype': 'float16',
+    'precision': 'float32', 'fast_norm': False, 'reparam': False, 'model_kwargs': {}, 'torchcompile_mode': None,
+    'torchscript': False, 'torchcompile': None, 'opt': 'sgd', 'opt_eps': None, 'opt_betas': None, 'momentum': 0.9,
+    'weight_decay': 0.0001, 'clip_grad': None, 'clip_mode': 'norm', 'smoothing': 0.1, 'drop': 0.0,
+    'drop_path': None, 'drop_block': None,
+}
+ALIASES = {'--model': '-m', '--batch-size': '-b'}
+
+
+@pytest.fixture(autouse=True)
+def _log_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, 'setup_logging', lambda: None)
+    monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
+
+
+def test_flags_kept_and_refused() -> None:
+    check_flags(BENCHMARK_OPTIONS, KEPT, OURS, DEFAULTS, ALIASES)
+    assert set(BENCHMARK_REFUSED) == REFUSED
+
+
+@pytest.mark.parametrize('flag', sorted(REFUSED))
+def test_refused_flags_say_why(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main([flag])
+    assert stop.value.code == 2
+    assert f'{flag}: {BENCHMARK_REFUSED[flag]}' in capsys.readouterr().err
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs benchmark.py and returns what it prints after ``--result``."""
+    def call(*words: object) -> Any:
+        benchmark.main([*SHORT, *map(str, words)])
+        return json.loads(capsys.readouterr().out.split('--result\n')[1])
+    return call
+
+
+def options(*words: str) -> Namespace:
+    return parse(BENCHMARK_OPTIONS, {}, list(words))
+
+
+def test_columns(run: Callable) -> None:
+    row = run('-m', 'resnet20_asr_se', '--num-classes', '7')
+    assert list(row) == [
+        'model', 'infer_samples_per_sec', 'infer_step_time', 'infer_batch_size', 'infer_img_size', 'infer_gmacs',
+        'infer_macts', 'infer_memory_mb', 'train_samples_per_sec', 'train_step_time', 'train_batch_size',
+        'train_img_size', 'train_memory_mb', 'train_saved_mb', 'param_count']
+    for prefix in ('infer', 'train'):
+        assert row[f'{prefix}_batch_size'] == 2
+        # Both come from one reading of the clock.
+        assert row[f'{prefix}_samples_per_sec'] * row[f'{prefix}_step_time'] == pytest.approx(2000, rel=0.01)
+    assert row['infer_img_size'] == 32
+    assert row['param_count'] == 0.27
+
+
+def test_detail_splits_the_step(run: Callable) -> None:
+    row = run('-m', 'resnet20', '--bench', 'train', '--detail')
+    parts = sum(row[f'train_{key}_time'] for key in ('fwd', 'bwd', 'opt'))
+    assert 0 < parts <= row['train_step_time'] * 1.01
+
+
+def test_lists_and_wildcards(run: Callable, tmp_path: Path) -> None:
+    rows = run('-m', 'resnet20_eca*', '--bench', 'inference', '--results-file', tmp_path / 'a.csv')
+    names = timm.list_models('resnet20_eca*')
+    assert len(names) > 1
+    assert sorted(row['model'] for row in rows) == sorted(names)
+    speeds = [row['infer_samples_per_sec'] for row in rows]
+    assert speeds == sorted(speeds, reverse=True)
+    with (tmp_path / 'a.csv').open() as file:
+        assert [row['model'] for row in csv.DictReader(file)] == [row['model'] for row in rows]
+    (tmp_path / 'list.txt').write_text('resnet20\n\nresnet20_se\n')
+    rows = run('--model-list', tmp_path / 'list.txt', '--bench', 'profile', '--results-file', tmp_path / 'a.json',
+               '--results-format', 'json')
+    assert {row['model'] for row in rows} == {'resnet20', 'resnet20_se'}
+    assert json.loads((tmp_path / 'a.json').read_text()) == rows
+
+
+def test_markdown_is_a_table() -> None:
+    text = as_markdown([{'model': 'a|b', 'speed': 1.5}, {'model': 'c', 'error': 'none'}])
+    assert text.splitlines() == [
+        '| model | speed | error |', '| ----- | ----: | ----- |', '| a\\|b  |   1.5 |       |',
+        '| c     |       | none  |']
+
+
+def test_a_checkpoint_and_a_fused_folder(run: Callable, tmp_path: Path) -> None:
+    model = timm.create_model('resnet20_asr_se', num_classes=7)
+    torch.save({'arch': 'resnet20_asr_se', 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
+    timm_asr.save_fused(model, tmp_path / 'fused')
+    rows = run('-m', tmp_path / 'a.pth', '--versus', tmp_path / 'fused', f'{tmp_path / "a.pth"}+fold-bn', '--rounds',
+               '2', '--bench', 'inference')
+    assert len(rows) == 3
+
+
+def test_unfused_is_said_once(run: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    def warnings() -> list[str]:
+        lines = [r.message for r in caplog.records if r.levelname == 'WARNING']
+        caplog.clear()
+        return lines
+
+    run('-m', 'resnet20_asr_se', '--bench', 'both')
+    assert [line.partition(';')[0] for line in warnings()] == ['resnet20_asr_se is measured unfused']
+    run('-m', 'resnet20_asr_se', '--bench', 'inference', '--reparam')
+    assert warnings() == []
+
+
+@pytest.mark.parametrize(('name', 'foldable'), [
+    ('resnet20', False), ('resnet20_asr_se', True), ('resnet20_se', True), ('resnet20_ras', True),
+    ('test_vit', False), ('repvgg_a0', True)])
+def test_what_can_be_fused(name: str, foldable: bool) -> None:
+    model = timm.create_model(name).eval()
+    assert is_foldable(model) is foldable
+    assert not is_foldable(timm_asr.reparameterize(model))
+
+
+def test_the_inference_form_is_what_is_measured() -> None:
+    assert split_name('resnet20_asr_se+fold-bn') == ('resnet20_asr_se', True, True)
+    assert split_name('a+b') == ('a+b', False, False)
+    for name, words in (('resnet20_asr_se+reparam', []), ('resnet20_asr_se', ['--reparam'])):
+        step = InferenceStep(name, options(*words), CPU, 1)
+        assert not timm_asr.has_asr(step.model)
+        assert any(isinstance(m, nn.BatchNorm2d) for m in step.model.modules())
+    for name, words in (('resnet20_asr_se+fold-bn', []), ('resnet20_asr_se', ['--fold-bn'])):
+        step = InferenceStep(name, options(*words), CPU, 1)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in step.model.modules())
+
+
+def test_training_options_have_their_effect() -> None:
+    step = TrainStep('resnet20', options(
+        '--opt', 'adamw', '--opt-betas', '0.5', '0.6', '--opt-eps', '0.1', '--weight-decay', '0.3',
+        '--smoothing', '0.25', '--drop', '0.4', '--grad-checkpointing'), CPU, 2)
+    assert isinstance(step.optimizer, torch.optim.AdamW)
+    group = max(step.optimizer.param_groups, key=lambda group: group['weight_decay'])
+    assert (tuple(group['betas']), group['eps'], group['weight_decay']) == ((0.5, 0.6), 0.1, 0.3)
+    assert step.loss.label_smoothing == 0.25
+    assert step.model.drop_rate == 0.4
+    assert step.model.grad_checkpointing
+    assert TrainStep('resnet20', options('--momentum', '0.7'), CPU, 2).optimizer.param_groups[0]['momentum'] == 0.7
+
+
+def test_a_training_step_trains() -> None:
+    step = TrainStep('resnet20_asr_se', options(), CPU, 2)
+    before = {name: p.detach().clone() for name, p in step.eager.named_parameters()}
+    step()
+    still = [name for name, p in step.eager.named_parameters() if torch.equal(before[name], p)]
+    assert still == []
+
+
+@pytest.mark.parametrize(('mode', 'norm'), [('norm', 0.01), ('value', None)])
+def test_gradients_are_clipped(mode: str, norm: float | None) -> None:
+    step = TrainStep('resnet20_asr_se', options('--clip-grad', '0.01', '--clip-mode', mode), CPU, 2)
+    step()
+    gradients = torch.cat([p.grad.flatten() for p in step.eager.parameters()])
+    if norm is None:
+        assert gradients.abs().max().item() == pytest.approx(0.01)
+    else:
+        assert gradients.norm().item() == pytest.approx(norm, rel=1e-3)
+
+
+def test_the_auxiliary_loss_is_part_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = TrainStep('resnet20', options(), CPU, 2)
+    step.eager.eval()  # the same output twice
+    plain = step.forward_loss().item()
+    monkeypatch.setattr(bench_steps, 'auxiliary_loss', lambda model: torch.tensor(10.0))
+    assert step.forward_loss().item() == pytest.approx(plain + 10, abs=1e-4)
+
+
+@pytest.mark.parametrize(('precision', 'weights', 'output'), [
+    ('float32', torch.float32, torch.float32), ('bfloat16', torch.bfloat16, torch.bfloat16),
+    ('amp_bfloat16', torch.float32, torch.bfloat16)])
+def test_precision(precision: str, weights: torch.dtype, output: torch.dtype) -> None:
+    step = InferenceStep('resnet20', options('--precision', precision), CPU, 1)
+    seen = []
+    step.model.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    step()
+    assert next(step.model.parameters()).dtype == weights
+    assert seen == [output]
+
+
+def test_channels_last_and_sizes() -> None:
+    step = InferenceStep('resnet20', options('--channels-last', '--input-size', '1', '40', '48'), CPU, 2)
+    assert step.images.shape == (2, 1, 40, 48)
+    assert step.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    step()
+
+
+def test_operations_of_a_known_layer() -> None:
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    assert count_operations(conv, torch.zeros(2, 3, 10, 10)) == (2 * 8 * 100 * 27, 2 * 8 * 100)
+
+
+def test_operations_of_resnet18(run: Callable) -> None:
+    row = run('-m', 'resnet18', '--bench', 'profile', '--img-size', '224')
+    assert row == {'model': 'resnet18', 'batch_size': 1, 'img_size': 224, 'gmacs': 1.81, 'macts': 2.48,
+                   'param_count': 11.69}
+
+
+def test_peak_memory_of_known_tensors() -> None:
+    x = torch.zeros(1000)
+
+    def step() -> None:
+        a = x + 1  # 4000 bytes
+        b = a + 1  # 8000 at the same time
+        del a
+        c = b + 1  # 8000 again
+        c.add_(1)
+        c.view(10, 100)
+
+    assert peak_memory(step, CPU) == 8000
+
+
+def test_bytes_saved_for_backward() -> None:
+    layer = nn.Linear(10, 20)
+    x = torch.zeros(5, 10)
+    # The input of the linear layer and the output of exp; the weight is a parameter.
+    assert saved_for_backward(lambda: layer(x).exp(), layer) == 5 * 10 * 4 + 5 * 20 * 4
+
+
+def test_asr_saves_what_the_plain_network_saves() -> None:
+    """Weight space keeps nothing of a feature map's size for the backward pass."""
+    plain, asr, se = (TrainStep(name, options(), CPU, 8) for name in ('resnet20', 'resnet20_asr_se', 'resnet20_se'))
+    bytes_of = [saved_for_backward(step.forward_loss, step.eager) for step in (plain, asr, se)]
+    assert bytes_of[1] / bytes_of[0] == pytest.approx(1, abs=1e-3)
+    assert bytes_of[2] / bytes_of[0] > 1.1
+
+
+def fake_clock(cost: dict[str, Iterator[float]]) -> tuple[dict[str, Callable], Callable[[], float], list[str]]:
+    """Steps that move a clock by what they cost, the clock, and the order in which they ran."""
+    now, order = [0.0], []
+
+    def make(name: str) -> Callable[[], None]:
+        def step() -> None:
+            order.append(name)
+            now[0] += next(cost[name])
+        return step
+    return {name: make(name) for name in cost}, lambda: now[0], order
+
+
+def test_interleaving_takes_turns() -> None:
+    cost = {'a': itertools.repeat(1.0), 'b': itertools.repeat(2.0), 'c': itertools.repeat(4.0)}
+    steps, clock, order = fake_clock(cost)
+    times = interleave(steps, rounds=3, iters=2, warmup=1, clock=clock)
+    assert ''.join(order) == 'abc' + 'aabbcc' + 'bbccaa' + 'ccaabb'
+    assert times == {'a': [1.0] * 3, 'b': [2.0] * 3, 'c': [4.0] * 3}
+    assert len(interleave(steps, rounds=10, warmup=0, budget=14, clock=clock)['a']) == 2  # a round takes 7 s
+    with pytest.raises(ValueError, match='rounds'):
+        interleave(steps, rounds=0)
+
+
+def test_a_round_that_was_disturbed_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = iter([0.0, 0.5, 0.0, 0.5, 0.0])
+    monkeypatch.setattr(Neighbours, 'share', lambda self: next(share))
+    steps, clock, _ = fake_clock({'a': iter([1.0, 9.0, 2.0, 9.0, 3.0])})
+    assert interleave(steps, rounds=3, warmup=0, max_foreign=0.1, clock=clock) == {'a': [1.0, 2.0, 3.0]}
+    monkeypatch.setattr(Neighbours, 'share', lambda self: 0.5)
+    steps, clock, _ = fake_clock({'a': itertools.repeat(1.0)})
+    assert interleave(steps, rounds=3, warmup=0, max_foreign=0.1, budget=4, clock=clock) == {'a': [1.0] * 4}
+
+
+@pytest.mark.skipif(not Path('/proc/stat').is_file(), reason='only Linux says what other processes take')
+def test_neighbours_are_noticed() -> None:
+    neighbours = Neighbours()
+    code = 'import time; end = time.time() + 0.5\nwhile time.time() < end: pass'
+    subprocess.run([sys.executable, '-c', code], check=True)
+    assert neighbours.share() > 0.2 / os.cpu_count()
+
+
+def test_ratios_are_those_of_rounds() -> None:
+    # The machine slows down by a factor of ten half-way; the ratio does not notice.
+    noise = [1, 1, 1, 10, 10, 10, 10]
+    slower = [2.0, 2.0, 2.1, 2.0, 1.9, 2.0, 5.0]
+    times = {'a': [1.0 * n for n in noise], 'b': [s * n for s, n in zip(slower, noise, strict=True)]}
+    found = ratios(times, 'a')
+    assert found['a'] == (1, 1, 1)
+    assert found['b'].median == pytest.approx(2.0)
+    assert found['b'].q1 == pytest.approx(2.0)
+    assert found['b'].q3 == pytest.approx(2.05)
+    assert Spread.of([3.0]) == (3.0, 3.0, 3.0)
+    row = compare(times, 'a', 8, 'infer')['b']
+    assert row['infer_step_time'] == pytest.approx(1000 * statistics.median(times['b']))
+    assert row['infer_samples_per_sec'] == pytest.approx(8 / statistics.median(times['b']), abs=0.01)
+    assert (row['infer_time_ratio'], row['infer_time_ratio_q1'], row['infer_time_ratio_q3']) == (2.0, 2.0, 2.05)
+
+
+def test_versus(run: Callable, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ['-m', 'resnet20', '--versus', 'resnet20_asr_se', 'resnet20_se', '--rounds', '3']
+    rows = run(*words, '--results-file', tmp_path / 'a.md', '--results-format', 'md')
+    assert [row['model'] for row in rows] == ['resnet20', 'resnet20_asr_se', 'resnet20_se']
+    for prefix in ('infer', 'train'):
+        assert rows[0][f'{prefix}_time_ratio'] == 1
+        for row in rows:
+            assert 0 < row[f'{prefix}_time_ratio_q1'] <= row[f'{prefix}_time_ratio'] <= row[f'{prefix}_time_ratio_q3']
+    assert rows[1]['train_saved_mb'] == pytest.approx(rows[0]['train_saved_mb'], rel=0.01)
+    assert rows[2]['train_saved_mb'] > 1.1 * rows[0]['train_saved_mb']
+    assert [cell.strip() for cell in (tmp_path / 'a.md').read_text().splitlines()[0].strip('|').split('|')] == list(
+        rows[0])
+    benchmark.main([*SHORT, *words, '--bench', 'train'])
+    printed = capsys.readouterr().out
+    assert printed.count('times as long as resnet20 (median of 3 rounds, quartiles ') == 2
+    assert 'inference:' not in printed
+
+
+def test_versus_takes_one_image_size(run: Callable) -> None:
+    rows = run('-m', 'test_resnet', '--versus', 'resnet20', 'test_vit', '--rounds', '1', '--bench', 'inference')
+    assert [row['infer_img_size'] for row in rows] == [160] * 3
+    rows = run('-m', 'resnet20', '--versus', 'test_vit', '--rounds', '1', '--img-size', '64', '--bench', 'train')
+    assert [row['train_img_size'] for row in rows] == [64] * 2
+
+
+def test_smaller_batches_after_an_error(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = InferenceStep.__call__
+
+    def scarce(self: InferenceStep) -> None:
+        if self.batch_size > 4:
+            raise RuntimeError('out of memory')
+        real(self)
+
+    monkeypatch.setattr(InferenceStep, '__call__', scarce)
+    assert run('-m', 'resnet20', '--bench', 'inference', '-b', '8')['infer_batch_size'] == 4
+    row = run('-m', 'resnet20', '--bench', 'inference', '-b', '8', '--no-retry')
+    assert row == {'model': 'resnet20', 'error': 'out of memory'}
+
+
+def test_a_failure_has_its_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: InferenceStep) -> None:
+        raise RuntimeError('illegal instruction')
+
+    monkeypatch.setattr(InferenceStep, '__call__', fails)
+    assert benchmark.main([*SHORT, '-m', 'resnet20', '--bench', 'inference']) == 1
+
+
+@pytest.mark.parametrize(('words', 'said'), [
+    (['-m', 'resnet2o'], "unknown model 'resnet2o'; the nearest names are"),
+    (['-m', 'resnet20', '--versus', 'resnet20_asr_ze'], "unknown model 'resnet20_asr_ze'"),
+    (['-m', 'resnet20', '--versus', 'resnet20'], 'name another model'),
+    (['-m', 'nope*'], "no model matches 'nope*'"),
+    (['--model-list', 'nowhere.txt'], 'cannot read the model list nowhere.txt'),
+    (['-m', 'resnet20', '--bench', 'train', '--fold-bn'], 'is not trained'),
+    (['-m', 'resnet20', '--bench', 'profile', '--versus', 'resnet20_se'], '--versus compares times'),
+    (['-m', 'resnet20', '--precision', 'tf32'], '--precision tf32'),
+    (['-m', 'resnet20', '--device', 'warp'], '--device warp'),
+    (['-m', 'resnet20', '--opt', 'nope', '--bench', 'train'], '--opt nope'),
+    (['-m', 'resnet20', '--results-file', 'no/such/a.csv'], 'there is no folder'),
+    (['-m', 'resnet20', '--num-bench-iter', '0'], '--num-bench-iter must be at least 1'),
+    (['-m', 'resnet20', '--model-kwargs', 'asr_deep=2'], 'cannot create resnet20'),
+], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
+def test_bad_input(words: list[str], said: str) -> None:
+    with pytest.raises(BadInput) as error:
+        benchmark.main([*SHORT, *words])
+    assert said in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_an_unknown_bench_mode(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(['--bench', 'profile_deepspeed'])
+    assert '--bench' in capsys.readouterr().err

@@ -1,0 +1,170 @@
+"""Saving that survives a kill at any system call, a full disk, and a metric that is not a number."""
+
+import multiprocessing
+import os
+import resource
+import signal
+
+import pytest
+import torch
+
+from timm_asr.checkpoints.load_model import read_checkpoint
+from timm_asr.engine.checkpoint import SaveFailed, Saver, find_checkpoint, write_atomically
+
+_CONTEXT = multiprocessing.get_context('fork')
+
+
+def state(epoch):
+    return {'state_dict': {'weight': torch.full((100,), float(epoch))}, 'arch': 'x'}
+
+
+def run_child(function):
+    process = _CONTEXT.Process(target=function)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def epochs_of(folder):
+    return {path.name: torch.load(path, weights_only=True)['epoch'] for path in folder.glob('*.pth.tar')}
+
+
+METRICS = [50.0, 70.0, 60.0, float('nan'), 70.0, 80.0]
+
+
+def test_keeps_last_best_and_the_best_few(tmp_path):
+    saver = Saver(tmp_path, keep=2)
+    for epoch, metric in enumerate(METRICS):
+        saver.save(state(epoch), epoch, metric)
+    assert (saver.best_metric, saver.best_epoch) == (80.0, 5)
+    # Of the two with 70 the older one stays; the one without a metric went first.
+    assert epochs_of(tmp_path) == {
+        'last.pth.tar': 5, 'model_best.pth.tar': 5, 'checkpoint-5.pth.tar': 5, 'checkpoint-1.pth.tar': 1}
+    assert find_checkpoint(tmp_path) == tmp_path / 'last.pth.tar'
+
+
+def test_smaller_is_better_for_a_loss(tmp_path):
+    saver = Saver(tmp_path, decreasing=True, keep=1)
+    for epoch, metric in enumerate([0.5, 0.3, float('nan'), 0.4, float('-inf')]):
+        saver.save(state(epoch), epoch, metric)
+    assert (saver.best_metric, saver.best_epoch) == (0.3, 1)
+    assert epochs_of(tmp_path)['model_best.pth.tar'] == 1
+
+
+def test_a_run_whose_metrics_are_all_nan_has_no_best(tmp_path):
+    saver = Saver(tmp_path)
+    saver.save(state(0), 0, float('nan'))
+    assert saver.best_metric is None
+    assert not (tmp_path / 'model_best.pth.tar').exists()
+    assert saver.best == tmp_path / 'last.pth.tar'
+
+
+@pytest.mark.parametrize('when', range(1, 13))
+def test_killed_at_any_call_of_a_save(when, tmp_path):
+    """SIGKILL at the n-th system call that matters; afterwards the saver catches up as if nothing had happened."""
+    names = ('fsync', 'replace', 'link', 'unlink', 'open')
+
+    def save_and_die():
+        saver = Saver(tmp_path / 'killed', keep=1)
+        for epoch in (0, 1):
+            saver.save(state(epoch), epoch, METRICS[epoch])
+        count = 0
+
+        def counted(function):
+            def wrapper(*args, **kwargs):
+                nonlocal count
+                count += 1
+                if count == when:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **kwargs)
+            return wrapper
+
+        for name in names:
+            setattr(os, name, counted(getattr(os, name)))
+        saver.save(state(2), 2, 75.0)
+        os._exit(3)
+
+    (tmp_path / 'killed').mkdir()
+    code = run_child(save_and_die)
+    assert code in (-signal.SIGKILL, 3)
+    assert when > 2 or code == -signal.SIGKILL  # the first ones must hit
+    last = find_checkpoint(tmp_path / 'killed')
+    content = read_checkpoint(last)
+    epoch = content['epoch']
+    assert epoch in (1, 2)
+    assert content['state_dict']['weight'].eq(epoch).all()
+    for path in (tmp_path / 'killed').glob('*.pth.tar'):
+        read_checkpoint(path)  # no file under a final name is half a file
+
+    resumed = Saver(tmp_path / 'killed', keep=1)
+    resumed.load_state_dict(content['saver'])
+    resumed.settle(epoch)
+    if epoch == 1:
+        resumed.save(state(2), 2, 75.0)
+    whole = Saver(tmp_path / 'whole', keep=1)
+    whole.folder.mkdir()
+    for number, metric in enumerate((50.0, 70.0, 75.0)):
+        whole.save(state(number), number, metric)
+    assert epochs_of(tmp_path / 'killed') == epochs_of(tmp_path / 'whole')
+    assert resumed.state_dict() == whole.state_dict()
+
+
+def test_full_disk_leaves_the_old_checkpoint(tmp_path):
+    """A limit on the size of files stands for a full disk: the write fails in the middle."""
+    def save_too_much():
+        saver = Saver(tmp_path)
+        saver.save(state(0), 0, 50.0)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        with pytest.raises(SaveFailed, match=r'last.pth.tar could not be written \('):
+            saver.save({'state_dict': {'weight': torch.ones(100_000)}}, 1, 60.0)
+        os._exit(7 if saver.best_epoch == 0 else 1)
+
+    assert run_child(save_too_much) == 7
+    assert epochs_of(tmp_path) == {'last.pth.tar': 0, 'model_best.pth.tar': 0, 'checkpoint-0.pth.tar': 0}
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith('.tmp')] == []
+
+
+def test_a_damaged_last_checkpoint_is_passed_over(tmp_path):
+    saver = Saver(tmp_path)
+    for epoch in range(3):
+        saver.save(state(epoch), epoch, float(epoch))
+    last = tmp_path / 'last.pth.tar'
+    data = last.read_bytes()
+    last.unlink()  # the others are links to it
+    last.write_bytes(data[:-200])
+    assert find_checkpoint(tmp_path) == tmp_path / 'checkpoint-2.pth.tar'
+
+
+def test_recovery_is_found_only_while_it_is_ahead(tmp_path):
+    saver = Saver(tmp_path)
+    saver.save(state(0), 0, 50.0)
+    saver.save_recovery(state(1), 1, 4)
+    saver.save_recovery(state(1), 1, 9)
+    assert [path.name for path in tmp_path.glob('recovery*')] == ['recovery-1-9.pth.tar']
+    assert find_checkpoint(tmp_path).name == 'recovery-1-9.pth.tar'
+    saver.save(state(1), 1, 60.0)
+    assert find_checkpoint(tmp_path).name == 'last.pth.tar'
+    assert not list(tmp_path.glob('recovery*'))
+
+
+def test_write_atomically_keeps_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / 'file'
+    path.write_text('old')
+
+    def fail(file):
+        file.write(b'half')
+        raise OSError(28, 'No space left on device')
+
+    with pytest.raises(SaveFailed, match=r'file could not be written \(No space left on device\)'):
+        write_atomically(path, fail)
+    assert path.read_text() == 'old'
+    assert [entry.name for entry in tmp_path.iterdir()] == ['file']
+
+
+def test_checkpoints_load_as_plain_data(tmp_path):
+    saver = Saver(tmp_path)
+    saver.save({**state(0), 'args': {'model': 'x', 'lr': 0.1, 'mean': [0.5]}}, 0, 1.0)
+    content = torch.load(tmp_path / 'last.pth.tar', weights_only=True)
+    assert content['version'] == 2
+    assert content['args'] == {'model': 'x', 'lr': 0.1, 'mean': [0.5]}

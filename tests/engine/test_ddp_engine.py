@@ -1,0 +1,164 @@
+"""Two gloo processes: everything is written once, and the metrics are those of one process on the same images."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from timm.data import create_loader
+from torch import nn
+from train_helpers import make_images, run, start
+
+from timm_asr.engine.commands.train import parse_args
+from timm_asr.engine.evaluate import evaluate
+from timm_asr.engine.export import model_of
+from timm_asr.engine.loaders import open_datasets
+
+ROOT = Path(__file__).parents[2]
+ARGV = ['--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 4, '--epochs', 2, '--workers', 1,
+        '--lr', 0.05, '--warmup-epochs', 0, '--experiment', 'run']
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    # 9 validation images: two processes get five each, one of them twice.
+    return make_images(tmp_path_factory.mktemp('data') / 'images', train=8, validation=3)
+
+
+def two(argv, folder, port, setup=''):
+    """Runs two processes as a launcher would; returns their exit codes and what they said."""
+    world = ("import os; os.environ.update(RANK='{rank}', LOCAL_RANK='{rank}', WORLD_SIZE='2', "
+             "MASTER_ADDR='127.0.0.1', MASTER_PORT='{port}')\n")
+    logs = [folder / f'log{rank}' for rank in (0, 1)]
+    processes = [start(argv, log, world.format(rank=rank, port=port) + setup)
+                 for rank, log in enumerate(logs)]
+    for process in processes:
+        process.join(180)
+    return [process.exitcode for process in processes], [log.read_text() for log in logs]
+
+
+@pytest.fixture
+def port():
+    import socket
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
+
+
+def check_metrics(folder, images):
+    """The last row of the summary against an evaluation of the checkpoint by this process alone."""
+    row = list(csv.DictReader((folder / 'summary.csv').open()))[-1]
+    args = parse_args([str(word) for word in ['--data-dir', images, *ARGV]])
+    model = model_of(folder / 'last.pth.tar', args, ema='eval_ema' in row)
+    _, evaluation = open_datasets(args, 3)
+    loader = create_loader(evaluation, (3, 16, 16), 4, device=torch.device('cpu'), num_workers=0, crop_pct=1.0,
+                           interpolation=model.pretrained_cfg['interpolation'], mean=model.pretrained_cfg['mean'],
+                           std=model.pretrained_cfg['std'])
+    alone = evaluate(model, loader, nn.CrossEntropyLoss(), device=torch.device('cpu'))
+    assert alone['count'] == 9
+    assert float(row['eval_top1']) == pytest.approx(alone['top1'], abs=1e-9)
+    assert float(row['eval_top5']) == pytest.approx(alone['top5'], abs=1e-9)
+    assert float(row['eval_loss']) == pytest.approx(alone['loss'], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_torchrun(images, tmp_path):
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', 'train.py',
+               '--data-dir', images, *ARGV, '--output', tmp_path, '--crop-pct', 1]
+    done = subprocess.run([str(word) for word in command], cwd=ROOT, text=True, capture_output=True, timeout=300,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count('in 2 processes') == 1  # only the first one speaks
+    assert done.stdout.count('largest logit difference') == 1
+    folder, = tmp_path.glob('run')
+    assert len((folder / 'summary.csv').read_text().splitlines()) == 3
+    check_metrics(folder, images)
+    metrics = json.loads((folder / 'metrics.json').read_text())
+    assert metrics['images'] == 9  # each once
+    assert metrics['top1'] == metrics['top1_fused']
+
+
+@pytest.mark.slow
+def test_resumed_equals_uninterrupted_in_two_processes(images, tmp_path, port):
+    argv = ['--data-dir', images, *ARGV, '--crop-pct', 1, '--no-fuse', '--model-ema', '--aug-repeats', 2,
+            '--grad-accum-steps', 2, '--color-jitter', 0.3, '--drop', 0.2, '--resume', 'auto']
+    codes, texts = two([*argv, '--output', tmp_path / 'whole'], tmp_path, port)
+    assert codes == [0, 0], texts
+    # One process dies without a word after the first epoch, the other is then killed, as a launcher does.
+    dying = ['--data-dir', images, *argv[2:], '--output', tmp_path / 'killed']
+    world = ("import os, signal; os.environ.update(RANK='{rank}', LOCAL_RANK='{rank}', WORLD_SIZE='2', "
+             "MASTER_ADDR='127.0.0.1', MASTER_PORT='{port}')\n"
+             "import timm_asr.engine.commands.train as train\n"
+             "original = train.train_one_epoch\n"
+             "def once(training, epoch, progress):\n"
+             "    if epoch == 1:\n"
+             "        os.kill(os.getpid(), signal.SIGKILL)\n"
+             "    return original(training, epoch, progress)\n"
+             "train.train_one_epoch = once\n")
+    processes = [start(dying, tmp_path / f'log{rank}', world.format(rank=rank, port=port + 1)) for rank in (0, 1)]
+    for process in processes:
+        process.join(120)
+        process.kill()
+    codes, texts = two(dying, tmp_path, port + 2)
+    assert codes == [0, 0], texts
+    assert 'at epoch 1' in texts[0]
+    whole, killed = (torch.load(tmp_path / name / 'run' / 'last.pth.tar', weights_only=True)
+                     for name in ('whole', 'killed'))
+    for key in ('state_dict', 'state_dict_ema'):
+        for name, value in whole[key].items():
+            assert torch.equal(value, killed[key][name]), name
+    assert (tmp_path / 'whole' / 'run' / 'summary.csv').read_bytes() == (
+        tmp_path / 'killed' / 'run' / 'summary.csv').read_bytes()
+
+
+def test_sync_bn_is_converted_to(images, tmp_path):
+    """PyTorch computes it on GPUs only; what a CPU can show is the conversion, attention included."""
+    setup = ("import torch.distributed as dist, timm_asr.engine.commands.train as train\n"
+             "original = train.prepare_model\n"
+             "def converted(model, args, device):\n"
+             "    args.distributed = True\n"
+             "    model = original(model, args, device)\n"
+             "    kinds = [type(m).__name__ for m in model.modules()]\n"
+             "    print('sync', kinds.count('SyncBatchNorm'), 'plain', kinds.count('BatchNorm2d'),\n"
+             "          'vectors', kinds.count('ASR'), 'distribute', repr(args.dist_bn))\n"
+             "    raise SystemExit(9)\n"
+             "train.prepare_model = converted\n")
+    done = run(['--data-dir', images, *ARGV, '--output', tmp_path, '--sync-bn'], tmp_path / 'log', setup)
+    assert done.code == 9, done.text
+    assert "sync 21 plain 0 vectors 9 distribute ''" in done.text
+
+
+def test_sync_bn_is_refused_where_it_cannot_run(images, tmp_path, port):
+    codes, texts = two(['--data-dir', images, *ARGV, '--output', tmp_path, '--sync-bn'], tmp_path, port)
+    assert codes == [2, 2]
+    assert 'SyncBatchNorm on GPUs only' in texts[0]
+
+
+def test_one_bad_process_speaks_once(images, tmp_path, port):
+    codes, texts = two(['--data-dir', images, *ARGV, '--output', tmp_path, '--opt', 'adamx'], tmp_path, port)
+    assert codes == [2, 2]
+    assert [text.count('train.py: error: unknown optimizer') for text in texts] == [1, 0]
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_both(images, tmp_path, port):
+    poison = ("import torch, timm_asr.engine.build as build\n"
+              "forward, calls = build.Task.forward, [0]\n"
+              "def poisoned(self, *args):\n"
+              "    result = forward(self, *args)\n"
+              "    calls[0] += 1\n"
+              "    if calls[0] == 5 and os.environ['RANK'] == '1':\n"
+              "        result['loss'] = result['loss'] * float('inf')\n"
+              "    return result\n"
+              "build.Task.forward = poisoned\n")
+    codes, texts = two(['--data-dir', images, *ARGV, '--output', tmp_path, '--workers', 0], tmp_path, port, poison)
+    assert codes == [1, 1], texts
+    assert 'at step 1 of epoch 1; the last checkpoint is' in texts[0]  # three steps an epoch
+    assert 'Traceback' not in texts[0]
+    assert 'Stopped' not in texts[1]
+    content = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=True)
+    assert content['epoch'] == 0
+    assert all(value.isfinite().all() for value in content['state_dict'].values())

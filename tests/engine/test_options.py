@@ -1,0 +1,185 @@
+"""The declared flags: timm's names, meanings and defaults, in YAML too, and what is refused by name."""
+
+import pytest
+
+from timm_asr.engine.commands.train_options import TRAIN_OPTIONS, TRAIN_REFUSED
+from timm_asr.engine.options import Option, as_yaml, convert, parse
+
+# Every flag of timm's train.py with its default there; '' and None differ.
+TIMM = {
+    'aa': None, 'amp': False, 'amp_dtype': 'float16', 'aug_repeats': 0, 'aug_splits': 0, 'batch_size': 128,
+    'bce_loss': False, 'bce_pos_weight': None, 'bce_sum': False, 'bce_target_thresh': None, 'bn_eps': None,
+    'bn_momentum': None, 'channels_last': False, 'checkpoint_hist': 10, 'class_map': '', 'clip_grad': None,
+    'clip_mode': 'norm', 'color_jitter': 0.4, 'color_jitter_prob': None, 'cooldown_epochs': 0, 'crop_pct': None,
+    'cutmix': 0.0, 'cutmix_minmax': None, 'data': None, 'data_dir': None, 'dataset': '', 'dataset_download': False,
+    'dataset_trust_remote_code': False, 'decay_epochs': 90, 'decay_milestones': [90, 180, 270], 'decay_rate': 0.1,
+    'device_modules': None, 'dist_bn': 'reduce', 'drop': 0.0, 'drop_block': None, 'drop_connect': None,
+    'drop_path': None, 'epoch_repeats': 0.0, 'epochs': 300, 'eval_metric': 'top1', 'experiment': '',
+    'fast_norm': False, 'gaussian_blur_prob': None, 'gp': None, 'grad_accum_steps': 1, 'grad_checkpointing': False,
+    'grayscale_prob': None, 'head_init_bias': None, 'head_init_scale': None, 'hflip': 0.5, 'img_size': None,
+    'in_chans': None, 'initial_checkpoint': '', 'input_img_mode': None, 'input_key': None, 'input_size': None,
+    'interpolation': '', 'jsd_loss': False, 'layer_decay': None, 'layer_decay_min_scale': 0,
+    'layer_decay_no_opt_scale': None, 'local_rank': 0, 'log_interval': 50, 'log_wandb': False, 'lr': None,
+    'lr_base': 0.1, 'lr_base_scale': '', 'lr_base_size': 256, 'lr_cycle_decay': 0.5, 'lr_cycle_limit': 1,
+    'lr_cycle_mul': 1.0, 'lr_k_decay': 1.0, 'lr_noise': None, 'lr_noise_pct': 0.67, 'lr_noise_std': 1.0, 'mean': None,
+    'min_lr': 0, 'mixup': 0.0, 'mixup_mode': 'batch', 'mixup_off_epoch': 0, 'mixup_prob': 1.0,
+    'mixup_switch_prob': 0.5, 'model': 'resnet50', 'model_dtype': None, 'model_ema': False, 'model_ema_decay': 0.9998,
+    'model_ema_force_cpu': False, 'model_ema_warmup': False, 'model_kwargs': {}, 'momentum': 0.9, 'no_aug': False,
+    'no_ddp_bb': False, 'no_prefetcher': False, 'no_resume_opt': False, 'num_classes': None, 'opt': 'sgd',
+    'opt_betas': None, 'opt_eps': None, 'opt_kwargs': {}, 'output': '', 'patience_epochs': 10, 'pin_mem': False,
+    'pretrained': False, 'pretrained_path': None, 'ratio': [0.75, 1.3333333333333333], 'recount': 1,
+    'recovery_interval': 0, 'remode': 'pixel', 'reprob': 0.0, 'resplit': False, 'resume': '', 'save_images': False,
+    'scale': [0.08, 1.0], 'sched': 'cosine', 'sched_on_updates': False, 'seed': 42, 'smoothing': 0.1,
+    'split_bn': False, 'start_epoch': None, 'std': None, 'sync_bn': False, 'synchronize_step': False,
+    'target_key': None, 'torchcompile': None, 'torchcompile_mode': None, 'torchscript': False,
+    'train_batch_sizes': None, 'train_batches_per_epoch': None, 'train_crop_mode': None, 'train_img_sizes': None,
+    'train_interpolation': 'random', 'train_num_samples': None, 'train_size_probs': None,
+    'train_size_random_mix': 0.1, 'train_size_schedule': 'constant', 'train_size_schedule_spread': 0.65,
+    'train_split': 'train', 'use_multi_epochs_loader': False, 'val_interval': 1, 'val_num_samples': None,
+    'val_split': 'validation', 'validation_batch_size': None, 'variable_batch_loss_scale': 'none', 'vflip': 0.0,
+    'wandb_project': None, 'wandb_resume_id': '', 'wandb_tags': [], 'warmup_epochs': 5, 'warmup_lr': 1e-5,
+    'warmup_prefix': False, 'weight_decay': 2e-5, 'worker_seeding': 'all', 'workers': 4,
+}
+#: Our own flags, and the device, whose default is found.
+OURS = {'asr': None, 'device': None, 'fuse_every': 0, 'no_fuse': False, 'no_progress': False, 'log_tensorboard': False}
+ALIASES = {'-b': 'batch_size', '-vb': 'validation_batch_size', '-j': 'workers', '--dr': 'decay_rate',
+           '--train-steps-per-epoch': 'train_batches_per_epoch'}
+REFUSED = {
+    '--fuser', '--tta',
+    '--naflex-loader', '--naflex-train-seq-lens', '--naflex-max-seq-len', '--naflex-patch-sizes',
+    '--naflex-patch-size-probs', '--naflex-loss-scale', '--naflex-patchify-channels-first',
+    '--kd-model-name', '--kd-distill-type', '--kd-loss-type', '--kd-temperature', '--kd-student-feature-dim',
+    '--kd-teacher-feature-dim', '--kd-token-distill-type', '--distill-loss-weight', '--task-loss-weight'}
+
+
+def test_every_flag_of_timm_with_its_default():
+    assert {option.key: option.start for option in TRAIN_OPTIONS} == TIMM | OURS
+    assert {alias: option.key for option in TRAIN_OPTIONS for alias in option.aliases} == (
+        ALIASES | {'--local-rank': 'local_rank'})
+    assert all(option.help and option.group for option in TRAIN_OPTIONS)
+
+
+def test_the_refused_flags():
+    assert set(TRAIN_REFUSED) == REFUSED
+    names = {name for option in TRAIN_OPTIONS for name in (option.name, *option.aliases)}
+    assert not names & REFUSED
+
+
+@pytest.mark.parametrize('name', sorted(REFUSED))
+def test_naming_a_refused_flag_ends_with_its_sentence(name, capsys, tmp_path):
+    config = tmp_path / 'c.yaml'
+    key = name.lstrip('-').replace('-', '_')
+    config.write_text(f'{key}: 1\n')
+    for argv in ([name], [name, '1'], [f'{name}=1'], ['-c', str(config)]):
+        with pytest.raises(SystemExit) as ended:
+            parse(TRAIN_OPTIONS, TRAIN_REFUSED, argv, prog='train.py')
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count('\n') == 1
+        assert TRAIN_REFUSED[name] in error
+
+
+OPTIONS = [
+    Option('--lr', type=float, help='rate, 5% of something'),
+    Option('--amp', kind='switch', help='on'),
+    Option('--no-aug', kind='switch', help='off'),
+    Option('--batch-size', ('-b',), type=int, default=128),
+    Option('--scale', type=float, nargs='+', default=[0.08, 1.0]),
+    Option('--input-size', type=int, nargs=3),
+    Option('--clip-mode', default='norm', choices=('norm', 'value')),
+    Option('--torchcompile', nargs='?', const='inductor', exclusive='script'),
+    Option('--torchscript', kind='switch', exclusive='script'),
+    Option('--model-kwargs', kind='kwargs', default={}),
+    Option('--output', default=''),
+    Option('data', nargs='?'),
+]
+
+
+def read(text, tmp_path, *argv):
+    config = tmp_path / 'config.yaml'
+    config.write_text(text)
+    return parse(OPTIONS, {'--fuser': 'it is gone'}, ['--config', str(config), *argv], prog='x')
+
+
+def test_command_line():
+    args = parse(OPTIONS, {}, ['-b', '4', '--lr=1e-3', '--amp', '--torchcompile', '--model-kwargs', 'a=1', 'b=x'])
+    assert (args.batch_size, args.lr, args.amp, args.torchcompile) == (4, 1e-3, True, 'inductor')
+    assert args.model_kwargs == {'a': 1, 'b': 'x'}
+    assert (args.no_aug, args.scale, args.data) == (False, [0.08, 1.0], None)
+
+
+def test_yaml_sets_everything_and_the_command_line_wins(tmp_path):
+    args = read('lr: 1e-4\nbatch-size: 3\namp: true\nno_aug: true\nscale: 0.5\ninput_size: [3, 8, 8]\n'
+                'clip_mode: value\ntorchcompile: true\nmodel_kwargs: {a: [1]}\noutput: 2024\ndata: null\n', tmp_path,
+                '--batch-size', '7', '--no-amp')
+    assert (args.lr, args.batch_size, args.amp, args.no_aug) == (1e-4, 7, False, True)
+    assert (args.scale, args.input_size, args.clip_mode) == ([0.5], [3, 8, 8], 'value')
+    assert (args.torchcompile, args.model_kwargs, args.output) == ('inductor', {'a': [1]}, '2024')
+
+
+@pytest.mark.parametrize(('text', 'said'), [
+    ('batchsize: 3', "unknown key 'batchsize'; did you mean 'batch_size'?"),
+    ('lr: fast', "lr: expected float, got 'fast'"),
+    ('batch_size: 1.5', 'batch_size: expected int, got 1.5'),
+    ('batch_size: null', 'batch_size: expected int, got null'),
+    ('batch_size: true', 'batch_size: expected int, got True'),
+    ('amp: 1', 'amp: expected true or false, got 1'),
+    ('clip_mode: agc', "clip_mode: expected one of norm, value, got 'agc'"),
+    ('input_size: [3, 8]', 'input_size: expected a list of 3 values: int, got 2 values'),
+    ('model_kwargs: [a]', "model_kwargs: expected a mapping, got ['a']"),
+    ('fuser: te', 'fuser: it is gone'),
+    ('- a', 'expected a mapping of option names to values, got list'),
+    ('a: [', 'not valid YAML (line'),
+])
+def test_what_is_wrong_in_yaml_is_said(text, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        read(text, tmp_path)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith('x: error: --config ')
+    assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize(('argv', 'said'), [
+    (['--config', 'nowhere.yaml'], 'nowhere.yaml: No such file'),
+    (['--batchsize', '3'], 'unknown option --batchsize; did you mean --batch-size?'),
+    (['a', 'b'], "'b' belongs to no option"),
+    (['--lr', 'x'], "argument --lr: invalid float value: 'x'"),
+    (['--torchscript', '--torchcompile'], 'not allowed with'),
+    (['--clip-mode', 'agc'], 'invalid choice'),
+])
+def test_what_is_wrong_on_the_line_is_said(argv, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(OPTIONS, {}, argv, prog='x')
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count('\n') == 1
+
+
+def test_print_config_is_read_back(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        read('lr: 1e-4\nmodel_kwargs: {a: 2}\nscale: [0.1, 1]\n', tmp_path, '--print-config', '--amp')
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    again = read(printed, tmp_path)
+    assert (again.lr, again.model_kwargs, again.scale, again.amp) == (1e-4, {'a': 2}, [0.1, 1.0], True)
+    assert as_yaml(again) == printed
+
+
+def test_help_lists_every_option(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(TRAIN_OPTIONS, TRAIN_REFUSED, ['--help'], prog='train.py')
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert all(option.name in text for option in TRAIN_OPTIONS)
+    assert '--fuser' not in text
+
+
+def test_defaults_are_not_shared():
+    first, second = parse(OPTIONS, {}, []), parse(OPTIONS, {}, [])
+    first.scale.append(2)
+    first.model_kwargs['a'] = 1
+    assert (second.scale, second.model_kwargs) == ([0.08, 1.0], {})
+    assert convert(OPTIONS[0], None) is None

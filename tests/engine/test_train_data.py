@@ -1,0 +1,206 @@
+"""Data of every kind, and what a run tells other programs."""
+
+import csv
+import random
+import sys
+import tarfile
+import types
+
+import numpy as np
+import pytest
+import timm.data
+import torch
+import yaml
+from PIL import Image
+from train_helpers import make_images
+
+from timm_asr.engine import loaders
+from timm_asr.engine.checkpoint import SaveFailed
+from timm_asr.engine.commands.train import Run, main, parse_args
+from timm_asr.engine.progress import Progress
+from timm_asr.engine.seeding import EpochSeeded, derive_seed, start_epoch
+from timm_asr.engine.summary import add_summary, read_summary, table
+
+MODEL = ['--model', 'resnet20_asr_se', '--num-classes', '3', '--img-size', '16', '-b', '6', '--epochs', '1', '-j', '0',
+         '--experiment', 'run', '--no-progress', '--device', 'cpu', '--lr', '0.1']
+
+
+@pytest.fixture
+def images(tmp_path):
+    return make_images(tmp_path / 'images')
+
+
+def train(argv, tmp_path):
+    argv = [*MODEL, '--output', str(tmp_path), *map(str, argv)]
+    job = Run(parse_args(argv), argv)
+    first, epochs = job.prepare()
+    with Progress(0, bar=False) as progress:
+        for epoch in range(first, epochs):
+            job.epoch(epoch, epochs, progress)
+    job.trackers.close()
+    return job
+
+
+def rows(tmp_path):
+    return list(csv.DictReader((tmp_path / 'run' / 'summary.csv').open()))
+
+
+def test_a_tar_of_images(images, tmp_path):
+    with tarfile.open(tmp_path / 'images.tar', 'w') as tar:
+        tar.add(images / 'train', 'train')
+    job = train(['--data-dir', tmp_path / 'images.tar'], tmp_path)
+    assert len(job.datasets[0]) == 24
+    assert 0 <= float(rows(tmp_path)[0]['eval_top1']) <= 100
+
+
+def test_a_class_map_orders_the_classes(images, tmp_path):
+    (tmp_path / 'map.txt').write_text('class2\nclass0\nclass1\n')
+    job = train(['--data-dir', images, '--class-map', tmp_path / 'map.txt'], tmp_path)
+    assert loaders.classes_of(job.datasets[0]) == {'class2': 0, 'class0': 1, 'class1': 2}
+
+
+def test_iterable_data(tmp_path, monkeypatch):
+    """A reader that only iterates, as those of hfids/, tfds/ and wds/ do."""
+    class Reader:
+        epochs = []
+
+        def __iter__(self):
+            for index in range(14):
+                yield Image.fromarray(np.full((20, 20, 3), index, np.uint8)), index % 3
+
+        def __len__(self):
+            return 14
+
+        def set_epoch(self, epoch):
+            self.epochs.append(epoch)
+
+    def create(name, root, split, **kwargs):
+        asked.append((name, split, kwargs['num_samples'], kwargs.get('repeats')))
+        return timm.data.IterableImageDataset('', reader=Reader())
+
+    asked = []
+    monkeypatch.setattr(loaders, 'create_dataset', create)
+    train(['--dataset', 'wds/x', '--data-dir', tmp_path, '--train-num-samples', 14, '--val-num-samples', 7,
+           '--epoch-repeats', 2, '--epochs', 2], tmp_path)
+    assert asked == [('wds/x', 'train', 14, 2.0), ('wds/x', 'validation', 7, None)]
+    assert Reader.epochs == [0, 1]
+    assert len(rows(tmp_path)) == 2
+
+
+def test_grey_images(images, tmp_path):
+    job = train(['--data-dir', images, '--in-chans', 1], tmp_path)
+    assert job.data_config['input_size'] == (1, 16, 16)
+    assert len(job.data_config['mean']) == 1
+    assert job.training.task.get_trainable_module().conv1.weight.shape[1] == 1
+    assert next(iter(job.training.loaders.train))[0].shape == (6, 1, 16, 16)
+
+
+def test_no_prefetcher_and_pin_mem(images, tmp_path):
+    job = train(['--data-dir', images, '--no-prefetcher', '--mixup', 0.5, '--reprob', 0.5], tmp_path)
+    assert isinstance(job.training.loaders.train, torch.utils.data.DataLoader)
+    assert job.training.loaders.mixup is not None
+    assert job.fuse()['top1'] == job.fuse()['top1_fused']
+
+
+def test_multi_epochs_loader(images, tmp_path):
+    job = train(['--data-dir', images, '--use-multi-epochs-loader', '-j', 1, '--epochs', 2], tmp_path)
+    assert type(job.training.loaders.train.loader).__name__ == 'MultiEpochsDataLoader'
+    assert len(rows(tmp_path)) == 2
+
+
+def test_wandb_and_tensorboard_get_every_row(images, tmp_path, monkeypatch):
+    calls, scalars = [], []
+    fake = types.SimpleNamespace(init=lambda **k: calls.append(k), log=lambda row: calls.append(row),
+                                 finish=lambda: calls.append('finish'))
+
+    class Writer:
+        def __init__(self, folder):
+            scalars.append(folder)
+
+        def add_scalar(self, key, value, step):
+            scalars.append((key, step))
+
+        def flush(self):
+            pass
+
+        close = flush
+
+    monkeypatch.setitem(sys.modules, 'wandb', fake)
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', types.SimpleNamespace(SummaryWriter=Writer))
+    train(['--data-dir', images, '--log-wandb', '--wandb-project', 'p', '--wandb-tags', 'a', 'b', '--wandb-resume-id',
+           'i', '--log-tensorboard'], tmp_path)
+    assert (calls[0]['project'], calls[0]['name'], calls[0]['tags'], calls[0]['id']) == ('p', 'run', ['a', 'b'], 'i')
+    assert {'epoch', 'train_loss', 'eval_top1', 'lr'} <= set(calls[1])
+    assert calls[-1] == 'finish'
+    assert scalars[0] == str(tmp_path / 'run')
+    assert ('eval_top1', 0) in scalars
+
+
+def test_trackers_that_are_not_installed_are_said_so(images, tmp_path, monkeypatch, caplog):
+    import logging
+    monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    train(['--data-dir', images, '--log-wandb', '--log-tensorboard'], tmp_path)
+    assert 'the package wandb is not installed' in caplog.text
+    assert 'the package tensorboard is not installed' in caplog.text
+
+
+def test_summary_rows_are_replaced_from_their_epoch_on(tmp_path):
+    path = tmp_path / 'summary.csv'
+    for epoch in range(4):
+        add_summary(path, {'epoch': epoch, 'train_loss': epoch / 3, 'lr': 0.1})
+    with path.open('a') as file:
+        file.write('4,0.1')  # as a kill leaves it
+    add_summary(path, {'epoch': 2, 'train_loss': 7.0, 'lr': 0.1})
+    assert [row['train_loss'] for row in read_summary(path)] == ['0.0', str(1 / 3), '7.0']
+    path.unlink()
+    path.mkdir()
+    with pytest.raises((SaveFailed, IsADirectoryError)):
+        add_summary(path, {'epoch': 0})
+
+
+def test_table_without_a_plain_backbone():
+    text = table({'model': 'm', 'plain': 'p', 'images': 4, 'top1': 50.0, 'top1_fused': 50.0, 'logit_difference': 2e-7,
+                  'parameters': 1234, 'parameters_fused': 1200})
+    assert '2.0e-07' in text
+    assert '1,234' in text
+    assert 'plain' not in text
+
+
+def test_seeds_are_unrelated_and_epochs_repeat():
+    assert len({derive_seed(*parts) for parts in [(0, 1), (1, 0), (1,), (0, 0, 1)]}) == 4
+
+    class Numbers(torch.utils.data.Dataset):
+        transform = None
+
+        def __getitem__(self, index):
+            return index, torch.rand(1).item(), random.random(), np.random.rand()
+
+        def __len__(self):
+            return 8
+
+    def epochs(numbers, workers):
+        loader = torch.utils.data.DataLoader(EpochSeeded(Numbers(), seed=3), batch_size=4, shuffle=True,
+                                             num_workers=workers, persistent_workers=workers > 0)
+        out = []
+        for epoch in numbers:
+            start_epoch(loader, 3, epoch)
+            out.append([value.tolist() for batch in loader for value in batch])
+        return out
+
+    for workers in (0, 2):
+        first, second, third = epochs([0, 1, 2], workers)
+        assert first != second != third
+        assert epochs([2], workers) == [third]
+        assert epochs([1, 0], workers) == [second, first]
+
+
+def test_print_config_shows_what_was_found_out(images, tmp_path, capsys):
+    argv = [word for word in MODEL if word not in ('--lr', '0.1')]
+    assert main([*argv, '--data-dir', str(images), '--output', str(tmp_path), '--opt', 'adamw', '--print-config']) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown['lr'] == pytest.approx(0.1 * (6 / 256) ** 0.5)
+    assert (shown['lr_base_scale'], shown['device']) == ('sqrt', 'cpu')
+    assert (shown['input_size'], shown['crop_pct']) == ([3, 16, 16], 1.0)
+    assert not (tmp_path / 'run').exists()

@@ -1,0 +1,215 @@
+"""What is wrong is said in one sentence, before any long work; what went wrong leaves the last checkpoint."""
+
+import os
+import pickle
+import re
+import shutil
+
+import pytest
+import torch
+from train_helpers import make_images, run
+
+from timm_asr.engine.commands.train import main
+from timm_asr.errors import run_main
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp('data') / 'images')
+
+
+@pytest.fixture
+def refused(capsys, tmp_path, monkeypatch):
+    """Runs train.py in this process and returns its one line of error."""
+    def call(*argv):
+        words = ['--device', 'cpu', *map(str, argv), '--workers', '0', '--epochs', '1']
+        words += ['--output', str(tmp_path / 'out')]
+        try:
+            code = run_main(lambda: main(words), 'train.py')
+        except SystemExit as exit:  # argparse's own errors
+            code = exit.code
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('train.py: error: ')]
+        assert code == 2
+        assert len(lines) == 1
+        assert not list((tmp_path / 'out').glob('*/last.pth.tar'))
+        return lines[0].removeprefix('train.py: error: ')
+    return call
+
+
+DIGITS = ('--config', 'digits', '--img-size', 8)
+
+
+@pytest.fixture(scope='module')
+def checkpoint(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('run')
+    done = run(['--data-dir', images, '--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6,
+                '--epochs', 1, '--workers', 0, '--no-fuse', '--output', folder, '--experiment', 'x'], folder / 'log')
+    assert done.code == 0, done.text
+    return folder / 'x' / 'last.pth.tar'
+
+
+@pytest.mark.parametrize(('argv', 'said'), [
+    (('--config', 'digitss'), "no such file, and no such recipe; the nearest is 'digits'"),
+    ((*DIGITS, '--model', 'resnet20_asr_sse'), 'unknown model .* nearest names are resnet20_asr_se'),
+    ((*DIGITS, '--num-classes', 5), 'the data has 10 classes and resnet20_asr_se only 5 outputs; use --num-classes 10'),
+    ((*DIGITS, '--opt', 'adamx'), "unknown optimizer 'adamx' .* nearest are adamax"),
+    ((*DIGITS, '--device', 'warp'), '--device warp: not a device; available here: .*cpu'),
+    ((*DIGITS, '--bn-eps', '1e-3'), 'cannot be made with these options: .*bn_eps'),
+    ((*DIGITS, '--batch-size', 4000, '--validation-batch-size', 1), '1438 training images do not fill one batch'),
+    ((*DIGITS, '--batch-size', 5, '--mixup', 0.2), 'need an even --batch-size, not 5'),
+    ((*DIGITS, '--aug-splits', 1), '--aug-splits must be 0 or at least 2'),
+    ((*DIGITS, '--split-bn'), '--split-bn needs --aug-splits'),
+    ((*DIGITS, '--jsd-loss'), '--jsd-loss needs --aug-splits'),
+    ((*DIGITS, '--aug-splits', 2, '--mixup', 0.1), 'need --no-prefetcher'),
+    ((*DIGITS, '--aug-repeats', 3), '--aug-repeats works over several processes'),
+    ((*DIGITS, '--amp', '--model-dtype', 'bfloat16'), '--amp needs a float32 model'),
+    ((*DIGITS, '--torchcompile', 'fastest'), '--torchcompile fastest: PyTorch has .*inductor'),
+    ((*DIGITS, '--mean', 0.1, 0.2), '--mean and --std take one value'),
+    ((*DIGITS, '--train-split', 'lunch'), "cannot open the 'lunch' split of digits"),
+    ((*DIGITS, '--aa', 'nonsense'), 'do not go together'),
+    ((*DIGITS, '--device-modules', 'no_such_module'), '--device-modules no_such_module: No module'),
+    (('--model', 'resnet20_asr_se'), 'no data: give the folder'),
+    (('--model', 'resnet20_asr_se', '--data-dir', 'nowhere'), 'no data at nowhere'),
+    ((*DIGITS, '--resume', 'nowhere'), '--resume nowhere: no such file'),
+    ((*DIGITS, '--initial-checkpoint', 'nowhere'), 'no checkpoint at nowhere'),
+    ((*DIGITS, '--lrr', 1), 'unknown option --lrr; did you mean --lr\\?'),
+])
+def test_refused(argv, said, refused):
+    assert re.search(said, refused(*argv))
+
+
+def test_checkpoints_that_do_not_fit(refused, images, checkpoint, tmp_path):
+    folder = ('--data-dir', images, '--img-size', 16, '-b', 6, '--model')
+    assert 'it is a checkpoint of resnet20_asr_se, not of resnet20_asr_eca' in refused(
+        *folder, 'resnet20_asr_eca', '--num-classes', 3, '--resume', checkpoint)
+    assert 'was trained for 3 classes, but 4 were asked for' in refused(
+        *folder, 'resnet20_asr_se', '--num-classes', 4, '--resume', checkpoint)
+    assert 'was trained for 3 classes, but 4 were asked for' in refused(
+        *folder, 'resnet20_asr_se', '--num-classes', 4, '--initial-checkpoint', checkpoint)
+    data = checkpoint.read_bytes()
+    (tmp_path / 'half.pth.tar').write_bytes(data[:len(data) // 2])
+    assert 'half.pth.tar is truncated' in refused(
+        *folder, 'resnet20_asr_se', '--num-classes', 3, '--resume', tmp_path / 'half.pth.tar')
+    (tmp_path / 'text.pth.tar').write_text('not a checkpoint at all')
+    assert 'text.pth.tar is not a checkpoint' in refused(
+        *folder, 'resnet20_asr_se', '--num-classes', 3, '--resume', tmp_path / 'text.pth.tar')
+    torch.save({'state_dict': {}}, tmp_path / 'weights.pth.tar')
+    assert 'not a training checkpoint; load weights alone by --initial-checkpoint' in refused(
+        *folder, 'resnet20_asr_se', '--num-classes', 3, '--resume', tmp_path / 'weights.pth.tar')
+    assert 'its optimizer does not fit --opt sgd' in refused(
+        *folder, 'resnet20_asr_se', '--num-classes', 3, '--layer-decay', 0.5, '--resume', checkpoint)
+
+
+def test_a_checkpoint_that_would_run_code(refused, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f'touch {tmp_path / "ran"}',)
+
+    for name, save in (('zip.pth.tar', torch.save), ('plain.pth.tar', lambda x, f: f.write_bytes(pickle.dumps(x, 2)))):
+        save({'state_dict': {}, 'optimizer': Evil()}, tmp_path / name)
+        for option in ('--resume', '--initial-checkpoint', '--pretrained-path'):
+            assert 'would run code' in refused(*DIGITS, option, tmp_path / name)
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_bad_folders(refused, images, tmp_path):
+    model = ('--model', 'resnet20_asr_se', '--img-size', 16, '-b', 4, '--num-classes')
+    (tmp_path / 'empty').mkdir()
+    assert 'Found 0 images' in refused(*model, 3, '--data-dir', tmp_path / 'empty')
+    one = tmp_path / 'one'
+    for split in ('train', 'validation'):
+        shutil.copytree(images / split / 'class0', one / split / 'class0')
+    assert "has only one class, 'class0'" in refused(*model, 3, '--data-dir', one)
+    other = tmp_path / 'other'
+    shutil.copytree(images, other)
+    (other / 'validation' / 'class2').rename(other / 'validation' / 'zebra')
+    assert "the validation data has the class 'zebra'" in refused(*model, 3, '--data-dir', other)
+    broken = tmp_path / 'broken'
+    shutil.copytree(images, broken)
+    (broken / 'train' / 'class1' / '3.png').write_text('not an image')
+    assert refused(*model, 3, '--data-dir', broken) == f'cannot read the image {broken}/train/class1/3.png'
+    assert 'the data has 3 classes' in refused(*model, 2, '--data-dir', images)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_an_image_that_breaks_off_is_named(workers, images, tmp_path):
+    """Its header is whole, so that only decoding finds it, possibly in a loading process."""
+    folder = tmp_path / 'data'
+    shutil.copytree(images, folder)
+    path = folder / 'train' / 'class1' / '3.png'
+    data = path.read_bytes()
+    path.write_bytes(data[:len(data) // 2])
+    done = run(['--data-dir', folder, '--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6,
+                '--epochs', 1, '--workers', workers, '--output', tmp_path], tmp_path / 'log')
+    assert done.code == 2, done.text
+    assert f'train.py: error: cannot read the image {path}' in done.text.splitlines()
+    assert 'Traceback' not in done.text
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(images, tmp_path):
+    argv = ['--data-dir', images, '--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6,
+            '--epochs', 3, '--workers', 0, '--no-fuse', '--output', tmp_path, '--experiment', 'x']
+    poison = '''
+import torch, timm_asr.engine.build as build
+forward, calls = build.Task.forward, [0]
+def poisoned(self, *args):
+    result = forward(self, *args)
+    calls[0] += 1
+    if calls[0] == 7:
+        result['loss'] = result['loss'] * float('nan')
+    return result
+build.Task.forward = poisoned
+'''
+    done = run(argv, tmp_path / 'log', poison)
+    assert done.code == 1, done.text
+    last = tmp_path / 'x' / 'last.pth.tar'
+    line = done.text.splitlines()[-1]
+    assert line == f'train.py: error: the loss became nan at step 2 of epoch 1; the last checkpoint is {last}'
+    content = torch.load(last, weights_only=True)
+    assert content['epoch'] == 0
+    assert all(value.isfinite().all() for value in content['state_dict'].values())
+
+
+def test_a_full_disk_says_so_and_keeps_the_checkpoint(images, tmp_path):
+    argv = ['--data-dir', images, '--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6,
+            '--epochs', 3, '--workers', 0, '--no-fuse', '--output', tmp_path, '--experiment', 'x']
+    full = '''
+import errno, torch
+save, calls = torch.save, [0]
+def failing(content, file):
+    calls[0] += 1
+    if calls[0] == 2:
+        file.write(b'x' * 1000)
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    save(content, file)
+torch.save = failing
+'''
+    done = run(argv, tmp_path / 'log', full)
+    assert done.code == 1, done.text
+    last = tmp_path / 'x' / 'last.pth.tar'
+    assert done.text.splitlines()[-1] == (
+        f'train.py: error: {last} could not be written (No space left on device); the last whole checkpoint is {last}')
+    assert torch.load(last, weights_only=True)['epoch'] == 0
+    resumed = run([*argv, '--resume', 'auto'], tmp_path / 'log')
+    assert resumed.code == 0, resumed.text
+    assert len((tmp_path / 'x' / 'summary.csv').read_text().splitlines()) == 4
+
+
+def test_a_fused_model_that_differs_is_not_written(images, tmp_path):
+    argv = ['--data-dir', images, '--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6,
+            '--epochs', 1, '--workers', 0, '--output', tmp_path, '--experiment', 'x']
+    wrong = '''
+import torch, timm_asr.engine.export as export
+reparameterize = export.reparameterize
+def off(model):
+    model = reparameterize(model)
+    with torch.no_grad():
+        model.fc.bias[0] += 1e-3
+    return model
+export.reparameterize = off
+'''
+    done = run(argv, tmp_path / 'log', wrong)
+    assert done.code == 1, done.text
+    assert 'the fused model is not written: its logits differ by' in done.text.splitlines()[-1]
+    assert not (tmp_path / 'x' / 'model.safetensors').exists()
+    assert (tmp_path / 'x' / 'last.pth.tar').exists()

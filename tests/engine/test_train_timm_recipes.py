@@ -1,0 +1,331 @@
+"""The command lines of timm's documented recipes run as they stand, and each of their options has its effect.
+
+Model, batch and number of epochs are made small by what is appended; everything before is as documented.
+"""
+
+import shlex
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from timm.data import FastCollateMixup
+from timm.layers import SplitBatchNorm2d
+from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from train_helpers import make_images
+
+from timm_asr.engine.commands.train import Run, parse_args
+from timm_asr.engine.progress import Progress
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp('data') / 'images', classes=3, train=8, validation=4, size=40)
+
+
+@pytest.fixture
+def train(images, tmp_path):
+    """Trains for two epochs in this process and returns what can be looked at afterwards."""
+    def call(line, model='resnet20_asr_se', size=32, batch=6, finish=False, more=''):
+        argv = shlex.split(line) + shlex.split(
+            f'--data-dir {images} --model {model} --img-size {size} -b {batch} --epochs 2 -j 0 --num-classes 3 '
+            f'--output {tmp_path} --experiment run --no-progress --device cpu {more}')
+        args = parse_args(argv)
+        job = Run(args, argv)
+        first, epochs = job.prepare()
+        training, seen = job.training, SimpleNamespace(batches=[], outputs=[], rates=[])
+        forward = training.task.forward
+
+        def spy(batch, target):
+            result = forward(batch, target)
+            seen.batches.append((batch.detach().clone(memory_format=torch.preserve_format), target.clone()))
+            seen.outputs.append(result['output'].detach())
+            seen.rates.append([group['lr'] for group in training.optimizer.param_groups])
+            return result
+
+        training.task.forward = spy
+        with Progress(0, bar=False) as progress:
+            for epoch in range(first, 2):
+                job.epoch(epoch, epochs, progress)
+        if finish:
+            assert job.finish() == 0
+        job.trackers.close()
+        for loader in (training.loaders.train, training.loaders.eval):
+            if getattr(loader, 'loader', None) is not None:
+                loader.loader._iterator = None  # ends its processes now; the garbage collector would wait for them
+        transform = getattr(training.loaders.train.dataset, 'transform', None)
+        return SimpleNamespace(
+            args=args, job=job, training=training, seen=seen, folder=job.folder, loss=training.task.criterion,
+            optimizer=training.optimizer, model=training.task.get_trainable_module(), epochs=epochs,
+            transform=repr(transform), last=torch.load(job.folder / 'last.pth.tar', weights_only=True))
+    return call
+
+
+A3 = ('--lr 8e-3 --weight-decay 0.02 --opt lamb --sched cosine --bce-loss --mixup 0.1 --cutmix 1.0 '
+      '--aa rand-m6-mstd0.5-inc1 --crop-pct 0.95 --warmup-epochs 1 --smoothing 0.0 --amp --amp-dtype bfloat16')
+A2 = ('--lr 5e-3 --weight-decay 0.02 --opt lamb --bce-loss --mixup 0.1 --cutmix 1.0 --aa rand-m7-mstd0.5-inc1 '
+      '--crop-pct 0.95 --drop-path 0.05 --smoothing 0.0 --warmup-epochs 1 --channels-last --bce-target-thresh 0.2')
+A1 = ('--lr 5e-3 --weight-decay 0.01 --opt lamb --bce-loss --mixup 0.2 --cutmix 1.0 --aa rand-m7-mstd0.5-inc1 '
+      '--crop-pct 0.95 --drop-path 0.05 --smoothing 0.1 --warmup-epochs 1 --grad-accum-steps 2')
+EFFICIENTNET = ('--sched step --decay-epochs 2.4 --decay-rate .97 --opt rmsproptf --opt-eps .001 '
+                '--warmup-lr 1e-6 --weight-decay 1e-5 --drop 0.3 --drop-path 0.2 --model-ema --model-ema-decay 0.9999 '
+                '--aa rand-m9-mstd0.5 --remode pixel --reprob 0.2 --amp --lr .016')
+MOBILENET = ('--sched step --decay-epochs 2.4 --decay-rate .973 --opt rmsproptf --opt-eps .001 --warmup-lr 1e-6 '
+             '--weight-decay 1e-5 --drop 0.2 --drop-path 0.2 --model-ema --model-ema-decay 0.9999 '
+             '--aa rand-m9-mstd0.5 --remode pixel --reprob 0.2 --amp --lr .064 --lr-noise 0.42 0.9')
+JSD = ('--sched cosine --lr 0.05 --amp --remode pixel --reprob 0.6 --aug-splits 3 --aa rand-m9-mstd0.5-inc1 '
+       '--resplit --split-bn --jsd --dist-bn reduce')
+DEIT = ('--opt adamw --lr 5e-4 --weight-decay 0.05 --sched cosine --warmup-epochs 1 --warmup-lr 1e-6 --min-lr 1e-5 '
+        '--drop-path 0.1 --aa rand-m9-mstd0.5-inc1 --mixup 0.8 --cutmix 1.0 --mixup-prob 1.0 --mixup-switch-prob 0.5 '
+        '--smoothing 0.1 --reprob 0.25 --clip-grad 1.0 --model-ema --layer-decay 0.65 --train-interpolation bicubic')
+RESNEXT = ('--lr 0.6 --warmup-epochs 5 --weight-decay 1e-4 --sched cosine --reprob 0.4 --recount 3 --remode pixel '
+           '--aa rand-m7-mstd0.5-inc1 --amp --dist-bn reduce')
+
+
+def soft(target):
+    return target.dim() == 2 and torch.allclose(target.sum(1), torch.ones(len(target)), atol=1e-4)
+
+
+def test_resnet_a3(train):
+    run = train(A3, finish=True)
+    assert isinstance(run.loss, BinaryCrossEntropy)
+    assert type(run.optimizer).__name__ == 'Lamb'
+    assert {group['weight_decay'] for group in run.optimizer.param_groups} == {0.0, 0.02}
+    assert all(soft(target) for _, target in run.seen.batches)
+    assert any((target.max(1).values < 0.99).any() for _, target in run.seen.batches)
+    assert 'RandAugment' in run.transform
+    assert run.seen.outputs[0].dtype == torch.bfloat16
+    assert run.seen.rates[0][0] == pytest.approx(1e-5)  # warm-up
+    assert run.seen.rates[-1][0] == pytest.approx(8e-3, rel=0.6)
+    assert run.training.loaders.eval.dataset.transform.transforms[0].size == int(32 / 0.95)
+    files = {path.name for path in run.folder.iterdir()}
+    assert {'model.safetensors', 'config.json', 'metrics.json', 'summary.csv', 'curve.png', 'attention.png',
+            'args.yaml'} <= files
+    header = (run.folder / 'summary.csv').read_text().splitlines()[0]
+    assert header == 'epoch,train_loss,eval_loss,eval_top1,eval_top5,lr'
+
+
+def test_resnet_a2(train):
+    run = train(A2)
+    assert run.loss.target_threshold == 0.2
+    assert run.seen.batches[0][0].is_contiguous(memory_format=torch.channels_last)
+    assert run.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert run.model.layer3[-1].drop_path.drop_prob == pytest.approx(0.05)
+    assert run.seen.outputs[0].dtype == torch.float32
+
+
+def test_resnet_a1(train):
+    run = train(A1)
+    assert run.training.updates_per_epoch == 2  # 4 batches, two an update
+    step = next(iter(run.optimizer.state.values())).get('step') or run.optimizer.param_groups[0].get('step')
+    assert int(step) == 4
+    assert min(target.min() for _, target in run.seen.batches) == pytest.approx(0.1 / 3, rel=1e-4)  # smoothing
+
+
+def test_gradient_accumulation_equals_a_larger_batch(train):
+    """The same images in two halves; the model has no BatchNorm, so that both compute the same."""
+    plain = '--opt momentum --lr 0.1 --no-aug --sched none --smoothing 0'
+    whole = train(plain, model='test_vit', batch=6, more='--drop-path 0')
+    parts = train(plain + ' --grad-accum-steps 2', model='test_vit', batch=3, more='--drop-path 0')
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_efficientnet_randaugment(train):
+    run = train(EFFICIENTNET, model='test_efficientnet')
+    assert type(run.optimizer).__name__ == 'RMSpropTF'
+    assert run.optimizer.defaults['eps'] == 0.001
+    assert type(run.training.scheduler).__name__ == 'StepLRScheduler'
+    assert run.training.scheduler.decay_t == 2.4
+    assert run.model.drop_rate == 0.3
+    assert run.seen.outputs[0].dtype == torch.float16
+    assert run.training.loaders.train.random_erasing.probability == 0.2
+    ema, raw = run.last['state_dict_ema'], run.last['state_dict']
+    assert list(ema) == list(raw)
+    assert any(not torch.equal(ema[key], raw[key]) for key in raw)
+    assert run.training.task.get_trainable_module(ema=True).decay == 0.9999
+
+
+def test_mobilenet_with_noise_on_the_learning_rate(train):
+    run = train(MOBILENET, model='test_efficientnet', more='--warmup-epochs 0')
+    assert run.training.scheduler.noise_range_t == pytest.approx([0.84, 1.8])
+    assert run.seen.rates[0][0] == pytest.approx(0.064)
+    assert run.seen.rates[-1][0] != pytest.approx(0.064, rel=1e-3)  # noise in epoch 1
+    assert run.seen.rates[-1][0] == pytest.approx(0.064, rel=0.68)
+
+
+def test_augmix_with_jsd_and_split_bn(train):
+    run = train(JSD, model='resnet20', size=16, finish=True, more='--fuse-every 1')
+    assert isinstance(run.loss, JsdCrossEntropy)
+    assert run.loss.num_splits == 3
+    splits = [module for module in run.model.modules() if isinstance(module, SplitBatchNorm2d)]
+    assert len(splits) == 21
+    assert all(len(module.aux_bn) == 2 for module in splits)
+    statistics = [splits[0].running_mean, *(bn.running_mean for bn in splits[0].aux_bn)]
+    assert not torch.equal(statistics[0], statistics[1])
+    assert not torch.equal(statistics[1], statistics[2])
+    batch, target = run.seen.batches[0]
+    assert len(batch) == 18
+    assert torch.equal(target[:6], target[6:12])
+    splitter = run.training.loaders.train.dataset.dataset
+    assert 'RandAugment' not in repr(splitter.dataset.transform)  # the clean part
+    assert 'RandAugment' in repr(splitter.augmentation)
+    assert run.training.loaders.train.random_erasing.num_splits == 3
+    fused = timm.create_model(f'local-dir:{run.folder}', pretrained=True)
+    assert not any('aux_bn' in key for key in fused.state_dict())
+
+
+def test_split_bn_keeps_the_attention(train):
+    run = train(JSD, model='resnet20_asr_se', size=16, finish=True)
+    assert any(key.endswith('psi') for key in run.last['state_dict'])
+    assert any('.aux_bn.' in key for key in run.last['state_dict'])
+    assert not any('psi' in key for key in timm.create_model(
+        f'local-dir:{run.folder}', pretrained=True).state_dict())
+
+
+def test_deit(train):
+    run = train(DEIT, model='test_vit', size=64)
+    assert type(run.optimizer).__name__ == 'AdamW'
+    scales = {round(group['lr_scale'], 6) for group in run.optimizer.param_groups}
+    assert len(scales) > 4
+    assert max(scales) == 1.0
+    assert 0.65 in scales
+    assert isinstance(run.loss, SoftTargetCrossEntropy)
+    assert isinstance(run.training.loaders.train.loader.collate_fn, FastCollateMixup)
+    assert 'bicubic' in run.transform
+    assert run.args.clip_grad == 1.0
+    assert run.training.scheduler.lr_min == 1e-5
+
+
+def test_clipping_bounds_the_gradient(train, monkeypatch):
+    norms = []
+    step = torch.optim.SGD.step
+
+    def measured(self, *args, **kwargs):
+        norms.append(torch.cat([p.grad.flatten() for group in self.param_groups for p in group['params']]).norm())
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.SGD, 'step', measured)
+    train('--lr 0.1 --clip-grad 0.01')
+    assert max(norms) <= 0.0101
+    norms.clear()
+    train('--lr 0.1')
+    assert min(norms) > 0.0101
+
+
+def test_resnext(train):
+    run = train(RESNEXT)
+    erasing = run.training.loaders.train.random_erasing
+    assert (erasing.probability, erasing.max_count) == (0.4, 3)
+    assert isinstance(run.loss, LabelSmoothingCrossEntropy)
+    assert run.seen.rates[-1][0] == pytest.approx(1e-5 + (0.6 - 1e-5) / 5)
+
+
+def test_torchcompile(train, monkeypatch):
+    """The backend that needs no C compiler; inductor goes the same way."""
+    torch._dynamo.reset()
+    calls = []
+    monkeypatch.setitem(torch._dynamo.backends.registry._BACKENDS, 'counting', None)
+    monkeypatch.setitem(torch._dynamo.backends.registry._COMPILER_FNS, 'counting',
+                        lambda graph, inputs: calls.append(graph) or graph)
+    run = train('--lr 0.1 --torchcompile counting --model-ema', finish=True)
+    assert calls
+    assert not any('_orig_mod' in key for key in run.last['state_dict'])
+
+
+def test_torchscript(train):
+    run = train('--lr 0.1 --torchscript', finish=True)
+    assert isinstance(run.model, torch.jit.ScriptModule)
+    assert any(key.endswith('psi') for key in run.last['state_dict'])
+
+
+def test_model_dtype(train):
+    run = train('--lr 0.1 --model-dtype bfloat16')
+    assert run.seen.batches[0][0].dtype == torch.bfloat16
+    assert {value.dtype for value in run.last['state_dict'].values()} == {torch.bfloat16, torch.int64}
+
+
+def test_scheduled_resolution(train):
+    run = train('--lr 0.1 --train-img-sizes 16 32 --train-batch-sizes 8 4 --train-size-probs 0.5 0.5 '
+                '--train-batches-per-epoch 6 --variable-batch-loss-scale linear')
+    shapes = {tuple(batch.shape) for batch, _ in run.seen.batches}
+    assert shapes == {(8, 3, 16, 16), (4, 3, 32, 32)}
+    assert len(run.seen.batches) == 12
+    from timm_asr.engine.loop import _loss_scale
+    assert _loss_scale(run.training, 8) == pytest.approx(8 / 6)
+
+
+def test_mixing_stops_at_its_epoch_also_in_living_workers(train):
+    run = train('--lr 0.1 --mixup 0.8 --mixup-off-epoch 1 --smoothing 0', more='-j 2')
+    first, second = run.seen.batches[:4], run.seen.batches[4:]
+    assert any((target.max(1).values < 0.99).any() for _, target in first)
+    assert all((target.max(1).values > 0.999).all() for _, target in second)
+
+
+def test_small_options_have_their_effect(train, tmp_path):
+    run = train('--lr-base 0.2 --lr-base-size 12 --head-init-scale 0 --head-init-bias 0.25 --val-interval 2 '
+                '--save-images --log-interval 1 --mean 0.5 --std 0.25 --val-split "" --grad-checkpointing '
+                '--model-kwargs asr_depth=2 --opt-kwargs nesterov=False --start-epoch 1 --warmup-epochs 0 '
+                '--fast-norm --synchronize-step --hflip 1 --vflip 0 --no-aug', finish=True)
+    assert not (run.folder / 'model.safetensors').exists()  # nothing to compare on
+    assert run.args.lr == pytest.approx(0.1)
+    assert run.args.lr_base_scale == 'linear'
+    assert run.training.loaders.eval is None
+    assert run.last['metric'] is not None  # the training loss
+    assert run.job.saver.decreasing
+    assert run.model.grad_checkpointing
+    assert run.optimizer.defaults['nesterov'] is False
+    assert sum(key.endswith('psi') for key in run.last['state_dict']) == 18
+    assert sorted(path.name for path in run.folder.glob('train-batch-*.jpg'))
+    assert len(run.seen.batches) == 4  # one epoch: the second
+    assert torch.equal(run.seen.outputs[0], torch.full((6, 3), 0.25))
+    timm.layers.set_fast_norm(False)
+
+
+def test_device_modules_are_imported(train, tmp_path, monkeypatch):
+    (tmp_path / 'a_module_of_mine.py').write_text('import builtins; builtins.imported_by_test = True')
+    monkeypatch.syspath_prepend(tmp_path)
+    train('--lr 0.1 --device-modules a_module_of_mine')
+    import builtins
+    assert builtins.imported_by_test
+
+
+def test_pretrained_path_adapts_the_head(train, tmp_path):
+    source = timm.create_model('resnet20_asr_se', num_classes=7)
+    torch.save(source.state_dict(), tmp_path / 'w.pth')
+    run = train(f'--lr 1e-30 --warmup-epochs 0 --pretrained-path {tmp_path / "w.pth"}')
+    assert torch.equal(run.last['state_dict']['conv1.weight'], source.conv1.weight)
+    assert run.last['state_dict']['fc.weight'].shape == (3, 64)
+
+
+def test_drop_connect_is_drop_path(train):
+    run = train('--lr 0.1 --drop-connect 0.3')
+    assert run.model.layer3[-1].drop_path.drop_prob == pytest.approx(0.3)
+
+
+def test_fuse_every_and_checkpoint_hist(train, monkeypatch):
+    written = []
+    from timm_asr.engine.commands import train as module
+    original = module.fuse_checkpoint
+    monkeypatch.setattr(module, 'fuse_checkpoint', lambda *a, **k: written.append(a[0].name) or original(*a, **k))
+    run = train('--lr 0.1 --fuse-every 1 --checkpoint-hist 1', finish=True)
+    assert len(written) == 2  # after the first epoch, and at the end
+    assert len(list(run.folder.glob('checkpoint-*.pth.tar'))) == 1
+
+
+def test_the_plain_model_of_timm_trains_too(train):
+    run = train('--lr 0.1', model='test_efficientnet', finish=True)
+    assert timm.create_model(f'local-dir:{run.folder}', pretrained=True).num_classes == 3
+    assert not (run.folder / 'attention.png').exists()
+
+
+def test_auxiliary_terms_reach_the_loss(train, monkeypatch):
+    from timm_asr.asr.vector import ASRVector
+    monkeypatch.setattr(ASRVector, 'auxiliary_loss', lambda self: 100 * (self.psi - 3).pow(2).mean(), raising=False)
+    with_term = train('--lr 1e-3 --warmup-epochs 0')
+    assert with_term.training.task.has_auxiliary
+    psi = [value for key, value in with_term.last['state_dict'].items() if key.endswith('psi')]
+    assert min(value.min() for value in psi) > 0.15  # pulled from 0.1 towards 3
+    monkeypatch.undo()
+    without = train('--lr 1e-3 --warmup-epochs 0')
+    assert not without.training.task.has_auxiliary

@@ -1,0 +1,434 @@
+"""validate.py: its flags, its figures, its errors."""
+
+import csv
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.multiprocessing as mp
+from flag_checks import check_flags
+from PIL import Image
+from timm.data.distributed_sampler import OrderedDistributedSampler
+from torch import nn
+
+import timm_asr
+from timm_asr.engine.commands import validate
+from timm_asr.engine.eval_options import VALIDATE_OPTIONS, VALIDATE_REFUSED
+from timm_asr.engine.evaluate import evaluate
+from timm_asr.errors import BadInput
+
+NAME = 'resnet20_asr_se'
+CLASSES = 7
+IMAGES = 3  # of each class
+
+KEPT = """
+    data --data-dir --dataset --split --num-samples --dataset-download --class-map --input-key --input-img-mode
+    --target-key --dataset-trust-remote-code --model --pretrained --workers --batch-size --img-size --in-chans
+    --input-size --use-train-size --crop-pct --crop-mode --crop-border-pixels --mean --std --interpolation
+    --num-classes --gp --log-freq --checkpoint --num-gpu --test-pool --no-prefetcher --pin-mem --channels-last --device
+    --amp --amp-dtype --model-dtype --tf-preprocessing --use-ema --fast-norm --reparam --model-kwargs
+    --torchcompile-mode --torchscript --torchcompile --results-file --results-format --real-labels --valid-labels
+    --retry --seed --metrics-avg
+"""
+OURS = {'--asr', '--fold-bn'}
+REFUSED = {'--fuser', '--aot-autograd', '--naflex-loader', '--naflex-max-seq-len'}
+DEFAULTS: dict[str, Any] = {
+    'data': None, 'data_dir': None, 'dataset': '', 'split': 'validation', 'num_samples': None,
+    'dataset_download': False, 'class_map': '', 'input_key': None, 'input_img_mode': None, 'target_key': None,
+    'dataset_trust_remote_code': False, 'model': 'dpn92', 'pretrained': False, 'workers': 4, 'batch_size': 256,
+    'img_size': None, 'in_chans': None, 'input_size': None, 'use_train_size': False, 'crop_pct': None,
+    'crop_mode': None, 'crop_border_pixels': None, 'mean': None, 'std': None, 'interpolation': '',
+    'num_classes': None, 'gp': None, 'log_freq': 10, 'checkpoint': '', 'num_gpu': 1, 'test_pool': False,
+    'no_prefetcher': False, 'pin_mem': False, 'channels_last': False, 'amp': False, 'amp_dtype': 'float16',
+    'model_dtype': None, 'tf_preprocessing': False, 'use_ema': False, 'fast_norm': False, 'reparam': False,
+    'model_kwargs': {}, 'torchcompile_mode': None, 'torchscript': False, 'torchcompile': None, 'results_file': '',
+    'results_format': 'csv', 'real_labels': '', 'valid_labels': '', 'retry': False, 'seed': 42, 'metrics_avg': None,
+}
+ALIASES = {'--model': '-m', '--workers': '-j', '--batch-size': '-b'}
+
+
+@pytest.fixture(autouse=True)
+def _log_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validate, 'setup_logging', lambda: None)
+    monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
+
+
+def test_flags_kept_and_refused() -> None:
+    check_flags(VALIDATE_OPTIONS, KEPT, OURS, DEFAULTS, ALIASES)
+    assert set(VALIDATE_REFUSED) == REFUSED
+
+
+@pytest.mark.parametrize('flag', sorted(REFUSED))
+def test_refused_flags_say_why(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        validate.main(['somewhere', flag, '1'])
+    assert stop.value.code == 2
+    assert f'{flag}: {VALIDATE_REFUSED[flag]}' in capsys.readouterr().err
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small images of seven classes, each of its own random pattern."""
+    root = tmp_path_factory.mktemp('images')
+    rng = np.random.default_rng(0)
+    for label in range(CLASSES):
+        where = root / 'validation' / f'class_{label}'
+        where.mkdir(parents=True)
+        for i in range(IMAGES):
+            pattern = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            pattern.resize((32, 32), Image.Resampling.NEAREST).save(where / f'{i}.png')
+    return root
+
+
+def pixels_of(path: Path, model: nn.Module) -> torch.Tensor:
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ('mean', 'std'))
+    return (torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1) / 255 - mean) / std
+
+
+@pytest.fixture(scope='module')
+def model(folder: Path) -> nn.Module:
+    """A model whose classifier is fitted to logits that are right for some of the images and wrong for others."""
+    torch.manual_seed(0)
+    model = timm.create_model(NAME, num_classes=CLASSES)
+    paths = sorted((folder / 'validation').rglob('*.png'))
+    images = torch.stack([pixels_of(path, model) for path in paths])
+    labels = torch.tensor([int(path.parent.name[-1]) for path in paths])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith('psi'):
+                parameter.normal_()
+        for _ in range(30):  # running statistics of these images
+            model(images)
+        features = model.eval().forward_head(model.forward_features(images), pre_logits=True)
+        wanted = 0.6 * nn.functional.one_hot(labels, CLASSES) + torch.randn(len(paths), CLASSES)
+        model.fc.weight.copy_(torch.linalg.lstsq(features.double(), wanted.double()).solution.T)
+        nn.init.zeros_(model.fc.bias)
+    return model
+
+
+@pytest.fixture(scope='module')
+def checkpoint(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('run') / 'last.pth.tar'
+    torch.save({'arch': NAME, 'state_dict': model.state_dict()}, path)
+    return path
+
+
+def expected(model: nn.Module, folder: Path, columns: Sequence[int] | None = None) -> tuple[float, float]:
+    """Top-1 and top-5 in percent, without timm's loader."""
+    hits1, hits5, count = 0, 0, 0
+    for label, where in enumerate(sorted((folder / 'validation').iterdir())):
+        for path in where.iterdir():
+            with torch.no_grad():
+                logits = model(pixels_of(path, model)[None])[0]
+            logits = logits if columns is None else logits[list(columns)]
+            best = logits.argsort(descending=True).tolist()
+            hits1 += best[0] == label
+            hits5 += label in best[:5]
+            count += 1
+    return round(100 * hits1 / count, 4), round(100 * hits5 / count, 4)
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs validate.py on the folder and returns what it prints after ``--result``."""
+    def call(*words: object, data: object = folder) -> Any:
+        line = ['--device', 'cpu', '-j', '0', '-b', '8', *map(str, words)]
+        validate.main(line if data is None else ['--data-dir', str(data), *line])
+        return json.loads(capsys.readouterr().out.split('--result\n')[1])
+    return call
+
+
+def test_figures(run: Callable, model: nn.Module, folder: Path, checkpoint: Path) -> None:
+    row = run('--checkpoint', checkpoint)
+    top1, top5 = expected(model, folder)
+    assert 0 < top1 < top5 < 100  # or it would prove nothing
+    assert row == {
+        'model': str(checkpoint), 'top1': top1, 'top1_err': round(100 - top1, 4), 'top5': top5,
+        'top5_err': round(100 - top5, 4), 'param_count': 0.27, 'img_size': 32, 'crop_pct': 1.0,
+        'interpolation': 'bilinear'}
+
+
+@pytest.mark.parametrize('words', [
+    ['--reparam'], ['--fold-bn'], ['--no-prefetcher'], ['--channels-last'],
+    ['--model', NAME], ['-j', '1'], ['-b', '1000'], ['--retry'],
+    ['--torchscript'], ['--split', 'val'], ['--fast-norm'],
+], ids=' '.join)
+def test_other_ways_to_the_same_figures(
+        run: Callable, model: nn.Module, folder: Path, checkpoint: Path, words: list[str]) -> None:
+    row = run('--checkpoint', checkpoint, *words)
+    assert (row['top1'], row['top5']) == expected(model, folder)
+
+
+def test_one_warning_where_a_foldable_model_is_measured_unfused(
+        run: Callable, checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def warnings() -> list[str]:
+        lines = [r.message for r in caplog.records if r.levelname == 'WARNING']
+        caplog.clear()
+        return lines
+
+    run('--checkpoint', checkpoint)
+    assert len(found := warnings()) == 1
+    assert 'is measured unfused; --reparam' in found[0]
+    run('--checkpoint', checkpoint, '--reparam')
+    assert warnings() == []
+
+
+def test_the_fused_model_is_what_is_measured(
+        run: Callable, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[nn.Module] = []
+    monkeypatch.setattr(validate, 'evaluate', lambda model, *a, **k: seen.append(model) or evaluate(model, *a, **k))
+    for words in ([], ['--reparam'], ['--fold-bn']):
+        run('--checkpoint', checkpoint, *words)
+    assert [timm_asr.has_asr(m) for m in seen] == [True, False, False]
+    norms = [sum(isinstance(x, nn.BatchNorm2d) for x in m.modules()) for m in seen]
+    assert norms[0] == norms[1] > norms[2] == 0
+
+
+def test_a_fused_folder(run: Callable, model: nn.Module, folder: Path, tmp_path: Path) -> None:
+    timm_asr.save_fused(model, tmp_path / 'fused')
+    row = run('--model', tmp_path / 'fused')
+    assert (row['top1'], row['top5']) == expected(model, folder)
+
+
+@pytest.mark.parametrize('words', [['--model-dtype', 'bfloat16'], ['--amp', '--amp-dtype', 'bfloat16']])
+def test_low_precision(
+        run: Callable, model: nn.Module, folder: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch,
+        words: list[str]) -> None:
+    types: set[torch.dtype] = set()
+
+    def spy(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        model.fc.register_forward_hook(lambda module, args, out: types.add(out.dtype))
+        return evaluate(model, *args, **kwargs)
+
+    monkeypatch.setattr(validate, 'evaluate', spy)
+    row = run('--checkpoint', checkpoint, *words)
+    assert types == {torch.bfloat16}
+    assert abs(row['top1'] - expected(model, folder)[0]) <= 15
+
+
+def test_one_channel(run: Callable, tmp_path: Path) -> None:
+    torch.save({'arch': NAME, 'state_dict': timm.create_model(NAME, in_chans=1, num_classes=CLASSES).state_dict(),
+                'args': {'in_chans': 1}}, tmp_path / 'grey.pth')
+    for words in ([], ['--no-prefetcher']):
+        row = run('--checkpoint', tmp_path / 'grey.pth', *words)
+        assert row['img_size'] == 32
+
+
+def test_valid_labels(run: Callable, model: nn.Module, folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    order = [6, 5, 4, 3, 2, 1, 0]
+    (tmp_path / 'labels.txt').write_text('\n'.join(map(str, order)))
+    row = run('--checkpoint', checkpoint, '--valid-labels', tmp_path / 'labels.txt')
+    assert (row['top1'], row['top5']) == expected(model, folder, order) != expected(model, folder)
+
+
+def test_results_files(run: Callable, checkpoint: Path, tmp_path: Path) -> None:
+    row = run('--checkpoint', checkpoint, '--results-file', tmp_path / 'a.csv')
+    with (tmp_path / 'a.csv').open() as file:
+        assert list(csv.DictReader(file)) == [{key: str(value) for key, value in row.items()}]
+    run('--checkpoint', checkpoint, '--results-file', tmp_path / 'a.json', '--results-format', 'json')
+    assert json.loads((tmp_path / 'a.json').read_text()) == row
+    run('--checkpoint', checkpoint, '--results-file', tmp_path / 'a.md', '--results-format', 'md')
+    lines = (tmp_path / 'a.md').read_text().splitlines()
+    assert [cell.strip() for cell in lines[0].strip('|').split('|')] == list(row)
+    assert [cell.strip() for cell in lines[2].strip('|').split('|')] == [str(value) for value in row.values()]
+
+
+def test_all_checkpoints_of_a_folder(run: Callable, checkpoint: Path, model: nn.Module, tmp_path: Path) -> None:
+    for name in ('checkpoint-2.pth.tar', 'checkpoint-10.pth.tar'):
+        (tmp_path / name).write_bytes(checkpoint.read_bytes())
+    worse = timm.create_model(NAME, num_classes=CLASSES)
+    nn.init.zeros_(worse.fc.weight)
+    nn.init.zeros_(worse.fc.bias)
+    worse.fc.bias.data[3] = 1
+    torch.save({'arch': NAME, 'state_dict': worse.state_dict()}, tmp_path / 'worse.pth')
+    (tmp_path / 'damaged.pth').write_bytes(b'damaged')
+    rows = run('--checkpoint', tmp_path)
+    assert [Path(row['checkpoint']).name for row in rows] == [
+        'checkpoint-2.pth.tar', 'checkpoint-10.pth.tar', 'worse.pth']
+    assert rows[2]['top1'] == pytest.approx(100 / CLASSES, abs=1e-3)
+
+
+def test_a_list_of_models(run: Callable, model: nn.Module, tmp_path: Path, checkpoint: Path) -> None:
+    timm_asr.save_fused(model, tmp_path / 'fused')
+    (tmp_path / 'list.txt').write_text(f'{tmp_path / "fused"}\n{checkpoint}\nresnet32_asr_se\n')
+    rows = run('--model', tmp_path / 'list.txt', '--results-file', tmp_path / 'all.csv')
+    assert {row['model'] for row in rows} == {str(tmp_path / 'fused'), str(checkpoint)}  # the last has no weights
+    assert len((tmp_path / 'all.csv').read_text().splitlines()) == 3
+
+
+def test_metrics() -> None:
+    predictions = validate.Predictions()
+    # Class 2 is never predicted, class 3 never there.
+    target, guess = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 3, 0]
+    predictions.add(nn.functional.one_hot(torch.tensor(guess), 4).float(), torch.tensor(target))
+    precision, recall = [2 / 3, 1 / 2, 0, 0], [2 / 3, 1 / 2, 0, 0]
+    f1 = [2 / 3, 1 / 2, 0, 0]
+    for average, weights in (('macro', [1 / 4] * 4), ('weighted', [3 / 6, 2 / 6, 1 / 6, 0])):
+        scores = predictions.scores(average)
+        for key, values in (('precision', precision), ('recall', recall), ('f1_score', f1)):
+            want = 100 * sum(w * v for w, v in zip(weights, values, strict=True))
+            assert scores[f'{average}_{key}'] == pytest.approx(want, abs=1e-4)
+    assert predictions.scores('micro') == {
+        'micro_precision': 50.0, 'micro_recall': 50.0, 'micro_f1_score': 50.0}
+
+
+def test_metrics_are_in_the_row(run: Callable, checkpoint: Path) -> None:
+    row = run('--checkpoint', checkpoint, '--metrics-avg', 'micro')
+    assert row['micro_recall'] == row['top1']
+
+
+def test_the_embedded_digits(run: Callable, tmp_path: Path) -> None:
+    torch.save({'arch': 'resnet20', 'state_dict': timm.create_model('resnet20', num_classes=10).state_dict()},
+               tmp_path / 'a.pth')
+    row = run('--checkpoint', tmp_path / 'a.pth', '--dataset', 'digits', data=None)
+    assert 0 <= row['top1'] <= row['top5'] <= 100
+
+
+def loader_of(images: torch.Tensor, target: torch.Tensor, sampler: Any) -> Any:
+    data = torch.utils.data.TensorDataset(images, target)
+    return torch.utils.data.DataLoader(data, batch_size=2, sampler=sampler)
+
+
+class Known(nn.Module):
+    """Logits that are the input itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)
+
+
+def known_data(count: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(count, 8, 1, 1, generator=generator), torch.randint(8, (count,), generator=generator)
+
+
+def test_the_padding_of_the_last_batch_is_not_counted() -> None:
+    images, target = known_data()
+    whole = evaluate(Known(), loader_of(images, target, None), nn.CrossEntropyLoss(), device=torch.device('cpu'))
+    assert whole['count'] == 7
+    assert whole['loss'] == pytest.approx(nn.functional.cross_entropy(images.flatten(1), target).item(), rel=1e-6)
+    parts = [
+        evaluate(Known(), loader_of(images, target, OrderedDistributedSampler(images, num_replicas=4, rank=rank)),
+                 nn.CrossEntropyLoss(), device=torch.device('cpu'))
+        for rank in range(4)]
+    assert [part['count'] for part in parts] == [2, 2, 2, 1]
+    for key in ('loss', 'top1', 'top5'):
+        assert sum(part[key] * part['count'] for part in parts) / 7 == pytest.approx(whole[key], rel=1e-6)
+
+
+def _one_process(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', world_size=2, rank=rank)
+    images, target = known_data()
+    sampler = OrderedDistributedSampler(images)
+    figures = evaluate(Known(), loader_of(images, target, sampler), nn.CrossEntropyLoss(), device=torch.device('cpu'))
+    Path(folder, f'{rank}.json').write_text(json.dumps(figures))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
+    mp.spawn(_one_process, args=(str(tmp_path),), nprocs=2)
+    images, target = known_data()
+    whole = evaluate(Known(), loader_of(images, target, None), nn.CrossEntropyLoss(), device=torch.device('cpu'))
+    for rank in range(2):
+        assert json.loads((tmp_path / f'{rank}.json').read_text()) == pytest.approx(dict(whole), rel=1e-6)
+
+
+def test_bad_options(run: Callable, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / 'labels.txt').write_text('1\n99\n')
+    for words, said in (
+            (['--device', 'warp'], '--device warp'),
+            (['--amp', '--model-dtype', 'bfloat16'], '--amp keeps the model in float32'),
+            (['--num-gpu', 64], '--num-gpu 64'),
+            (['--results-file', tmp_path / 'no' / 'a.csv'], 'there is no folder'),
+            (['--results-file', tmp_path], 'is a folder'),
+            (['--valid-labels', tmp_path / 'labels.txt'], 'between 0 and 6'),
+            (['--valid-labels', tmp_path / 'no.txt'], 'no file at'),
+            (['--real-labels', tmp_path / 'labels.txt'], '--real-labels'),
+            (['--num-classes', 10], 'trained for 7 classes, but 10 were asked for'),
+            (['--torchcompile', 'nope'], '--torchcompile nope'),
+            (['-b', 0], '--batch-size'),
+    ):
+        with pytest.raises(BadInput) as error:
+            run('--checkpoint', checkpoint, *words)
+        assert said in str(error.value)
+        assert '\n' not in str(error.value)
+
+
+def test_no_data(run: Callable, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match='no data: give the folder'):
+        run('--checkpoint', checkpoint, data=None)
+    with pytest.raises(BadInput, match='no data at'):
+        run('--checkpoint', checkpoint, data=tmp_path / 'nowhere')
+    with pytest.raises(BadInput, match='0 images'):
+        run('--checkpoint', checkpoint, data=tmp_path)
+
+
+def write_images(root: Path, classes: int) -> Path:
+    for label in range(classes):
+        (root / str(label)).mkdir(parents=True)
+        Image.new('RGB', (8, 8)).save(root / str(label) / 'a.png')
+    return root
+
+
+def test_data_that_does_not_fit(run: Callable, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match='only one class'):
+        run('--checkpoint', checkpoint, data=write_images(tmp_path / 'one', 1))
+    with pytest.raises(BadInput, match='has 9 classes, and the model tells only 7 apart'):
+        run('--checkpoint', checkpoint, data=write_images(tmp_path / 'nine', 9))
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_unreadable_image_is_named(run: Callable, checkpoint: Path, tmp_path: Path, workers: int) -> None:
+    root = write_images(tmp_path / 'set', CLASSES)
+    bad = root / '3' / 'a.png'
+    bad.write_bytes(bad.read_bytes()[:40])  # its header is whole
+    with pytest.raises(BadInput) as error:
+        run('--checkpoint', checkpoint, '-j', workers, data=root)
+    assert str(error.value) == f'cannot read the image {bad}'
+
+
+def test_retry_with_smaller_batches(
+        run: Callable, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, model: nn.Module, folder: Path) -> None:
+    sizes = []
+
+    def scarce(model: nn.Module, loader: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(loader.loader.batch_size)
+        if sizes[-1] > 4:
+            raise RuntimeError('out of memory')
+        return evaluate(model, loader, *args, **kwargs)
+
+    monkeypatch.setattr(validate, 'evaluate', scarce)
+    row = run('--checkpoint', checkpoint, '--retry')
+    assert sizes == [8, 6, 4]
+    assert row['top1'] == expected(model, folder)[0]
+
+
+def test_a_loss_that_is_not_finite_is_said(run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    broken = timm.create_model('resnet20', num_classes=CLASSES)
+    nn.init.constant_(broken.fc.bias, float('nan'))
+    torch.save({'arch': 'resnet20', 'state_dict': broken.state_dict()}, tmp_path / 'a.pth')
+    run('--checkpoint', tmp_path / 'a.pth')
+    assert 'its accuracy means nothing' in caplog.text
+
+
+def test_every_image_is_counted_once(run: Callable, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[dict] = []
+    monkeypatch.setattr(
+        validate, 'evaluate', lambda *a, **k: figures.append(evaluate(*a, **k)) or figures[-1])
+    run('--checkpoint', checkpoint, '-b', 4)
+    assert figures[0]['count'] == CLASSES * IMAGES
+
+
+def test_test_pool(run: Callable, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        validate, 'apply_test_time_pool', lambda model, config: (seen.append(config) or model, True))
+    row = run('--checkpoint', checkpoint, '--test-pool', '--crop-pct', '0.5')
+    assert seen
+    assert row['crop_pct'] == 1.0

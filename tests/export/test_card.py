@@ -1,0 +1,202 @@
+"""The model card: what it says, what it leaves out, and that its code runs as it stands."""
+
+import json
+import re
+
+import pytest
+import yaml
+from hub_helpers import METRICS, contents, make_folder
+from PIL import Image
+
+from timm_asr.errors import BadInput
+from timm_asr.export.card import model_card
+from timm_asr.export.citations import CITATIONS, attention_of
+
+REPO = 'alice/net'
+# Each block in a process of its own that has imported timm, but never this package.
+FORKED = '''
+import os, sys, traceback
+import timm, torch
+assert not [name for name in sys.modules if name.startswith('timm_asr')]
+result = []
+for block in BLOCKS:
+    end, start = os.pipe()
+    child = os.fork()
+    if not child:
+        space, said = {}, ''
+        os.dup2(start, 1)
+        try:
+            sys.stdout = open(1, 'w')
+            exec(block, space)
+            print('ours' if 'timm_asr' in sys.modules else 'stock', type(space['model']).__name__)
+            if 'seven' in block or '=7' in block:
+                print('classes', space['model'].num_classes)
+        except BaseException:
+            print(traceback.format_exc())
+        sys.stdout.flush()
+        os._exit(0)
+    os.close(start)
+    with os.fdopen(end) as pipe:
+        result.append(pipe.read())
+    os.waitpid(child, 0)
+'''
+
+
+def write(folder, config=None, metrics=None, **facts):
+    folder.mkdir(parents=True)
+    section = {'model': 'resnet20_asr_se', 'needs': ['timm_asr'], 'weights_sha256': 'ab' * 32, **facts}
+    (folder / 'config.json').write_text(json.dumps({
+        'architecture': 'resnet20', 'num_classes': 10, 'timm_asr': section,
+        'pretrained_cfg': {'input_size': [3, 32, 32], 'mean': [0.5, 0.5, 0.5], 'std': [0.25, 0.25, 0.25]},
+        **(config or {})}))
+    if metrics is not None:
+        (folder / 'metrics.json').write_text(json.dumps(metrics))
+    return folder
+
+
+def head(card):
+    return yaml.safe_load(re.match(r'---\n(.*?)\n---\n', card, re.DOTALL)[1])
+
+
+def table(card, section):
+    rows = card.split(f'## {section}\n')[1].split('\n## ')[0].splitlines()
+    return [[cell.strip() for cell in row.strip('|').split('|')] for row in rows if row.startswith('|')][2:]
+
+
+@pytest.mark.parametrize(('name', 'kwargs', 'ours'), [
+    ('resnet18_asr_se', {'num_classes': 10}, False),
+    ('resnet20_asr_se', {'in_chans': 1, 'num_classes': 3}, True),
+    ('resnet20_dia_se', {'num_classes': 5}, True),
+])
+def test_its_code_runs_as_it_stands(hub, stock_client, tmp_path, name, kwargs, ours):
+    folder = make_folder(tmp_path / 'folder', name, trainable='asr' in name, **kwargs)
+    if 'dia' in name:
+        config = json.loads((folder / 'config.json').read_text())
+        config['label_names'] = ['ant', 'bee', 'cow', 'doe', 'emu']
+        (folder / 'config.json').write_text(json.dumps(config))
+    card = model_card(folder, REPO)
+    hub.create(REPO, {**contents(folder), 'README.md': card.encode()})
+    blocks = re.findall(r'```python\n(.*?)```', card, re.DOTALL)
+    assert len(blocks) == (3 if 'asr' in name else 2)
+    Image.effect_noise((48, 40), 60).convert('RGB').save(tmp_path / 'image.jpg')
+    ran = stock_client.run(f'BLOCKS = {blocks!r}\n{FORKED}', cwd=tmp_path)
+    assert ran.rc == 0, ran.err
+    classify, embed, *train = ran.result
+    kind = f'{"ours" if ours else "stock"} {"ASRCifarResNet" if ours else "ResNet"}\n'
+    assert len(re.findall(r'^.+ \d+\.\d %$', classify, re.MULTILINE)) == min(5, kwargs['num_classes']), classify
+    assert classify.endswith(kind), classify
+    assert ('bee' in classify) == ('dia' in name)
+    assert re.match(r'torch.Size\(\[2, \d+\]\)', embed), embed
+    assert embed.endswith(kind), embed
+    assert [text.split()[-1] for text in train] == ['7'] * ('asr' in name), train
+
+
+def test_what_it_says_of_a_run(tmp_path):
+    folder = write(
+        tmp_path / 'run', metrics=METRICS, recipe='cifar10_resnet20', seed=42, epoch=29, dataset='cifar10',
+        arguments={'lr': 0.1, 'mean': [0.5, 0.25], 'device': 'cpu'}, torch_version='2.15.0', git_commit='c0ffee')
+    (folder / 'attention.png').write_bytes(b'')
+    (folder / 'args.yaml').write_text('lr: 0.1\n')
+    card = model_card(folder, REPO)
+    assert '\n# net\n' in card
+    assert 'trained as `resnet20_asr_se`: with ASR (SE)' in card
+    assert 'import it before the model is made' in card
+    assert table(card, 'Results') == [
+        ['`resnet20_asr_se`, as trained', '91.25', '99.50', '275,183'],
+        ['`resnet20`, fused: these weights', '91.25', '99.50', '272,474']]
+    assert 'Measured on 10,000 validation images of cifar10. Fusing changed no logit by more than 3e-07' in card
+    assert table(card, 'Speed') == [
+        ['`resnet20_asr_se`, as trained', '2,145'], ['`resnet20`, fused', '2,219'], ['`resnet20`, plain', '2,212']]
+    assert 'on its machine (cpu, PyTorch 2.15.0)' in card
+    assert '```yaml\nlr: 0.1\nmean: [0.5, 0.25]\ndevice: cpu\n```' in card
+    for row in (['recipe', 'cifar10_resnet20'], ['seed', '42'], ['commit of timm_asr', 'c0ffee']):
+        assert row in table(card, 'Training')
+    assert '![The attention](attention.png)' in card
+    assert 'curve.png' not in card
+    assert 'ab' * 32 in card
+    assert '/home' not in card
+    assert card == model_card(folder, REPO)  # publishing again changes nothing
+
+
+def test_it_claims_nothing_that_nobody_measured(tmp_path):
+    card = model_card(write(tmp_path / 'bare'), REPO)
+    assert not [title for title in ('Results', 'Speed', 'Training', 'The attention') if f'## {title}' in card]
+    assert 'licen' not in card.lower()
+    assert head(card) == {'library_name': 'timm', 'pipeline_tag': 'image-classification',
+                          'tags': ['image-classification', 'timm', 'timm_asr']}
+    assert head(model_card(tmp_path / 'bare', REPO, license='cc-by-4.0'))['license'] == 'cc-by-4.0'
+    assert 'load_trainable' not in card
+    attached = write(tmp_path / 'attached', model='resnet20', asr={'asr': 'ie'})
+    assert 'trained as `resnet20` with ASR attached: with ASR (IE)' in model_card(attached, REPO)
+    top1_only = model_card(write(tmp_path / 'top1', metrics={'model': 'resnet20_asr_se', 'top1': 1.0}), REPO)
+    assert table(top1_only, 'Results')[0] == ['`resnet20_asr_se`, as trained', '1.00']
+    epoch = {'timm_asr': {'model': 'resnet20_asr_se', 'metrics': {'before': {'top1': 76.5}, 'after': None}}}
+    assert '| 76.50 |' in model_card(write(tmp_path / 'epoch', epoch), REPO)
+    no_classes = model_card(write(tmp_path / 'features', {'num_classes': 0}), REPO)
+    assert 'pipeline_tag' not in head(no_classes)
+    assert 'softmax' not in no_classes
+    foreign = model_card(write(tmp_path / 'foreign', {'timm_asr': None}), REPO)
+    assert 'Weights of `resnet20` for [timm]' in foreign
+
+
+def test_the_plain_backbone_stands_beside(tmp_path):
+    folder = write(tmp_path / 'run', metrics=METRICS)
+    plain = write(tmp_path / 'plain', metrics={
+        'model': 'resnet20', 'dataset': '/else/where/cifar10', 'images': 10_000, 'top1': 90.5, 'top5': 99.25,
+        'parameters': 272_474})
+    row = ['`resnet20`, trained without ASR', '90.50', '99.25', '272,474']
+    card = model_card(folder, REPO, plain=plain)
+    assert table(card, 'Results')[2] == row
+    assert 'may be chance' in card
+    known = write(tmp_path / 'known', metrics={**METRICS, 'top1_plain': 90.5, 'top5_plain': 99.25})
+    assert table(model_card(known, REPO), 'Results')[2] == row
+
+    gates = {**METRICS, 'model': 'resnet20_se', 'plain': 'resnet20_se'}
+    gated = write(tmp_path / 'gated', {'architecture': 'resnet20_se'}, gates, model='resnet20_se')
+    assert table(model_card(gated, REPO, plain=plain), 'Results') == [
+        ['`resnet20_se`, these weights', '91.25', '99.50', '275,183'],
+        ['`resnet20`, trained without attention', *row[1:]]]
+
+
+@pytest.mark.parametrize(('change', 'sentence'), [
+    ({'model': 'resnet32'}, "is a 'resnet32', and the plain backbone of .* is 'resnet20'"),
+    ({'dataset': 'cifar100'}, "was measured on dataset 'cifar100', and .* on 'cifar10'"),
+    ({'images': 500}, 'was measured on images 500, and .* on 10000'),
+    ({'top1': None}, 'has no metrics.json with a top-1'),
+])
+def test_another_plain_is_refused(tmp_path, change, sentence):
+    folder = write(tmp_path / 'run', metrics=METRICS)
+    theirs = {'model': 'resnet20', 'dataset': 'cifar10', 'images': 10_000, 'top1': 90.5, **change}
+    with pytest.raises(BadInput, match=sentence):
+        model_card(folder, REPO, plain=write(tmp_path / 'plain', metrics=theirs))
+
+
+@pytest.mark.parametrize(('model', 'asr', 'papers', 'backbone'), [
+    ('resnet50_asr_se', None, ['asr', 'se'], 'resnet50'),
+    ('vit_small_asr_eca', None, ['asr', 'eca'], 'vit_small'),
+    ('resnet164_se_asr_se', None, ['asr', 'se'], 'resnet164'),
+    ('resnet164_dia_srm', None, ['dia', 'srm'], 'resnet164'),
+    ('resnet164_dia_lstm_light', None, ['dia'], 'resnet164'),
+    ('resnet164_spe', None, ['spe'], 'resnet164'),
+    ('resnet164_ras', None, ['ras'], 'resnet164'),
+    ('resnet164_ras_se', None, ['ras', 'se'], 'resnet164'),
+    ('resnet50_cbam', None, ['cbam'], 'resnet50'),
+    ('resnet20', None, [], 'resnet20'),
+    ('convnext_tiny', {'asr': 'ie', 'asr_depth': 2}, ['asr', 'ie'], 'convnext_tiny'),
+    ('seresnet50.a1_in1k', None, [], 'seresnet50'),
+])
+def test_the_right_papers_are_cited(tmp_path, model, asr, papers, backbone):
+    attention = attention_of(model, asr)
+    assert (attention.papers, attention.backbone) == (papers, backbone)
+    card = model_card(write(tmp_path / 'run', model=model, asr=asr), REPO)
+    cited = re.findall(r'```bibtex\n(.*?)\n```', card, re.DOTALL)
+    assert cited == [CITATIONS[key] for key in papers]
+    assert ('## Citation' in card) == bool(papers)
+
+
+def test_every_entry_is_bibtex():
+    for entry in CITATIONS.values():
+        assert re.match(r'@(inproceedings|article)\{\w+,\n', entry)
+        assert entry.count('{') == entry.count('}')
+        assert all(f'{field} ' in entry for field in ('title', 'author', 'year'))
+    assert len({entry.splitlines()[0] for entry in CITATIONS.values()}) == len(CITATIONS)

@@ -1,0 +1,278 @@
+"""Export of checkpoints and folders: what config.json says of them, and the command."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+import yaml
+from export_helpers import SECRET, digits_model, nudged, our_checkpoint, timm_checkpoint
+from helpers import images, randomize, relative_error
+from safetensors.torch import load_file, save_file
+
+import timm_asr
+from timm_asr.__main__ import COMMANDS
+from timm_asr.engine.commands.export import main
+from timm_asr.errors import BadInput, run_main
+from timm_asr.export.provenance import base_name, file_sha256, git_commit, public, read_provenance
+
+
+@pytest.fixture(scope='module')
+def model():
+    return digits_model()
+
+
+@pytest.fixture
+def checkpoint(model, tmp_path):
+    (tmp_path / 'run').mkdir()
+    return our_checkpoint(tmp_path / 'run' / 'last.pth.tar', model, nudged(model))
+
+
+def reload(folder):
+    return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+
+
+def export(capsys, *argv):
+    """(status, standard output, standard error) of the command."""
+    status = run_main(lambda: main([str(word) for word in argv]), 'timm_asr export')
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def test_a_checkpoint_of_this_package(model, checkpoint, tmp_path):
+    x = images(model)
+    for use_ema, wanted in ((False, model), (True, nudged(model))):
+        folder = timm_asr.save_fused(checkpoint, tmp_path / str(use_ema), use_ema=use_ema)
+        assert relative_error(wanted(x), reload(folder)(x)) < 1e-5
+        assert read_provenance(folder)['weights'] == ('ema' if use_ema else 'raw')
+    loaded = reload(folder)
+    data = timm.data.resolve_model_data_config(loaded)
+    assert (data['input_size'], data['mean'], data['std']) == ((1, 32, 32), [0.3053], [0.376])
+    assert (data['crop_pct'], data['interpolation']) == (1.0, 'bilinear')
+    assert loaded.pretrained_cfg['label_names'] == [f'digit {i}' for i in range(10)]
+
+
+def test_provenance(checkpoint, tmp_path):
+    folder = timm_asr.save_fused(checkpoint, tmp_path / 'out')
+    told = read_provenance(folder)
+    assert told['weights_sha256'] == file_sha256(folder / 'model.safetensors')
+    assert told['source'] == {'file': 'last.pth.tar', 'sha256': file_sha256(checkpoint)}
+    assert [told[key] for key in ('package_version', 'timm_version', 'torch_version', 'git_commit')] == [
+        '0.0.1', '1.0.30', '2.9', 'c0ffee']  # those of the training
+    assert told['exported_with']['timm_version'] == timm.__version__
+    assert (told['model'], told['recipe'], told['seed'], told['dataset'], told['epoch']) == (
+        'resnet20_asr_se', 'digits', 42, 'digits', 7)
+    assert told['metrics'] == {'before': {'top1': 91.5}, 'after': None}
+    assert told['arguments']['lr'] == 0.1  # the recipe's
+    assert 'momentum' not in told['arguments']  # train.py's own default
+    assert told['created'].endswith('+00:00')
+    # timm would refuse an unknown key inside pretrained_cfg.
+    assert 'timm_asr' not in json.loads((folder / 'config.json').read_text())['pretrained_cfg']
+
+
+def test_neither_paths_nor_secrets_leak(checkpoint, tmp_path):
+    (checkpoint.parent / 'summary.csv').write_text('epoch\n0\n')
+    folder = timm_asr.save_fused(checkpoint, tmp_path / 'out')
+    assert sorted(p.name for p in folder.iterdir()) == [
+        'args.yaml', 'config.json', 'model.safetensors', 'summary.csv']
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert str(tmp_path).encode() not in content
+        assert SECRET.encode() not in content
+    assert yaml.safe_load((folder / 'args.yaml').read_text())['data_dir'] == 'run'
+    kept = ['torch/cifar10', 'hf-hub:me/net', 'rand-m9-mstd0.5', 'resnet50', 0.1, None, True]
+    assert [public(value) for value in kept] == kept
+    local = ['/home/me/x', '~/x', './x', '../a/x', 'C:\\me\\x', 'local-dir:/home/x', 'file:///home/x']
+    assert {public(value) for value in local} == {'x'}
+    assert public({'a': ['/home/x'], 'hub_token': 'secret'}) == {'a': ['x']}
+    assert base_name('a/b/') == 'b'
+
+
+def test_git_commit_of_the_checkout():
+    try:
+        head = subprocess.run(['git', '-C', timm_asr.__path__[0], 'rev-parse', 'HEAD'], capture_output=True, text=True)
+    except OSError:
+        pytest.skip('git is not installed')
+    if head.returncode:
+        pytest.skip('not a checkout')
+    assert git_commit().removesuffix('-dirty') == head.stdout.strip()
+
+
+def test_a_checkpoint_of_timms_script(tmp_path):
+    model = randomize(timm.create_model('resnet18_asr_se', num_classes=3)).eval()
+    path = timm_checkpoint(tmp_path / 'model_best.pth.tar', model, nudged(model))
+    x = torch.randn(2, 3, 48, 48)
+    for use_ema, wanted in ((False, model), (True, nudged(model))):
+        folder = timm_asr.save_fused(path, tmp_path / str(use_ema), use_ema=use_ema)
+        loaded = reload(folder)
+        assert type(loaded) is timm.models.ResNet
+        assert relative_error(wanted(x), loaded(x)) < 1e-5
+    data = timm.data.resolve_model_data_config(loaded)
+    assert (data['input_size'], data['mean'], data['crop_pct'], data['interpolation']) == (
+        (3, 48, 48), [0.4] * 3, 0.8, 'bilinear')
+    told = read_provenance(folder)
+    assert (told['seed'], told['dataset'], told['git_commit'], told['arguments']['lr']) == (
+        3, tmp_path.name, None, 0.01)
+
+
+def test_asr_that_was_attached_by_name(tmp_path):
+    model = timm_asr.create_model('convnext_atto', asr='eca', asr_depth=2, num_classes=3, depths=(1, 1, 1, 1))
+    randomize(model)
+    data = {'input_size': (3, 64, 64)}
+    folder = timm_asr.save_fused(model, tmp_path / 'a', keep_trainable=True, data_config=data)
+    config = json.loads((folder / 'config.json').read_text())
+    assert (config['architecture'], config['pretrained_cfg']['tag']) == ('convnext_atto', 'asr_eca')
+    assert read_provenance(folder)['asr']['asr'] == 'eca'
+    kept = timm_asr.load_trainable(folder)
+    assert timm_asr.has_asr(kept)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), kept.parameters(), strict=True))
+    again = timm_asr.save_fused(folder / 'trainable', tmp_path / 'b', data_config=data)
+    assert read_provenance(again)['weights_sha256'] == read_provenance(folder)['weights_sha256']
+
+
+def test_a_checkpoint_of_a_stock_name_with_asr(tmp_path):
+    model = randomize(timm_asr.create_model('resnet18', asr='ie', num_classes=10, in_chans=1)).eval()
+    path = our_checkpoint(
+        tmp_path / 'last.pth.tar', model, argv=['--model', 'resnet18', '--asr', 'ie'], arch='resnet18')
+    folder = timm_asr.save_fused(path, tmp_path / 'a', keep_trainable=True)
+    loaded = reload(folder)
+    assert type(loaded) is timm.models.ResNet
+    x = images(model, size=32)
+    assert relative_error(model(x), loaded(x)) < 1e-5
+    told = read_provenance(folder / 'trainable')
+    assert (told['model'], told['asr']['asr'], told['needs']) == ('resnet18', 'ie', ['timm_asr'])
+    assert relative_error(model(x), timm_asr.load_trainable(folder).eval()(x)) < 1e-5
+    with pytest.raises(RuntimeError, match='psi'):
+        reload(folder / 'trainable')  # stock timm does not take it for something else
+
+
+def test_the_command_says_what_it_does(model, checkpoint, tmp_path, capsys):
+    folder = tmp_path / 'out'
+    status, out, err = export(capsys, checkpoint, '--output', folder, '--keep-trainable', '-j', 0, '--tag', 'mine')
+    assert (status, err) == (0, '')
+    steps = [line.split()[0] for line in out.splitlines() if line[0] != ' ']
+    assert steps == ['export', 'compare', 'fold', 'check', 'check', 'written']
+    assert 'epoch 7, weights as trained (averaged ones are there too: --use-ema), from last.pth.tar' in out
+    assert 'loads by timm and timm_asr in a fresh process' in out
+    size = f'{(folder / "model.safetensors").stat().st_size:,}'
+    assert f'{size}  model.safetensors  sha256 {file_sha256(folder / "model.safetensors")}' in out
+    assert {p.name for p in folder.iterdir()} == {
+        'args.yaml', 'config.json', 'metrics.json', 'model.safetensors', 'trainable'}
+    metrics = json.loads((folder / 'metrics.json').read_text())  # on the embedded digits, which the run was trained on
+    assert (metrics['images'], metrics['dataset'], metrics['epoch']) == (359, 'digits', 7)
+    told = read_provenance(folder)['metrics']
+    assert told['before'] == {'top1': metrics['top1'], 'top5': metrics['top5']}
+    assert told['after'] == {'top1': metrics['top1_fused'], 'top5': metrics['top5_fused']}
+    tag = json.loads((folder / 'config.json').read_text())['pretrained_cfg']['tag']
+    assert tag == 'asr_se_mine'
+    # A second time changes nothing; other weights need --force, and take nothing of the first along.
+    assert export(capsys, checkpoint, '--output', folder, '-j', 0, '--tag', 'mine')[0] == 0
+    status, out, err = export(capsys, checkpoint, '--output', folder, '--use-ema')
+    assert (status, err) == (2, f'timm_asr export: error: {folder} has another model.safetensors already; choose '
+                                'another folder, or replace what is there (--force, or overwrite=True)\n')
+    assert 'compare' not in out  # before any work
+    assert export(capsys, checkpoint, '--output', folder, '--use-ema', '--force', '-j', 0)[0] == 0
+    assert not (folder / 'trainable').exists()
+
+
+def test_a_folder_and_a_bare_state_dict(model, tmp_path, capsys):
+    save_file(model.state_dict(), tmp_path / 'weights.safetensors')
+    (tmp_path / 'names.txt').write_text('\n'.join('abcdefghij'))
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    status, _, err = export(
+        capsys, tmp_path / 'weights.safetensors', '--model', 'resnet20_asr_se', '--in-chans', 1, '--output', first,
+        '--mean', 0.5, '--crop-pct', 0.9, '--labels', tmp_path / 'names.txt')
+    assert (status, err) == (0, '')
+    assert read_provenance(first)['source']['sha256'] == file_sha256(tmp_path / 'weights.safetensors')
+    assert timm.data.resolve_model_data_config(reload(first))['crop_pct'] == 0.9
+    assert export(capsys, first, '--output', second)[0] == 0
+    a, b = (json.loads((f / 'config.json').read_text()) for f in (first, second))
+    for config in (a, b):
+        config['timm_asr'].pop('created')
+    assert a == b
+    assert list(b['label_names']) == list('abcdefghij')
+    assert file_sha256(first / 'model.safetensors') == file_sha256(second / 'model.safetensors')
+
+
+def test_published_weights_are_a_source(tmp_path, monkeypatch, model):
+    def load(name, pretrained):
+        assert (name, pretrained) == ('resnet18.a1_in1k', True)
+        return model
+    monkeypatch.setattr('timm_asr.checkpoints.open.load_model', load)
+    folder = timm_asr.save_fused('resnet18.a1_in1k', tmp_path / 'a')
+    assert read_provenance(folder)['source'] == {'file': 'resnet18.a1_in1k', 'sha256': None}
+    with pytest.raises(BadInput, match='published weights, which have no averaged ones'):
+        timm_asr.save_fused('resnet18.a1_in1k', tmp_path / 'b', use_ema=True)
+
+
+@pytest.mark.parametrize(('argv', 'sentence'), [
+    ('{c}', 'nothing to write: give --output FOLDER, --onnx FILE or --torch-export FILE'),
+    ('{t}/nowhere.pth --output {t}/x', 'no checkpoint at {t}/nowhere.pth'),
+    ('{t}/run --output {t}/x', '{t}/run is a folder without config.json: name a checkpoint, or a folder that was exp'),
+    ('{t}/nothing --output {t}/x', 'no checkpoint at {t}/nothing'),
+    ('{t}/text.pth --output {t}/x', '{t}/text.pth is not a checkpoint'),
+    ('{t}/half.pth.tar --output {t}/x', '{t}/half.pth.tar is truncated'),
+    ('{t}/bare.safetensors --output {t}/x', '{t}/bare.safetensors does not say which model it is: name that with'),
+    ('{t}/bare.safetensors --output {t}/x --model resnet20_asr_se --use-ema', 'has no averaged weights; leave out'),
+    ('{t}/folder --output {t}/x', '{t}/folder/config.json is not valid JSON'),
+    ('{c} --output {t}/text.pth', '{t}/text.pth is a file, and a folder is to be written there'),
+    ('{c} --output {t}/x --data-dir {t}/nowhere', 'no data at {t}/nowhere'),
+    ('{c} --output {t}/x --labels {t}/nowhere', '--labels {t}/nowhere: No such file or directory'),
+    ('{c} --output {t}/x --labels {t}/text.pth', '1 label names were given for 10 classes'),
+    ('{c} --output {t}/x --unfused', '--unfused goes with --onnx or --torch-export'),
+    ('{c} --output {t}/x --opset 18', '--opset goes with --onnx'),
+    ('{c} --onnx {t}/x.onnx --keep-trainable', '--keep-trainable goes with --output'),
+    ('{c} --onnx {t}/x.onnx --unfused --fold-bn', '--unfused and --fold-bn exclude each other'),
+    ('{c} --torch-export {t}/text.pth', '{t}/text.pth is there already; choose another name, or replace it (--force)'),
+    ('{c} --output {t}/x --mean 0.1 0.2', '--mean and --std take one value, or one for each input channel'),
+])
+def test_one_sentence_for_what_is_wrong(argv, sentence, checkpoint, model, tmp_path, capsys):
+    (tmp_path / 'text.pth').write_text('not a checkpoint')
+    (tmp_path / 'half.pth.tar').write_bytes(checkpoint.read_bytes()[:10_000])
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder' / 'config.json').write_text('{')
+    save_file(model.state_dict(), tmp_path / 'bare.safetensors')
+    before = sorted(p.name for p in tmp_path.iterdir())
+    words = [word.format(c=checkpoint, t=tmp_path) for word in argv.split()]
+    status, _, err = export(capsys, *words, '-j', '0')
+    assert status in (1, 2)
+    assert err.startswith('timm_asr export: error: ')
+    assert sentence.format(t=tmp_path) in err
+    assert err.count('\n') == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_the_folder_of_a_run_names_its_best(model, tmp_path, capsys):
+    our_checkpoint(tmp_path / 'model_best.pth.tar', model)
+    _, _, err = export(capsys, tmp_path, '--output', tmp_path / 'x')
+    assert f'is the folder of a run, not a checkpoint: name {tmp_path}/model_best.pth.tar' in err
+
+
+def test_figures_and_plots_of_the_best_checkpoint_go_along(model, tmp_path):
+    best = our_checkpoint(tmp_path / 'model_best.pth.tar', model)
+    other = our_checkpoint(tmp_path / 'last.pth.tar', nudged(model), epoch=8)
+    (tmp_path / 'attention.png').write_bytes(b'plot')
+    (tmp_path / 'metrics.json').write_text(json.dumps({
+        'model': 'resnet20_asr_se', 'epoch': 7, 'weights': 'raw', 'top1': 91.5, 'top1_fused': 91.5, 'images': 359}))
+    folder = timm_asr.save_fused(best, tmp_path / 'a')
+    assert (folder / 'attention.png').read_bytes() == b'plot'
+    assert read_provenance(folder)['metrics']['after'] == {'top1': 91.5}
+    folder = timm_asr.save_fused(other, tmp_path / 'b')
+    assert not {'attention.png', 'metrics.json'} & {p.name for p in folder.iterdir()}
+    assert read_provenance(folder)['metrics']['after'] is None
+
+
+@pytest.mark.slow
+def test_as_users_run_it(checkpoint, tmp_path):
+    """The whole program, and a fresh process of its own that checks."""
+    assert 'export' in COMMANDS
+    line = [sys.executable, '-m', 'timm_asr', 'export', str(checkpoint), '--output', 'out', '--workers', '0']
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'check    loads by timm and timm_asr in a fresh process' in done.stdout
+    line[4] = 'nowhere.pth.tar'
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, 'timm_asr export: error: no checkpoint at nowhere.pth.tar\n')
+    assert load_file(tmp_path / 'out' / 'model.safetensors')

@@ -1,0 +1,197 @@
+"""export_onnx and export_program: fused, run against the model, refused where they differ; and the command."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from export_helpers import digits_model, our_checkpoint
+from helpers import images, randomize, relative_error, small
+
+import timm_asr
+from timm_asr.engine.commands.export import main
+from timm_asr.errors import BadInput, run_main
+from timm_asr.export import graph
+
+onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
+
+
+@pytest.fixture(scope='module')
+def model():
+    return randomize(small('resnet20_se_asr_se', dtype=torch.float32, in_chans=1)).eval()
+
+
+@pytest.fixture
+def without_onnxscript(monkeypatch):
+    """The older exporter, which takes a tenth of the time."""
+    find = graph.importlib.util.find_spec
+    monkeypatch.setattr(graph.importlib.util, 'find_spec', lambda name: None if name == 'onnxscript' else find(name))
+
+
+def run_onnx(file, x):
+    session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    return torch.from_numpy(session.run(None, {'images': x.numpy()})[0])
+
+
+def test_the_size_and_the_classes_are_those_of_the_model(tmp_path):
+    """Not those that timm's configuration of the architecture names."""
+    vit = randomize(timm.create_model('vit_tiny_asr_se', img_size=32, num_classes=3, depth=2)).float().eval()
+    file = timm_asr.export_program(vit, tmp_path / 'vit.pt2')
+    assert json.loads(_about(file))['input_size'] == [3, 32, 32]
+    small_net = small('resnet20_asr_se', dtype=torch.float32, in_chans=1, num_classes=5).eval()
+    about = json.loads(_about(timm_asr.export_program(small_net, tmp_path / 'net.pt2')))
+    assert about['input_size'] == [1, 32, 32]
+    assert len(about['mean']) == 1
+    assert 'label_names' not in about
+
+
+def _about(file):
+    extra = {f'{graph.METADATA}.json': ''}
+    torch.export.load(file, extra_files=extra)
+    return extra[f'{graph.METADATA}.json']
+
+
+def test_a_version_of_the_operators_that_cannot_be_had(model, tmp_path):
+    with pytest.raises(BadInput, match='version 18 of the ONNX operators, not 30|cannot export'):
+        timm_asr.export_onnx(model, tmp_path / 'x.onnx', opset=30)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('fold_bn', [False, True])
+def test_onnx(model, tmp_path, fold_bn):
+    file = timm_asr.export_onnx(model, tmp_path / 'a.onnx', fold_bn=fold_bn)
+    assert timm_asr.has_asr(model)
+    for batch in (1, 5):
+        x = images(model, batch, size=32)
+        assert relative_error(model(x), run_onnx(file, x)) < 1e-5
+    proto = onnx.load(file)
+    inside, = (json.loads(p.value) for p in proto.metadata_props if p.key == 'timm_asr')
+    assert (inside['model'], inside['input_size']) == ('resnet20_se_asr_se', [1, 32, 32])
+    assert not any(p.startswith('BatchNorm') for p in {n.op_type for n in proto.graph.node}) or not fold_bn
+    assert sys.prefix.encode() not in file.read_bytes()  # traces would name files of this machine
+    assert timm_asr.__path__[0].encode() not in file.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ['a.onnx']
+
+
+def test_the_older_exporter_where_the_new_one_cannot(model, tmp_path, without_onnxscript):
+    file = timm_asr.export_onnx(model, tmp_path / 'a.onnx', opset=17)
+    x = images(model, 3, size=32)
+    assert relative_error(model(x), run_onnx(file, x)) < 1e-5
+    assert onnx.load(file).opset_import[0].version == 17
+
+
+TORCH_ALONE = """
+import sys
+for name in ('timm', 'timm_asr', 'torchvision'):
+    sys.modules[name] = None
+import torch
+module = torch.export.load(sys.argv[1]).module()
+x, wanted = torch.load(sys.argv[2], weights_only=True)
+for batch in (1, len(x)):
+    found = module(x[:batch])
+    assert ((found - wanted[:batch]).abs().max() / wanted.abs().max()).item() < 1e-5
+"""
+
+
+def test_a_program_runs_by_pytorch_alone(model, tmp_path):
+    file = timm_asr.export_program(model, tmp_path / 'a.pt2')
+    x = images(model, 4, size=32)
+    with torch.no_grad():
+        torch.save((x, model(x)), tmp_path / 'case.pt')
+    line = [sys.executable, '-c', TORCH_ALONE, file, tmp_path / 'case.pt']
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for path in (sys.prefix, timm_asr.__path__[0], str(tmp_path)):
+        assert path.encode() not in file.read_bytes()
+    extra = {'timm_asr.json': ''}
+    torch.export.load(file, extra_files=extra)
+    assert json.loads(extra['timm_asr.json'])['model'] == 'resnet20_se_asr_se'
+
+
+@pytest.mark.parametrize('name', ['resnet20_asr_se', 'resnet20_se'])
+def test_unfused_warns(name, tmp_path):
+    model = randomize(timm.create_model(name, num_classes=3)).eval()
+    with pytest.warns(graph.UnfusedExport, match='exported unfused') as caught:
+        file = timm_asr.export_program(model, tmp_path / 'a.pt2', unfused=True)
+    assert caught[0].filename == __file__  # it points at the caller
+    size = file.stat().st_size
+    timm_asr.export_program(model, tmp_path / 'a.pt2', overwrite=True)
+    assert file.stat().st_size < size
+
+
+@pytest.mark.filterwarnings('error')
+def test_nothing_to_fuse_does_not_warn(tmp_path):
+    model = timm.create_model('resnet20', num_classes=3).eval()
+    timm_asr.export_program(model, tmp_path / 'a.pt2', unfused=True)
+    timm_asr.export_program(timm_asr.reparameterize(model), tmp_path / 'b.pt2')
+
+
+@pytest.mark.parametrize('export', [timm_asr.export_onnx, timm_asr.export_program])
+def test_what_differs_is_not_kept(export, model, tmp_path, monkeypatch, without_onnxscript):
+    reparameterize = graph.reparameterize
+
+    def wrong(module, **kwargs):
+        module = reparameterize(module, **kwargs)
+        module.fc.weight.data *= 1.01
+        return module
+    monkeypatch.setattr(graph, 'reparameterize', wrong)
+    with pytest.raises(ValueError, match=r'computes differs by .* of the largest logit on random images'):
+        export(model, tmp_path / 'a')
+    assert not list(tmp_path.iterdir())
+
+
+def test_real_images_are_compared_too(model, tmp_path, monkeypatch):
+    seen = []
+    compare = graph._compare
+    monkeypatch.setattr(graph, '_compare', lambda *args: compare(*args[:5], lambda step, text: seen.append(text)))
+    timm_asr.export_program(model, tmp_path / 'a.pt2', images=[images(model, 3, size=32), images(model, 2, size=32)])
+    assert 'on 5 real ones' in seen[0]
+
+
+def test_packages_that_are_missing(model, tmp_path, monkeypatch):
+    find = graph.importlib.util.find_spec
+    monkeypatch.setattr(graph.importlib.util, 'find_spec', lambda name: None if 'onnxruntime' in name else find(name))
+    with pytest.raises(BadInput, match=r'^ONNX needs the package onnxruntime: pip install "timm-asr\[onnx\]"$'):
+        timm_asr.export_onnx(model, tmp_path / 'a.onnx')
+
+
+def test_files_that_are_there(model, tmp_path):
+    (tmp_path / 'a.pt2').write_text('mine')
+    with pytest.raises(BadInput, match='a.pt2 is there already; choose another name'):
+        timm_asr.export_program(model, tmp_path / 'a.pt2')
+    with pytest.raises(BadInput, match='is a folder, and a file is to be written there'):
+        timm_asr.export_program(model, tmp_path)
+    assert (tmp_path / 'a.pt2').read_text() == 'mine'
+
+
+def test_what_cannot_be_followed_is_one_sentence(tmp_path, without_onnxscript):
+    model = timm.create_model('resnet20', num_classes=3)
+
+    def forward(x):
+        return x.mean((1, 2, 3)).reshape(-1, 1) if float(x.sum()) > 0 else x.flatten(1)
+    model.forward = forward
+    with pytest.raises(BadInput, match='torch.export cannot follow this') as caught:
+        timm_asr.export_program(model, tmp_path / 'a.pt2')
+    assert '\n' not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(tmp_path, capsys, without_onnxscript):
+    checkpoint = our_checkpoint(tmp_path / 'last.pth.tar', digits_model())
+    line = [checkpoint, '--onnx', tmp_path / 'a.onnx', '--torch-export', tmp_path / 'a.pt2', '-j', 0]
+    assert run_main(lambda: main([str(word) for word in line]), 'export') == 0
+    out, err = capsys.readouterr()
+    assert err == ''
+    steps = [line.split()[0] for line in out.splitlines() if line[0] != ' ']
+    assert steps == ['export', 'compare', 'fold', 'check', 'written', 'fold', 'check', 'written']
+    for by in ('onnxruntime', 'torch.export'):  # the digits of the run are at hand
+        assert f'check    logits by {by} differ by ' in out
+    assert out.count('real ones') == 2
+    names = json.loads(onnx.load(tmp_path / 'a.onnx').metadata_props[0].value)['label_names']
+    assert names[3] == 'digit 3'
+    line = [*line[:1], '--torch-export', tmp_path / 'b.pt2', '--unfused', '-j', 0]
+    assert run_main(lambda: main([str(word) for word in line]), 'export') == 0
+    assert capsys.readouterr().err.startswith('warning: The model is exported unfused')

@@ -1,0 +1,394 @@
+"""save_fused: a folder that timm loads by name, with stock timm alone where timm has the architecture."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from helpers import clone, images, randomize, relative_error, small
+from safetensors.torch import load_file
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm
+from timm.utils import ModelEma, ModelEmaV3, freeze
+from torch import nn
+
+from timm_asr import attach_asr, has_asr, reparameterize, save_fused
+from timm_asr.errors import BadInput
+from timm_asr.export import save as save_module
+from timm_asr.export.card import model_card
+
+SMALL = {'input_size': (3, 48, 48)}
+FRESH = """
+import json, sys, torch, timm
+for line in json.loads(sys.argv[1]):
+    if line['ours']:
+        import timm_asr
+    else:
+        assert 'timm_asr' not in sys.modules
+    model = timm.create_model(f"local-dir:{line['folder']}", pretrained=True).eval()
+    x, logits = torch.load(f"{line['folder']}/check.pt", weights_only=True)
+    error = ((model(x) - logits).abs().max() / logits.abs().max()).item()
+    assert error < 1e-5, (line, error)
+    assert line['ours'] == type(model).__module__.startswith('timm_asr'), type(model)
+print('loaded', len(json.loads(sys.argv[1])))
+"""
+
+
+def config_of(folder):
+    return json.loads((folder / 'config.json').read_text())
+
+
+def data_of(model):
+    config = timm.data.resolve_model_data_config(model)
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+
+
+def reload(folder):
+    return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+
+
+def test_a_fresh_process_loads_what_was_saved(tmp_path):
+    cases = [
+        ('resnet18_asr_se', {'num_classes': 7, 'asr_depth': 2, 'rd_ratio': 0.25}, False),
+        ('resnet18_asr_srm', {'in_chans': 1, 'global_pool': 'max'}, False),
+        ('vit_tiny_asr_eca', {'num_classes': 3, 'img_size': 64}, False),
+        ('repvgg_a0_asr_ie', {'num_classes': 3}, False),  # with its branches
+        ('resnet20_asr_se', {}, True),
+        ('resnet20_se_asr_se', {'rd_ratio': 0.5, 'num_classes': 100}, True),
+    ]
+    lines = []
+    for name, kwargs, ours in cases:
+        model = randomize(timm.create_model(name, **kwargs)).eval()
+        x = images(model, 2)
+        folder = save_fused(model, tmp_path / name)
+        assert has_asr(model)  # the model itself is left as it was
+        # Safetensors only, and nothing left over from writing.
+        assert sorted(p.name for p in folder.iterdir()) == ['config.json', 'model.safetensors']
+        with torch.no_grad():
+            torch.save((x, model(x)), folder / 'check.pt')
+        lines.append({'folder': str(folder), 'ours': ours})
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(name for name, _, _ in cases)
+    out = subprocess.run([sys.executable, '-c', FRESH, json.dumps(lines)], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert f'loaded {len(cases)}' in out.stdout
+    branches = load_file(tmp_path / 'repvgg_a0_asr_ie' / 'model.safetensors')
+    timm.create_model('repvgg_a0', num_classes=3).load_state_dict(branches, strict=True)
+
+
+def test_config_names_the_stock_architecture(tmp_path):
+    model = timm.create_model('resnet18_asr_se', num_classes=7, asr_depth=2, asr_init=0.3, rd_ratio=0.5)
+    config = config_of(save_fused(model, tmp_path))
+    assert config['architecture'] == 'resnet18'
+    assert config['num_classes'] == 7
+    assert not {k for k in config['model_args'] if k.startswith(('asr', 'rd_'))}
+    assert config['pretrained_cfg']['tag'] == 'asr_se'
+    assert config['pretrained_cfg']['mean'] == list(model.default_cfg['mean'])
+
+
+def test_nothing_of_the_stock_weights_leaks_in(tmp_path):
+    model = attach_asr(timm.create_model('resnet18.a1_in1k', num_classes=3), 'se')
+    cfg = model.pretrained_cfg
+    foreign = {'tag', 'license', 'paper_ids', 'origin_url', 'hf_hub_id', 'url', 'test_input_size', 'test_crop_pct'}
+    assert foreign <= set(cfg)  # there is something that could leak
+    folder = save_fused(model, tmp_path)
+    assert not foreign & set(config_of(folder)['pretrained_cfg'])
+    text = (folder / 'config.json').read_text()
+    assert not [cfg[key] for key in ('tag', 'license', 'origin_url') if str(cfg[key]) in text]
+
+
+def test_what_the_images_went_through_and_the_names_of_the_classes(tmp_path):
+    data = {'input_size': (1, 48, 40), 'mean': (0.3,), 'std': (0.4,), 'crop_pct': 0.75, 'crop_mode': 'border',
+            'interpolation': 'bilinear'}
+    model = timm.create_model('resnet18_asr_se', num_classes=3, in_chans=1)
+    folder = save_fused(model, tmp_path, data_config=data, label_names=['cat', 'dog', 'owl'])
+    loaded = reload(folder)
+    assert data_of(loaded) == data
+    assert (loaded.num_classes, loaded.conv1.in_channels) == (3, 1)
+    assert loaded.pretrained_cfg['label_names'] == ['cat', 'dog', 'owl']
+    again = save_fused(folder, tmp_path / 'again')
+    assert config_of(again)['label_names'] == ['cat', 'dog', 'owl']
+    assert data_of(reload(again)) == data
+    with pytest.raises(ValueError, match='2 label names were given for 3 classes'):
+        save_fused(model, tmp_path / 'x', label_names=['cat', 'dog'])
+
+
+def test_wrappers_layouts_and_precisions(tmp_path):
+    model = randomize(small('resnet20_asr_se')).float().eval()
+    x = images(model)
+    expected = model(x)
+    inside = clone(model)
+    inside.layer1 = torch.compile(inside.layer1, backend='eager')
+    for i, wrapped in enumerate([
+            nn.DataParallel(clone(model)),
+            torch.compile(clone(model), backend='eager'),
+            nn.DataParallel(torch.compile(ModelEmaV3(clone(model)), backend='eager')),
+            ModelEma(clone(model)),
+            inside,
+            clone(model).double(),
+            clone(model).to(memory_format=torch.channels_last),
+            convert_sync_batchnorm(clone(model)),
+            convert_splitbn_model(clone(model), 2),
+    ]):
+        folder = save_fused(wrapped, tmp_path / str(i))
+        assert relative_error(expected, reload(folder)(x)) < 1e-5
+    freeze(model, ['bn1'])  # whose frozen norm counts no batches
+    assert relative_error(expected, reload(save_fused(model, tmp_path / 'frozen'))(x)) < 1e-5
+    half = clone(model).bfloat16()
+    loaded = reload(save_fused(half, tmp_path / 'half'))  # folded in float32, so that it rounds once
+    assert relative_error(half.float()(x), loaded(x)) < 1e-5
+    assert half.fc.weight.dtype == torch.float32  # by .float() above: the export itself worked on a copy
+
+
+def test_ddp(tmp_path):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        model = randomize(small('resnet20_asr_se')).float().eval()
+        wrapped = nn.parallel.DistributedDataParallel(torch.compile(model, backend='eager'))
+        folder = save_fused(wrapped, tmp_path / 'folder')
+    finally:
+        torch.distributed.destroy_process_group()
+    x = images(model)
+    assert relative_error(model(x), reload(folder)(x)) < 1e-5
+
+
+def test_files_of_half_the_size(tmp_path):
+    model = randomize(small('resnet20_asr_se')).float().eval()
+    folder = save_fused(model, tmp_path, dtype='float16')
+    state = load_file(folder / 'model.safetensors')
+    assert {t.dtype for t in state.values()} == {torch.float16, torch.int64}
+    loaded = reload(folder)
+    assert torch.equal(loaded.fc.weight, state['fc.weight'].float())  # timm makes float32 of them
+    x = images(model)
+    assert 1e-6 < relative_error(model(x), loaded(x)) < 1e-2
+    with pytest.raises(ValueError, match="dtype='int8' is not known; it takes float32, float16, bfloat16"):
+        save_fused(model, tmp_path / 'x', dtype='int8')
+
+
+def test_rounding_is_measured_and_said(tmp_path):
+    model = randomize(small('resnet20_asr_se')).float().eval()
+    metrics = {'top1': 90.0, 'top1_fused': 90.0, 'logit_difference_relative': 1e-7}
+    folder = save_fused(model, tmp_path, dtype='bfloat16', metrics=metrics)
+    kept = json.loads((folder / 'metrics.json').read_text())
+    x = images(model)
+    assert 1e-4 < kept['logit_difference_relative'] < 10 * relative_error(model(x), reload(folder)(x))
+    section = config_of(folder)['timm_asr']
+    assert (section['dtype'], section['metrics']['logit_difference_relative']) == (
+        'bfloat16', kept['logit_difference_relative'])
+    assert 'stored in bfloat16; accuracy was measured before' in model_card(folder, 'alice/x')
+
+
+def test_the_classes_of_shipped_weights_are_not_those_of_other_networks(tmp_path):
+    """Without weights timm gives the architecture the configuration of its pretrained ones all the same."""
+    model = timm.create_model('resnet20_asr_se', num_classes=10)
+    assert model.pretrained_cfg['label_names']
+    assert 'label_names' not in config_of(save_fused(model, tmp_path / 'other', check=False))
+    named = save_fused(model, tmp_path / 'named', check=False, label_names=list('abcdefghij'))
+    assert config_of(named)['label_names'] == list('abcdefghij')
+    shipped = save_fused('resnet20_asr_se.cifar10', tmp_path / 'shipped', check=False)
+    assert config_of(shipped)['label_names'][0] == 'airplane'
+
+
+def test_files_of_somebody_else_stay(tmp_path):
+    """Names that an export uses may be there already, without one."""
+    (tmp_path / 'trainable').mkdir()
+    (tmp_path / 'trainable' / 'mine.pt').write_bytes(b'mine')
+    (tmp_path / 'metrics.json').write_text('{}')
+    model = timm.create_model('resnet20_asr_se')
+    with pytest.raises(BadInput, match='has another metrics.json already'):
+        save_fused(model, tmp_path, check=False)
+    save_fused(model, tmp_path, check=False, overwrite=True)
+    assert (tmp_path / 'trainable' / 'mine.pt').read_bytes() == b'mine'
+
+
+def test_shared_tensors(tmp_path):
+    model = randomize(small('resnet20_asr_se', layers=(3, 1, 1))).float().eval()
+    model.layer1[2] = model.layer1[1]
+    model.layer1[1].conv1.weight = model.layer1[1].conv2.weight
+    x = images(model)
+    assert relative_error(model(x), reload(save_fused(model, tmp_path))(x)) < 1e-5
+
+
+def test_attached_to_a_stock_model(tmp_path):
+    model = attach_asr(timm.create_model('resnet18', num_classes=3), 'ie')
+    folder = save_fused(model, tmp_path)
+    assert config_of(folder)['architecture'] == 'resnet18'
+    assert not has_asr(reload(folder))
+
+
+def test_changes_after_construction(tmp_path):
+    model = timm.create_model('resnet18_asr_se', num_classes=5)
+    model.reset_classifier(3, 'max')
+    loaded = reload(save_fused(model, tmp_path / 'reset'))
+    assert (loaded.num_classes, loaded.global_pool.pool_type) == (3, 'max')
+    vit = timm.create_model('vit_tiny_asr_se', num_classes=3, img_size=32)
+    vit.set_input_size(img_size=48)
+    assert reload(save_fused(vit, tmp_path / 'vit')).patch_embed.img_size == (48, 48)
+
+
+def test_saving_again_replaces_the_files_only_when_told(tmp_path):
+    first, second = (randomize(timm.create_model('resnet20_asr_se'), seed) for seed in (1, 2))
+    save_fused(first, tmp_path)
+    (tmp_path / 'notes.txt').write_text('mine')
+    save_fused(first, tmp_path, keep_trainable=True)  # the same once more loses nothing
+    with pytest.raises(BadInput, match='has another model.safetensors already'):
+        save_fused(second, tmp_path)
+    assert torch.equal(load_file(tmp_path / 'model.safetensors')['fc.bias'], first.fc.bias)
+    save_fused(second, tmp_path, overwrite=True)
+    assert torch.equal(load_file(tmp_path / 'model.safetensors')['fc.bias'], second.fc.bias)
+    # The trainable form of the first is gone, what is not ours stays, and nothing half-written is left.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['config.json', 'model.safetensors', 'notes.txt']
+    modes = {p.name: p.stat().st_mode for p in tmp_path.iterdir()}
+    assert modes['model.safetensors'] == modes['config.json']  # readable by whoever reads the folder
+
+
+def test_keep_trainable(tmp_path):
+    name = 'resnet20_asr_se'
+    model = randomize(timm.create_model(name, num_classes=10)).train()
+    folder = save_fused(model, tmp_path / 'a', keep_trainable=True, provenance={'dataset': 'torch/cifar10'})
+    fused, kept = config_of(folder), config_of(folder / 'trainable')
+    plain = name.removesuffix('_asr_se')
+    assert (fused['architecture'], fused['pretrained_cfg']['tag']) == (plain, 'asr_se_cifar10')
+    assert (kept['architecture'], kept['pretrained_cfg']['tag']) == (name, 'cifar10')
+    assert [c['timm_asr']['form'] for c in (fused, kept)] == ['fused', 'trainable']
+    loaded = reload(folder / 'trainable')
+    assert has_asr(loaded)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    # What was fused once keeps its trainable form, and that makes the same fused one.
+    again = save_fused(folder, tmp_path / 'b', keep_trainable=True)
+    fused_again = save_fused(folder / 'trainable', tmp_path / 'c')
+    hashes = [config_of(f)['timm_asr']['weights_sha256'] for f in (folder, again, fused_again)]
+    assert len(set(hashes)) == 1
+    assert config_of(again / 'trainable')['timm_asr']['weights_sha256'] == kept['timm_asr']['weights_sha256']
+
+
+@pytest.mark.parametrize(('make', 'sentence'), [
+    (lambda: nn.Linear(3, 3), 'This Linear cannot be saved by name: save_fused takes whole models'),
+    (lambda: 3, 'A int cannot be exported: give a model, or the path'),
+    (lambda: timm.create_model('resnet20_asr_se', features_only=True), 'cannot be saved by name'),
+    (lambda: timm.create_model('resnet20', pretrained_cfg={'architecture': 'mine'}), "knows no architecture 'mine'"),
+    (lambda: reparameterize(timm.create_model('repvgg_a0_asr_se').eval()),
+     r"'repvgg_a0_asr_se' is in its inference form \(reparameterize\(\) made its RepVggBlock\)"),
+    (lambda: timm.utils.reparameterize_model(timm.create_model('mobileone_s0').eval()), 'made its MobileOneBlock'),
+    (lambda: reparameterize(timm.create_model('resnet20_asr_se').eval(), fold_bn=True),
+     "norm 'bn1' of 'resnet20' is gone"),
+    (lambda: reparameterize(timm.create_model('resnet20_se').eval()), "'resnet20_se' is in its inference form"),
+    (lambda: reparameterize(timm.create_model('resnet20_dia_lstm').eval()), 'inference form'),
+    (lambda: nn.init.constant_((m := timm.create_model('resnet20_asr_se')).fc.bias, float('nan')) is None or m,
+     'logits of the model are not finite'),
+])
+def test_what_could_not_be_loaded_back_is_refused(tmp_path, make, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        save_fused(make(), tmp_path / 'folder')
+    assert '\n' not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('make', 'sentence'), [
+    (lambda: timm.create_model('resnet20'), "This 'resnet20' has no ASR vectors to keep"),
+    (lambda: attach_asr(timm.create_model('resnet18'), 'se'), 'its ASR was attached by hand'),
+])
+def test_a_trainable_form_that_could_not_be_made_again_is_refused(tmp_path, make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        save_fused(make(), tmp_path / 'folder', keep_trainable=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_do_not_fit_the_stock_architecture_are_refused(tmp_path):
+    model = timm.create_model('resnet20_asr_se')
+    model.layer3[0].conv1 = nn.Conv2d(32, 8, 3)
+    with pytest.raises(ValueError, match=r"do not fit 'resnet20': 'layer3.0.conv1.weight' is \(8, 32, 3, 3\)"):
+        save_fused(model, tmp_path / 'folder')
+    assert not (tmp_path / 'folder').exists()
+
+
+def test_an_architecture_that_nobody_else_has_is_refused(tmp_path, monkeypatch):
+    model = timm.create_model('resnet20')
+    entrypoint = timm.models.model_entrypoint('resnet20')
+    monkeypatch.setattr(entrypoint, '__module__', 'my_models')
+    with pytest.raises(ValueError, match="'resnet20' is registered by 'my_models' and not by timm or timm_asr"):
+        save_fused(model, tmp_path / 'folder')
+
+
+def changed(function):
+    """``function`` with one of the tensors that it gets or returns changed a little."""
+    def wrapper(value, **kwargs):
+        if isinstance(value, nn.Module):
+            result = function(value, **kwargs)
+            result.fc.weight.data *= 1.001
+            return result
+        return function({**value, 'fc.weight': value['fc.weight'] * 1.001}, **kwargs)
+    return wrapper
+
+
+@pytest.mark.parametrize(('what', 'sentence'), [
+    ('fold', 'The fused model is not the same function: its logits differ by'),
+    ('save', r'What was written does not load back by timm alone \(its logits differ by .*\); it is not kept'),
+])
+def test_what_is_not_the_same_function_is_not_kept(tmp_path, monkeypatch, what, sentence):
+    monkeypatch.setattr(save_module, what, changed(getattr(save_module, what)))
+    model = timm.create_model('resnet18_asr_se', num_classes=5)
+    for dtype in ('float32', 'float16') if what == 'fold' else ('float32',):
+        with pytest.raises(ValueError, match=sentence):
+            save_fused(model, tmp_path / 'folder', data_config=SMALL, dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('change', 'sentence'), [
+    (lambda c: c.update(architecture='resnet34'), 'Missing key'),
+    (lambda c: c['pretrained_cfg'].update(mean=[0, 0, 0]), 'mean of the images is'),
+    (lambda c: c['pretrained_cfg'].update(timm_asr={}), "unexpected keyword argument 'timm_asr'"),
+    (lambda c: c.update(num_classes=4), "'fc|num_classes|size"),
+    (lambda c: c.update(label_names=['a', 'b', 'c', 'd', 'f']), 'its label names are'),
+])
+def test_the_fresh_process_reads_the_configuration(tmp_path, monkeypatch, change, sentence):
+    write = save_module.save_config_for_hf
+
+    def wrong(model, path, **kwargs):
+        write(model, path, **kwargs)
+        with open(path) as file:
+            config = json.load(file)
+        change(config)
+        with open(path, 'w') as file:
+            json.dump(config, file)
+    monkeypatch.setattr(save_module, 'save_config_for_hf', wrong)
+    model = timm.create_model('resnet18_asr_se', num_classes=5)
+    with pytest.raises(ValueError, match=f'(?s)does not load back by timm alone .*{sentence}'):
+        save_fused(model, tmp_path / 'folder', label_names='abcde', data_config=SMALL)
+    assert not list(tmp_path.iterdir())
+    save_fused(model, tmp_path / 'folder', label_names='abcde', data_config=SMALL, check=False)
+    assert (tmp_path / 'folder').is_dir()  # nobody looked
+
+
+def test_the_fresh_process_has_this_package_only_where_it_may(tmp_path, monkeypatch):
+    monkeypatch.setattr(save_module, 'needs_of', lambda architecture: [])
+    with pytest.raises(ValueError, match=r'does not load back by timm alone \(Unknown model \(resnet20\)\)'):
+        save_fused(timm.create_model('resnet20_asr_se'), tmp_path / 'folder')
+
+
+@pytest.mark.fresh_process
+@pytest.mark.parametrize(('python', 'sentence'), [
+    ('/nowhere/python', r'No fresh Python could be started .*; check=False writes without checking'),
+    ('/bin/false', 'ended before it answered'),
+])
+def test_a_python_that_does_not_start(tmp_path, monkeypatch, python, sentence):
+    monkeypatch.setattr(sys, 'executable', python)
+    with pytest.raises(ValueError, match=sentence):
+        save_fused(timm.create_model('resnet20_asr_se'), tmp_path / 'folder')
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    model = timm.create_model('resnet20_asr_se')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(BadInput, match='file is a file, and a folder is to be written there'):
+        save_fused(model, tmp_path / 'file')
+    with pytest.raises(BadInput, match=r'cannot be written \(Not a directory\)'):
+        save_fused(model, tmp_path / 'file' / 'folder')
+
+    def full(path, content):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(save_module, 'write_whole', full)
+    with pytest.raises(BadInput, match=r'folder cannot be written \(No space left on device\)'):
+        save_fused(model, tmp_path / 'folder')
+    assert [p.name for p in tmp_path.iterdir()] == ['file']

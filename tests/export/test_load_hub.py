@@ -1,0 +1,335 @@
+"""Loading what was published: by stock timm, as the trainable form, offline, and what a broken file leads to."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import randomize
+from hub_client import Client
+from hub_helpers import change_config, contents, make_folder
+from hub_server import OTHER, WRITE
+from safetensors.torch import load_file
+
+import timm_asr
+from timm_asr.errors import BadInput
+
+REPO = 'alice/small'
+COMPARE = '''
+import sys, timm, torch
+def error(model, path):
+    x, logits = torch.load(path, weights_only=True)
+    with torch.no_grad():
+        return ((model.eval()(x) - logits).abs().max() / logits.abs().max()).item()
+'''
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp('small') / 'run')
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / 'cache'
+
+
+def serve(hub, folder, repo_id=REPO, **kwargs):
+    return hub.create(repo_id, {**contents(folder), 'README.md': b'---\ntags:\n- timm_asr\n---\n'}, **kwargs)
+
+
+def load(client, expression, **env):
+    """The value of an expression over timm_asr, or the sentence that it was refused with."""
+    return client.run(f'''
+import time, timm_asr
+time.sleep = lambda seconds: None  # between the client's own retries
+from timm_asr.errors import BadInput, Stopped
+try:
+    result = {expression}
+except (BadInput, Stopped) as error:
+    result = f'{{type(error).__name__}}: {{error}}'
+''', **env)
+
+
+def test_asr_on_a_network_of_the_hub(hub, hub_client, tmp_path):
+    """It computes what was published, until it is trained."""
+    folder = make_folder(tmp_path / 'fused', 'resnet18_asr_se', num_classes=4)
+    serve(hub, folder)
+    ran = hub_client.run(COMPARE + f'''
+import timm_asr
+model = timm_asr.create_model('hf-hub:{REPO}', pretrained=True, asr='eca')
+result = [timm_asr.has_asr(model), error(model, {str(folder.parent / 'fused.check.pt')!r})]
+''')
+    assert ran.result[0], ran.err
+    assert ran.result[1] < 1e-5
+
+
+@pytest.mark.parametrize('name', ['resnet18_asr_se', 'resnet50_asr_srm', 'vit_tiny_asr_eca'])
+def test_stock_timm_loads_what_was_fused(hub, stock_client, tmp_path, name):
+    folder = make_folder(tmp_path / 'fused', name, num_classes=4)
+    serve(hub, folder)
+    ran = stock_client.run(COMPARE + f'''
+check = {str(tmp_path / "fused.check.pt")!r}
+cache = {{'cache_dir': {str(tmp_path / "cache")!r}}}
+result = [error(timm.create_model('hf-hub:{REPO}', pretrained=True, **cache), check),
+          error(timm.create_model({f"local-dir:{folder}"!r}, pretrained=True), check),
+          [n for n in sys.modules if n.startswith('timm_asr')],
+          timm.create_model('hf-hub:{REPO}', pretrained=True, num_classes=2, **cache).num_classes]
+''')
+    assert ran.rc == 0, ran.err
+    near, near_too, ours, classes = ran.result
+    assert max(near, near_too) < 1e-5
+    assert ours == []
+    assert classes == 2
+    assert not hub.leaks  # no token went to the storage host
+
+
+def test_the_trainable_form(hub, hub_client, folder, cache):
+    serve(hub, folder)
+    hub.repos[REPO].refs['v1'] = hub.repos[REPO].refs['main']
+    state = load_file(folder / 'trainable' / 'model.safetensors')
+    torch.save(state, folder.parent / 'state.pt')
+    ran = hub_client.run(COMPARE + f'''
+import timm_asr
+names = ['{REPO}', 'hf-hub:{REPO}', '{REPO}@v1', {str(folder)!r}, {str(folder / 'trainable')!r}]
+models = [timm_asr.load_trainable(name, cache_dir={str(cache)!r}) for name in names]
+models.append(timm_asr.load_trainable('{REPO}', revision='v1', cache_dir={str(cache)!r}))
+state = torch.load({str(folder.parent / 'state.pt')!r}, weights_only=True)
+seven = timm_asr.load_trainable('{REPO}', num_classes=7, cache_dir={str(cache)!r})
+result = [
+    [all(torch.equal(value, state[key]) for key, value in model.state_dict().items()) for model in models],
+    [len(model.state_dict()) == len(state) for model in models],
+    [timm_asr.has_asr(model) and model.training for model in models],
+    max(error(model, {str(folder.parent / 'run.check.pt')!r}) for model in models),
+    list(seven(torch.randn(2, 3, 32, 32)).shape), torch.equal(seven.conv1.weight, models[0].conv1.weight)]
+''')
+    assert ran.rc == 0, ran.err
+    equal, complete, trainable, error, shape, same = ran.result
+    assert equal == complete == trainable == [True] * 6
+    assert error < 1e-5
+    assert shape == [2, 7]
+    assert same
+
+
+def test_a_network_from_which_nothing_was_folded_is_its_own_trainable_form(tmp_path):
+    folder = make_folder(tmp_path / 'se', 'resnet20_se', trainable=False)
+    model = timm_asr.load_trainable(folder)
+    assert model.pretrained_cfg['architecture'] == 'resnet20_se'
+    state = load_file(folder / 'model.safetensors')
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    timm_asr.load_trainable(timm_asr.save_fused(randomize(model), tmp_path / 'again', check=False))
+
+
+def test_places_without_a_trainable_form(tmp_path, folder):
+    fused = shutil.copytree(folder, tmp_path / 'fused')
+    shutil.rmtree(fused / 'trainable')
+    with pytest.raises(BadInput, match='fused is the fused network alone, without its trainable form'):
+        timm_asr.load_trainable(fused)
+    change_config(fused, timm_asr=None)
+    with pytest.raises(BadInput, match='is a model of which timm_asr knows nothing; timm.create_model loads it'):
+        timm_asr.load_trainable(fused)
+    with pytest.raises(BadInput, match='has no hash to compare with: it was not written by timm_asr'):
+        timm_asr.verify_weights(fused)
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(BadInput, match='empty has no config.json'):
+        timm_asr.load_trainable(tmp_path / 'empty')
+    with pytest.raises(BadInput, match=r'there is no folder \./nowhere'):
+        timm_asr.load_trainable('./nowhere')
+    with pytest.raises(BadInput, match="'nowhere' does not name a repository: it takes OWNER/NAME"):
+        timm_asr.load_trainable('nowhere')
+    with pytest.raises(BadInput, match='is a folder, which has no revision v1'):
+        timm_asr.load_trainable(folder, revision='v1')
+
+
+def test_what_the_hub_does_not_have(hub, hub_client, folder, cache):
+    serve(hub, folder, 'alice/hidden', private=True)
+    repo = serve(hub, folder)
+    del repo.tree()['trainable/model.safetensors']
+    for expression, sentence, env in (
+            ("timm_asr.load_trainable('alice/none')", 'BadInput: fetching config.json of alice/none: there is no', {}),
+            ("timm_asr.load_trainable('alice/hidden')", 'or it is private and the token may not see it', {}),
+            ("timm_asr.load_trainable('alice/hidden')", 'or it is private', {'HF_TOKEN': OTHER}),
+            (f"timm_asr.load_trainable('{REPO}', revision='v9')", f'{REPO} has no such revision', {}),
+            (f"timm_asr.load_trainable('{REPO}')", f'{REPO} has no trainable/model.safetensors', {})):
+        found = load(hub_client, expression.replace(')', f', cache_dir={str(cache)!r})'), **env)
+        assert sentence in found.result, found
+    found = load(hub_client, f"timm_asr.has_asr(timm_asr.load_trainable('alice/hidden', cache_dir={str(cache)!r}))",
+                 HF_TOKEN=WRITE)
+    assert found.result is True, found
+
+
+CALLS = [
+    ("timm_asr.has_asr(timm_asr.load_trainable('{repo}', cache_dir='{cache}'{more}))", 'trainable/model.safetensors'),
+    ("bool(timm_asr.verify_weights('{repo}', cache_dir='{cache}'{more}))", 'model.safetensors'),
+]
+
+
+@pytest.mark.parametrize(('call', 'file'), CALLS)
+def test_an_altered_download_is_refused_and_can_be_fetched_again(hub, hub_client, folder, cache, call, file):
+    serve(hub, folder)
+    hub.fail('GET', '/cdn/', how='alter')
+    call = call.format(repo=REPO, cache=cache, more='{}')
+    for _ in range(2):  # the second time from the cache
+        found = load(hub_client, call.format(''))
+        assert found.result.startswith('BadInput: '), found
+        assert f'{file} was altered: its SHA-256 is' in found.result
+        assert 'fetch it again with force_download=True' in found.result
+        hub.faults.clear()
+    assert load(hub_client, call.format(', force_download=True')).result is True
+    assert load(hub_client, call.format('')).result is True
+
+
+@pytest.mark.parametrize(('call', 'file'), CALLS)
+def test_a_truncated_file_is_refused_and_can_be_fetched_again(hub, hub_client, folder, cache, call, file):
+    serve(hub, folder)
+    call = call.format(repo=REPO, cache=cache, more='{}')
+    hub.fail('GET', '/cdn/', how='truncate', times=1)  # the client goes on from there by itself
+    if load(hub_client, call.format('')).result is not True:  # or, an older one, when asked again
+        assert load(hub_client, call.format('')).result is True
+    assert len(hub.requests('GET', '/cdn/')) >= 2
+    for path in cache.rglob(file):
+        path.resolve().write_bytes(path.read_bytes()[:2000])
+    found = load(hub_client, call.format(''))
+    assert 'is truncated or damaged' in found.result, found
+    assert 'fetch it again with force_download=True' in found.result
+    assert load(hub_client, call.format(', force_download=True')).result is True
+
+
+def test_a_folder_is_checked_as_well(tmp_path, folder):
+    copied = shutil.copytree(folder, tmp_path / 'copied')
+    assert timm_asr.verify_weights(copied) == copied
+    weights = copied / 'trainable' / 'model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:-1] + b'!')
+    for call in (timm_asr.verify_weights, timm_asr.load_trainable):
+        with pytest.raises(BadInput, match='was altered: .*; write or copy the folder again'):
+            call(copied)
+
+
+def test_what_stock_timm_notices_of_a_broken_file(hub, stock_client, tmp_path):
+    """As the documentation says: a file that is too short, and no altered byte."""
+    serve(hub, make_folder(tmp_path / 'fused', 'resnet18_asr_se', trainable=False))
+    hub.fail('GET', '/cdn/', how='alter')
+    ran = stock_client.run(f'''
+import timm
+from pathlib import Path
+cache = Path({str(tmp_path / "cache")!r})
+call = lambda: timm.create_model('hf-hub:{REPO}', pretrained=True, cache_dir=cache)
+call()
+path, = cache.rglob('model.safetensors')
+path.resolve().write_bytes(path.read_bytes()[:2000])
+try:
+    call()
+    result = 'loaded'
+except Exception as error:
+    result = type(error).__name__
+''')
+    assert ran.rc == 0, ran.err
+    assert ran.result == 'SafetensorError'
+
+
+FIELDS = 'p.repo_id, p.architecture, p.model, list(p.needs), p.metrics, p.private'
+LIST = f'[[{FIELDS}] for p in timm_asr.list_published({{}})]'
+
+
+def test_what_somebody_published(hub, hub_client, folder, tmp_path, cache):
+    measured = make_folder(tmp_path / 'measured', 'resnet18_asr_se', trainable=False, extras=True)
+    serve(hub, measured, 'alice/measured')
+    serve(hub, folder, 'alice/another', private=True)
+    serve(hub, folder, 'bob/his')
+    hub.create('alice/foreign', {'config.json': b'{"architecture": "resnet18"}'})
+    hub.create('alice/tagged', {'README.md': b'---\ntags:\n- timm_asr\n---\n', 'config.json': b'{}'})
+    public = ['alice/measured', 'resnet18', 'resnet18_asr_se', []]
+    found = load(hub_client, LIST.format(f"'alice', cache_dir={str(cache)!r}")).result
+    assert [row[:4] for row in found] == [public]
+    assert found[0][4]['before'] == found[0][4]['after'] == {'top1': 91.25, 'top5': 99.5}
+    assert found[0][5] is False
+    found = load(hub_client, LIST.format(f"'alice', cache_dir={str(cache)!r}"), HF_TOKEN=WRITE).result
+    assert [row[:4] for row in found] == [['alice/another', 'resnet20', 'resnet20_asr_se', ['timm_asr']], public]
+    assert [row[5] for row in found] == [True, False]
+    assert load(hub_client, LIST.format("'nobody'")).result == []
+    hub.fail('GET', '/api/models$', how='cut')
+    assert 'listing the models of alice' in load(hub_client, LIST.format("'alice'")).result
+
+
+@pytest.mark.slow
+def test_everything_works_offline_from_the_cache(hub, hub_client, folder, tmp_path):
+    serve(hub, folder, 'carol/small')
+    se = make_folder(tmp_path / 'se', 'resnet20_se', trainable=False)
+    serve(hub, se, 'carol/se')
+    serve(hub, folder, 'carol/never')
+    serve(hub, folder, 'carol/fused')
+    first = hub_client.run('''
+import timm, timm_asr
+timm_asr.load_trainable('carol/small'), timm_asr.load_trainable('carol/se')
+timm.create_model('hf-hub:carol/small', pretrained=True)
+timm_asr.verify_weights('carol/small')
+timm.models.load_model_config_from_hf('carol/fused')
+''')
+    assert first.rc == 0, first.err
+    hub.log.clear()
+    client = Client(hub, hub_client.home, env={'HF_HUB_OFFLINE': '1'})
+    ran = client.run(COMPARE + f'''
+import timm_asr
+check = {str(folder.parent / 'run.check.pt')!r}
+result = [error(timm.create_model('hf-hub:carol/small', pretrained=True), check),
+          error(timm_asr.load_trainable('carol/small'), check), bool(timm_asr.verify_weights('carol/small')),
+          timm_asr.load_trainable('carol/se').pretrained_cfg['architecture'],
+          [[p.repo_id, p.model, p.private] for p in timm_asr.list_published('carol')]]
+''')
+    assert ran.rc == 0, ran.err
+    near, near_too, verified, name, listed = ran.result
+    assert max(near, near_too) < 1e-5
+    assert verified
+    assert name == 'resnet20_se'
+    assert listed == [['carol/fused', 'resnet20_asr_se', None], ['carol/se', 'resnet20_se', None],
+                      ['carol/small', 'resnet20_asr_se', None]]
+    found = load(client, "timm_asr.load_trainable('carol/fused')").result
+    assert found.startswith('Stopped: the trainable form of carol/fused is not in the cache'), found
+    found = load(client, "timm_asr.load_trainable('carol/never')").result
+    assert found.startswith('Stopped: fetching config.json of carol/never: it is not in the cache'), found
+    assert 'HF_HUB_OFFLINE is set; fetch it once with a network' in found
+    ran = client.main('publish', folder, '--repo-id', 'carol/small', HF_TOKEN=WRITE)
+    assert ran.rc == 2
+    assert 'publishing needs the Hub, and HF_HUB_OFFLINE is set; unset it' in ran.err
+    assert not hub.log
+    client.close()
+    assert json.loads((folder / 'config.json').read_text())['architecture'] == 'resnet20'
+
+
+def _section(title):
+    text = (Path(__file__).parents[2] / 'docs' / 'hub.md').read_text()
+    return re.search(rf'^## {title}\n(.*?)(?=^## |\Z)', text, re.DOTALL | re.MULTILINE)[1]
+
+
+def _blocks(section, language):
+    return re.findall(rf'```{language}\n(.*?)```', section, re.DOTALL)
+
+
+def test_the_documentation_runs(hub, hub_client, folder, tmp_path):
+    """The commands and the code of docs/hub.md from 'Publish' on, as they stand but for OWNER."""
+    shutil.copytree(folder, tmp_path / 'resnet20_fused')
+    commands = [line.replace('OWNER', 'alice') for line in _blocks(_section('Publish'), 'sh')[0].splitlines()]
+    assert len(commands) == 2
+    for command in commands:
+        ran = hub_client.main(*command.removeprefix('python -m timm_asr ').split(), cwd=tmp_path, HF_TOKEN=WRITE)
+        assert ran.rc == 0, ran.err
+    assert b'license: apache-2.0' in hub.files('alice/resnet20_asr_se')['README.md']
+    hub.reset()
+    titles = ('Publish', 'Load', 'Weights in the package')
+    code = [block for title in titles for block in _blocks(_section(title), 'python')]
+    assert len(code) == 3
+    ran = hub_client.run(f'token = {WRITE!r}\n' + '\n'.join(code).replace('OWNER', 'alice'), cwd=tmp_path)
+    assert ran.rc == 0, ran.err
+    assert ran.out.splitlines()[0].startswith(f'{hub.url}/alice/resnet20_asr_se ')
+    assert ran.out.splitlines()[0].endswith(' True')
+    assert ran.out.splitlines()[1] == 'alice/resnet20_asr_se resnet20 None'
+
+
+def test_every_option_is_documented():
+    """The table of docs/hub.md, and the flags of the command."""
+    said = set(re.findall(r'--[a-z][a-z-]+', _section('Publish')))
+    from timm_asr.engine.commands.publish import PUBLISH_OPTIONS
+    flags = {option.name for option in PUBLISH_OPTIONS if option.name.startswith('--')}
+    assert flags == said - {'--keep-trainable'}

@@ -1,0 +1,165 @@
+"""``python -m timm_asr freeze``: report, what is written, errors."""
+
+import json
+
+import pytest
+import timm
+import torch
+from export_helpers import our_checkpoint
+from helpers import randomize, relative_error
+from PIL import Image
+from torch.utils.data import DataLoader, Subset
+
+import timm_asr
+from timm_asr.__main__ import COMMANDS
+from timm_asr.engine.commands import freeze as freeze_command
+from timm_asr.engine.commands.freeze import main
+from timm_asr.errors import run_main
+from timm_asr.freeze.gates import candidates
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return checkpoint_of('resnet20_se', tmp_path)
+
+
+def checkpoint_of(name, folder):
+    model = randomize(timm.create_model(name, num_classes=10, in_chans=1))
+    return our_checkpoint(folder / 'last.pth.tar', model, arch=name, argv=['--model', name])
+
+
+def freeze(capsys, *argv):
+    """(status, standard output, standard error) of the command."""
+    status = run_main(lambda: main([str(word) for word in argv]), 'timm_asr freeze')
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+@pytest.mark.slow
+def test_a_network_without_gates_is_written(checkpoint, tmp_path, capsys):
+    assert 'freeze' in COMMANDS
+    folder = tmp_path / 'frozen'
+    status, out, err = freeze(capsys, checkpoint, '-o', folder, '--samples', 100, '--recalibrate-bn')
+    assert (status, err) == (0, '')
+    assert "The model is a 'resnet20' now." in out
+    assert 'statistics of 21 BatchNorms were estimated anew' in out
+    assert {path.name for path in folder.iterdir()} == {
+        'config.json', 'model.safetensors', 'metrics.json', 'gates.json', 'gates.png'}
+    told = json.loads((folder / 'gates.json').read_text())
+    assert (told['images'], told['architecture'], len(told['gates'])) == (100, 'resnet20', 9)
+    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    assert not [name for name in candidates(loaded) if name.endswith('.se')]
+    figures = json.loads((folder / 'metrics.json').read_text())
+    assert figures['top1_fused'] == told['top1_after']
+
+    # The same by hand.
+    model = timm.create_model('resnet20_se', num_classes=10, in_chans=1)
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)['state_dict'])
+    digits = timm_asr.data.Digits('validation', input_img_mode='L')
+    loader = timm.data.create_loader(
+        digits, (1, 32, 32), 64, mean=[0.3053], std=[0.376], crop_pct=1.0, interpolation='bilinear',
+        use_prefetcher=False)
+    chosen = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))[:100]
+    timm_asr.freeze_attention(
+        model, DataLoader(Subset(digits, chosen.tolist()), 64, collate_fn=loader.collate_fn), recalibrate_bn=True)
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        assert relative_error(model.eval()(x), loaded(x)) < 1e-4
+
+    status, out, err = freeze(capsys, checkpoint, '-o', folder, '--samples', 50)
+    assert (status, out.count('\n')) == (2, 1)
+    assert 'has another gates.json already; choose another folder' in err
+
+
+@pytest.mark.slow
+def test_with_gates_left_a_program_is_written(checkpoint, tmp_path, capsys):
+    status, out, err = freeze(capsys, checkpoint, '-o', tmp_path / 'frozen', '--samples', 64, '--threshold', 0)
+    assert (status, err) == (0, '')
+    assert 'left: its deviation exceeds 0' in out
+    assert {path.name for path in (tmp_path / 'frozen').iterdir()} == {'model.pt2', 'gates.json', 'gates.png'}
+    program = torch.export.load(tmp_path / 'frozen' / 'model.pt2').module()
+    model = timm.create_model('resnet20_se', num_classes=10, in_chans=1)
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)['state_dict'])
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        assert relative_error(model.eval()(x), program(x)) < 1e-4
+
+
+def test_some_images_are_of_all_classes(checkpoint, tmp_path, capsys, monkeypatch):
+    for number in range(30):  # as a folder has them, class by class
+        path = tmp_path / 'data' / 'validation' / f'class_{number // 10}' / f'{number}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('L', (8, 8), 8 * number).save(path)
+    seen = []
+
+    def freeze_attention(model, loader, *, samples, **kwargs):
+        seen.extend(torch.cat([labels for _, labels in loader]).tolist() for _ in range(2))
+        raise ValueError('seen')
+
+    monkeypatch.setattr(freeze_command, 'freeze_attention', freeze_attention)
+    words = checkpoint, '--data-dir', tmp_path / 'data', '--batch-size', 4, '-j', 0
+    freeze(capsys, *words, '--samples', 10)
+    freeze(capsys, *words, '--recalibrate-bn')
+    freeze(capsys, *words)
+    assert len(seen[0]) == 10
+    assert set(seen[0]) == set(seen[2][:10]) == {0, 1, 2}
+    assert sorted(seen[2]) == seen[4] == [0] * 10 + [1] * 10 + [2] * 10
+    assert all(first == again for first, again in zip(seen[::2], seen[1::2], strict=True))
+
+
+def test_figures_are_those_of_images_held_out(checkpoint, tmp_path, capsys, monkeypatch):
+    written = []
+    monkeypatch.setattr(freeze_command, 'write_fused', lambda source, folder, options: written.append(source))
+    monkeypatch.setattr(freeze_command.FreezeReport, 'plot', lambda report, path, title: path.write_bytes(b''))
+    for split in ('train', 'validation'):
+        freeze(capsys, checkpoint, '--split', split, '--samples', 8, '-j', 0, '-o', tmp_path / 'frozen')
+    assert written[0].metrics is None
+    assert written[1].metrics['images'] == 8
+    assert not any('metrics' in source.facts for source in written)
+
+
+@pytest.mark.parametrize(('threshold', 'mine', 'other'), [
+    ((), 'model.safetensors', ['model.pt2']),
+    (('--threshold', 0), 'model.pt2', ['config.json', 'metrics.json', 'model.safetensors', 'trainable']),
+])
+def test_one_kind_of_result_takes_the_place_of_the_other(
+        threshold, mine, other, checkpoint, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / 'frozen'
+    folder.mkdir()
+    for name in other:
+        folder.joinpath(name).mkdir() if name == 'trainable' else folder.joinpath(name).write_text('{}')
+    monkeypatch.setattr(freeze_command, 'write_fused', lambda *_: (folder / 'model.safetensors').write_text('new'))
+    monkeypatch.setattr(freeze_command, 'write_program', lambda *_, **__: (folder / 'model.pt2').write_text('new'))
+    monkeypatch.setattr(freeze_command.FreezeReport, 'plot', lambda report, path, title: path.write_bytes(b''))
+    words = checkpoint, '--samples', 8, '-j', 0, '-o', folder, *threshold
+    status, _, err = freeze(capsys, *words)
+    assert status == 2
+    assert 'already; choose another folder' in err
+    assert sorted(path.name for path in folder.iterdir()) == other
+    assert freeze(capsys, *words, '--force')[0] == 0
+    assert {path.name for path in folder.iterdir()} - {'gates.json', 'gates.png'} == {mine}
+
+
+@pytest.mark.parametrize(('name', 'words', 'sentence'), [
+    ('resnet20_se', ['--data-dir', 'nowhere'], 'no data at nowhere'),
+    ('resnet20_se', ['--samples', '0'], 'samples is 0; it is a number of images, 1 or more'),
+    ('resnet20_se', ['--threshold', '-1'], 'threshold is -1.0; it is a standard deviation, 0 or more'),
+    ('resnet20', [], 'No channel gate (SE, ECA, ...) is inside this ASRCifarResNet'),
+    ('resnet20_dia_se', [], 'since the blocks of a stage share it'),
+    ('resnet20_se', ['-o', 'last.pth.tar'], 'last.pth.tar is a file, and a folder is to be written there'),
+])
+def test_bad_input(name, words, sentence, tmp_path, capsys, monkeypatch):
+    checkpoint = checkpoint_of(name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    status, _, err = freeze(capsys, checkpoint, *words)
+    assert status == 2
+    assert sentence in err
+    assert err.count('\n') == 1
+    assert [path.name for path in tmp_path.iterdir()] == ['last.pth.tar']
+
+
+def test_images_must_be_named_where_the_run_does_not_say(tmp_path, capsys):
+    torch.save(timm.create_model('resnet20_se').state_dict(), tmp_path / 'weights.pth')
+    status, _, err = freeze(capsys, tmp_path / 'weights.pth', '--model', 'resnet20_se')
+    assert status == 2
+    assert 'no images to measure the gates on: give the folder of the images (--data-dir DIR)' in err

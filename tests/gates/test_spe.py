@@ -1,0 +1,113 @@
+"""SPE: the mix, its penalty, its ablations and what is refused."""
+
+import pytest
+import timm
+import torch
+from helpers import randomize, relative_error
+
+import timm_asr
+from timm_asr.gates.spe import REWEIGHTS, SPE
+from timm_asr.gates.table import asr_gate
+
+C = 6
+
+
+def test_initial_state():
+    gate = SPE(C)
+    assert (gate.mix == 0.5).all()
+    assert torch.cat([gate.exc_weight, gate.rew_weight]).eq(0).all()
+    assert torch.cat([gate.exc_bias, gate.rew_bias]).eq(-1).all()
+    assert (gate.shares() == 0.5).all()
+    v = torch.sigmoid(torch.tensor(-1.0)) ** 2
+    assert torch.allclose(gate(torch.ones(2, C, 3, 3)), v.expand(2, C, 3, 3))
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    'p', [(1.0, 0.5), (0.0, 0.3), (1e-3, -2e-3), (1e-6, 1e-6), (1e-12, 3e-13), (1e-30, 0.0), (0.0, 0.0)])
+def test_the_mix_is_never_undefined(p, dtype):
+    gate = SPE(C, dtype=dtype)
+    gate.mix.data = torch.tensor(p, dtype=dtype)
+    shares = gate.shares()
+    assert ((shares >= 0) & (shares <= 1)).all()
+    assert abs(shares.sum().item() - 1) < 1e-6
+    x = torch.randn(2, C, 3, 3).to(dtype)
+    gate(x).float().square().sum().backward()
+    assert torch.isfinite(gate.mix.grad).all()
+    stored = [v.item() ** 2 for v in gate.mix]
+    if sum(stored) > 1e-2:
+        assert abs(shares[0].item() - stored[0] / sum(stored)) < (1e-12 if dtype == torch.float64 else 1e-6)
+    if sum(stored) == 0:
+        assert (shares == 0.5).all()
+
+
+def test_the_penalty_decays_the_mix_without_an_accident():
+    """Thousands of steps with nothing but the penalty, then a gradient again."""
+    gate = SPE(C)
+    optimizer = torch.optim.SGD(gate.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3000):
+        optimizer.zero_grad()
+        timm_asr.auxiliary_loss(gate).backward()
+        optimizer.step()
+    assert gate.mix.abs().max() < 1e-6
+    x = torch.randn(4, C, 5, 5)
+    assert torch.isfinite(gate(x)).all()
+    torch.nn.init.normal_(gate.exc_weight)
+    gate(x).square().sum().backward()
+    assert torch.isfinite(gate.mix.grad).all()
+
+
+def test_the_penalty_reaches_training():
+    model = randomize(timm.create_model('resnet20_spe', layers=(1, 2, 1), dtype=torch.float64))
+    mixes = [p for name, p in model.named_parameters() if name.endswith('.mix')]
+    assert len(mixes) == 4
+    expected = sum(0.1 * (p[0] ** 2 + p[1] ** 2) for p in mixes)
+    assert relative_error(expected, timm_asr.auxiliary_loss(model)) < 1e-12
+    timm_asr.auxiliary_loss(model).backward()
+    for p in mixes:
+        assert relative_error(0.2 * p, p.grad) < 1e-12
+    assert all(p.grad is None for name, p in model.named_parameters() if not name.endswith('.mix'))
+    other = timm.create_model('resnet20_spe', spe_eta=0.5)
+    assert abs(timm_asr.auxiliary_loss(other).item() - 9 * 0.5 * 0.5) < 1e-6
+    assert timm_asr.auxiliary_loss(timm.create_model('resnet20_spe', spe_mix=0.3)) == 0
+    assert timm_asr.auxiliary_loss(timm.create_model('resnet20_se')) == 0
+
+
+def test_a_shared_unit_is_penalised_once():
+    model = timm.create_model('resnet20', dia='spe')
+    assert abs(timm_asr.auxiliary_loss(model).item() - 3 * 0.1 * 0.5) < 1e-6
+
+
+@pytest.mark.parametrize('reweight', REWEIGHTS)
+@pytest.mark.parametrize('mix', [None, 0.3])
+def test_ablations_have_no_idle_parameters(reweight, mix):
+    gate = randomize(SPE(C, reweight=reweight, mix=mix, dtype=torch.float64))
+    gate(torch.randn(3, C, 4, 4, dtype=torch.float64)).square().sum().backward()
+    assert all((p.grad != 0).any() for p in gate.parameters())
+    assert (gate.mix is None) == (mix is not None)
+    assert (gate.rew_weight is None) == (reweight == 'none')
+
+
+def test_under_asr_the_mix_is_fixed():
+    gate = asr_gate('spe')(C)
+    assert gate.mix is None
+    psi = torch.rand(C)
+    gate.exc_weight.data = gate.rew_weight.data = torch.randn(C)
+    v = torch.sigmoid(gate.exc_weight * psi - 1) * torch.sigmoid(2 * gate.rew_weight * psi - 1)
+    assert torch.allclose(gate.excite(gate.describe(psi))[0], v)
+    model = timm.create_model('resnet20_asr_spe', spe_reweight='none')
+    assert model.layer1[0].bn2.vectors[0].gate.rew_weight is None
+    with pytest.raises(TypeError, match="Under ASR the gate 'spe' has no mix to choose"):
+        timm.create_model('resnet20_asr_spe', spe_mix=0.3)
+
+
+@pytest.mark.parametrize(('kwargs', 'error', 'sentence'), [
+    ({'spe_mix': 1.5}, ValueError, "SPE's mix is 1.5; it takes a number from 0"),
+    ({'spe_reweight': 'h'}, ValueError, "SPE's reweight is 'h'; it takes one of shared, a, b"),
+    ({'spe_eta': -1.0}, ValueError, "SPE's eta is -1.0"),
+    ({'ras_depth': 2}, TypeError, "The gate 'spe' takes no ras_depth; ras, ras_se, ras_eca, ras_spa do."),
+    ({'rd_ratio': 0.5}, TypeError, "The gate 'spe' has no hidden layer and takes no rd_ratio"),
+])
+def test_errors(kwargs, error, sentence):
+    with pytest.raises(error, match=sentence):
+        timm.create_model('resnet20_spe', **kwargs)

@@ -1,0 +1,316 @@
+"""The ASR paper's other backbones: what is stock, what is merged, where ASR and gates stand, printed counts."""
+
+import pickle
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from helpers import asr_layers, clone, images, randomize, relative_error, small, zoo_names
+from timm.layers import BatchNormAct2d, GroupNormAct, convert_sync_batchnorm, freeze_batch_norm_2d
+from timm.models.byobnet import RepVggBlock
+from timm.utils import reparameterize_model
+from torch import nn
+
+import timm_asr
+from timm_asr import fold_asr, has_asr, reparameterize
+from timm_asr.asr.norm_act import NormActASR
+from timm_asr.asr.vector import wrap
+from timm_asr.gates.table import asr_gate
+from timm_asr.models.acnet import ACBasicBlock, ACBlock
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def shapes(model):
+    return {key: tensor.shape for key, tensor in model.state_dict().items()}
+
+
+def sites(model):
+    return [name for name, m in model.named_modules() if isinstance(m, timm_asr.layers.ASR)]
+
+
+BACKBONES = ('repvgg_a0', 'repvgg_b3', 'repvgg_a0_cifar', 'repvgg_b3_cifar', 'resnet56_acnet', 'resnet110_acnet',
+             'mobilenetv1_100', 'mobilenetv1_100_cifar', 'shufflenetv2_100', 'shufflenetv2_100_cifar', 'vgg19_cifar')
+STOCK = ('repvgg_a0', 'repvgg_b3', 'mobilenetv1_100')
+
+
+def test_every_promised_name_is_there():
+    names = set(zoo_names())
+    promised = {f'{b}{end}' for b in BACKBONES for g in ('se', 'ie', 'srm', 'eca', 'spa')
+                for end in (f'_{g}', f'_asr_{g}', f'_{g}_asr_{g}')}
+    assert not (promised | set(BACKBONES) - set(STOCK)) - names
+    assert not names & set(STOCK)  # these are timm's own
+    assert {timm_asr.plain_architecture(f'{b}_asr_se') for b in BACKBONES} == set(BACKBONES)
+
+
+@pytest.mark.parametrize('name', [b for b in BACKBONES if '110' not in b and 'b3' not in b])
+def test_depth_and_initial_vectors_are_keywords(name):
+    """Tables 7 and 8 of the paper."""
+    for depth in (1, 2, 3, 4):
+        model = small(f'{name}_asr_ie', asr_depth=depth, asr_init='N_0.3', asr_learnable=False)
+        assert {len(m.vectors) for m in asr_layers(model)} == {depth}
+        psi = [p for key, p in model.named_parameters() if key.endswith('psi')]
+        assert psi
+        assert not any(p.requires_grad for p in psi)
+        assert len(set(psi[0].tolist())) > 1
+    assert all((m.vectors[0].psi == 0.5).all() for m in asr_layers(small(f'{name}_asr_ie', asr_init=0.5)))
+    both = small(f'{name}_se_asr_se')
+    gates = [m for key, m in both.named_modules() if type(m).__name__ == 'SE' and '.vectors.' not in key]
+    assert len(gates) == len(asr_layers(both))  # one of each in every block
+    if name not in STOCK:
+        assert count(small(name, asr='ie', gate='eca')) > count(small(name, asr='ie'))
+
+
+@pytest.mark.parametrize('name', ['repvgg_a0_cifar_se_asr_se', 'resnet56_acnet_asr_se'])
+def test_merged_weights_load_into_the_merged_form(name):
+    for form in (True, 'fold_bn'):
+        model = randomize(small(name)).eval()
+        x = images(model)
+        expected = model(x)
+        model.reparameterize(fold_bn=form == 'fold_bn')
+        other = small(name, reparameterized=form)
+        other.load_state_dict(model.state_dict(), strict=True)
+        assert relative_error(expected, other(x)) < 1e-12
+
+
+# RepVGG
+
+@pytest.mark.parametrize('name', ['repvgg_a0', 'repvgg_b3'])
+def test_repvgg_is_timms_and_so_are_its_checkpoints(name):
+    stock = timm.create_model(name, device='meta')
+    ours = timm.create_model(f'{name}_asr_se', device='meta')
+    vectors = sites(ours)
+    assert vectors == ['stem'] + [f'stages.{i}.{j}' for i, stage in enumerate(stock.stages) for j in range(len(stage))]
+    own = {key.replace('.layer.', '.'): shape for key, shape in shapes(ours).items() if '.vectors.' not in key}
+    assert own == shapes(stock)
+
+
+@pytest.mark.parametrize(('name', 'printed'), [('repvgg_a0', '8.31'), ('repvgg_b3', '110.96')])
+def test_repvgg_has_the_printed_count_once_merged(name, printed):
+    """Table 4 of the RepVGG paper, 1000 classes; it prints 8.30 for A0, whose 8,309,384 are cut off, not rounded."""
+    model = timm.create_model(f'{name}_cifar', num_classes=1000).eval()
+    assert f'{count(reparameterize(model)) / 1e6:.2f}' == printed
+
+
+@pytest.mark.parametrize('verb', [lambda m: m.reparameterize(), lambda m: m.reparameterize(fold_bn=True),
+                                  reparameterize_model, lambda m: reparameterize_model(fold_asr(m)).reparameterize()])
+@pytest.mark.parametrize('name', ['repvgg_a0_asr_se', 'repvgg_a0_cifar_ie_asr_ie', 'resnet56_acnet_asr_se'])
+def test_a_block_becomes_one_convolution(name, verb):
+    model = randomize(small(name, asr_depth=2)).eval()
+    x = images(model)
+    expected = model(x)
+    changed = verb(clone(model))
+    assert relative_error(expected, changed(x)) < 1e-12
+    assert not has_asr(changed)
+    norms = [key for key, m in changed.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert not [key for key in norms if 'downsample' not in key]
+    kernels = [m.kernel_size for m in changed.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 1]
+    assert set(kernels) <= {(3, 3), (1, 1)}
+    if name.startswith('repvgg'):
+        assert len([k for k in kernels if k == (3, 3)]) == len([m for m in model.modules() if type(m) is RepVggBlock])
+
+
+def test_repvgg_small_features():
+    net = small('repvgg_a0_cifar_asr_se', features_only=True).double()
+    assert net.feature_info.reduction() == [1, 2, 4, 8]
+    assert [f.shape[-1] for f in net(torch.randn(1, 3, 96, 96, dtype=torch.float64))] == [96, 48, 24, 12]
+
+
+@pytest.mark.parametrize('name', ['repvgg_a0_cifar_se_asr_se'])
+def test_the_gate_comes_after_the_vector(name):
+    model = randomize(small(name)).eval()
+    asr = asr_layers(model)[-1]
+    x = torch.randn(2, 32, 5, 5, dtype=torch.float64)
+    sums, seen = [], []
+    asr.layer.attn.register_forward_hook(lambda gate, inputs, output: seen.append(inputs[0]))
+    block = clone(asr.layer)
+    block.attn = nn.Identity()
+    block.act = nn.Identity()
+    sums.append(block(x))
+    asr(x)
+    assert relative_error(sums[0] * asr.attention_vector().view(1, -1, 1, 1), seen[0]) < 1e-12
+
+
+# ACNet
+
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('size', [6, 7])
+def test_an_asymmetric_block_is_one_convolution(stride, size):
+    block = randomize(ACBlock(5, 8, stride, dtype=torch.float64)).eval()
+    x = torch.randn(2, 5, size, size, dtype=torch.float64)
+    merged = block.fuse()
+    assert type(merged) is nn.Conv2d
+    assert merged.kernel_size == (3, 3)
+    assert relative_error(block(x), merged(x)) < 1e-12
+    plus = merged.weight[:, :, [0, 0, 2, 2], [0, 2, 0, 2]] - _square(block)[:, :, [0, 0, 2, 2], [0, 2, 0, 2]]
+    assert plus.abs().max() < 1e-12  # the corners come from the square kernel alone
+
+
+def _square(block):
+    bn = block.conv_3x3.bn
+    return block.conv_3x3.conv.weight * (bn.weight / (bn.running_var + bn.eps).sqrt())[:, None, None, None]
+
+
+def test_asr_scales_the_sum_of_an_asymmetric_block():
+    model = randomize(small('resnet56_acnet_asr_se')).train()
+    assert sites(model) == ['layer1.0.conv2', 'layer1.1.conv2', 'layer2.0.conv2', 'layer3.0.conv2']
+    asr = model.layer1[0].conv2
+    x = torch.randn(3, 16, 5, 5, dtype=torch.float64)
+    expected = clone(asr.layer)(x) * asr.attention_vector().view(1, -1, 1, 1)
+    assert relative_error(expected, asr(x)) < 1e-12
+    assert torch.equal(pickle.loads(pickle.dumps(asr))(x), asr(x))
+
+
+def test_an_acnet_is_a_resnet_with_more_branches():
+    """Nine parameters of a kernel become 9 + 3 + 3, and merged they are nine again, under the same name."""
+    ours, plain = timm.create_model('resnet56_acnet', device='meta'), timm.create_model('resnet56', device='meta')
+    kernels = sum(m.weight.numel() for m in plain.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
+    norms = sum(2 * m.out_channels for m in plain.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
+    assert count(ours) - count(plain) == kernels * 6 // 9 + 2 * norms
+    assert (timm.create_model('resnet56_acnet').conv1.conv_1x3.bn.weight == 1 / 3).all()
+    merged = [timm.create_model(name, layers=(2, 1, 1)).eval() for name in ('resnet56_acnet', 'resnet56')]
+    a, b = (model.reparameterize(fold_bn=True) for model in merged)
+    assert shapes(a) == shapes(b)
+    assert [type(m) for m in a.modules()][1:] == [type(m) for m in b.modules()][1:]
+    gated = [timm.create_model(name, layers=(2, 1, 1)).eval() for name in ('resnet56_acnet_se', 'resnet56_se')]
+    a, b = (model.reparameterize(fold_bn=True) for model in gated)
+    assert [type(m) for m in a.modules()][1:] == [type(m) for m in b.modules()][1:]
+
+
+def test_what_an_asymmetric_block_cannot_do():
+    with pytest.raises(ValueError, match='An ACBlock has no dilation'):
+        ACBasicBlock(8, 8, dilation=2)
+    block = freeze_batch_norm_2d(ACBlock(3, 4))
+    assert block.eval().fuse().bias.shape == (4,)
+    with pytest.raises(TypeError, match='branches of an ACBlock end in GroupNormAct, without the running statistics'):
+        ACBlock(3, 4, norm_layer=partial(GroupNormAct, num_groups=2)).fuse()
+    zero = timm.create_model('resnet56_acnet', layers=(1, 1, 1), zero_init_last=True)
+    assert (zero.layer2[0].conv2.conv_3x1.bn.weight == 0).all()
+
+
+# MobileNet v1
+
+def test_mobilenet_is_timms_and_so_are_its_checkpoints():
+    stock = timm.create_model('mobilenetv1_100', device='meta')
+    ours = timm.create_model('mobilenetv1_100_asr_se')
+    assert f'{count(stock) / 1e6:.1f}' == '4.2'  # Table 8 of the MobileNet paper
+    assert sites(ours) == [f'blocks.{i}.{j}.bn2' for i, stage in enumerate(stock.blocks) for j in range(len(stage))]
+    assert shapes(fold_asr(ours)) == shapes(stock)
+    assert shapes(timm.create_model('mobilenetv1_100_cifar', num_classes=1000, device='meta')) == shapes(stock)
+    assert timm.create_model('mobilenetv1_100_cifar_se', rd_ratio=1 / 8).blocks[1][0].se.fc1.out_channels == 8
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_a_scripted_norm_with_activation_has_values_gradients_and_statistics(training):
+    eager = randomize(wrap(BatchNormAct2d(8).double(), asr_gate('se'), depth=2)).train(training)
+    assert type(eager) is NormActASR
+    scripted = torch.jit.script(clone(eager))
+    x = torch.randn(4, 8, 5, 5, dtype=torch.float64)
+    a, b = eager(x), scripted(x)
+    assert relative_error(a, b) < 1e-12
+    a.square().sum().backward()
+    b.square().sum().backward()
+    for (key, p), q in zip(eager.named_parameters(), scripted.parameters(), strict=True):
+        assert relative_error(p.grad, q.grad) < 1e-9, key
+    for (key, p), q in zip(eager.named_buffers(), scripted.buffers(), strict=True):
+        assert torch.equal(p, q), key
+
+
+@pytest.mark.parametrize('change', [freeze_batch_norm_2d, convert_sync_batchnorm, lambda m: setattr(
+    m.layer, 'momentum', None) or m])
+def test_what_a_norm_with_activation_became_is_not_scripted_silently(change):
+    asr = change(wrap(BatchNormAct2d(8), asr_gate('se')))
+    with pytest.raises(TypeError, match='cannot be scripted'):
+        torch.jit.script(asr)
+
+
+# ShuffleNetV2
+
+def test_shufflenet_is_torchvisions_and_so_are_its_checkpoints():
+    stock = randomize(torchvision.models.shufflenet_v2_x1_0()).eval()
+    ours = timm.create_model('shufflenetv2_100').eval()
+    ours.load_state_dict(stock.state_dict(), strict=True)
+    assert ours.pretrained_cfg['url'] == torchvision.models.ShuffleNet_V2_X1_0_Weights.DEFAULT.url
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert relative_error(stock(x), ours(x)) < 1e-6
+    torchvision.models.shufflenet_v2_x1_0().load_state_dict(
+        fold_asr(timm.create_model('shufflenetv2_100_asr_se')).state_dict(), strict=True)
+    assert f'{count(ours) / 1e6:.1f}' == '2.3'  # Table 8 of the ShuffleNetV2 paper
+    assert shapes(timm.create_model('shufflenetv2_100_cifar', num_classes=1000, device='meta')) == shapes(stock)
+    model = timm_asr.attach_asr(stock)
+    assert sites(model) == sites(timm.create_model('shufflenetv2_100_asr_se'))
+    assert sites(model)[:2] == ['stage2.0.branch2.6', 'stage2.1.branch2.6']
+    assert len(sites(model)) == 4 + 8 + 4
+
+
+def test_a_gate_of_shufflenet_ends_the_second_branch():
+    gated = timm.create_model('shufflenetv2_100_cifar_ie', dtype=torch.float64)
+    assert [name for name, _ in gated.stage2[0].branch2.named_children()][-1] == '8'
+    plain = {key for key in gated.state_dict() if '.branch2.8.' not in key}
+    assert plain == set(timm.create_model('shufflenetv2_100_cifar', device='meta').state_dict())
+    assert gated.stage2[0].branch2[8].weight.dtype == torch.float64
+
+
+def test_shufflenet_devices_and_sizes():
+    with torch.device('meta'):
+        assert all(p.is_meta for p in timm.create_model('shufflenetv2_100').parameters())
+    model = timm.create_model('shufflenetv2_100_cifar', device='meta', dtype=torch.bfloat16)
+    assert {(p.is_meta, p.dtype) for p in model.parameters()} == {(True, torch.bfloat16)}
+    for size, last in ((32, 4), (96, 12)):
+        features = small('shufflenetv2_100_cifar').forward_features(torch.randn(1, 3, size, size).double())
+        assert features.shape[-1] == last
+
+
+# VGG
+
+def test_vgg19_for_small_images():
+    model = timm.create_model('vgg19_cifar_asr_se')
+    assert sites(model) == [f'stages.{i}.{j + bool(i)}.bn' for i, n in enumerate((2, 2, 4, 4, 4)) for j in range(n)]
+    assert f'{count(fold_asr(model)) / 1e6:.2f}' == '20.04'  # the usual VGG19 with BatchNorm for CIFAR-10
+    assert len([m for m in model.modules() if isinstance(m, nn.Conv2d)]) == 16
+    features = model.eval().forward_features(torch.randn(1, 3, 32, 32))
+    assert features.shape[1:] == (512, 2, 2)
+    assert torch.equal(model.forward_head(features, pre_logits=True), nn.MaxPool2d(2)(features).flatten(1))
+    assert model(torch.randn(1, 3, 96, 96)).shape == (1, 10)
+    assert timm.create_model('vgg19_cifar', num_classes=100, device='meta').fc.out_features == 100
+
+
+@pytest.mark.parametrize('name', ['vgg19_cifar_asr_se', 'shufflenetv2_100_srm_asr_srm', 'shufflenetv2_100_cifar_ie'])
+def test_intermediates_and_pruning(name):
+    model = small(name).eval()
+    x = images(model)
+    whole = model.forward_intermediates(x, intermediates_only=True)
+    channels = [info['num_chs'] for info in model.feature_info]
+    assert [f.shape[1] for f in whole] == channels
+    assert [x.shape[-1] // f.shape[-1] for f in whole] == [info['reduction'] for info in model.feature_info]
+    last, some = model.forward_intermediates(x, indices=[0, 2])
+    assert torch.equal(last, model.forward_features(x))
+    assert torch.equal(some[1], whole[2])
+    early, _ = model.forward_intermediates(x, indices=[1], stop_early=True)
+    assert torch.equal(early, whole[1])
+    kept = clone(model)
+    kept.prune_intermediate_layers([len(whole) - 1], prune_head=False)
+    assert torch.equal(kept(x), model(x))
+    assert model.prune_intermediate_layers([0, 1]) == [0, 1]
+    assert torch.equal(whole[1], model(x))
+    assert model.num_features == channels[1]
+    model.set_grad_checkpointing()
+    assert torch.equal(whole[1], model.train().eval()(x))
+    with pytest.raises(ValueError, match="output_fmt='NLC' is not supported"):
+        model.forward_intermediates(x, output_fmt='NLC')
+
+
+def test_the_documentation_runs_as_it_stands():
+    text = (Path(__file__).parents[2] / 'docs' / 'models.md').read_text()
+    code = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    assert code
+    for block in code:
+        exec(compile(block, 'docs/models.md', 'exec'), {})
+    assert f'{count(timm.create_model("resnet56_acnet", device="meta")) / 1e6:.2f}M' in text

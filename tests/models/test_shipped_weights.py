@@ -1,0 +1,212 @@
+"""Weights that come with the package: how a run becomes one, the wheel that holds them, what loading them does."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from helpers import images, randomize, zoo_names
+from safetensors.torch import load_file
+from timm.models import get_pretrained_cfg
+
+import timm_asr
+from timm_asr.errors import BadInput
+from timm_asr.models.pretrained import FOLDER, shipped, with_shipped
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
+
+
+def _script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'results' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ship_weights = _script('ship_weights')
+
+
+def _run_folder(folder, name='resnet20_asr_se', **changes):
+    """What train.py leaves, as far as it matters here."""
+    folder.mkdir()
+    model = randomize(timm.create_model(name))
+    args = {'model': name, 'seed': 7, 'config': 'recipes/cifar10_resnet20.yaml', 'data_dir': '/home/me/cifar10',
+            'dataset': '', 'output': '/home/me/output', 'std': [0.2023, 0.1994, 0.201], 'num_classes': 10,
+            'model_kwargs': {}, 'wandb_api_key': 'secret', **changes}
+    torch.save({'arch': name, 'args': args, 'state_dict': model.state_dict(), 'epoch': 3, 'metric': 88.5},
+               folder / 'model_best.pth.tar')
+    (folder / 'metrics.json').write_text(json.dumps({
+        'model': name, 'dataset': '/home/me/cifar10', 'epoch': 3, 'weights': 'raw', 'images': 10_000, 'top1': 88.5,
+        'top1_fused': 88.5, 'images_per_second_model': 5.0}))
+    (folder / 'summary.csv').write_text('epoch,train_loss,eval_top1\n2,0.5,88.0\n3,0.4,88.5\n')
+    return model
+
+
+def test_a_run_becomes_weights_with_their_history(tmp_path):
+    model = _run_folder(tmp_path / 'run')
+    weights = ship_weights.ship(tmp_path / 'run', 'cifar10', folder=tmp_path, labels=CLASSES, git_commit='abc')
+    assert weights.name == 'resnet20_asr_se.cifar10.safetensors'
+    loaded = load_file(weights)
+    assert loaded.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
+    text = weights.with_suffix('.json').read_text()
+    content = json.loads(text)
+    assert content['sha256'] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert content['metrics'] == {'images': 10_000, 'top1': 88.5, 'top1_fused': 88.5}
+    assert content['provenance'].items() >= {
+        'seed': 7, 'recipe': 'cifar10_resnet20', 'dataset': 'cifar10', 'epoch': 3, 'git_commit': 'abc'}.items()
+    assert content['log'] == [{'epoch': 2, 'train_loss': 0.5, 'eval_top1': 88.0},
+                              {'epoch': 3, 'train_loss': 0.4, 'eval_top1': 88.5}]
+    assert '/home' not in text
+    assert 'secret' not in text
+
+    rows = with_shipped({'resnet20': {'mean': (0, 0, 0)}, 'resnet20_asr_se': {'mean': (0, 0, 0)}}, tmp_path)
+    assert list(rows) == ['resnet20', 'resnet20_asr_se.cifar10']
+    row = rows['resnet20_asr_se.cifar10']
+    assert row['file'] == str(weights)
+    assert row['std'] == (0.2023, 0.1994, 0.201)
+    assert row['mean'] == (0.4914, 0.4822, 0.4465)
+    assert row['label_names'] == CLASSES
+
+
+@pytest.mark.parametrize(('spoil', 'sentence'), [
+    (lambda run: (run / 'model_best.pth.tar').unlink(), 'is not the folder of a run: it has no model_best.pth.tar'),
+    (lambda run: (run / 'metrics.json').unlink(), 'has no metrics.json: the run has not come to its end'),
+    (lambda run: (run / 'metrics.json').write_text('{"epoch": 2}'), 'is of epoch 2, the checkpoint of epoch 3'),
+    (lambda run: (run / 'summary.csv').unlink(), 'has no summary.csv'),
+])
+def test_what_is_no_finished_run_is_refused(tmp_path, spoil, sentence):
+    _run_folder(tmp_path / 'run')
+    spoil(tmp_path / 'run')
+    with pytest.raises(BadInput, match=sentence):
+        ship_weights.ship(tmp_path / 'run', 'cifar10', folder=tmp_path)
+    assert not list(tmp_path.glob('*.safetensors'))
+
+
+def test_arguments_that_the_name_does_not_say_are_refused(tmp_path):
+    _run_folder(tmp_path / 'run', model_kwargs={'no_skip': False})
+    with pytest.raises(BadInput, match='was built with no_skip, which the name resnet20_asr_se.cifar10 does not say'):
+        ship_weights.ship(tmp_path / 'run', 'cifar10', folder=tmp_path)
+
+
+@pytest.mark.parametrize('name', sorted(shipped()))
+def test_shipped(name):
+    content = shipped()[name]
+    weights = FOLDER / f'{name}.safetensors'
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == content['sha256']
+    assert name == f'{content["architecture"]}.{content["tag"]}'
+    for key in ('model', 'recipe', 'seed', 'dataset', 'epoch', 'arguments', 'git_commit'):
+        assert content['provenance'][key] is not None, key
+    assert 0 < content['metrics']['top1'] <= 100
+    assert [row['epoch'] for row in content['log']] == list(range(len(content['log'])))
+    for call in (name, content['architecture']):
+        model = timm.create_model(call, pretrained=True)
+        assert model.pretrained_cfg['tag'] == content['tag']
+        assert all(torch.equal(value, load_file(weights)[key]) for key, value in model.state_dict().items())
+    plain = timm.create_model(timm_asr.plain_architecture(name))
+    plain.load_state_dict(timm_asr.fold_asr(model).state_dict())
+    x = images(model)
+    torch.testing.assert_close(plain.eval()(x), model.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def test_only_weights_that_exist_are_promised():
+    assert {path.stem for path in FOLDER.glob('*.json')} == {path.stem for path in FOLDER.glob('*.safetensors')}
+    cfgs = {name: get_pretrained_cfg(name) for name in zoo_names()}
+    assert not [name for name, cfg in cfgs.items() if cfg.hf_hub_id]
+    theirs = {name: cfg.url for name, cfg in cfgs.items() if cfg.url}  # torchvision's, of the same network
+    assert all(url.startswith('https://download.pytorch.org/models/') for url in theirs.values()), theirs
+    assert {f'{name}.{cfg.tag}' for name, cfg in cfgs.items() if cfg.file} == set(shipped())
+    if 'resnet164' not in {content['architecture'] for content in shipped().values()}:
+        with pytest.raises(RuntimeError, match='No pretrained weights exist for resnet164'):
+            timm.create_model('resnet164', pretrained=True)
+
+
+FROM_THE_WHEEL = """
+import json, socket, sys
+from pathlib import Path
+def no_network(*_, **__):
+    raise AssertionError('the network was asked')
+socket.socket.connect = no_network
+import torch, timm, timm_asr
+from safetensors.torch import load_file
+from timm.data import resolve_model_data_config
+name = 'resnet20_asr_se.cifar10'
+folder = Path(timm_asr.__file__).parent / 'weights'
+assert str(folder).startswith(sys.argv[1]), folder
+assert name in timm.list_models('*.cifar10', pretrained=True)
+state = load_file(folder / f'{name}.safetensors')
+create = lambda name=name, **kwargs: timm.create_model(name, pretrained=True, **kwargs).eval()
+model = create()
+assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+assert model.pretrained_cfg['tag'] == 'cifar10' and model.pretrained_cfg['label_names'][3] == 'cat'
+data = resolve_model_data_config(model)
+assert data['input_size'] == (3, 32, 32) and data['std'] == (0.2023, 0.1994, 0.201) and data['crop_pct'] == 1.0, data
+x = torch.randn(2, 3, 32, 32)
+logits = model(x)
+assert torch.equal(create('resnet20_asr_se')(x), logits)
+
+five = create(num_classes=5)
+assert five.fc.weight.shape == (5, 64) and torch.equal(five.conv1.weight, model.conv1.weight)
+gray = create(in_chans=1)
+torch.testing.assert_close(gray.conv1.weight, model.conv1.weight.sum(1, keepdim=True))
+features = create(features_only=True)
+torch.testing.assert_close(features(x)[-1], model.forward_features(x))
+for form in (True, 'fold_bn'):
+    fast = create(reparameterized=form)
+    assert not timm_asr.has_asr(fast) and not fast.training
+    assert (fast(x) - logits).abs().max() < 1e-5 * logits.abs().max()
+plain = timm.create_model('resnet20')
+plain.load_state_dict(timm_asr.fold_asr(create()).state_dict())
+torch.testing.assert_close(plain.eval()(x), logits, rtol=1e-5, atol=1e-5)
+
+weights = folder / f'{name}.safetensors'
+content = weights.read_bytes()
+for spoiled in (content[:-1] + bytes([content[-1] ^ 1]), content[:1000]):
+    weights.write_bytes(spoiled)
+    for call in (create, lambda: create('resnet20_asr_se')):
+        try:
+            call()
+        except RuntimeError as error:
+            assert 'is not the file that was shipped' in str(error) and 'install the package again' in str(error), error
+        else:
+            raise AssertionError('altered weights were loaded')
+timm.create_model(name)
+print('all good')
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_them_and_they_load_without_a_network(tmp_path):
+    tree = tmp_path / 'tree'
+    shutil.copytree(ROOT / 'timm_asr', tree / 'timm_asr', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, tree)
+    _run_folder(tmp_path / 'run')
+    ship_weights.ship(tmp_path / 'run', 'cifar10', folder=tree / 'timm_asr' / 'weights', labels=CLASSES)
+    isolation = [] if importlib.util.find_spec('setuptools') is None else ['--no-build-isolation']
+    built = subprocess.run(
+        [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', *isolation, '-w', tmp_path, tree],
+        capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    wheel, = tmp_path.glob('*.whl')
+    assert wheel.stat().st_size < 10e6
+    with zipfile.ZipFile(wheel) as archive:
+        held = {Path(name).name for name in archive.namelist() if name.startswith('timm_asr/weights/')}
+        archive.extractall(tmp_path / 'site')
+    expected = {path.name for path in FOLDER.iterdir()} | {
+        'resnet20_asr_se.cifar10.safetensors', 'resnet20_asr_se.cifar10.json'}
+    assert held == expected
+    ran = subprocess.run(
+        [sys.executable, '-c', FROM_THE_WHEEL, tmp_path / 'site'], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(tmp_path / 'site'), 'HF_HUB_OFFLINE': '1'})
+    assert ran.returncode == 0, ran.stderr
+    assert 'all good' in ran.stdout

@@ -1,0 +1,149 @@
+"""Wide ResNet-52-4 and ResNeXt-101 8x32d for small images, and the stress tests of the DIA paper."""
+
+import copy
+
+import literal
+import pytest
+import timm
+import torch
+from helpers import randomize, relative_error
+from torch import nn
+
+import timm_asr
+from timm_asr.gates.table import list_gates
+from timm_asr.models.residual import NoShortcut
+
+WIDE = {'layers': (2, 1, 2), 'channels': (8, 8, 16), 'num_classes': 5, 'dtype': torch.float64}
+NEXT = {**WIDE, 'channels': (4, 4, 8)}
+
+
+def images(batch=2, size=16):
+    return torch.randn(batch, 3, size, size, dtype=torch.float64)
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize(('name', 'kwargs'), [('wrn52_4', WIDE), ('resnext101_8x32d', NEXT)])
+def test_plain_backbone_is_its_equations(name, kwargs, training):
+    model = randomize(timm.create_model(name, **kwargs))
+    x = images(3)
+    expected = literal.Literal(model.state_dict(), training)(x)
+    assert relative_error(expected, model.train(training)(x)) < 1e-10
+
+
+def test_shapes():
+    wide = timm.create_model('wrn52_4', device='meta')
+    assert [info['num_chs'] for info in wide.feature_info] == [16, 64, 128, 256]
+    assert [len(stage) for stage in (wide.layer1, wide.layer2, wide.layer3)] == [8, 8, 8]
+    assert [m.kernel_size for m in wide.layer2[0].modules() if isinstance(m, nn.Conv2d)] == [(3, 3), (3, 3), (1, 1)]
+    next_ = timm.create_model('resnext101_8x32d', device='meta')
+    assert [info['num_chs'] for info in next_.feature_info] == [32, 128, 256, 512]
+    assert len(next_.layer3) == 11
+    assert next_.layer1[1].conv2.weight.shape == (256, 32, 3, 3)
+    assert next_.layer3[1].conv2.weight.shape == (1024, 128, 3, 3)
+    assert next_.layer3[1].conv2.groups == 8
+
+
+@pytest.mark.parametrize('gate', list_gates())
+def test_every_gate_stands_after_the_last_convolution(gate):
+    model = randomize(timm.create_model(f'wrn52_4_{gate}', **WIDE)).eval()
+    x, seen = images(), []
+    block = model.layer2[0]
+    block.conv2.register_forward_hook(lambda m, i, o: seen.append(o))
+    block.se.register_forward_hook(lambda m, i, o: seen.extend([i[0], o]))
+    model(x).square().sum().backward()
+    assert torch.equal(seen[0], seen[1])
+    assert relative_error(seen[1], seen[2]) > 1e-3
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_se_reduces_by_four():
+    for name in ('wrn52_4', 'resnext101_8x32d'):
+        model = timm.create_model(f'{name}_se', device='meta')
+        assert model.layer3[0].se.fc1.out_channels * 4 == model.layer3[0].se.fc1.in_channels
+    assert timm.create_model('wrn52_4_dia_se', device='meta').layer1.unit.gate.fc1.out_channels == 16
+    assert timm.create_model('wrn52_4_se', device='meta', rd_ratio=1 / 8).layer1[0].se.fc1.out_channels == 8
+    assert timm.create_model('resnet164_se', device='meta').layer1[0].se.fc1.out_channels == 4
+
+
+@pytest.mark.parametrize('gate', list_gates(foldable=True))
+@pytest.mark.parametrize(('name', 'kwargs', 'site'), [('wrn52_4', WIDE, 'conv2'), ('resnext101_8x32d', NEXT, 'bn3')])
+def test_asr_folds_into_the_plain_backbone(name, kwargs, site, gate):
+    model = randomize(timm.create_model(f'{name}_asr_{gate}', **kwargs)).eval()
+    assert isinstance(getattr(model.layer1[1], site), timm_asr.layers.ASR)
+    x = images()
+    expected = model(x)
+    folded = timm_asr.fold_asr(copy.deepcopy(model))
+    assert relative_error(expected, folded(x)) < 1e-12
+    plain = timm.create_model(timm_asr.plain_architecture(f'{name}_asr_{gate}'), **kwargs).eval()
+    plain.load_state_dict(folded.state_dict(), strict=True)
+    assert relative_error(expected, plain(x)) < 1e-12
+
+
+@pytest.mark.parametrize(('name', 'kwargs'), [('wrn52_4', WIDE), ('wrn52_4_dia_lstm', WIDE), ('wrn52_4_asr_se', WIDE)])
+def test_folding_norms(name, kwargs):
+    model = randomize(timm.create_model(name, **kwargs)).eval()
+    x = images()
+    expected = model(x)
+    assert relative_error(expected, model.reparameterize(fold_bn=True)(x)) < 1e-12
+
+
+def test_pruning_drops_the_final_norm_with_the_last_stage():
+    model = randomize(timm.create_model('wrn52_4', **WIDE)).eval()
+    x = images()
+    final, taps = model.forward_intermediates(x)
+    assert relative_error(final, model.forward_features(x)) < 1e-12
+    assert relative_error(torch.relu(model.norm(taps[-1])), final) < 1e-12
+    assert relative_error(model.forward_intermediates(x, norm=True)[1][-1], final) < 1e-12
+    pruned = copy.deepcopy(model)
+    pruned.prune_intermediate_layers([2])
+    assert relative_error(taps[2], pruned.forward_features(x)) < 1e-12
+    model.prune_intermediate_layers([3], prune_norm=True)
+    assert relative_error(taps[3], model.forward_features(x)) < 1e-12
+
+
+NAMES = ['resnet20', 'resnet83_se', 'resnet83_dia_lstm', 'resnet18_dia_lstm', 'wrn52_4_dia_lstm', 'resnext101_8x32d']
+
+
+def small(name, **kwargs):
+    layers = (1, 2, 1, 1) if name.startswith('resnet18') else (1, 2, 1)
+    return timm.create_model(name, layers=layers, num_classes=5, dtype=torch.float64, **kwargs)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_without_norms(name):
+    model = randomize(small(name, no_norm=True))
+    norms = [key for key, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms == [key for key in norms if 'downsample' in key]
+    with_norms = [key for key, m in small(name).named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms == [key for key in with_norms if 'downsample' in key]
+    x = images(size=64 if 'resnet18' in name else 16)
+    for p in model.parameters():
+        p.data *= 0.5
+    expected = literal.Literal(model.state_dict(), True, attention(name), wide=name.startswith('wrn'))(x)
+    assert relative_error(expected, model.train()(x)) < 1e-10
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_without_skips(name):
+    model = randomize(small(name, no_skip=True)).train()
+    assert not any('downsample' in key for key in model.state_dict())
+    x = images(size=64 if 'resnet18' in name else 16)
+    expected = literal.Literal(model.state_dict(), True, attention(name), skip=False)(x)
+    assert relative_error(expected, model(x)) < 1e-10
+    model(x).square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert sum(isinstance(m, NoShortcut) for m in model.modules()) == (5 if 'resnet18' in name else 4)
+    assert torch.equal(model.eval()(x), torch.jit.script(copy.deepcopy(model))(x))
+
+
+def attention(name):
+    if 'lstm' in name:
+        return lambda net, a, stage, block: literal.lstm(net, a, stage)
+    if name.endswith('_se'):
+        return lambda net, a, stage, block: literal.channel_gate('se', net, a, f'layer{stage}.{block}.se')
+    return None
+
+
+def test_norms_that_asr_scales_are_not_removed():
+    with pytest.raises(TypeError, match='no_norm removes the norms that ASR scales'):
+        timm.create_model('resnet20_asr_se', no_norm=True)

@@ -1,0 +1,71 @@
+"""Small images and fresh processes for the tests of the training engine."""
+
+import multiprocessing
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_CONTEXT = multiprocessing.get_context('forkserver')
+# Each child starts as a copy of a process that has imported all this once.
+_CONTEXT.set_forkserver_preload(['timm_asr.engine.commands.train', 'train_helpers'])
+
+
+def make_images(root: Path, classes: int = 3, train: int = 8, validation: int = 4, size: int = 24) -> Path:
+    """A folder of small PNGs whose classes differ in colour; ``train`` and ``validation`` images of each class."""
+    random = np.random.default_rng(0)
+    for split, count in (('train', train), ('validation', validation)):
+        for label in range(classes):
+            folder = root / split / f'class{label}'
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 120, (size, size, 3))
+                pixels[..., label % 3] += 100
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{number}.png')
+    return root
+
+
+@dataclass
+class Result:
+    """How a process ended."""
+
+    code: int
+    text: str
+
+
+def _child(argv: list[str], log: str, setup: str, plots: bool) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = ['train.py', *argv]
+    multiprocessing.set_start_method('fork', force=True)  # for loading workers: they start at once
+    from timm_asr.engine.commands.train import main
+    from timm_asr.errors import run_main
+    if not plots:
+        sys.modules['matplotlib'] = None  # takes longer than these runs themselves
+    if setup:
+        exec(setup, {})
+    code = run_main(main, 'train.py')
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def start(argv: list, log: Path, setup: str = '', plots: bool = False):
+    """Start ``train.py`` with these arguments in a fresh process, after the Python code ``setup``."""
+    process = _CONTEXT.Process(target=_child, args=([*map(str, argv), '--device', 'cpu'], str(log), setup, plots))
+    process.start()
+    return process
+
+
+def run(argv: list, log: Path, setup: str = '', plots: bool = False, timeout: float = 300) -> Result:
+    """Run ``train.py`` to its end."""
+    process = start(argv, log, setup, plots)
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise AssertionError(f'took longer than {timeout} s:\n{log.read_text()[-2000:]}')
+    return Result(process.exitcode, log.read_text())

@@ -1,0 +1,108 @@
+"""Put ASR on a network that is already built."""
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from ..gates.gate import ChannelGate
+from ..gates.table import asr_gate
+from .sites import known_sites, match_sites
+from .vector import ASR, MAX_DEPTH, wrap
+
+
+def attach_asr(
+        model: nn.Module,
+        gate: str | Callable[..., ChannelGate] = 'se',
+        sites: Sequence[str] | None = None,
+        depth: int = 1,
+        init: float | str = 0.1,
+        learnable: bool = True,
+        rd_ratio: float | None = None,
+        preserve: bool = False,
+        stack: bool = False,
+) -> nn.Module:
+    """Scale layers of a model by attention that is fed by learned vectors (ASR), in place.
+
+    Args:
+        model: A model of timm, a module with blocks of known classes, or any module at all with ``sites``.
+        gate: Name of a foldable gate, or a constructor ``f(channels, device=None, dtype=None)`` of one.
+        sites: Names or patterns of layers to scale, as in ``model.named_modules()``, e.g. ``['layer4.*.bn3']``;
+            by default those that are found, see :func:`timm_asr.asr.sites.known_sites`.
+        depth: Number of vectors at each site, 1 to 4 (the paper's delta).
+        init: Initial psi: a number for a constant, or ``'N_0.1'`` for N(0, 0.1^2).
+        learnable: Whether psi is trained.
+        rd_ratio: Hidden width of the gate over its channels, for gates with a hidden layer.
+        preserve: Divide each layer's parameters by the initial v, so that the model computes exactly what it did
+            before: the way to fine-tune pretrained weights.
+        stack: Where a site has ASR already, add vectors to it instead of refusing.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: Unknown gate, unknown site, wrong depth or init, a site that has ASR already, or a gate that does
+            not fit the layer's channels. The model is unchanged.
+        TypeError: A site's layer cannot be scaled through its parameters. The model is unchanged.
+    """
+    if isinstance(gate, str):
+        gate = asr_gate(gate, rd_ratio)
+    elif rd_ratio is not None:
+        raise TypeError('rd_ratio goes with a gate given by name; a constructor brings its own.')
+    names = known_sites(model) if sites is None else match_sites(
+        model, [sites] if isinstance(sites, str) else list(sites))
+
+    wrappers: dict[nn.Module, ASR] = {}  # by layer, since a shared layer is one site under several names
+    grown: dict[ASR, ASR] = {}
+    owners = _owners(model)
+    for name in names:
+        layer = model.get_submodule(name)
+        if isinstance(layer, ASR) and not stack:
+            raise ValueError(
+                f"'{name}' has ASR already; pass stack=True to add vectors to it, or depth={depth + 1} from the start.")
+        if layer in wrappers or layer in grown:
+            continue
+        try:
+            if isinstance(layer, ASR):  # built aside, so that an error further on leaves the model as it was
+                if depth + len(layer.vectors) > MAX_DEPTH:
+                    raise ValueError(
+                        f'it has {len(layer.vectors)} vectors, and {depth} more would exceed {MAX_DEPTH}.')
+                grown[layer] = wrap(layer.layer, gate, depth, init, learnable)
+            else:
+                _refuse_tied_weights(owners, layer)
+                outer = next((n for n in names if name.startswith(f'{n}.')), None)
+                if outer is not None:
+                    raise ValueError(f"it is inside '{outer}', another site.")
+                wrappers[layer] = wrap(layer, gate, depth, init, learnable)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"ASR does not fit the site '{name}': {error}") from None
+
+    for wrapper in (*wrappers.values(), *grown.values()):
+        wrapper.train(wrapper.layer.training)
+        if preserve:
+            wrapper.preserve_()
+    for asr, addition in grown.items():
+        asr.vectors.extend(addition.vectors)
+    # A layer that several parents share is wrapped in all of them: they will share the folded parameters too.
+    places = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
+    for parent, name, child in places:
+        if child in wrappers:
+            setattr(parent, name, wrappers[child])
+    return model
+
+
+def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+    """Of every parameter, by identity: the modules that hold it, with their names."""
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append((name, module))
+    return owners
+
+
+def _refuse_tied_weights(owners: dict[int, list[tuple[str, nn.Module]]], layer: nn.Module) -> None:
+    """Folding changes a layer's parameters in place, which must not reach another layer that uses them as its own."""
+    inside = set(layer.modules())
+    for parameter in layer.parameters():
+        for name, owner in owners[id(parameter)]:
+            if owner not in inside:
+                raise ValueError(f"it shares its parameters with '{name}', which would be scaled too.")

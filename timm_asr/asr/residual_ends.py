@@ -1,0 +1,228 @@
+"""Where the residual branches of a network end, read off the graph of a forward pass (models/dataflow.py)."""
+
+import math
+from collections.abc import Iterator
+
+import timm.layers as tl
+import timm.models.fastvit as fastvit
+import timm.models.swiftformer as swiftformer
+from torch import nn
+
+from .branches import BRANCH_BLOCKS
+from .scaled import channel_dim
+from .trace import LAYER, Graph, Node
+from .vector import ASR
+
+_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_LAYER_SCALES = (tl.LayerScale, tl.LayerScale2d, fastvit.LayerScale2d, swiftformer.LayerScale2d)
+_ADD = {'add', 'add_', 'sub', 'sub_'}
+# What is left to see of layers that cannot be scaled, such as weight-standardised convolutions.
+_WEIGHING = {'convolution', 'addmm', 'mm'}
+_RESHAPE = {'view', '_unsafe_view', 'reshape', 'squeeze', 'squeeze_', 'unsqueeze', 'unsqueeze_', '_reshape_alias'}
+# Channels pass through these one by one, in the dimension in which they come.
+_PLACES = {
+    'alias', 'as_strided_', 'clone', 'contiguous', 'detach', 'lift_fresh', '_to_copy', 'expand', 'slice', 'split',
+    'split_with_sizes', 'roll', 'flip', 'constant_pad_nd', 'reflection_pad2d', 'replication_pad2d', 'avg_pool1d',
+    'avg_pool2d', '_adaptive_avg_pool2d', 'max_pool2d_with_indices', 'upsample_nearest2d', 'upsample_bilinear2d',
+    'upsample_bicubic2d'}
+_SCALES = {'mul', 'mul_', 'div', 'div_', 'neg'}
+_ACTIVATIONS = {
+    'relu', 'relu_', 'gelu', 'silu', 'silu_', 'hardswish', 'hardswish_', 'hardtanh', 'hardtanh_', 'leaky_relu',
+    'leaky_relu_', 'elu', 'elu_', 'mish', 'tanh', 'clamp', 'clamp_', 'clamp_min', 'clamp_min_', '_prelu_kernel', 'pow'}
+# A feature map times one of these of itself is normalised: what came before it leaves no trace.
+_NORMALISING = {'rsqrt', 'sqrt', 'std', 'var', 'var_mean', 'linalg_vector_norm', 'reciprocal'}
+_MOVES = {*_PLACES, *_RESHAPE, 'permute', 'transpose'}
+_PROJECTING = {*_MOVES, *_SCALES, *_ADD}
+
+
+class Additions:
+    """The residual additions of a graph: where a branch joins what went around it.
+
+    What goes around is the input of the branch itself, or a projection of it: at most one convolution in a row, no
+    activation, while the branch has more. Sums of equals, such as RepVGG's branches, are not residual.
+
+    Attributes:
+        branches: Node of a residual addition -> (node of the branch, its nodes as bits).
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.nodes = graph, graph.nodes
+        self.branches: dict[int, tuple[int, int]] = {}
+        projected: set[int] = set()
+        for i, node in enumerate(self.nodes):
+            if node.op not in _ADD or len(node.inputs) != 2:
+                continue
+            a, b = node.inputs
+            left, right = self.nodes[a].ancestors, self.nodes[b].ancestors
+            if right >> a & 1:
+                self.branches[i] = b, right & ~left
+            elif left >> b & 1:
+                self.branches[i] = a, left & ~right
+            else:
+                plain = [self._is_projection(only & ~(left & right)) for only in (left, right)]
+                if plain[0] != plain[1]:
+                    self.branches[i] = (b, right & ~left) if plain[0] else (a, left & ~right)
+                    projected.add(i)
+        for i in projected:  # Res2Net's and the like: within a branch, the parts of a split are added to each other
+            if any(self.nodes[j].scope == self.nodes[i].scope and inside >> i & 1
+                   for j, (_, inside) in list(self.branches.items()) if j != i):
+                del self.branches[i]
+
+    def members(self, bits: int) -> Iterator[tuple[int, Node]]:
+        """The nodes of a set, in order."""
+        while bits:
+            low = bits & -bits
+            index = low.bit_length() - 1
+            yield index, self.nodes[index]
+            bits ^= low
+
+    def _is_projection(self, bits: int) -> bool:
+        depth: dict[int, int] = {}
+        for i, node in self.members(bits):
+            if node.op == LAYER:
+                layer = self.graph.layers[node.layer]
+                weighted = isinstance(layer, _WEIGHTED) or type(layer) in BRANCH_BLOCKS
+            elif node.op in _WEIGHING or node.op in _PROJECTING:
+                weighted = node.op in _WEIGHING
+            else:
+                return False
+            depth[i] = max((depth.get(j, 0) for j in node.inputs), default=0) + weighted
+        return max(depth.values(), default=0) <= 1
+
+
+class BranchEnds:
+    """The last usable layers on the channels of each residual branch.
+
+    Args:
+        graph: Of the network.
+        usable: Names of its layers that may be scaled.
+
+    Attributes:
+        found: Layer -> name of the module that does the addition.
+        missed: Number of residual additions whose branch ends in nothing usable.
+    """
+
+    def __init__(self, graph: Graph, usable: set[str]) -> None:
+        self.graph, self.nodes, self.usable = graph, graph.nodes, usable
+        self.additions = Additions(graph)
+        self.found: dict[str, str] = {}
+        self.missed = 0
+        self._cache: dict[tuple[int, int], set[str]] = {}
+        for i, (branch, inside) in self.additions.branches.items():
+            node = self.nodes[i]
+            # Channels are the last dimension of a sequence; images keep them first or last.
+            axes = (1, 3) if len(node.shape) == 4 else (len(node.shape) - 1,)
+            self._cache.clear()
+            ends = next(filter(None, (self._ends(branch, axis, inside) for axis in axes)), set())
+            self.missed += not ends
+            for layer in ends:
+                self.found.setdefault(layer, node.scope)
+
+    def _ends(self, i: int, axis: int, inside: int) -> set[str]:
+        if not inside >> i & 1:
+            return set()
+        if (i, axis) not in self._cache:
+            self._cache[i, axis] = self._search(i, axis, inside)
+        return self._cache[i, axis]
+
+    def _search(self, i: int, axis: int, inside: int) -> set[str]:
+        """The last layers before node i on the channels, which lie in its dimension ``axis``."""
+        node = self.nodes[i]
+        if node.op == LAYER:
+            return self._layer(node, axis, inside)
+        if node.op in _ADD and len(node.inputs) == 2:
+            if i in self.additions.branches:
+                branch = self.additions.branches[i][0]
+                around = node.inputs[node.inputs[0] == branch]
+                return self._ends(branch, axis, inside) or self._ends(around, axis, inside)
+            return self._all(node.inputs, axis, inside)
+        if node.op in _SCALES and len(node.inputs) == 2:
+            gated = self._gated(*node.inputs) if node.op.startswith('mul') else None
+            return set() if gated is None else self._ends(gated, axis, inside)
+        if node.op == 'cat':
+            return self._all(node.inputs, axis, inside)
+        if node.op == 'stack':
+            at = (node.args[1] if len(node.args) > 1 else 0) % len(node.shape)
+            return set() if axis == at else self._all(node.inputs, axis - (axis > at), inside)
+        before = self._axis_before(node, axis) if len(node.inputs) == 1 else None
+        return set() if before is None else self._ends(node.inputs[0], before, inside)
+
+    def _all(self, inputs: tuple[int, ...], axis: int, inside: int) -> set[str]:
+        return set().union(*(self._ends(j, axis, inside) for j in inputs))
+
+    def _layer(self, node: Node, axis: int, inside: int) -> set[str]:
+        layer = self.graph.layers[node.layer]
+        if _channel_dim(layer) % len(node.shape) != axis:
+            # A linear layer on the positions: each channel passes alone.
+            return self._ends(node.inputs[0], axis, inside) if isinstance(layer, nn.Linear) else set()
+        if isinstance(layer, _LAYER_SCALES):  # the layer that it scales comes first
+            return self._ends(node.inputs[0], axis, inside) or {node.layer} & self.usable
+        return {node.layer} & self.usable
+
+    def _gated(self, a: int, b: int) -> int | None:
+        """Which factor is the feature map, the other one being weights; None if there is no telling."""
+        sizes = [math.prod(self.nodes[j].shape) for j in (a, b)]
+        if self.nodes[a].ancestors >> b & 1 or (not self.nodes[b].ancestors >> a & 1 and sizes[1] > sizes[0]):
+            a, b = b, a
+        elif not self.nodes[b].ancestors >> a & 1 and sizes[0] == sizes[1]:
+            return None
+        weights = self.nodes[b].ancestors & ~self.nodes[a].ancestors
+        return None if any(node.op in _NORMALISING for _, node in self.additions.members(weights)) else a
+
+    def _axis_before(self, node: Node, axis: int) -> int | None:
+        """Dimension of the channels in the input of an operation; None where they are not kept apart."""
+        shape, rank = self.nodes[node.inputs[0]].shape, len(node.shape)
+        if node.op == 'permute':
+            return node.args[1][axis] % rank
+        if node.op in ('transpose', 't'):
+            d0, d1 = (node.args[1] % rank, node.args[2] % rank) if node.op == 'transpose' else (0, 1)
+            return {d0: d1, d1: d0}.get(axis, axis)
+        if node.op in _RESHAPE:
+            lead, size = math.prod(node.shape[:axis]), node.shape[axis]
+            return next((d for d, s in enumerate(shape) if s == size and math.prod(shape[:d]) == lead), None)
+        if node.op in ('select', 'unbind', 'sum') and len(shape) == rank + 1:
+            at = node.args[1] if len(node.args) > 1 else 0
+            return axis + (axis >= (at[0] if isinstance(at, list) else at) % len(shape))
+        if node.op in _WEIGHING:
+            return axis if node.op == 'convolution' and axis == 1 else None
+        if node.op in _PLACES or node.op in _ACTIVATIONS or node.op in _SCALES or node.op in _ADD:
+            more = rank - len(shape)  # by broadcasting
+            return axis - more if 0 <= more <= axis else None
+        return None
+
+
+def _channel_dim(layer: nn.Module) -> int:
+    return layer.channel_dim if isinstance(layer, ASR) else channel_dim(layer)
+
+
+def conv_norms(graph: Graph, usable: set[str]) -> list[str]:
+    """The norms that follow a convolution in a network without residual branches; where it has none, the convolutions.
+
+    What has no positions left, the classifier and what belongs to it, does not count.
+    """
+    nodes = graph.nodes
+    followers: dict[int, list[int]] = {}
+    for i, node in enumerate(nodes):
+        for j in node.inputs:
+            followers.setdefault(j, []).append(i)
+
+    def is_norm(node: Node) -> bool:
+        if node.op != LAYER:
+            return 'norm' in node.op or node.op in _NORMALISING
+        return not isinstance(graph.layers[node.layer], (*_WEIGHTED, *_LAYER_SCALES, ASR))
+
+    def is_conv(node: Node) -> bool:
+        return node.op == 'convolution' or (node.op == LAYER and isinstance(graph.layers[node.layer], _WEIGHTED))
+
+    def is_normalised(i: int) -> bool:
+        return any(is_norm(nodes[j]) or (nodes[j].op in _MOVES and is_normalised(j)) for j in followers.get(i, ()))
+
+    norms, convs = [], []
+    for i, node in enumerate(nodes):
+        if node.layer not in usable or len(node.shape) != 4 or min(node.shape[1:]) == 1:
+            continue
+        if is_norm(node):
+            norms += [node.layer] if is_conv(nodes[node.inputs[0]]) else []
+        elif is_conv(node) and not is_normalised(i):
+            convs.append(node.layer)
+    return norms or convs

@@ -1,0 +1,275 @@
+"""ASR: a layer's channels weighed by attention that is fed by a learned vector."""
+
+import re
+from collections.abc import Callable
+
+import torch
+from timm.layers import register_notrace_module
+from torch import nn
+
+from ..gates.gate import ChannelGate
+from .branches import BRANCH_BLOCKS
+from .scaled import WITH_ACTIVATION, channel_dim, out_channels, scale_, scaled_forward, scaled_names
+
+MAX_DEPTH = 4
+
+
+def init_psi(psi: torch.Tensor, init: float | str) -> None:
+    """Fill psi with a constant (``0.1`` or ``'C_0.1'``) or from N(0, s^2) (``'N_0.1'``), the paper's Table 8.
+
+    Raises:
+        ValueError: ``init`` is neither.
+    """
+    match = re.fullmatch(r'([CN])?_?(-?\d*\.?\d+(?:e-?\d+)?)', str(init), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"asr_init is {init!r}; it takes a number, 'C_0.1' for a constant or 'N_0.1' for N(0, 0.1^2).")
+    kind, value = (match[1] or 'C').upper(), float(match[2])
+    if kind == 'N':
+        nn.init.normal_(psi, std=abs(value))
+    else:
+        nn.init.constant_(psi, value)
+
+
+class ASRVector(nn.Module):
+    """A learned vector psi and the gate that makes channel weights of it: v = sigmoid(F(psi)), (C,).
+
+    ASR paper, section 3.2. psi stands for a feature map of one pixel and is stored flat, so that timm's rule by rank
+    exempts it from weight decay.
+
+    A constant input leaves a hidden ReLU that is inactive at the start inactive for ever, and psi without a gradient
+    where all are. Rows that are inactive at the initial psi therefore change sign, which a symmetric initialisation
+    does not notice.
+
+    Args:
+        gate: Constructor ``f(channels, device=None, dtype=None)`` of a foldable gate.
+        channels: Channels C.
+        init: Initial psi, see :func:`init_psi`.
+        learnable: Whether psi is trained.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: ``init`` is malformed or leaves a hidden unit inactive, or the gate does not fit C channels.
+    """
+
+    def __init__(
+            self,
+            gate: Callable[..., ChannelGate],
+            channels: int,
+            init: float | str = 0.1,
+            learnable: bool = True,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.gate = gate(channels, device=device, dtype=dtype)
+        psi = torch.empty(self.gate.psi_ratio * channels, device=device, dtype=dtype)
+        init_psi(psi, init)
+        self.psi = nn.Parameter(psi, requires_grad=learnable)
+        self._check_and_revive(channels, init)
+
+    @torch.no_grad()
+    def _check_and_revive(self, channels: int, init: float | str) -> None:
+        try:
+            v = self()
+        except RuntimeError as error:
+            raise ValueError(f'The gate {type(self.gate).__name__} does not fit {channels} channels: {error}') from None
+        if v.shape != (channels,):
+            raise ValueError(
+                f'The gate {type(self.gate).__name__} gives weights of shape {tuple(v.shape)} '
+                f'where the layer has {channels} channels.')
+        u = self.gate.describe(self.psi)
+        hidden = self.gate.hidden(u)
+        if hidden is None or hidden.is_meta:
+            return
+        self.gate.flip_hidden(hidden[0] <= 0)
+        if (self.gate.hidden(u) <= 0).any():
+            raise ValueError(
+                f'asr_init={init!r} leaves hidden units of {type(self.gate).__name__} at zero, without a gradient; '
+                'use another value, such as 0.1.')
+
+    def forward(self) -> torch.Tensor:
+        """The channel weights v, (C,)."""
+        return self.gate.excite(self.gate.describe(self.psi)).squeeze(0)
+
+
+@register_notrace_module
+class ASR(nn.Module):
+    """A layer whose output channels are multiplied by v = v_1 * ... * v_delta, through its parameters.
+
+    layer(x; w, b) * v = layer(x; v * w, v * b) (ASR paper, Eq. 5 to 7), while training and when fused. The layer stays
+    an ordinary module inside, so what converts, freezes or synchronises BatchNorms finds it and the attention stays.
+
+    Args:
+        layer: A layer with C output channels: BatchNorm and its kin, LayerNorm, GroupNorm, LayerScale, linear,
+            convolution; or a block that sums branches which end in such layers, of a class that
+            :mod:`timm_asr.asr.branches` knows.
+        gate: Constructor ``f(channels, device=None, dtype=None)`` of a foldable gate.
+        depth: Number of vectors delta, 1 to 4.
+        init: Initial psi: a number, or ``'N_0.1'`` for N(0, 0.1^2).
+        learnable: Whether psi is trained.
+
+    Raises:
+        TypeError: The layer cannot be scaled.
+        ValueError: ``depth`` or ``init`` is out of range, or the gate does not fit the layer.
+    """
+
+    def __init__(
+            self,
+            layer: nn.Module,
+            gate: Callable[..., ChannelGate],
+            depth: int = 1,
+            init: float | str = 0.1,
+            learnable: bool = True,
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.channel_dim = channel_dim(layer)
+        self.vectors = nn.ModuleList()
+        self.add_vectors(gate, depth, init, learnable)
+
+    @torch.jit.ignore
+    def add_vectors(
+            self,
+            gate: Callable[..., ChannelGate],
+            depth: int = 1,
+            init: float | str = 0.1,
+            learnable: bool = True,
+    ) -> None:
+        """Add ``depth`` vectors; arguments and errors as in the constructor."""
+        if not 1 <= depth <= MAX_DEPTH - len(self.vectors):
+            raise ValueError(
+                f'asr_depth={depth} does not fit: a site takes 1 to {MAX_DEPTH} vectors'
+                + (f' and has {len(self.vectors)}.' if len(self.vectors) else '.'))
+        channels = out_channels(self.layer)
+        like = next(t for t in (*self.layer.parameters(), *self.layer.buffers()) if t.is_floating_point())
+        self.vectors.extend([
+            ASRVector(gate, channels, init, learnable, device=like.device, dtype=like.dtype) for _ in range(depth)])
+
+    def attention_vector(self) -> torch.Tensor:
+        """The channel weights v, (C,), the product over all vectors at this site."""
+        v: list[torch.Tensor] = []
+        for vector in self.vectors:
+            v.append(vector())
+        return v[0] if len(v) == 1 else torch.stack(v).prod(0)
+
+    @torch.jit.ignore
+    def _full_precision_vector(self) -> torch.Tensor:
+        # Autocast would round v to 8 bits of mantissa here, and fusing could not reproduce it. It costs nothing.
+        device = self.vectors[0].psi.device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return self.attention_vector()
+        with torch.autocast(device, enabled=False):
+            return self.attention_vector()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():  # TorchScript cannot run a layer with other parameters than its own
+            return self.scripted(x, self.attention_vector())
+        else:  # noqa: RET505 - TorchScript compiles what follows a return
+            return scaled_forward(self.layer, x, self._full_precision_vector())
+
+    def scripted(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """What TorchScript compiles in the place of :func:`scaled_forward`."""
+        y = self.layer(x)
+        shape = [1] * y.ndim
+        shape[self.channel_dim] = -1
+        return y * v.view(shape)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Called by ``torch.jit.script``: refuses what scripting would silently change."""
+        after = isinstance(self.layer, WITH_ACTIVATION) or type(self.layer) in BRANCH_BLOCKS
+        if after and type(self).scripted is ASR.scripted:
+            self._refuse_scripting()
+        return self
+
+    @torch.jit.ignore
+    def _refuse_scripting(self) -> None:
+        raise TypeError(
+            f'ASR on a {type(self.layer).__name__} cannot be scripted, since its scale comes before the activation; '
+            'call timm_asr.fold_asr(model) first, or use torch.compile or torch.export.')
+
+    @torch.jit.ignore
+    def fold(self) -> nn.Module:
+        """Multiply the layer's parameters by v in place and return the layer; a second call changes nothing."""
+        if len(self.vectors):
+            scale_(self.layer, self._full_precision_vector())
+            self.vectors = nn.ModuleList()
+        return self.layer
+
+    @torch.jit.ignore
+    def fuse(self) -> nn.Module:
+        """:meth:`fold`, then what the layer itself has to merge: the call that timm looks for.
+
+        timm goes on inside this wrapper, not inside what it returns, so a layer that would return another one in its
+        turn must do it here.
+        """
+        layer = self.fold()
+        if callable(getattr(layer, 'fuse', None)):
+            self.layer = layer = layer.fuse()
+        return layer
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def preserve_(self) -> None:
+        """Divide the layer's parameters by v, so that the wrapped layer computes what the plain one did."""
+        scale_(self.layer, self._full_precision_vector().reciprocal())
+
+    def _load_from_state_dict(
+            self,
+            state_dict: dict,
+            prefix: str,
+            local_metadata: dict,
+            strict: bool,
+            missing_keys: list[str],
+            unexpected_keys: list[str],
+            error_msgs: list[str],
+    ) -> None:
+        fused = [key for key in (prefix + name for name in scaled_names(self.layer)) if key in state_dict]
+        if fused:
+            error_msgs.append(
+                f"This is a fused or plain checkpoint ('{fused[0]}') and the model still trains its ASR vectors: load "
+                'it into the plain architecture (or fold_asr(model) first); to go on training from it, use '
+                'attach_asr(plain_model, gate, preserve=True).')
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+
+#: Class of a layer -> the subclass of :class:`ASR` that TorchScript needs around it.
+WRAPPERS: dict[type[nn.Module], type[ASR]] = {}
+
+
+def wrap(
+        layer: nn.Module,
+        gate: Callable[..., ChannelGate],
+        depth: int = 1,
+        init: float | str = 0.1,
+        learnable: bool = True,
+) -> ASR:
+    """The :class:`ASR` that fits a layer best: where its class is one that TorchScript needs help with, a subclass."""
+    return WRAPPERS.get(type(layer), ASR)(layer, gate, depth, init, learnable)
+
+
+def has_asr(module: nn.Module) -> bool:
+    """Whether unfused ASR vectors are left anywhere inside a module."""
+    return any(isinstance(m, ASR) and len(m.vectors) > 0 for m in module.modules())
+
+
+def fold_asr(module: nn.Module) -> nn.Module:
+    """Fold every ASR vector into the layer it scales, in place, and nothing else.
+
+    What is left is the stock network: its classes, state-dict keys, shapes and parameter count, still trainable, and
+    the same function. Calling it twice changes nothing.
+
+    Args:
+        module: Any module with ASR somewhere inside, or an ASR layer itself.
+
+    Returns:
+        The module (for an ASR layer, the layer inside).
+    """
+    if isinstance(module, ASR):
+        return module.fold()
+    for parent in list(module.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() skips a module met twice
+            if isinstance(child, ASR):
+                setattr(parent, name, child.fold())
+    return module

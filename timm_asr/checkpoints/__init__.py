@@ -1,0 +1,1 @@
+"""Open a checkpoint, a folder or a name of the Hub."""

@@ -1,0 +1,1 @@
+"""Write what timm loads, and publish it."""

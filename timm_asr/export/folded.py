@@ -1,0 +1,147 @@
+"""From a model to the tensors of its plain architecture, and the proof that they are the same function."""
+
+import copy
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_model_args
+from torch import nn
+
+from ..asr.vector import fold_asr
+from ..gates.gate import ChannelGate
+from ..gates.table import OPTIONS
+from ..inference.block import InferenceBranch
+from ..inference.gates import InferenceGate
+from ..inference.stage import InferenceStage
+
+_ASR_ARGUMENTS = ('asr', 'asr_depth', 'asr_init', 'asr_learnable')
+_MERGED = (InferenceGate, InferenceBranch, InferenceStage)
+
+
+def tolerance(model: nn.Module) -> float:
+    """Relative difference of logits that float32 explains: 1e-5, and 1e-4 beyond 200 layers."""
+    layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules())
+    return 1e-5 if layers <= 200 else 1e-4
+
+
+def plain_arguments(model: nn.Module) -> dict[str, Any]:
+    """Constructor arguments of the plain architecture, those of ASR dropped."""
+    drop = _ASR_ARGUMENTS
+    if not any(isinstance(m, ChannelGate) for m in model.modules()):
+        drop += tuple(OPTIONS)  # they were those of ASR's gates alone
+    return {name: value for name, value in get_model_args(model).items() if name not in drop}
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict as safetensors takes it: contiguous tensors that share no memory, under their plain names.
+
+    Left out are the statistics that split BN keeps of augmented images; added is the counter that a frozen BN has not.
+    """
+    state = {name.replace('_orig_mod.', ''): t.detach().cpu().contiguous().clone()
+             for name, t in model.state_dict().items() if '.aux_bn.' not in name}
+    for name in [name for name in state if name.endswith('running_mean')]:
+        state.setdefault(f'{name.removesuffix("running_mean")}num_batches_tracked', torch.tensor(0))
+    return state
+
+
+def refuse_inference_form(model: nn.Module, name: str) -> None:
+    """Refuse what ``reparameterize`` has merged: it does not load under the name of the architecture.
+
+    Raises:
+        ValueError: The model has merged branches, gates for inference only, or norms that were folded.
+    """
+    merged = next((m for m in model.modules() if isinstance(m, _MERGED)
+                   or isinstance(getattr(m, 'reparam_conv', None), nn.Module)), None)
+    if merged is not None:
+        raise ValueError(
+            f"This '{name}' is in its inference form (reparameterize() made its {type(merged).__name__}), which "
+            'nobody could load by that name; export the model as it was before, and let whoever runs it merge.')
+
+
+def fold(reference: nn.Module) -> nn.Module:
+    """A copy without ASR."""
+    return fold_asr(copy.deepcopy(reference))
+
+
+def check_fit(plain: str, args: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
+    """Refuse what could not be loaded back: build the plain architecture without memory and compare.
+
+    Raises:
+        ValueError: It cannot be built from these arguments, or has other tensors.
+    """
+    try:
+        json.dumps(args)
+        stock = timm.create_model(plain, **args, device='meta')
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The fused model is not a '{plain}' that can be rebuilt from its arguments ({error}); "
+            'pass what is missing as model_args.') from None
+    except (RuntimeError, NotImplementedError):  # some constructors compute on their tensors
+        stock = timm.create_model(plain, **args)
+    expected = {name: tuple(t.shape) for name, t in stock.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in state.items()}
+    if expected == found:
+        return
+    lost = [name for name in expected if name not in found and name.endswith('running_mean')]
+    if lost:
+        raise ValueError(
+            f"The norm '{lost[0].removesuffix('.running_mean')}' of '{plain}' is gone: the model is in its inference "
+            'form (reparameterize() has folded or merged it), which nobody could load by that name; export the model '
+            'as it was before, and let whoever runs it merge.')
+    name = next(n for n in {**expected, **found} if expected.get(n) != found.get(n))
+    raise ValueError(
+        f"The fused weights do not fit '{plain}': '{name}' is {found.get(name, 'absent')} where it has "
+        f'{expected.get(name, "none")}. If the model was built with further arguments, pass them as model_args.')
+
+
+def random_images(shape: tuple[int, ...], batch: int = 2) -> torch.Tensor:
+    """Images (B, C, H, W) from N(0, 1), the same in every process."""
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def relative_difference(wanted: torch.Tensor, found: torch.Tensor) -> float:
+    """Largest difference of logits over the largest logit that was wanted."""
+    return ((wanted - found).abs().max() / wanted.abs().max().clamp_min(1e-30)).item()
+
+
+@torch.no_grad()
+def same_function(reference: nn.Module, fused: nn.Module, images: torch.Tensor) -> float:
+    """Largest difference of the logits of both models over the largest logit, in float32.
+
+    Raises:
+        ValueError: Logits that are not finite, or that differ by more than rounding explains.
+    """
+    wanted, found = reference(images), fused(images)
+    if not isinstance(wanted, torch.Tensor):
+        raise ValueError(f'The model returns a {type(wanted).__name__}, and logits are compared before it is written.')
+    if not (wanted.isfinite().all() and found.isfinite().all()):
+        raise ValueError('The logits of the model are not finite on random images: its training has diverged, or its '
+                         'weights do not fit the precision asked for.')
+    relative = relative_difference(wanted, found)
+    if relative <= tolerance(reference):
+        return relative
+    # Activations can grow with depth until rounding alone is more than that; in float64 it would still be small.
+    in_double = relative_difference(*(copy.deepcopy(m).double()(images.double()) for m in (reference, fused)))
+    if not in_double <= 1e-6:  # the fused weights themselves are rounded to float32
+        raise ValueError(
+            f'The fused model is not the same function: its logits differ by {relative:.1e} of the largest.')
+    return relative
+
+
+def tag_of(model: str, asr: Mapping[str, Any] | None, data: str | None) -> str | None:
+    """A pretrained tag in timm's style that is no stock one: what was folded and what it was trained on.
+
+    ``resnet20_asr_se`` on ``torch/cifar10`` makes ``resnet20.asr_se_cifar10``.
+    """
+    folded = re.search(r'_(asr_.+)$', model or '')
+    parts = [folded[1] if folded else f'asr_{asr.get("asr", "")}'.rstrip('_') if asr else '', data_slug(data)]
+    return '_'.join(part for part in parts if part) or None
+
+
+def data_slug(data: str | None) -> str:
+    """The last part of a data set's name in small letters, digits and underscores."""
+    return re.sub(r'[^a-z0-9]+', '_', (data or '').rstrip('/').rpartition('/')[2].lower()).strip('_')

@@ -1,0 +1,306 @@
+"""ONNX files and torch.export programs: fused first, and run against the model before they are kept."""
+
+import contextlib
+import copy
+import importlib.util
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data.model_config import resolve_input_data_config
+from torch import nn
+
+from ..checkpoints.source import Source, as_source, class_names, to_float32
+from ..errors import BadInput
+from ..inference.reparameterize import is_foldable, reparameterize
+from .folded import random_images, tolerance
+
+_LARGEST = 2**31 - 2**20  # a protocol buffer ends at 2 GiB
+METADATA = 'timm_asr'
+
+
+class UnfusedExport(UserWarning):
+    """A model was exported although its inference form would do the same for less."""
+
+
+def export_onnx(
+        model: nn.Module | str | os.PathLike,
+        file: str | os.PathLike,
+        *,
+        use_ema: bool = False,
+        unfused: bool = False,
+        fold_bn: bool = False,
+        opset: int | None = None,
+        images: Iterable[torch.Tensor] = (),
+        overwrite: bool = False,
+) -> Path:
+    """Write a model as ONNX, in its inference form, for batches of any size; it is left as it is.
+
+    onnxruntime runs the file on random images and on those given, and its logits are compared with those of the model
+    as it was, before the file is kept. Its input is ``images`` (B, C, H, W), float32 and normalized; its output
+    ``logits`` (B, N). Under the key ``timm_asr`` its metadata say in JSON what the images go through and the names of
+    the classes.
+
+    Args:
+        model: As :func:`timm_asr.save_fused` takes it; also one that is in its inference form already.
+        file: Where to write.
+        use_ema: Take the averaged weights of a checkpoint.
+        unfused: Leave attention and branches as they are, which is slower; a warning says so.
+        fold_bn: Fold each BatchNorm into its convolution too.
+        opset: Version of the ONNX operators; PyTorch's choice if None.
+        images: Batches (B, C, H, W) to compare on as well, float32, normalized.
+        overwrite: Replace a file.
+
+    Returns:
+        The file.
+
+    Raises:
+        BadInput: The packages of the extra ``onnx`` are missing, the model cannot be loaded or exported, or the file
+            is there already.
+        ValueError: The logits differ. Nothing is written.
+    """
+    return write_onnx(as_source(model, use_ema), file, unfused, fold_bn, opset, images, overwrite)
+
+
+def export_program(
+        model: nn.Module | str | os.PathLike,
+        file: str | os.PathLike,
+        *,
+        use_ema: bool = False,
+        unfused: bool = False,
+        fold_bn: bool = False,
+        images: Iterable[torch.Tensor] = (),
+        overwrite: bool = False,
+) -> Path:
+    """Write a model as a program of ``torch.export`` (``.pt2``), which PyTorch runs without this package or timm.
+
+    Arguments, result and errors are those of :func:`export_onnx`; ``torch.export.load(file).module()`` is the model.
+    """
+    return write_program(as_source(model, use_ema), file, unfused, fold_bn, images, overwrite)
+
+
+def write_onnx(
+        source: Source,
+        file: str | os.PathLike,
+        unfused: bool = False,
+        fold_bn: bool = False,
+        opset: int | None = None,
+        images: Iterable[torch.Tensor] = (),
+        overwrite: bool = False,
+        report: Callable[[str, str], None] = lambda step, text: None,
+) -> Path:
+    """:func:`export_onnx` for a source that is open already."""
+    file = Path(file)
+    check_packages()
+    with _aside(file, overwrite) as part:
+        reference, ready, example = _ready(source, unfused, fold_bn, report)
+        if sum(t.numel() * t.element_size() for t in ready.state_dict().values()) > _LARGEST:
+            raise BadInput('the weights take more than the 2 GiB that one ONNX file can hold; use --torch-export')
+        proto = _to_onnx(ready, example, opset)
+        for graph in (proto.graph, *proto.functions):
+            for node in graph.node:
+                del node.metadata_props[:]  # they name files of this machine
+                node.doc_string = ''
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = METADATA, json.dumps(_metadata(source))
+        part.write_bytes(proto.SerializeToString())
+        import onnx
+        import onnxruntime
+        onnx.checker.check_model(str(part))
+        session = onnxruntime.InferenceSession(str(part), providers=['CPUExecutionProvider'])
+
+        def run(batch: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(session.run(None, {'images': batch.numpy()})[0])
+        _compare(reference, run, example, images, 'onnxruntime', report)
+    return file
+
+
+def write_program(
+        source: Source,
+        file: str | os.PathLike,
+        unfused: bool = False,
+        fold_bn: bool = False,
+        images: Iterable[torch.Tensor] = (),
+        overwrite: bool = False,
+        report: Callable[[str, str], None] = lambda step, text: None,
+) -> Path:
+    """:func:`export_program` for a source that is open already."""
+    file = Path(file)
+    with _aside(file, overwrite) as part:
+        reference, ready, example = _ready(source, unfused, fold_bn, report)
+        try:
+            program = _program(ready, example)
+        except Exception as error:  # torch.export has no common class of errors
+            raise BadInput(f'torch.export cannot follow this {type(ready).__name__} ({_first_line(error)})') from None
+        for module in program.graph_module.modules():
+            for node in getattr(getattr(module, 'graph', None), 'nodes', ()):
+                node.meta.pop('stack_trace', None)  # it names files of this machine
+        torch.export.save(program, part, extra_files={f'{METADATA}.json': json.dumps(_metadata(source))})
+        module = torch.export.load(part).module()
+        _compare(reference, module, example, images, 'torch.export', report)
+    return file
+
+
+def check_packages() -> None:
+    """Say which packages are missing for ONNX.
+
+    Raises:
+        BadInput: One is.
+    """
+    missing = [name for name in ('onnx', 'onnxruntime') if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BadInput(f'ONNX needs the package{"s" * (len(missing) > 1)} {" and ".join(missing)}: '
+                       'pip install "timm-asr[onnx]"')
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')[:200]
+
+
+@contextlib.contextmanager
+def _aside(file: Path, overwrite: bool) -> Iterator[Path]:
+    """A file beside ``file``, renamed to it in the end if all went well."""
+    if file.is_dir():
+        raise BadInput(f'{file} is a folder, and a file is to be written there')
+    if file.exists() and not overwrite:
+        raise BadInput(f'{file} is there already; choose another name, or replace it (--force, or overwrite=True)')
+    try:
+        file.absolute().parent.mkdir(parents=True, exist_ok=True)
+        # An archive of PyTorch has its file's name inside.
+        with tempfile.TemporaryDirectory(prefix=f'.{file.stem}.', suffix='.part', dir=file.absolute().parent) as folder:
+            yield Path(folder) / file.name
+            os.replace(Path(folder) / file.name, file)
+    except OSError as error:
+        raise BadInput(f'{file} cannot be written ({error.strerror or error})') from None
+
+
+def _ready(
+        source: Source,
+        unfused: bool,
+        fold_bn: bool,
+        report: Callable[[str, str], None],
+) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    """(the model as it was, the one to export, images (2, C, H, W)), in eval mode in float32 on the CPU."""
+    reference = to_float32(copy.deepcopy(source.model))
+    reference.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    if unfused:
+        if is_foldable(reference):
+            warnings.warn('The model is exported unfused: attention and branches that its inference form has not stay '
+                          'in the file and cost time.', UnfusedExport, stacklevel=4)
+        ready = copy.deepcopy(reference)
+    else:
+        ready = reparameterize(copy.deepcopy(reference), fold_bn=fold_bn)
+        before, after = (sum(p.numel() for p in m.parameters()) for m in (reference, ready))
+        report('fold', f'{before:,} parameters become {after:,}')
+    for parameter in ready.parameters():
+        parameter.requires_grad_(False)
+    shape = _metadata(source)['input_size']
+    return reference, ready, random_images(tuple(shape))
+
+
+def _metadata(source: Source) -> dict[str, Any]:
+    """What the images go through and what the classes are called."""
+    data = resolve_input_data_config(source.model, args=dict(source.data_config or {}))
+    names = class_names(source)
+    return {'model': source.facts.get('model'), **data, **({'label_names': names} if names else {})}
+
+
+def _program(model: nn.Module, example: torch.Tensor) -> Any:
+    with torch.no_grad():
+        return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim('batch')},))
+
+
+def _to_onnx(model: nn.Module, example: torch.Tensor, opset: int | None) -> Any:
+    """The ONNX model, by the exporter on top of torch.export, or by the older one where that cannot do it."""
+    names: dict[str, Any] = {'input_names': ['images'], 'output_names': ['logits'], 'opset_version': opset}
+    reason = 'onnxscript is not installed'
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        if importlib.util.find_spec('onnxscript') is not None:
+            try:
+                with _quiet('torch.onnx', 'onnxscript', 'onnx_ir'):
+                    program = torch.onnx.export(
+                        model, (example,), dynamo=True, verbose=False,
+                        dynamic_shapes=({0: torch.export.Dim('batch')},), **names)
+                assert program is not None
+                if opset in (None, version := _opset(program.model_proto)):
+                    return program.model_proto
+                reason = f'it writes version {version} of the operators'
+            except Exception as error:
+                reason = _first_line(error)
+        import io
+
+        import onnx
+        buffer = io.BytesIO()
+        axes = {'images': {0: 'batch'}, 'logits': {0: 'batch'}}
+        try:
+            torch.onnx.export(model, (example,), buffer, dynamo=False, dynamic_axes=axes, **names)  # type: ignore[arg-type]
+        except Exception as error:
+            raise BadInput(f'PyTorch cannot export this {type(model).__name__} to ONNX ({_first_line(error)}; by '
+                           f'torch.export: {reason})') from None
+        found = onnx.load_from_string(buffer.getvalue())
+        if opset not in (None, version := _opset(found)):
+            raise BadInput(f'PyTorch writes this {type(model).__name__} with version {version} of the ONNX operators, '
+                           f'not {opset}; by torch.export: {reason}')
+        return found
+
+
+def _opset(model: Any) -> int:
+    """The version of the ONNX operators that a model needs."""
+    return next(one.version for one in model.opset_import if one.domain in ('', 'ai.onnx'))
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@torch.inference_mode()
+def _compare(
+        reference: nn.Module,
+        run: Callable[[torch.Tensor], torch.Tensor],
+        example: torch.Tensor,
+        images: Iterable[torch.Tensor],
+        by: str,
+        report: Callable[[str, str], None],
+) -> None:
+    """Compare logits on random batches of one and of three, and on real ones.
+
+    Raises:
+        ValueError: They differ by more than rounding and another order of summation explain, or a prediction changes.
+    """
+    allowed = 10 * tolerance(reference)
+    real = 0
+    worst = {'random': 0.0, 'real': 0.0}
+    random = random_images(tuple(example.shape[1:]), 3)
+    for kind, batch in [('random', random[:1]), ('random', random), *(('real', batch) for batch in images)]:
+        wanted = reference(batch)
+        found = run(batch.contiguous())
+        if found.shape != wanted.shape:
+            raise ValueError(f'What {by} computes is {tuple(found.shape)} where the model has {tuple(wanted.shape)}.')
+        scale = wanted.abs().max().item()
+        relative = (found - wanted).abs().max().item() / max(scale, 1e-30)
+        top = wanted.topk(min(2, wanted.shape[1]), dim=1).values
+        clear = top[:, 0] - top[:, -1] > 2 * allowed * scale
+        flipped = int(((wanted.argmax(1) != found.argmax(1)) & clear).sum())
+        if not relative <= allowed or flipped:
+            raise ValueError(f'What {by} computes differs by {relative:.1e} of the largest logit on {kind} images '
+                             f'(allowed {allowed:.0e}), and {flipped} predictions change; it is not kept.')
+        worst[kind] = max(worst[kind], relative)
+        real += len(batch) if kind == 'real' else 0
+    text = f'logits by {by} differ by {worst["random"]:.1g} of the largest on random images, in batches of 1 and 3'
+    report('check', text + (f', and by {worst["real"]:.1g} on {real} real ones' if real else ''))

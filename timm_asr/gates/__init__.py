@@ -1,0 +1,1 @@
+"""One gate a file, the table of gates, pooling, and units that a stage shares."""

@@ -1,0 +1,126 @@
+"""Stages whose blocks share one attention unit (DIA), built of timm's residual blocks."""
+
+from collections.abc import Callable
+
+import torch
+from timm.models import checkpoint, checkpoint_seq
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import nn
+
+from .shared import SharedUnit
+
+
+class BranchBasicBlock(BasicBlock):
+    """timm's ``BasicBlock`` cut in two, so that the unit of a stage can act in between.
+
+    ``forward`` gives the residual branch a = f(x) and the shortcut; ``merge`` weighs a and adds.
+    """
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        a = self.act1(self.drop_block(self.bn1(self.conv1(x))))
+        a = self.bn2(self.conv2(self.aa(a)))  # type: ignore[misc]
+        if self.se is not None:
+            a = self.se(a)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        return a, x
+
+    def merge(self, a: torch.Tensor, z: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """act(shortcut + a * own(z)), with z broadcast over the branch a."""
+        a = a * self.own(z)
+        if self.drop_path is not None:
+            a = self.drop_path(a)
+        a += shortcut
+        return self.act2(a)
+
+
+class BranchBottleneck(Bottleneck):
+    """timm's ``Bottleneck`` cut in two, as :class:`BranchBasicBlock`."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        a = self.act1(self.bn1(self.conv1(x)))
+        a = self.act2(self.drop_block(self.bn2(self.conv2(a))))
+        a = self.bn3(self.conv3(self.aa(a)))  # type: ignore[misc]
+        if self.se is not None:
+            a = self.se(a)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        return a, x
+
+    def merge(self, a: torch.Tensor, z: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """act(shortcut + a * own(z)), with z broadcast over the branch a."""
+        a = a * self.own(z)
+        if self.drop_path is not None:
+            a = self.drop_path(a)
+        a += shortcut
+        return self.act3(a)
+
+
+class SharedStage(nn.ModuleList):
+    """Residual blocks in a row that share one attention unit; see :class:`timm_asr.layers.SharedUnit`.
+
+    (B, C', H', W') -> (B, C, H, W). The first block keeps the unit, ``stage[0].unit``: so it is counted and saved
+    once, and the blocks keep the names that they have in the plain network. The unit's state lives inside one call.
+
+    The stage does its own gradient checkpointing, block by block with the state passed along, since timm's helpers
+    would call the blocks without their unit.
+
+    Args:
+        blocks: Blocks whose forward gives (branch, shortcut), with a method ``merge(branch, z, shortcut)``.
+        unit: The shared unit.
+    """
+
+    __jit_unused_properties__ = ['unit']
+
+    def __init__(self, blocks: list[nn.Module], unit: SharedUnit) -> None:
+        super().__init__(blocks)
+        for block in self:
+            block.own = unit.make_own()
+        self[0].unit = unit
+        self.grad_checkpointing = False
+
+    @property
+    def unit(self) -> SharedUnit:
+        """The unit that the blocks share."""
+        return self[0].unit
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = self[0].unit.start(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return self._checkpointed(x, state)
+        for block in self:
+            a, shortcut = block(x)
+            a, z, state = self[0].unit(a, state)
+            x = block.merge(a, z, shortcut)
+        return x
+
+    @torch.jit.ignore
+    def _checkpointed(self, x: torch.Tensor, state: list[torch.Tensor]) -> torch.Tensor:
+        for block in self:
+            x, *state = checkpoint(self._step(block), x, *state)
+        return x
+
+    @torch.jit.ignore
+    def _step(self, block: nn.Module) -> Callable[..., tuple[torch.Tensor, ...]]:
+        # State goes in and out as tensors of their own: inside a list, reentrant checkpointing would miss them.
+        def step(x: torch.Tensor, *state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            a, shortcut = block(x)
+            a, z, after = self.unit(a, list(state))
+            return block.merge(a, z, shortcut), *after
+
+        return step
+
+
+class PlainStage(nn.Sequential):
+    """Blocks without a unit in a network where other stages have one; it checkpoints as they do."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self, x)
+        for block in self:
+            x = block(x)
+        return x

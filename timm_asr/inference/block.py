@@ -1,0 +1,137 @@
+"""Residual blocks with attention as they run at inference."""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..gates.pointwise import PointwiseConv2d
+from .fold_bn import foldable
+from .gates import has_inference_form, in_place, inference_gate
+
+#: Block class -> its layers in order: those before the last convolution; that convolution, its norm and the activation.
+LAYERS: dict[type[nn.Module], tuple[tuple[str, ...], tuple[str, str, str]]] = {
+    BasicBlock: (('conv1', 'bn1', 'act1', 'aa'), ('conv2', 'bn2', 'act2')),
+    Bottleneck: (('conv1', 'bn1', 'act1', 'conv2', 'bn2', 'act2', 'aa'), ('conv3', 'bn3', 'act3')),
+}
+
+
+class InferenceBranch(nn.Module):
+    """A residual block without its attention, (B, C', H', W') -> the branch, the gate's descriptor and the shortcut.
+
+    The last norm is folded, since the gate may read through it. There is no training mode: the block computes what it
+    was made from computed in eval mode, so dropped paths are gone too.
+
+    Args:
+        block: The block, in eval mode; its layers are taken over.
+        layers: Names of the block's layers, as in :data:`LAYERS`.
+        last: Its last convolution, norm folded.
+        reads: What the gate reads, and how it is pooled, see :class:`GateForm`.
+        pool: See there.
+    """
+
+    def __init__(
+            self,
+            block: nn.Module,
+            layers: tuple[tuple[str, ...], tuple[str, str, str]],
+            last: nn.Module,
+            reads: str,
+            pool: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        body = {name: getattr(block, name) for name in layers[0]}
+        body = {name: layer for name, layer in body.items() if not isinstance(layer, nn.Identity)}
+        act = getattr(block, layers[1][2])
+        kinds = [type(layer) for layer in body.values()]
+        # With norms folded only convolutions and ReLUs are left, and calling a module for each ReLU is what a single
+        # image pays for.
+        self.rectifies = {*kinds[1::2], type(act)} == {nn.ReLU} and nn.ReLU not in kinds[::2]
+        self.body = nn.Sequential(OrderedDict(
+            (name, faster(layer)) for name, layer in body.items() if not self.rectifies or type(layer) is not nn.ReLU))
+        self.last = last
+        self.reads = reads
+        self.pool = pool
+        self.act = in_place(act)
+        self.downsample = block.downsample
+        self.train(False)
+
+    def branch(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The branch, the descriptor and the shortcut."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        if self.rectifies:
+            for conv in self.body:
+                x = conv(x).relu_()
+        else:
+            x = self.body(x)
+        a = self.last(x)
+        if self.reads == 'output':
+            x = a
+        u = x.mean((2, 3)) if self.pool is None else self.pool(x)
+        if self.reads == 'projected':
+            u = F.linear(u, self.last.weight.flatten(1), self.last.bias)
+        return a, u, shortcut
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.branch(x)
+
+    def merge(self, a: torch.Tensor, v: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """act(shortcut + v * a), written over a, which nobody else holds, where no gradient is wanted."""
+        v = v.view(v.shape[0], -1, 1, 1)
+        if torch.is_grad_enabled() or torch.jit.is_tracing():  # the older ONNX exporter knows no `out`
+            return self.act(torch.addcmul(shortcut, a, v))
+        x = torch.addcmul(shortcut, a, v, out=a)
+        return x.relu_() if self.rectifies else self.act(x)
+
+    def train(self, mode: bool = True) -> 'InferenceBranch':
+        return super().train(False)
+
+
+class InferenceBlock(InferenceBranch):
+    """A residual block whose gate is its own, (B, C', H', W') -> (B, C, H, W).
+
+    Args:
+        gate: The gate's part after pooling; other arguments as in the base class.
+        args: Of the base class.
+    """
+
+    def __init__(self, gate: nn.Module, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.gate = gate
+        self.train(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        a, u, shortcut = self.branch(x)
+        return self.merge(a, self.gate(u), shortcut)
+
+
+def faster(layer: nn.Module) -> nn.Module:
+    """A layer, or the same one as a class of this package that runs faster."""
+    return PointwiseConv2d.of(layer) if PointwiseConv2d.fits(layer) else in_place(layer)
+
+
+def folds(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether a convolution can do the work of the norm after it as well."""
+    return isinstance(norm, nn.Identity) or foldable(conv, norm)
+
+
+def last_convolution(conv: nn.Module, norm: nn.Module) -> nn.Module:
+    """A convolution that does the work of the norm after it as well."""
+    return faster(conv if isinstance(norm, nn.Identity) else fuse_conv_bn_eval(conv, norm))
+
+
+def is_gated_block(module: nn.Module) -> bool:
+    """Whether :func:`inference_block` changes this very module."""
+    if type(module) not in LAYERS or not has_inference_form(module.se):
+        return False
+    return folds(*(getattr(module, name) for name in LAYERS[type(module)][1][:2]))
+
+
+def inference_block(block: nn.Module) -> InferenceBlock:
+    """The inference form of a block in eval mode; layers are taken over."""
+    layers = LAYERS[type(block)]
+    last = last_convolution(*(getattr(block, name) for name in layers[1][:2]))
+    form = inference_gate(block.se, last)
+    return InferenceBlock(form.gate, block, layers, last, form.reads, form.pool)

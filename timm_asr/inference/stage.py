@@ -1,0 +1,72 @@
+"""Stages with a shared unit (DIA) as they run at inference."""
+
+import torch
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import nn
+
+from ..gates.shared_stage import BranchBasicBlock, BranchBottleneck, SharedStage
+from .block import LAYERS, InferenceBranch, folds, last_convolution
+from .shared import SharedForm, has_shared_form, shared_form
+
+_LAYERS = {BranchBasicBlock: LAYERS[BasicBlock], BranchBottleneck: LAYERS[Bottleneck]}
+
+
+class SqueezedBranch(InferenceBranch):
+    """A branch whose descriptor passes a linear layer of the block's own; arguments as in the base class."""
+
+    def __init__(self, squeeze: nn.Module, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.squeeze = squeeze
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        a, u, shortcut = self.branch(x)
+        return a, self.squeeze(u), shortcut
+
+
+class InferenceStage(nn.Module):
+    """Residual blocks in a row that share a unit, (B, C', H', W') -> (B, C, H, W); see :class:`SharedUnit`.
+
+    Args:
+        blocks: The blocks.
+        form: How their unit runs.
+    """
+
+    def __init__(self, blocks: list[InferenceBranch], form: SharedForm) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.unit = form.unit
+        self.train(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = self.unit.start(x)
+        for block in self.blocks:
+            a, u, shortcut = block(x)
+            v, state = self.unit.excite(u, state)
+            x = block.merge(a, v, shortcut)
+        return x
+
+    def train(self, mode: bool = True) -> 'InferenceStage':
+        return super().train(False)
+
+
+def is_shared_stage(module: nn.Module) -> bool:
+    """Whether :func:`inference_stage` changes this very module."""
+    return (
+        isinstance(module, SharedStage) and has_shared_form(module.unit)
+        and all(type(b) in _LAYERS and b.se is None and folds(*_last(b)) for b in module))
+
+
+def _last(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+    conv, norm, _ = _LAYERS[type(block)][1]
+    return getattr(block, conv), getattr(block, norm)
+
+
+def inference_stage(stage: SharedStage) -> InferenceStage:
+    """The inference form of a stage in eval mode; layers are taken over."""
+    lasts = [last_convolution(*_last(block)) for block in stage]
+    form = shared_form(stage.unit, lasts)
+    blocks = []
+    for block, last, squeeze in zip(stage, lasts, form.squeezes, strict=True):
+        args = (block, _LAYERS[type(block)], last, form.reads, form.pool)
+        blocks.append(InferenceBranch(*args) if squeeze is None else SqueezedBranch(squeeze, *args))
+    return InferenceStage(blocks, form)
