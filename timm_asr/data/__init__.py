@@ -1,6 +1,7 @@
-"""Data: timm's data set factory, and the small embedded set of the first run."""
+"""Data: timm's data set factory, images in arrays, and the small embedded set of the first run."""
 
+from .arrays import Npz
 from .digits import Digits
 from .factory import create_dataset
 
-__all__ = ['Digits', 'create_dataset']
+__all__ = ['Digits', 'Npz', 'create_dataset']

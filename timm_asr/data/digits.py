@@ -2,17 +2,13 @@
 
 from collections.abc import Callable
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
-from PIL import Image
-from torch.utils.data import Dataset
 
-TRAIN_SPLITS = ('train', 'training')
-_HELD_OUT = ('val', 'valid', 'validation', 'eval', 'evaluation', 'test')
+from .arrays import Arrays, is_training_split
 
 
-class Digits(Dataset):
+class Digits(Arrays):
     """UCI handwritten digits, 8x8, 10 classes.
 
     Args:
@@ -34,25 +30,9 @@ class Digits(Dataset):
             transform: Callable | None = None,
             target_transform: Callable | None = None,
     ) -> None:
-        if split not in TRAIN_SPLITS + _HELD_OUT:
-            raise ValueError(f'digits has the splits train and validation, not {split!r}')
+        training = is_training_split(split, 'digits')
         with (files(__package__) / 'digits.npz').open('rb') as file, np.load(file) as arrays:
-            chosen = arrays['held_out'] == (split in _HELD_OUT)
+            chosen = arrays['held_out'] != training
             # 0 to 16 becomes 0 to 255, as image files have it.
-            self.images = (arrays['images'][chosen].astype(np.float32) * (255 / 16)).round().astype(np.uint8)
-            self.labels = arrays['labels'][chosen].astype(int)
-        self.input_img_mode = input_img_mode
-        self.transform = transform
-        self.target_transform = target_transform
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image: Any = Image.fromarray(self.images[index]).convert(self.input_img_mode)
-        label = int(self.labels[index])
-        if self.transform is not None:
-            image = self.transform(image)
-        if self.target_transform is not None:
-            label = self.target_transform(label)
-        return image, label
-
-    def __len__(self) -> int:
-        return len(self.labels)
+            images = (arrays['images'][chosen].astype(np.float32) * (255 / 16)).round().astype(np.uint8)
+            super().__init__(images, arrays['labels'][chosen].astype(int), input_img_mode, transform, target_transform)

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,12 +10,14 @@ from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import resolve_model_input_args
-from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
+from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs, param_groups_weight_decay
 from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import nn
 
 from .. import auxiliary_loss, create_model
+from ..asr.sites import known_sites
+from ..asr.vector import ASR
 from ..checkpoints.load_model import check_model_name, load_weights, read_checkpoint, state_dict_of
 from ..errors import BadInput, nearest
 
@@ -165,6 +168,23 @@ def resolve_learning_rate(args: argparse.Namespace, batch_size: float) -> None:
                  f'{args.lr_base_size}.')
 
 
+def parameter_groups(model: nn.Module, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Groups with their weight decay, and with a factor of the learning rate (``lr_scale``) on sites of ASR."""
+    if args.decay_all:
+        groups = [{'params': [p for p in model.parameters() if p.requires_grad], 'weight_decay': args.weight_decay}]
+    else:
+        keep = getattr(model, 'no_weight_decay', set)()
+        groups = param_groups_weight_decay(model, args.weight_decay, no_weight_decay_list=keep)
+    if args.site_lr is None:
+        return groups
+    layers = [module.layer for module in model.modules() if isinstance(module, ASR)]
+    layers = layers or [model.get_submodule(name) for name in known_sites(model)]
+    scaled = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    parts = [({**group, 'params': [p for p in group['params'] if (id(p) in scaled) == inside]}, inside)
+             for group in groups for inside in (False, True)]
+    return [{**group, 'lr_scale': args.site_lr} if inside else group for group, inside in parts if group['params']]
+
+
 def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
     """timm's optimizer of that name, with layer decay and without weight decay on vectors, as timm does both."""
     name = args.opt.lower()
@@ -172,7 +192,12 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Op
     if name.removeprefix('lookahead_') not in names:
         raise BadInput(f'unknown optimizer {args.opt!r} (--opt); the nearest are '
                        f'{", ".join(nearest(name, sorted(names), 3))}')
+    keywords = {**optimizer_kwargs(cfg=args), **args.opt_kwargs}
+    if args.decay_all or args.site_lr is not None:
+        if args.layer_decay is not None:
+            raise BadInput('--layer-decay goes with neither --decay-all nor --site-lr: each groups the parameters')
+        keywords['param_group_fn'] = partial(parameter_groups, args=args)
     try:
-        return create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+        return create_optimizer_v2(model, **keywords)
     except (TypeError, ValueError, AssertionError) as error:
         raise BadInput(f'--opt {args.opt} cannot be made with these options: {first_line(error)}') from None

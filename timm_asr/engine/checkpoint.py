@@ -141,6 +141,16 @@ class Saver:
             raise
         self.settle(epoch)
 
+    def save_last(self, state: dict[str, Any], epoch: int) -> None:
+        """Write the state of an epoch that was not validated: to go on from, not to choose.
+
+        Raises:
+            SaveFailed: If it cannot be written; the checkpoint before it is whole.
+        """
+        content = {**state, 'epoch': epoch, 'metric': None, 'saver': self.state_dict(), 'version': 2}
+        write_atomically(self.folder / LAST, lambda file: torch.save(content, file))
+        self.settle(epoch)
+
     def settle(self, epoch: int) -> None:
         """Bring the other files in line with ``last``, which holds ``epoch``; doing it twice changes nothing."""
         last = self.folder / LAST

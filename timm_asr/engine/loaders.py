@@ -15,7 +15,9 @@ from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import RandomCrop, Resize
 
 from ..data import create_dataset
+from ..data.part import Part, draw_parts
 from ..errors import BadInput
+from .memory import in_memory
 from .seeding import EpochSeeded, own_generator
 from .workers import quiet_workers
 
@@ -171,9 +173,18 @@ def open_datasets(args: argparse.Namespace, channels: int) -> tuple[Any, Any]:
     """The training and the validation set (or None), checked against each other and the model."""
     img_mode = args.input_img_mode or ('RGB' if channels == 3 else 'L')
     train = open_dataset(args, True, img_mode)
-    evaluation = open_dataset(args, False, img_mode) if args.val_split else None
+    # Opened again where a part of it is held out, since that part is not augmented.
+    evaluation = open_dataset(args, bool(args.holdout), img_mode) if args.val_split or args.holdout else None
     check_classes(args, train, evaluation)
-    return train, evaluation
+    if args.train_images is None and not args.holdout:
+        return train, evaluation
+    if isinstance(train, IterableDataset):
+        raise BadInput('--train-images and --holdout need a data set whose images have numbers, not an iterable one')
+    try:
+        chosen, held_out = draw_parts(len(train), args.train_images, args.holdout, args.split_seed)
+    except ValueError as error:
+        raise BadInput(f'--train-images and --holdout: {error}') from None
+    return Part(train, chosen), Part(evaluation, held_out) if args.holdout else evaluation
 
 
 class SharedMixup(FastCollateMixup):
@@ -288,6 +299,8 @@ def make_loaders(
     batch_size = float(args.batch_size)
     if args.train_img_sizes:
         batch_size = train_loader.batch_sampler.average_batch_size
+    elif not (mixing or splits or args.distributed or args.use_multi_epochs_loader):
+        train_loader = in_memory(train_loader, data_config['input_size'], True, args.seed) or train_loader
     eval_loader = None
     if evaluation is not None:
         eval_loader = make_eval_loader(args, data_config, evaluation, device, dtype, args.distributed)
@@ -312,7 +325,7 @@ def make_eval_loader(
         **_common(args, data_config, device, dtype, distributed))
     quiet_workers(loader)
     own_generator(loader, args.seed)
-    return loader
+    return (None if distributed else in_memory(loader, data_config['input_size'], False, args.seed)) or loader
 
 
 def _common(

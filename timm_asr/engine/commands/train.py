@@ -251,6 +251,10 @@ class Run:
         if (epoch + 1) % args.val_interval and epoch + 1 != epochs:
             if training.scheduler is not None:
                 training.scheduler.step(epoch + 1, None)
+            if self.primary:
+                self._save(lambda: self.saver.save_last(capture(training), epoch))
+                progress.line(f'epoch {epoch} of {epochs}: loss {trained["loss"]:.4f}, lr {rate:.2e}, '
+                              f'{trained["images_per_second"]:.0f} images/s', always=True)
             return
         validated = validate_epoch(training, progress)
         metric = (validated if validated is not None else trained)[self.metric]

@@ -27,10 +27,13 @@ def _data() -> list[Option]:
     return [
         _value('data', str, None, 'folder or tar of the images (the same as --data-dir)', nargs='?', metavar='DIR'),
         _value('--data-dir', str, None, 'folder or tar of the images', metavar='DIR'),
-        _value('--dataset', str, '', 'kind and name: torch/cifar10, hfds/..., tfds/..., wds/..., digits; '
+        _value('--dataset', str, '', 'kind and name: torch/cifar10, hfds/..., tfds/..., wds/..., digits, npz:FILE; '
                'a folder or tar if empty', metavar='NAME'),
         _value('--train-split', str, 'train', 'name of the split to train on', metavar='NAME'),
         _value('--val-split', str, 'validation', 'name of the split to validate on; empty for none', metavar='NAME'),
+        _value('--train-images', int, None, 'train on N images, drawn by --split-seed; all if unset', metavar='N'),
+        _value('--holdout', int, 0, 'validate on N images held out of the training split, not on --val-split', metavar='N'),
+        _value('--split-seed', int, 0, 'draws the images of --train-images and --holdout', metavar='S'),
         _value('--train-num-samples', int, None, 'training images, where an iterable set does not say', metavar='N'),
         _value('--val-num-samples', int, None, 'validation images, where an iterable set does not say', metavar='N'),
         _switch('--dataset-download', 'let torch/, hfids/ and tfds/ sets download themselves'),
@@ -112,6 +115,9 @@ def _optimizer() -> list[Option]:
         _value('--layer-decay', float, None, 'factor of the learning rate from each layer to the one before it'),
         _value('--layer-decay-min-scale', float, 0.0, 'smallest such factor'),
         _value('--layer-decay-no-opt-scale', float, None, 'layers below this factor are not trained'),
+        _switch('--decay-all', 'decay norms, biases and ASR vectors too, as the code of the papers does'),
+        _value('--site-lr', float, None, 'factor of the learning rate of layers that ASR scales, or would scale; v^2 '
+               'makes a plain network train as one whose ASR stays at v', metavar='X'),
         Option('--opt-kwargs', kind='kwargs', default={}, help='more keywords of the optimizer', group=_GROUP),
     ]
 
@@ -222,7 +228,7 @@ def _running() -> list[Option]:
         _value('--worker-seeding', str, 'all', 'generators to seed in loading processes: all, or part (not NumPy)',
                choices=('all', 'part')),
         _value('--log-interval', int, 50, 'updates between log lines', metavar='N'),
-        _value('--val-interval', int, 1, 'epochs between validations and checkpoints', metavar='N'),
+        _value('--val-interval', int, 1, 'epochs between validations', metavar='N'),
         _value('--recovery-interval', int, 0, 'updates between checkpoints inside an epoch; 0 for none', metavar='N'),
         _value('--checkpoint-hist', int, 10, 'best checkpoints to keep', metavar='N'),
         _value('--workers', int, 4, 'processes that load images', '-j', metavar='N'),

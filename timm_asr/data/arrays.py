@@ -1,0 +1,86 @@
+"""Images that lie in an array: a data set of PIL images, as timm's transforms take them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+TRAIN_SPLITS = ('train', 'training')
+HELD_OUT_SPLITS = ('val', 'valid', 'validation', 'eval', 'evaluation', 'test')
+
+
+def is_training_split(split: str, name: str) -> bool:
+    """Whether a split of a data set that has two is the one for training.
+
+    Raises:
+        ValueError: For an unknown split.
+    """
+    if split not in TRAIN_SPLITS + HELD_OUT_SPLITS:
+        raise ValueError(f'{name} has the splits train and validation, not {split!r}')
+    return split in TRAIN_SPLITS
+
+
+class Arrays(Dataset):
+    """Images and labels from arrays.
+
+    Args:
+        images: (N, H, W) or (N, H, W, C), uint8.
+        labels: (N,) of whole numbers.
+        input_img_mode: PIL mode of the images: ``L`` for one channel, ``RGB`` for three.
+        transform: Applied to the PIL image.
+        target_transform: Applied to the label, an int.
+    """
+
+    def __init__(
+            self,
+            images: np.ndarray,
+            labels: np.ndarray,
+            input_img_mode: str = 'RGB',
+            transform: Callable | None = None,
+            target_transform: Callable | None = None,
+    ) -> None:
+        self.images, self.labels = images, labels
+        self.input_img_mode = input_img_mode
+        self.transform = transform
+        self.target_transform = target_transform
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image: Any = Image.fromarray(self.images[index]).convert(self.input_img_mode)
+        label = int(self.labels[index])
+        if self.transform is not None:
+            image = self.transform(image)
+        if self.target_transform is not None:
+            label = self.target_transform(label)
+        return image, label
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Npz(Arrays):
+    """A NumPy archive with ``x_train``, ``y_train``, ``x_test`` and ``y_test``, as Keras' small sets come.
+
+    Args:
+        path: The file.
+        split: ``train``, or ``validation`` for what the file calls test.
+        input_img_mode: PIL mode of the images.
+
+    Raises:
+        ValueError: For an unknown split, or a file without such arrays.
+    """
+
+    def __init__(self, path: str | Path, split: str = 'train', input_img_mode: str = 'RGB') -> None:
+        part = 'train' if is_training_split(split, str(path)) else 'test'
+        with np.load(path) as arrays:
+            missing = {f'x_{part}', f'y_{part}'} - set(arrays)
+            if missing:
+                raise ValueError(f'it has no array {min(missing)!r}, only {", ".join(sorted(arrays)) or "none"}')
+            images, labels = arrays[f'x_{part}'], arrays[f'y_{part}'].reshape(-1)
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
+            raise ValueError(f'x_{part} must be (N, H, W) or (N, H, W, C) in uint8 with a label an image, not '
+                             f'{images.shape} in {images.dtype} with {len(labels)} labels')
+        super().__init__(images, labels, input_img_mode)
+        self.classes = [str(label) for label in range(int(labels.max()) + 1)]

@@ -1,0 +1,56 @@
+"""A part of a data set, and the split of a training set into images to train on and images to choose by."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+
+class Part(Dataset):
+    """Some images of a map-style data set; all else, such as ``transform`` and class names, is that of the whole.
+
+    Args:
+        dataset: The whole.
+        indices: Of the images.
+    """
+
+    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.indices = indices
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[self.indices[index]]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def transform(self) -> Any:
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.dataset.transform = transform
+
+
+def draw_parts(count: int, train: int | None, held_out: int, seed: int) -> tuple[list[int], list[int]]:
+    """Draw the images to train on and those to hold out, which are never the same.
+
+    Args:
+        count: Images that there are.
+        train: Images to train on; all that are not held out if None.
+        held_out: Images to hold out.
+        seed: Alone decides which; more training images contain the fewer ones.
+
+    Returns:
+        The indices of both, sorted.
+
+    Raises:
+        ValueError: There are not so many images.
+    """
+    train = count - held_out if train is None else train
+    if train < 1 or held_out < 0 or train + held_out > count:
+        raise ValueError(f'{train} images to train on and {held_out} to hold out are not to be had from {count}')
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    return sorted(order[held_out:held_out + train]), sorted(order[:held_out])

@@ -1,0 +1,139 @@
+"""Small images that stay in memory as tensors, cropped and flipped a batch at a time.
+
+Decoding and augmenting image by image takes a small network on two cores more time than its training step. Here the
+images are decoded once, and a batch is one gather. On a GPU they live there.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+from torchvision import transforms
+
+from .seeding import derive_seed
+
+#: Data sets up to this many bytes, at the size of the input, are held in memory.
+LARGEST = 2 ** 30
+#: Steps of a transform that are not random.
+_FIXED = ('Resize', 'CenterCrop', 'MaybePILToTensor')
+
+
+def in_memory(loader: Any, shape: tuple[int, int, int], training: bool, seed: int) -> 'MemoryLoader | None':
+    """A loader from memory that gives what this one gives, in distribution.
+
+    Args:
+        loader: Of ``timm.data.create_loader``, with its prefetcher.
+        shape: Channels, height and width of the input.
+        training: Whether to shuffle and augment.
+        seed: Of the run.
+
+    Returns:
+        None where that is not possible: for more than ``LARGEST`` bytes, images of other shapes, and any augmentation
+        but ``RandomCrop`` with padding and ``RandomHorizontalFlip``.
+    """
+    dataset = getattr(loader, 'dataset', None)
+    if isinstance(dataset, IterableDataset) or getattr(loader, 'random_erasing', None) is not None:
+        return None
+    steps = list(getattr(dataset.transform, 'transforms', ()))
+    if not steps or not 0 < len(dataset) * math.prod(shape) <= LARGEST:
+        return None
+    fixed, pad, hflip = [], 0, 0.0
+    for step in steps:
+        if type(step).__name__ in _FIXED:
+            fixed.append(step)
+        elif isinstance(step, transforms.RandomHorizontalFlip):
+            hflip = step.p
+        elif isinstance(step, transforms.RandomCrop) and isinstance(step.padding, int) and step.fill == 0:
+            pad = step.padding
+        elif not _jitters_nothing(step):
+            return None
+    before, dataset.transform = dataset.transform, transforms.Compose(fixed)
+    try:
+        found = _read(dataset, shape)
+    finally:
+        dataset.transform = before
+    return None if found is None else MemoryLoader(loader, *found, training, pad, hflip, seed)
+
+
+def _jitters_nothing(step: Any) -> bool:
+    """Whether this is the colour jitter of strength zero that timm puts in for ``--color-jitter 0``."""
+    return isinstance(step, transforms.ColorJitter) and not any(
+        (step.brightness, step.contrast, step.saturation, step.hue))
+
+
+def _read(dataset: Any, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """All images (N, C, H, W) in uint8 and labels (N,); None if one has another shape."""
+    images = torch.empty(len(dataset), *shape, dtype=torch.uint8)
+    labels = torch.empty(len(dataset), dtype=torch.int64)
+    for index in range(len(dataset)):
+        image, label = dataset[index]
+        if image.shape != shape or image.dtype != torch.uint8:
+            return None
+        images[index], labels[index] = image, int(label)
+    return images, labels
+
+
+class MemoryLoader:
+    """Batches of normalised images.
+
+    Args:
+        loader: timm's loader, for its data set, batch size, device, type, mean and deviation.
+        images: (N, C, H, W), uint8.
+        labels: (N,).
+        training: Shuffle, augment, and leave out a last batch that is not full.
+        pad: Zeros on each side before the random crop.
+        hflip: Probability of a horizontal flip.
+        seed: With the epoch's number (``set_epoch``) the whole state of everything random.
+    """
+
+    def __init__(
+            self,
+            loader: Any,
+            images: torch.Tensor,
+            labels: torch.Tensor,
+            training: bool,
+            pad: int = 0,
+            hflip: float = 0.0,
+            seed: int = 0,
+    ) -> None:
+        self.dataset = loader.dataset
+        self.sampler = self  # what is told of a new epoch
+        self.batch_size = loader.loader.batch_size
+        self.mean, self.std, self.dtype = loader.mean, loader.std, loader.img_dtype
+        self.size = images.shape[-2:]
+        self.images = torch.nn.functional.pad(images, (pad,) * 4).to(loader.device)
+        self.labels = labels.to(loader.device)
+        self.training, self.pad, self.hflip, self.seed = training, pad, hflip, seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start the random numbers of an epoch."""
+        self.generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+
+    def __len__(self) -> int:
+        batches = len(self.labels) / self.batch_size
+        return math.floor(batches) if self.training else math.ceil(batches)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order = torch.arange(len(self.labels))
+        if self.training:
+            order = torch.randperm(len(self.labels), generator=self.generator)
+        for chosen in order.split(self.batch_size)[:len(self)]:
+            chosen = chosen.to(self.labels.device)
+            images = self._augmented(chosen) if self.training else self.images[chosen]
+            yield images.to(self.dtype).sub_(self.mean).div_(self.std), self.labels[chosen]
+
+    def _augmented(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Each image cropped at a place of its own, and flipped or not: one gather."""
+        count, device = len(chosen), chosen.device
+        height, width = self.size
+        corner = torch.randint(2 * self.pad + 1, (2, count, 1), generator=self.generator).to(device)
+        flipped = (torch.rand(count, 1, generator=self.generator) < self.hflip).to(device)
+        columns = torch.arange(width, device=device).expand(count, width)
+        columns = corner[1] + torch.where(flipped, columns.flip(1), columns)
+        rows = corner[0] + torch.arange(height, device=device)
+        channels = torch.arange(self.images.shape[1], device=device)
+        return self.images[chosen.view(-1, 1, 1, 1), channels.view(1, -1, 1, 1), rows[:, None, :, None],
+                           columns[:, None, None, :]]
