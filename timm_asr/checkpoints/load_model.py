@@ -192,7 +192,7 @@ def trained_as(content: Mapping[str, Any]) -> dict[str, Any]:
     """What a training checkpoint says about its model: ``model`` and the options that shaped it; empty if nothing."""
     args = content.get('args')
     args = dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args) if isinstance(args, Mapping) else {}
-    keys = ('num_classes', 'in_chans', 'img_size', 'input_size', 'gp', 'model_kwargs', 'asr')
+    keys = ('num_classes', 'in_chans', 'img_size', 'input_size', 'gp', 'model_kwargs', 'asr', 'last_norm_init')
     found = {key: args[key] for key in keys if args.get(key) not in (None, '', {})}
     name = content.get('arch') or args.get('model')
     return {'model': name, **found} if isinstance(name, str) else found

@@ -55,11 +55,15 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
         'num_classes': args.num_classes, 'drop_rate': args.drop, 'drop_path_rate': drop_path,
         'drop_block_rate': args.drop_block, 'global_pool': args.gp, 'bn_momentum': args.bn_momentum,
         'bn_eps': args.bn_eps, 'scriptable': args.torchscript, 'asr': args.asr}
+    if weights:
+        keywords['last_norm_init'] = args.last_norm_init
     pretrained = args.pretrained and weights
     if args.pretrained_path and weights:
         read_checkpoint(args.pretrained_path)  # says what is wrong with the file, if anything is
         pretrained = True
         keywords['pretrained_cfg_overlay'] = {'file': args.pretrained_path, 'num_classes': -1}
+    if args.initial_checkpoint and args.last_norm_init is not None:
+        raise BadInput('--last-norm-init is where training starts, and --initial-checkpoint brings its own weights')
     shape = {'in_chans': args.in_chans, 'img_size': args.img_size, 'input_size': args.input_size}
     try:
         resolved = resolve_model_input_args(args.model, shape, **{**keywords, **args.model_kwargs})

@@ -45,7 +45,7 @@ def run_folder_of(args: Any, size: int) -> Path:
 
 
 def adopt_asr(args: Any) -> None:
-    """Let a run that goes on from a named checkpoint (or experiment) have its ASR without being told again.
+    """Let a run that goes on from a named checkpoint (or experiment) have its ASR and last norms without being told.
 
     Raises:
         BadInput: The command names another gate than the checkpoint.
@@ -58,6 +58,8 @@ def adopt_asr(args: Any) -> None:
     said = trained_as(read_checkpoint(path))
     if said.get('model') != args.model:
         return
+    if args.last_norm_init is None:
+        args.last_norm_init = said.get('last_norm_init')
     if args.asr and said.get('asr') != args.asr:
         had = f'with --asr {said["asr"]}' if said.get('asr') else 'without --asr'
         raise BadInput(f'--resume {path}: it was trained {had}, not with --asr {args.asr}')

@@ -18,7 +18,7 @@ from ..inference.block import InferenceBranch
 from ..inference.gates import InferenceGate
 from ..inference.stage import InferenceStage
 
-_ASR_ARGUMENTS = ('asr', 'asr_depth', 'asr_init', 'asr_learnable')
+_ASR_ARGUMENTS = ('asr', 'asr_depth', 'asr_init', 'asr_learnable', 'last_norm_init')
 _MERGED = (InferenceGate, InferenceBranch, InferenceStage)
 
 

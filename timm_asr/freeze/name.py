@@ -18,7 +18,8 @@ _ORIGIN = ('tag', 'url', 'file', 'hf_hub_id', 'hf_hub_filename', 'source', 'stat
 
 
 def _candidates(name: str, args: dict[str, Any], asr: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    ours = {key: value for key, value in args.items() if key != 'gate' and (asr or key not in OPTIONS)}
+    drop = {'gate', 'last_norm_init', *(() if asr else OPTIONS)}
+    ours = {key: value for key, value in args.items() if key not in drop}
     if 'gate' in args:
         yield name, ours
     for gate in list_gates():

@@ -39,6 +39,9 @@ class ACBlock(nn.Module):
         dtype: Of the parameters.
     """
 
+    #: Initial weight of the three norms, as in the authors' CIFAR networks: their sum starts at one.
+    norm_init = 1 / 3
+
     def __init__(
             self,
             in_channels: int,
@@ -57,11 +60,11 @@ class ACBlock(nn.Module):
 
     @torch.jit.ignore
     def reset_parameters(self) -> None:
-        """He initialisation of the convolutions; the norms start at 1/3 each, as in the authors' CIFAR networks."""
+        """He initialisation of the convolutions; the norms start at ``norm_init`` each."""
         for name in _KERNELS:
             branch = getattr(self, name)
             nn.init.kaiming_normal_(branch.conv.weight, mode='fan_out', nonlinearity='relu')
-            nn.init.constant_(branch.bn.weight, 1 / 3)
+            nn.init.constant_(branch.bn.weight, self.norm_init)
             nn.init.zeros_(branch.bn.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

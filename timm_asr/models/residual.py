@@ -71,8 +71,8 @@ class ResidualModel(ZooModel):
                  if value is not None]
         if dia is None and given:
             raise TypeError(f"{given[0]} is for models with a shared unit; this one has none (dia='lstm' adds it).")
-        if no_norm and kwargs.get('asr') is not None:
-            raise TypeError('no_norm removes the norms that ASR scales; a model has one of the two.')
+        if no_norm and (kwargs.get('asr') is not None or kwargs.get('last_norm_init') is not None):
+            raise TypeError('no_norm removes the norms that asr and last_norm_init scale; a model has one of the two.')
         if dia is not None:
             alone = kwargs.get('gate') is None and kwargs.get('asr') is None
             options = {key: kwargs.pop(key) if alone else kwargs[key] for key in OPTIONS if key in kwargs}

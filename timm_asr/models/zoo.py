@@ -14,6 +14,7 @@ from ..asr.attach import attach_asr
 from ..asr.sites import class_sites
 from ..gates.table import OPTIONS, asr_gate, gate_arguments, get_gate, list_gates
 from ..inference.reparameterize import Reparameterizable, built_for_inference
+from .last_norm import init_last_norms
 
 #: Shared units that a residual network is registered with.
 DIA_NAMES = ('se', 'eca', 'cbam', 'srm', 'spa', 'lstm', 'lstm_light')
@@ -34,6 +35,8 @@ class ZooModel(Reparameterizable):
         asr_depth: Vectors at each site, 1 to 4 (default 1).
         asr_init: Initial psi (default 0.1); ``'N_0.1'`` draws it from N(0, 0.1^2).
         asr_learnable: Whether psi is trained (default True).
+        last_norm_init: Initial weight of the last norm of each residual branch, a number; 0 is timm's
+            ``zero_init_last``. By default the network's own. Weights that are loaded replace it.
         rd_ratio: Hidden width over channels, of gates that have a hidden layer; and the other options of single
             gates, see :data:`timm_asr.gates.table.OPTIONS`: ``se_bias``, ``eca_kernel``, ``spe_mix``,
             ``spe_reweight``, ``spe_eta``, ``ras_depth``, ``ras_connect``, ``ras_share``.
@@ -61,6 +64,7 @@ class ZooModel(Reparameterizable):
             asr_depth: int | None = None,
             asr_init: float | str | None = None,
             asr_learnable: bool | None = None,
+            last_norm_init: float | None = None,
             reparameterized: bool | str = False,
             **kwargs: Any,
     ) -> None:
@@ -84,9 +88,11 @@ class ZooModel(Reparameterizable):
             for block in list(self.modules()):  # type: ignore[attr-defined]
                 if isinstance(block, self.GATED):
                     self.place_gate(block, make)
+        # Following an image through the network finds the same sites in blocks of known classes, and takes longer.
+        sites = class_sites(self) or None  # type: ignore[arg-type]
+        if last_norm_init is not None:
+            init_last_norms(self, last_norm_init, sites)  # type: ignore[arg-type]
         if asr is not None:
-            # Following an image through the network finds the same sites in blocks of known classes, and takes longer.
-            sites = class_sites(self) or None  # type: ignore[arg-type]
             attach_asr(self, asr_layer, sites=sites, **options)  # type: ignore[arg-type]
         built_for_inference(self, reparameterized)  # type: ignore[arg-type]
 

@@ -52,6 +52,8 @@ def _model() -> list[Option]:
         _value('--model', str, 'resnet50', 'name of the model', metavar='NAME'),
         _value('--asr', str, None, 'gate of ASR to put on a model of any name: se, ie, srm, eca, spa, ...; '
                'its keywords go into --model-kwargs (asr_depth=2)', metavar='GATE'),
+        _value('--last-norm-init', float, None, 'initial weight of the last norm of each residual branch, with ASR or '
+               'without: 0.5 is the control for ASR(SE), 0 is zero_init_last', metavar='X'),
         _switch('--pretrained', 'start from the pretrained weights of the model'),
         _value('--pretrained-path', str, None, 'file to load as if it were the pretrained weights, head adapted',
                metavar='FILE'),
