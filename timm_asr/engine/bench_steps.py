@@ -12,9 +12,9 @@ from timm.optim import create_optimizer_v2
 from timm.utils import dispatch_clip_grad
 from torch import nn
 
-from .. import auxiliary_loss
 from ..checkpoints.load_model import load_model
 from ..errors import BadInput
+from ..models.auxiliary import auxiliary_loss
 from .device import synchronize
 from .measure import count_operations, count_parameters, peak_memory, saved_for_backward
 from .prepare import autocast, compiled, inference_form

@@ -15,11 +15,12 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import nn
 
-from .. import auxiliary_loss, create_model
 from ..asr.sites import known_sites
 from ..asr.vector import ASR
 from ..checkpoints.load_model import check_model_name, load_weights, read_checkpoint, state_dict_of
 from ..errors import BadInput, nearest
+from ..models.auxiliary import auxiliary_loss
+from ..models.create import create_model
 
 _logger = logging.getLogger(__name__)
 

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import has_asr, plain_architecture, reparameterize
+from ..asr.vector import has_asr
 from ..checkpoints.load_model import load_weights, read_checkpoint, state_dict_of
 from ..checkpoints.open import checkpoint_facts, label_names_of, used_data_config
 from ..checkpoints.source import Source
 from ..errors import BadInput, Stopped
 from ..export.folded import tolerance
 from ..export.save import Options, write_fused
+from ..inference.reparameterize import reparameterize
+from ..models.zoo import plain_architecture
 from .build import build_model, first_line
 from .interrupt import stoppable
 from .measure import count_parameters

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import reparameterize
 from ..errors import BadInput
-from ..inference.reparameterize import is_foldable
+from ..inference.reparameterize import is_foldable, reparameterize
 
 _logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 import timm
 from torch import nn
 
-from ... import reparameterize
 from ...errors import BadInput
+from ...inference.reparameterize import reparameterize
 
 _logger = logging.getLogger(__name__)
 
