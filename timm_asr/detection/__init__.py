@@ -1,7 +1,8 @@
-"""torchvision's detectors over timm's networks; evaluation needs the extra ``detection`` (pycocotools)."""
+"""torchvision's detectors over timm's networks; COCO's format and evaluation need the extra ``detection``."""
 
 from .backbone import TimmPyramid
-from .coco import CocoSet, collate, evaluate_coco
+from .coco import CocoSet, collate
 from .create import create_detector, list_detectors
+from .evaluate import evaluate_coco
 
 __all__ = ['CocoSet', 'TimmPyramid', 'collate', 'create_detector', 'evaluate_coco', 'list_detectors']
