@@ -58,8 +58,8 @@ def measure(run: Path, images: Path) -> dict[str, Any]:
         rows = list(csv.DictReader(file))
     return {
         'model': source.facts['model'], 'seed': source.facts.get('seed'), 'epochs': len(rows),
-        'images': found.images, 'top1': round(found.before, 2), 'top1_fused': round(found.after, 2),
-        'logit_difference': f'{found.difference:.1e}', 'flipped': found.flipped,
+        'images': found.images, 'top1': round(found.top1[0], 2), 'top1_fused': round(found.top1[1], 2),
+        'logit_difference': f'{found.largest:.1e}', 'flipped': found.flipped,
         'best_epoch_top1': max(round(float(row['eval_top1']), 2) for row in rows),
         'train_loss': round(float(rows[-1]['train_loss']), 4),
         'parameters': count_parameters(model), 'parameters_fused': count_parameters(fused),

@@ -25,10 +25,10 @@ from torch.optim.swa_utils import update_bn
 
 import timm_asr
 from timm_asr.asr.vector import ASR
-from timm_asr.freeze import Change
 from timm_asr.freeze.batch_norm import recalibrate_batch_norm
 from timm_asr.freeze.gates import ChannelStatistics
 from timm_asr.gates.gate import ChannelGate
+from timm_asr.inference.compare import Comparison
 
 # Name, its keywords, the plain network that is left with its keywords, image size, and where the constants go.
 EXACT = [
@@ -235,7 +235,7 @@ class WithoutFloat64(torch.Tensor):
 
 def test_devices_without_float64():
     logits = torch.randn(2, 3, 2).unbind()
-    change = Change()
+    change = Comparison()
     change.update(*(x.as_subclass(WithoutFloat64) for x in logits), labels=None)
     assert change.mean == pytest.approx((logits[0] - logits[1]).abs().mean().item())
     statistics = ChannelStatistics()

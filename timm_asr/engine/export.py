@@ -4,10 +4,8 @@ import argparse
 import copy
 import gc
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,8 @@ from ..checkpoints.load_model import load_weights, read_checkpoint, state_dict_o
 from ..checkpoints.open import checkpoint_facts, label_names_of, used_data_config
 from ..checkpoints.source import Source
 from ..errors import BadInput, Stopped
-from ..export.folded import tolerance
 from ..export.save import Options, write_fused
+from ..inference.compare import Comparison, tolerance
 from ..inference.reparameterize import reparameterize
 from ..models.zoo import plain_architecture
 from .build import build_model, first_line
@@ -29,36 +27,6 @@ from .measure import count_parameters
 from .versus import interleave
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Comparison:
-    """Two models on the same images.
-
-    Args:
-        images: How many.
-        before: Top-1 of the first, percent.
-        after: Top-1 of the second.
-        before5: Top-5 of the first.
-        after5: Top-5 of the second.
-        difference: Largest absolute difference of a logit.
-        largest: Largest absolute logit.
-        flipped: Images whose predicted class changed although it was no tie.
-    """
-
-    images: int = 0
-    before: float = 0.0
-    after: float = 0.0
-    before5: float = 0.0
-    after5: float = 0.0
-    difference: float = 0.0
-    largest: float = 0.0
-    flipped: int = 0
-
-    @property
-    def relative(self) -> float:
-        """Largest difference over the largest logit."""
-        return self.difference / self.largest if self.largest else self.difference
 
 
 @contextmanager
@@ -81,27 +49,11 @@ def compare(first: nn.Module, second: nn.Module, loader: Iterable, device: torch
         loader: Yields images (B, C, H, W) and class indices (B,).
         device: Where the models are.
     """
-    allowed = tolerance(first)
-    found = Comparison()
-    hits = torch.zeros(4, dtype=torch.float64)
+    found = Comparison(tolerance(first))
     with torch.inference_mode(), exact_float32():
         for images, target in stoppable(loader):
-            images, target = images.to(device, torch.float32), target.to(device)
-            a, b = first(images), second(images)
-            found.images += len(a)
-            difference, largest = (a - b).abs().max().item(), a.abs().max().item()
-            # max() drops a NaN
-            found.difference = max(found.difference, difference) if difference == difference else math.inf
-            found.largest = max(found.largest, largest)
-            top = a.topk(min(2, a.shape[1]), dim=1).values
-            clear = top[:, 0] - top[:, -1] > 2 * allowed * largest
-            found.flipped += int(((a.argmax(1) != b.argmax(1)) & clear).sum())
-            k = min(5, a.shape[1])
-            for i, logits in enumerate((a, b)):
-                right = logits.topk(k, dim=1).indices == target[:, None]
-                hits[i] += right[:, :1].sum().item()
-                hits[2 + i] += right.sum().item()
-    found.before, found.after, found.before5, found.after5 = (100 * hits / max(found.images, 1)).tolist()
+            images = images.to(device, torch.float32)
+            found.update(first(images), second(images), target)
     return found
 
 
@@ -135,11 +87,10 @@ def compare_fused(
     """
     fused = reparameterize(copy.deepcopy(model))
     found = compare(model, fused, loader, device)
-    allowed = tolerance(model)
-    if found.flipped or found.relative > allowed or not math.isfinite(found.relative):
+    if not found.same:
         raise Stopped(
             f'the fused model is not written: its logits differ by {found.relative:.1e} of the largest (allowed '
-            f'{allowed:.0e}) and {found.flipped} of {found.images} predictions change; the checkpoint is {what}')
+            f'{found.allowed:.0e}) and {found.flipped} of {found.images} predictions change; the checkpoint is {what}')
     return fused, found
 
 
@@ -157,12 +108,13 @@ def figures(
         fused: Its inference form.
         found: Both compared.
     """
+    (top1, top1_fused), (top5, top5_fused) = found.top1 or (None, None), found.top5 or (None, None)
     return {
         'model': facts.get('model'), 'plain': plain_architecture(facts.get('model') or ''),
         **({'asr': facts['asr']['asr']} if facts.get('asr') else {}),
         **{key: facts.get(key) for key in ('dataset', 'epoch', 'weights')}, 'was_asr': has_asr(model),
-        'images': found.images, 'top1': found.before, 'top1_fused': found.after, 'top5': found.before5,
-        'top5_fused': found.after5, 'logit_difference': found.difference,
+        'images': found.images, 'top1': top1, 'top1_fused': top1_fused, 'top5': top5, 'top5_fused': top5_fused,
+        'logit_difference': found.largest,
         'logit_difference_relative': found.relative, 'parameters': count_parameters(model),
         'parameters_fused': count_parameters(fused)}
 

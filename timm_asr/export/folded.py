@@ -22,12 +22,6 @@ _ASR_ARGUMENTS = ('asr', 'asr_depth', 'asr_init', 'asr_learnable', 'last_norm_in
 _MERGED = (InferenceGate, InferenceBranch, InferenceStage)
 
 
-def tolerance(model: nn.Module) -> float:
-    """Relative difference of logits that float32 explains: 1e-5, and 1e-4 beyond 200 layers."""
-    layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules())
-    return 1e-5 if layers <= 200 else 1e-4
-
-
 def plain_arguments(model: nn.Module) -> dict[str, Any]:
     """Constructor arguments of the plain architecture, those of ASR dropped."""
     drop = _ASR_ARGUMENTS
@@ -96,40 +90,6 @@ def check_fit(plain: str, args: Mapping[str, Any], state: Mapping[str, torch.Ten
     raise ValueError(
         f"The fused weights do not fit '{plain}': '{name}' is {found.get(name, 'absent')} where it has "
         f'{expected.get(name, "none")}. If the model was built with further arguments, pass them as model_args.')
-
-
-def random_images(shape: tuple[int, ...], batch: int = 2) -> torch.Tensor:
-    """Images (B, C, H, W) from N(0, 1), the same in every process."""
-    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
-
-
-def relative_difference(wanted: torch.Tensor, found: torch.Tensor) -> float:
-    """Largest difference of logits over the largest logit that was wanted."""
-    return ((wanted - found).abs().max() / wanted.abs().max().clamp_min(1e-30)).item()
-
-
-@torch.no_grad()
-def same_function(reference: nn.Module, fused: nn.Module, images: torch.Tensor) -> float:
-    """Largest difference of the logits of both models over the largest logit, in float32.
-
-    Raises:
-        ValueError: Logits that are not finite, or that differ by more than rounding explains.
-    """
-    wanted, found = reference(images), fused(images)
-    if not isinstance(wanted, torch.Tensor):
-        raise ValueError(f'The model returns a {type(wanted).__name__}, and logits are compared before it is written.')
-    if not (wanted.isfinite().all() and found.isfinite().all()):
-        raise ValueError('The logits of the model are not finite on random images: its training has diverged, or its '
-                         'weights do not fit the precision asked for.')
-    relative = relative_difference(wanted, found)
-    if relative <= tolerance(reference):
-        return relative
-    # Activations can grow with depth until rounding alone is more than that; in float64 it would still be small.
-    in_double = relative_difference(*(copy.deepcopy(m).double()(images.double()) for m in (reference, fused)))
-    if not in_double <= 1e-6:  # the fused weights themselves are rounded to float32
-        raise ValueError(
-            f'The fused model is not the same function: its logits differ by {relative:.1e} of the largest.')
-    return relative
 
 
 def tag_of(model: str, asr: Mapping[str, Any] | None, data: str | None) -> str | None:

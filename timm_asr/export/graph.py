@@ -18,8 +18,8 @@ from torch import nn
 
 from ..checkpoints.source import Source, as_source, class_names, to_float32
 from ..errors import BadInput
+from ..inference.compare import Comparison, random_images, tolerance
 from ..inference.reparameterize import is_foldable, reparameterize
-from .folded import random_images, tolerance
 
 _LARGEST = 2**31 - 2**20  # a protocol buffer ends at 2 GiB
 METADATA = 'timm_asr'
@@ -284,23 +284,15 @@ def _compare(
         ValueError: They differ by more than rounding and another order of summation explain, or a prediction changes.
     """
     allowed = 10 * tolerance(reference)
-    real = 0
-    worst = {'random': 0.0, 'real': 0.0}
+    found = {kind: Comparison(allowed) for kind in ('random', 'real')}
     random = random_images(tuple(example.shape[1:]), 3)
     for kind, batch in [('random', random[:1]), ('random', random), *(('real', batch) for batch in images)]:
-        wanted = reference(batch)
-        found = run(batch.contiguous())
-        if found.shape != wanted.shape:
-            raise ValueError(f'What {by} computes is {tuple(found.shape)} where the model has {tuple(wanted.shape)}.')
-        scale = wanted.abs().max().item()
-        relative = (found - wanted).abs().max().item() / max(scale, 1e-30)
-        top = wanted.topk(min(2, wanted.shape[1]), dim=1).values
-        clear = top[:, 0] - top[:, -1] > 2 * allowed * scale
-        flipped = int(((wanted.argmax(1) != found.argmax(1)) & clear).sum())
-        if not relative <= allowed or flipped:
-            raise ValueError(f'What {by} computes differs by {relative:.1e} of the largest logit on {kind} images '
-                             f'(allowed {allowed:.0e}), and {flipped} predictions change; it is not kept.')
-        worst[kind] = max(worst[kind], relative)
-        real += len(batch) if kind == 'real' else 0
-    text = f'logits by {by} differ by {worst["random"]:.1g} of the largest on random images, in batches of 1 and 3'
-    report('check', text + (f', and by {worst["real"]:.1g} on {real} real ones' if real else ''))
+        found[kind].update(reference(batch), run(batch.contiguous()))
+        if not found[kind].same:
+            raise ValueError(f'What {by} computes differs by {found[kind].relative:.1e} of the largest logit on {kind} '
+                             f'images (allowed {allowed:.0e}), and {found[kind].flipped} predictions change; it is not '
+                             'kept.')
+    text = f'logits by {by} differ by {found["random"].relative:.1g} of the largest on random images, in batches of ' \
+           '1 and 3'
+    real = found['real']
+    report('check', text + (f', and by {real.relative:.1g} on {real.images} real ones' if real.images else ''))

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..asr.vector import has_asr
 from ..checkpoints.source import Source, as_source, class_names, name_of, to_float32, trainable_of
+from ..inference.compare import random_images, relative_difference, same_function, tolerance
 from ..models.zoo import plain_architecture
 from .check import FreshProcess, needs_of
 from .folded import (
@@ -25,13 +26,9 @@ from .folded import (
     data_slug,
     fold,
     plain_arguments,
-    random_images,
     refuse_inference_form,
-    relative_difference,
-    same_function,
     state_of,
     tag_of,
-    tolerance,
 )
 from .place import (
     CONFIG,

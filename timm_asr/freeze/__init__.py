@@ -1,6 +1,6 @@
 """Gates of a trained network, replaced by constants that fold into it."""
 
 from .attention import freeze_attention
-from .report import Change, FreezeReport, GateReport
+from .report import FreezeReport, GateReport
 
-__all__ = ['Change', 'FreezeReport', 'GateReport', 'freeze_attention']
+__all__ = ['FreezeReport', 'GateReport', 'freeze_attention']

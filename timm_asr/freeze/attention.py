@@ -8,13 +8,14 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
+from ..inference.compare import Comparison
 from .batch_norm import recalibrate_batch_norm
 from .check import checked_fold
 from .fold import Constant, Place, find_places, fold_constants
 from .gates import GateStatistics, check_trainable_form, measure_gates, other_attention
 from .images import Images
 from .name import name_frozen, rename
-from .report import Change, FreezeReport, GateReport
+from .report import FreezeReport, GateReport
 
 _CHECKED_IMAGES = 2
 
@@ -162,8 +163,8 @@ def _parameters(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def _compare(before: nn.Module, after: nn.Module, source: Images) -> Change | None:
-    change = Change()
+def _compare(before: nn.Module, after: nn.Module, source: Images) -> Comparison | None:
+    change = Comparison()
     for images, labels in source.batches('comparing'):
         logits = before(images)
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..inference.compare import close
 from .fold import Constant, Place, fold_constants, multiplied
 
 
@@ -38,7 +39,7 @@ def checked_fold(
         folded = copy.deepcopy(model)
         fold_constants(folded, constants, places)
         found = _outputs(folded, list(expected), images)
-        differing = [point for point in found if _differ(expected[point], found[point])]
+        differing = [point for point in found if not close(expected[point], found[point])]
         # In the order of execution: what comes after a wrong place is wrong too.
         wrong = next((points[p] for p in differing if p and places[points[p]].layers), None)
         if wrong is not None:
@@ -51,13 +52,6 @@ def checked_fold(
 
 def _points(place: Place) -> tuple[str, ...]:
     return place.layers if place.layers and not place.before else (place.gate,)
-
-
-def _differ(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.shape != b.shape:
-        return True
-    tolerance = torch.finfo(a.dtype).eps ** 0.5 * a.abs().max()
-    return not bool(((a - b).abs() <= tolerance).all())
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..asr.vector import has_asr
 from ..gates.table import OPTIONS, list_gates
+from ..inference.compare import close
 
 # What timm's names have where a network of the same name without it has no gates.
 _IN_NAMES = ('legacy_se', 'ese_', 'eca_', 'eca', 'se')
@@ -59,8 +60,7 @@ def name_frozen(model: nn.Module, images: torch.Tensor) -> tuple[str, dict[str, 
         except (RuntimeError, TypeError, ValueError):  # another network, or one without that keyword
             continue
         found = stock(images)
-        if found.shape == wanted.shape and torch.allclose(
-                found, wanted, rtol=0, atol=float(torch.finfo(wanted.dtype).eps ** 0.5 * wanted.abs().max())):
+        if close(wanted, found):
             return candidate, args
     return None
 

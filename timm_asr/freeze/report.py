@@ -1,10 +1,12 @@
 """What freezing did: each gate, and the predictions before and after."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..inference.compare import Comparison
 
 
 @dataclass
@@ -47,53 +49,6 @@ class GateReport:
 
 
 @dataclass
-class Change:
-    """How far the logits (B, K) of the frozen model are from those of the model before, over the same images."""
-
-    images: int = 0
-    labelled: int = 0
-    largest_logit: float = 0.0
-    largest: float = 0.0
-    _sum: float = 0.0
-    _count: int = 0
-    _same: int = 0
-    _correct: list[int] = field(default_factory=lambda: [0, 0])
-
-    def update(self, before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor | None) -> None:
-        """Add a batch of logits (B, K) and, where there are any, labels (B,)."""
-        moved = (after - before).abs().cpu().double()  # some devices have no float64
-        self.images += len(before)
-        self.largest_logit = max(self.largest_logit, before.abs().max().item())
-        self.largest = max(self.largest, moved.max().item())
-        self._sum += moved.sum().item()
-        self._count += moved.numel()
-        choices = before.argmax(1), after.argmax(1)
-        self._same += int((choices[0] == choices[1]).sum())
-        if labels is not None:
-            self.labelled += len(labels)
-            for index, choice in enumerate(choices):
-                self._correct[index] += int((choice == labels.to(choice.device)).sum())
-
-    @property
-    def mean(self) -> float:
-        """Mean absolute difference of the logits."""
-        return self._sum / max(self._count, 1)
-
-    @property
-    def same_top1(self) -> float:
-        """Percentage of images whose highest logit is that of the same class."""
-        return 100 * self._same / max(self.images, 1)
-
-    @property
-    def top1(self) -> tuple[float, float] | None:
-        """Top-1 accuracy before and after, in percent; None without labels."""
-        if not self.labelled:
-            return None
-        before, after = (100 * correct / self.labelled for correct in self._correct)
-        return before, after
-
-
-@dataclass
 class FreezeReport:
     """What :func:`timm_asr.freeze_attention` measured and did; ``print`` it.
 
@@ -111,7 +66,7 @@ class FreezeReport:
     left: dict[str, str]
     images: int
     parameters: tuple[int, int]
-    change: Change | None
+    change: Comparison | None
     recalibrated: int = 0
     architecture: str = ''
 

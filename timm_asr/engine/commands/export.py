@@ -147,8 +147,9 @@ def compare_images(args: argparse.Namespace, source: Source, loader: Iterable, d
     fused, found = compare_fused(model, shown, device, args.checkpoint)
     source.metrics = figures(facts, model, fused, found)
     source.facts.setdefault('dataset', facts['dataset'])
-    step('compare', f'top-1 on {found.images} images {found.before:.2f} % before and {found.after:.2f} % after; logits '
-                    f'differ by {found.relative:.1g} of the largest')
+    before, after = found.top1 or (0.0, 0.0)
+    step('compare', f'top-1 on {found.images} images {before:.2f} % before and {after:.2f} % after; logits differ by '
+                    f'{found.relative:.1g} of the largest')
 
 
 def some_images(loader: Iterable | None) -> Iterator[torch.Tensor]:
