@@ -322,7 +322,7 @@ def changed(function):
 
 
 @pytest.mark.parametrize(('what', 'sentence'), [
-    ('fold', 'The fused model is not the same function: its logits differ by'),
+    ('fold', 'The folded model is not the same function: its logits differ by'),
     ('save', r'What was written does not load back by timm alone \(its logits differ by .*\); it is not kept'),
 ])
 def test_what_is_not_the_same_function_is_not_kept(tmp_path, monkeypatch, what, sentence):
