@@ -24,9 +24,10 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 import timm_asr
+from timm_asr.analysis.gates import ChannelStatistics
 from timm_asr.asr.vector import ASR
+from timm_asr.figures import plot_frozen
 from timm_asr.freeze.batch_norm import recalibrate_batch_norm
-from timm_asr.freeze.gates import ChannelStatistics
 from timm_asr.gates.gate import ChannelGate
 from timm_asr.inference.compare import Comparison
 
@@ -179,6 +180,12 @@ def test_a_threshold_leaves_gates_as_they_are():
                 assert torch.equal(a, b)
     means = {gate.name: gate.mean for gate in report.frozen}
     assert relative_error(logits(literally_frozen(original, means), x), logits(model, x)) < 1e-12
+    ladder = timm_asr.freeze_attention(copy.deepcopy(original), [x], threshold=threshold, thresholds=4).costs
+    assert [cost.frozen for cost in ladder] == [sum(std <= cost.threshold for std in stds) for cost in ladder]
+    assert ladder[-1].frozen == 4
+    assert len(ladder) > 1
+    same = [cost.change.largest for cost in ladder if cost.frozen == 2]
+    assert same == pytest.approx([report.change.largest] * len(same))
     state = copy.deepcopy(model.state_dict())
     assert not timm_asr.freeze_attention(model, [x], threshold=0).frozen
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
@@ -201,7 +208,9 @@ def test_statistics_of_batch_norms():
     for key, value in plain.state_dict().items():
         assert torch.allclose(model.state_dict()[key].double(), value.double(), rtol=1e-10), key
     assert 'The statistics of 11 BatchNorms were estimated anew' in str(report)
-    assert report.change.largest > 0.01
+    assert list(report.changes) == ['frozen', 'new statistics alone', 'frozen, new statistics']
+    assert report.change is report.changes['frozen, new statistics']
+    assert min(change.largest for change in report.changes.values()) > 0.01
     assert recalibrate_batch_norm(again, batches) == 11
     assert all(m.momentum == 0.1 and not m.training for m in again.modules() if isinstance(m, nn.BatchNorm2d))
 
@@ -243,6 +252,37 @@ def test_devices_without_float64():
     assert torch.allclose(statistics.mean, logits[0].double().mean(0))
 
 
+def test_images_of_their_own_to_compare_on():
+    model = build('resnet20_se', **CIFAR)
+    x, y = torch.randn(8, 3, 16, 16, dtype=torch.float64), torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    before = logits(model, y)
+    report = timm_asr.freeze_attention(model, loader(x), eval_loader=loader(y), samples=6, thresholds=3)
+    assert (report.images, report.change.images, report.change.labelled) == (6, 5, 5)
+    assert report.change.largest == pytest.approx((logits(model, y) - before).abs().max().item())
+    assert 'Compared on 5 images, other ones' in str(report)
+    assert 'What thresholds would cost on these images' in str(report)
+    assert len(report.as_dict()['thresholds']) == 3
+
+
+@pytest.mark.parametrize('where', ['images', 'held out', 'weights', 'statistics', 'gate'])
+def test_what_is_not_finite_is_refused(where):
+    model = build('resnet20_se', **CIFAR)
+    x, y = torch.randn(2, 4, 3, 16, 16, dtype=torch.float64)
+    if where in ('images', 'held out'):
+        (x if where == 'images' else y)[2, 0, 3, 3] = float('nan')
+    elif where == 'weights':
+        model.layer2[0].conv1.weight.data[0, 0, 0, 0] = float('inf')
+    elif where == 'statistics':
+        model.bn1.running_var[1] = float('nan')
+    else:  # all numbers that go in are finite
+        model.layer1[0].se.excite = lambda u: u * torch.inf
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match='not finite'):
+        timm_asr.freeze_attention(model, [x], eval_loader=[y])
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(state[key].nan_to_num(), value.nan_to_num()) for key, value in model.state_dict().items())
+
+
 def test_other_attention_is_named():
     model = build('resnet20_se', **CIFAR)
     model.layer2[0].se = timm_asr.get_gate('cbam')(8, dtype=torch.float64)
@@ -282,14 +322,15 @@ def test_report_and_plot(tmp_path, capsys):
     text = str(report)
     assert f'{len(report.frozen)} of 4 gates replaced by their mean weights over 7 images' in text
     assert 'layer3.0.se  SE ' in text
-    assert 'Top-1 ' in text
+    assert 'Compared on 7 images, the same' in text
+    assert 'top-1 after' in text
     read = json.loads(json.dumps(report.as_dict()))
     assert [gate['gate'] for gate in read['gates']] == ['layer1.0.se', 'layer1.1.se', 'layer2.0.se', 'layer3.0.se']
     assert read['logit_change_largest'] == report.change.largest
     assert read['parameters_after'] < read['parameters_before']
     pytest.importorskip('matplotlib')
     from PIL import Image
-    report.plot(tmp_path / 'gates.png', 'title')
+    plot_frozen(report.gates, tmp_path / 'gates.png', 'title')
     assert len(Image.open(tmp_path / 'gates.png').convert('RGB').getcolors(1 << 20)) > 50
     assert capsys.readouterr() == ('', '')
 

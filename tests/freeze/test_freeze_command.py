@@ -110,7 +110,7 @@ def test_some_images_are_of_all_classes(checkpoint, tmp_path, capsys, monkeypatc
 def test_figures_are_those_of_images_held_out(checkpoint, tmp_path, capsys, monkeypatch):
     written = []
     monkeypatch.setattr(freeze_command, 'write_fused', lambda source, folder, options: written.append(source))
-    monkeypatch.setattr(freeze_command.FreezeReport, 'plot', lambda report, path, title: path.write_bytes(b''))
+    monkeypatch.setattr(freeze_command, 'plot_frozen', lambda gates, path, title: path.write_bytes(b''))
     for split in ('train', 'validation'):
         freeze(capsys, checkpoint, '--split', split, '--samples', 8, '-j', 0, '-o', tmp_path / 'frozen')
     assert written[0].metrics is None
@@ -130,7 +130,7 @@ def test_one_kind_of_result_takes_the_place_of_the_other(
         folder.joinpath(name).mkdir() if name == 'trainable' else folder.joinpath(name).write_text('{}')
     monkeypatch.setattr(freeze_command, 'write_fused', lambda *_: (folder / 'model.safetensors').write_text('new'))
     monkeypatch.setattr(freeze_command, 'write_program', lambda *_, **__: (folder / 'model.pt2').write_text('new'))
-    monkeypatch.setattr(freeze_command.FreezeReport, 'plot', lambda report, path, title: path.write_bytes(b''))
+    monkeypatch.setattr(freeze_command, 'plot_frozen', lambda gates, path, title: path.write_bytes(b''))
     words = checkpoint, '--samples', 8, '-j', 0, '-o', folder, *threshold
     status, _, err = freeze(capsys, *words)
     assert status == 2

@@ -6,7 +6,8 @@ import timm
 import torch
 from helpers import randomize
 
-from timm_asr.freeze.gates import measure_gates
+from timm_asr.analysis.gates import measure_gates
+from timm_asr.freeze.gates import candidates
 from timm_asr.gates.gate import ChannelGate
 
 CIFAR = {'layers': (2, 1, 1), 'channels': (8, 8, 16), 'num_classes': 5}
@@ -19,7 +20,7 @@ def build(name, **kwargs):
 
 
 def gates_of(model, x):
-    return list(measure_gates(model, lambda: iter([x])))
+    return list(measure_gates(model, iter([x]), candidates(model)))
 
 
 @torch.no_grad()

@@ -1,1 +1,5 @@
-"""What trained models show; each module needs its own optional extra."""
+"""What trained models show, as numbers; ``timm_asr.figures`` draws them."""
+
+from .stripes import StripeReport, measure_stripes, stripe_differences
+
+__all__ = ['StripeReport', 'measure_stripes', 'stripe_differences']

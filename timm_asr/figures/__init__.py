@@ -1,1 +1,16 @@
-"""Everything that draws."""
+"""Everything that draws, in one style; needs the extra ``plot`` (matplotlib)."""
+
+from .feature_integration import plot_feature_integration
+from .gates import plot_deviations, plot_differences, plot_frozen, plot_stripes
+from .training import plot_attention, plot_curve, plot_curves
+
+__all__ = [
+    'plot_attention',
+    'plot_curve',
+    'plot_curves',
+    'plot_deviations',
+    'plot_differences',
+    'plot_feature_integration',
+    'plot_frozen',
+    'plot_stripes',
+]

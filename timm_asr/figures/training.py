@@ -1,64 +1,81 @@
-"""Plots of a run, by matplotlib."""
+"""Curves of runs, and the vectors that one learned."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from ..asr.vector import ASR
+from .style import new, save, styled
 
 
-def plot_curve(rows: Sequence[dict[str, str]], path: Path) -> None:
-    """Loss and accuracy by epoch, from the rows of ``summary.csv``."""
-    def column(name: str) -> tuple[list[int], list[float]]:
-        points = [(int(row['epoch']), float(row[name])) for row in rows if row.get(name)]
-        return [x for x, _ in points], [y for _, y in points]
-
-    figure = Figure(figsize=(10, 4), layout='constrained')
-    losses, accuracies = figure.subplots(1, 2)
-    for name, label in (('train_loss', 'training'), ('eval_loss', 'validation')):
-        x, y = column(name)
-        if x:
-            losses.plot(x, y, marker='.', label=label)
-    losses.set(xlabel='epoch', ylabel='loss', title='Loss')
-    losses.legend()
-    for name, label in (('eval_top1', 'top-1'), ('eval_top5', 'top-5')):
-        x, y = column(name)
-        if x:
-            accuracies.plot(x, y, marker='.', label=label)
-    accuracies.set(xlabel='epoch', ylabel='correct, %', title='Validation accuracy')
-    if accuracies.lines:
-        accuracies.legend(loc='lower right')
-    for axes in (losses, accuracies):
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    points = [(int(row['epoch']), float(row[name])) for row in rows if row.get(name)]
+    return [x for x, _ in points], [y for _, y in points]
 
 
-def plot_attention(model: nn.Module, path: Path) -> None:
-    """One panel a block: the learned attention value of each channel, sorted by channel index."""
+@styled
+def plot_curve(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Loss and accuracy of one run by epoch, from the rows of its ``summary.csv``."""
+    figure, ((losses, accuracies),) = new(1, 2, 2.8)
+    for axes, names in ((losses, {'train_loss': 'training', 'eval_loss': 'validation'}),
+                        (accuracies, {'eval_top1': 'top-1', 'eval_top5': 'top-5'})):
+        for name, label in names.items():
+            x, y = _column(rows, name)
+            if x:
+                axes.plot(x, y, marker='.', label=label)
+        axes.set_xlabel('epoch')
+        if axes.lines:
+            axes.legend()
+    losses.set(ylabel='loss', title='Loss')
+    accuracies.set(ylabel='correct, %', title='Validation accuracy')
+    save(figure, path, caption=(
+        'Training loss is the mean over an epoch in which the weights still move, with augmentation, label smoothing '
+        'and dropout where they are on; validation has none of these, so its loss may lie below.'))
+
+
+@styled
+def plot_curves(
+        runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, title: str = '', caption: str = '',
+) -> None:
+    """Several runs in one figure (DIA paper, Figure 10): training loss, validation loss and validation accuracy.
+
+    Args:
+        runs: Label of each run -> the rows of its ``summary.csv``.
+        path: Of the image; its ending names the format.
+        title: Above the panels.
+        caption: Below them.
+    """
+    wanted = {'train_loss': 'training loss', 'eval_loss': 'validation loss', 'eval_top1': 'validation top-1, %'}
+    shown = {key: label for key, label in wanted.items() if any(_column(rows, key)[0] for rows in runs.values())}
+    figure, (panels,) = new(1, len(shown), 3.0)
+    for axes, (key, label) in zip(panels, shown.items(), strict=True):
+        for name, rows in runs.items():
+            axes.plot(*_column(rows, key), label=name)
+        axes.set(xlabel='epoch', ylabel=label)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside upper center', ncols=min(4, len(runs)))
+    save(figure, path, title, caption)
+
+
+@styled
+def plot_attention(model: nn.Module, path: str | Path) -> None:
+    """One panel a site: the value that the vector gives each channel, in the order of the channels."""
     vectors = {name: module.attention_vector().detach().float().cpu()
                for name, module in model.named_modules() if isinstance(module, ASR)}
-    columns, height = (min(3, len(vectors)), 2.1) if len(vectors) <= 24 else (6, 1.5)
+    columns, height = (min(3, len(vectors)), 1.7) if len(vectors) <= 24 else (6, 1.4)
     rows = math.ceil(len(vectors) / columns)
-    everything = torch.cat(list(vectors.values()))
-    top = 1.05 * max(everything.max().item(), 1e-3)
-    figure = Figure(figsize=(4.2 * columns, height * rows + 0.8), layout='constrained')
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    figure, panels = new(rows, columns, height, 2.8 * columns, sharey=True)
     for axes in panels.flat[len(vectors):]:
         axes.set_visible(False)
     for position, (axes, (name, vector)) in enumerate(zip(panels.flat, vectors.items(), strict=False)):
-        axes.bar(range(len(vector)), vector.tolist(), width=1.0, color='tab:blue')
-        axes.axhline(vector.mean(), color='tab:orange', linewidth=1)
-        axes.set_title(f'{name}  ({len(vector)} channels, mean {vector.mean():.3f})', fontsize=9)
-        axes.set_ylim(min(0.0, everything.min().item()), top)
+        axes.bar(range(len(vector)), vector.tolist(), width=1.0)
+        axes.axhline(vector.mean(), color='tab:orange')
+        axes.set_title(f'{name}: mean {vector.mean():.3f}')
         axes.set_xlim(-0.5, len(vector) - 0.5)
-        axes.tick_params(labelsize=8)
         if position % columns == 0:
-            axes.set_ylabel('attention', fontsize=9)
+            axes.set_ylabel('attention')
         if position + columns >= len(vectors):
-            axes.set_xlabel('channel', fontsize=9)
-    figure.suptitle('Learned attention vectors (orange: mean); fusing multiplies each channel by its value')
-    figure.savefig(path, dpi=110)
+            axes.set_xlabel('channel')
+    save(figure, path, 'Learned attention vectors (orange: mean); folding multiplies each channel by its value')

@@ -1,6 +1,6 @@
 """Gates of a trained network, replaced by constants that fold into it."""
 
 from .attention import freeze_attention
-from .report import FreezeReport, GateReport
+from .report import Cost, FreezeReport, GateReport
 
-__all__ = ['FreezeReport', 'GateReport', 'freeze_attention']
+__all__ = ['Cost', 'FreezeReport', 'GateReport', 'freeze_attention']

@@ -1,21 +1,22 @@
 """From trained attention to none: gates replaced by what they were on average."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from timm.utils import unwrap_model
 from torch import nn
 
+from ..analysis.gates import GateStatistics, measure_gates
+from ..analysis.images import Images
 from ..inference.compare import Comparison
 from .batch_norm import recalibrate_batch_norm
 from .check import checked_fold
 from .fold import Constant, Place, find_places, fold_constants
-from .gates import GateStatistics, check_trainable_form, measure_gates, other_attention
-from .images import Images
+from .gates import candidates, other_attention
 from .name import name_frozen, rename
-from .report import FreezeReport, GateReport
+from .report import Cost, FreezeReport, GateReport
 
 _CHECKED_IMAGES = 2
 
@@ -28,8 +29,15 @@ def freeze_attention(
         recalibrate_bn: bool = False,
         samples: int | None = None,
         progress: bool = True,
+        eval_loader: Iterable[Any] | None = None,
+        thresholds: int = 0,
 ) -> FreezeReport:
     """Replace each channel gate of a trained network by its mean weights over images, in place, and fold these.
+
+    ::
+
+        report = timm_asr.freeze_attention(model, train_images, eval_loader=validation_images, threshold=0.05)
+        print(report)
 
     A trained gate gives nearly the same weights to every image (ASR paper, section 1, "stripe observation"). Where
     that holds, the constant E[v] can stand for v(x), and a constant is folded exactly: x * E[v] is the layer before
@@ -45,91 +53,75 @@ def freeze_attention(
 
     Args:
         model: The network, or a wrapper (DDP, compiled) around it; before ``timm_asr.reparameterize``.
-        loader: Gives (images, labels) or images, as timm's loaders do, each time it is iterated over; best those of
-            the training set as they come in validation. Each batch should have images of all classes: with ``samples``
-            a loader sorted by class would give those of the first classes alone, and ``recalibrate_bn`` averages over
-            what the batches have each.
+        loader: The images that the gates are measured on: gives (images, labels) or images, as timm's loaders do, each
+            time it is iterated over. Best are those of the training set as they come in validation. Each batch should
+            have images of all classes: with ``samples``, a loader sorted by class would give the first classes alone.
         threshold: Leave gates whose standard deviation over images, averaged over channels, exceeds this.
-        recalibrate_bn: Estimate the statistics of the BatchNorms anew over the images afterwards.
-        samples: Images to use, the first ones that the loader gives; all of them where None.
+        recalibrate_bn: Estimate the statistics of the BatchNorms anew over the images afterwards. The report says
+            what this does apart from freezing.
+        samples: Images of ``loader`` to use, the first ones that it gives; all of them where None.
         progress: Show progress bars where standard error is a terminal.
+        eval_loader: The images that logits and accuracy are compared on; those of ``loader`` where None.
+        thresholds: Also report what so many thresholds would cost; 0 for none.
 
     Returns:
         The report: per gate its mean and deviation and what became of it, and how far logits and top-1 moved.
 
     Raises:
-        ValueError: No channel gate is inside, the model has its inference form, a number is out of range, or the
-            images do not fit the model. The model is unchanged, as it is after any other error.
+        ValueError: No channel gate is inside, the model has its inference form, a number is out of range, the images
+            do not fit the model, or images or weights are not finite. The model is unchanged, as it is after any
+            other error.
         TypeError: The loader can be read only once, or does not give images. The model is unchanged.
     """
     model = unwrap_model(model)
     if threshold is not None and threshold < 0:
         raise ValueError(f'threshold is {threshold}; it is a standard deviation, 0 or more.')
-    check_trainable_form(model)
+    names = candidates(model)
     images = Images(loader, model, samples, progress)
+    compared = images if eval_loader is None else Images(eval_loader, model, None, progress)
     before = copy.deepcopy(model).eval()  # the model itself changes at the very end, when nothing can fail any more
-    few = _first_images(before, images)
-    counter = _Counter(images)
-    statistics = measure_gates(before, lambda: counter.batches('measuring gates'))
-    left = other_attention(before)
-    if not statistics:
+    few = images.first(before, _CHECKED_IMAGES)
+    gates = measure_gates(before, images.inputs('measuring gates'), names)
+    measured, left = images.seen, other_attention(before)
+    if not gates:
         raise ValueError(_no_gate(model, left))
 
-    reasons = {name: _why_left(s, counter.count, threshold) for name, s in statistics.items()}
-    constants = {
-        name: Constant(s.scale.mean if s.scale else None, s.shift.mean if s.shift else None)
-        for name, s in statistics.items() if not reasons[name]}
-    places = find_places(before, constants)
-    after, places = checked_fold(before, constants, places, few)
+    reasons = {name: _why_left(gate, measured, threshold) for name, gate in gates.items()}
+    constants = {name: _constant(gate) for name, gate in gates.items() if not reasons[name]}
+    after, places = checked_fold(before, constants, find_places(before, constants), few)
+    named = name_frozen(after, few) if places.keys() == gates.keys() and not left else None
+    variants = {'frozen': after}
     norms = 0
     if recalibrate_bn:
-        norms = recalibrate_batch_norm(after, (x for x, _ in images.batches('BatchNorm statistics')))
-    change = _compare(before, after, images)
-    named = name_frozen(after, few) if places.keys() == statistics.keys() and not left else None
+        variants['new statistics alone'] = copy.deepcopy(before)
+        variants['frozen, new statistics'] = copy.deepcopy(after)
+        for key in list(variants)[1:]:
+            norms = recalibrate_batch_norm(variants[key], images.inputs('BatchNorm statistics'))
+    ladder = _ladder([gate for name, gate in gates.items() if gate.weights.count == measured], thresholds)
+    for step in ladder:
+        variants[f'{step}'] = copy.deepcopy(before)
+        below = {name: _constant(gate) for name, gate in gates.items() if not _why_left(gate, measured, step)}
+        fold_constants(variants[f'{step}'], below, {name: Place(name) for name in below})
+    changes = _compare(before, variants, compared)
 
     report = FreezeReport(
-        gates=[_gate_report(before, name, s, places.get(name), reasons[name]) for name, s in statistics.items()],
+        gates=[_gate_report(gate, places.get(name), reasons[name]) for name, gate in gates.items()],
         left=left,
-        images=counter.images,
+        images=measured,
         parameters=(_parameters(before), _parameters(after)),
-        change=change,
+        changes={key: changes[key] for key in variants if key in changes and key not in map(str, ladder)},
+        costs=[Cost(step, sum(not _why_left(gate, measured, step) for gate in gates.values()), changes[f'{step}'])
+               for step in ladder if changes],
+        same_images=compared is images,
         recalibrated=norms,
         architecture=named[0] if named else '',
     )
     fold_constants(model, constants, places)
     if norms:
-        model.load_state_dict(after.state_dict())
+        model.load_state_dict(variants['frozen, new statistics'].state_dict())
     if named:
         rename(model, *named)
     return report
-
-
-class _Counter:
-    """Counts batches and images while they are read."""
-
-    def __init__(self, source: Images) -> None:
-        self.source, self.count, self.images = source, 0, 0
-
-    def batches(self, what: str) -> Iterator[Any]:
-        for images, _ in self.source.batches(what):
-            self.count += 1
-            self.images += len(images)
-            yield images
-
-
-@torch.no_grad()
-def _first_images(model: nn.Module, source: Images) -> Any:
-    """A few images that the model takes."""
-    batches = source.batches('first images')
-    images = next(batches)[0][:_CHECKED_IMAGES]
-    batches.close()
-    try:
-        model(images)
-    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        shape = tuple(images.shape) if isinstance(images, torch.Tensor) else [tuple(x.shape) for x in images]
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"This {type(model).__name__} cannot take the loader's images, {shape}: {text}") from None
-    return images
 
 
 def _no_gate(model: nn.Module, left: dict[str, str]) -> str:
@@ -140,22 +132,34 @@ def _no_gate(model: nn.Module, left: dict[str, str]) -> str:
     return f'{text}.'
 
 
-def _why_left(statistics: GateStatistics, batches: int, threshold: float | None) -> str:
-    if statistics.calls > batches:
+def _parts(gate: GateStatistics) -> list[Any]:
+    return [part for part in (gate.scale, gate.shift) if part]
+
+
+def _constant(gate: GateStatistics) -> Constant:
+    return Constant(gate.scale and gate.scale.mean, gate.shift and gate.shift.mean)
+
+
+def _why_left(gate: GateStatistics, images: int, threshold: float | None) -> str:
+    if gate.weights.count > images:
         return 'left: several places share it'
-    parts = [part for part in (statistics.scale, statistics.shift) if part]
-    if threshold is not None and max(part.std.mean().item() for part in parts) > threshold:
+    if threshold is not None and max(part.std.mean().item() for part in _parts(gate)) > threshold:
         return f'left: its deviation exceeds {threshold:g}'
     return ''
 
 
-def _gate_report(
-        model: nn.Module, name: str, statistics: GateStatistics, place: Place | None, reason: str) -> GateReport:
-    part = statistics.scale or statistics.shift
+def _ladder(gates: list[GateStatistics], count: int) -> list[float]:
+    """Thresholds that leave fewer and fewer gates, three digits each; the last leaves none."""
+    stds = sorted(max(part.std.mean().item() for part in _parts(gate)) for gate in gates)
+    chosen = [stds[max(1, round(len(stds) * k / count)) - 1] for k in range(1, count + 1)] if stds else []
+    return sorted({float(f'{1.005 * std + 1e-12:.3g}') for std in chosen})
+
+
+def _gate_report(gate: GateStatistics, place: Place | None, reason: str) -> GateReport:
     what = f'{place}' if place else reason
-    if statistics.shift:
-        what += ' (adds)' if statistics.scale is None else ' (scales and adds)'
-    return GateReport(name, type(model.get_submodule(name)).__name__, part.mean, part.std, place is not None, what)
+    if gate.shift:
+        what += ' (adds)' if gate.scale is None else ' (scales and adds)'
+    return GateReport(gate, place is not None, what)
 
 
 def _parameters(model: nn.Module) -> int:
@@ -163,11 +167,13 @@ def _parameters(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def _compare(before: nn.Module, after: nn.Module, source: Images) -> Comparison | None:
-    change = Comparison()
+def _compare(before: nn.Module, variants: dict[str, nn.Module], source: Images) -> dict[str, Comparison]:
+    """How far each variant's logits are from those before; empty where the model puts out no logits (B, K)."""
+    changes: dict[str, Comparison] = {key: Comparison() for key in variants}
     for images, labels in source.batches('comparing'):
         logits = before(images)
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-            return None
-        change.update(logits, after(images), labels)
-    return change
+            return {}
+        for key, variant in variants.items():
+            changes[key].update(logits, variant(images), labels)
+    return changes

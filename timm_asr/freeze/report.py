@@ -1,11 +1,12 @@
 """What freezing did: each gate, and the predictions before and after."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from ..analysis.gates import GateStatistics
+from ..analysis.tables import text_table
 from ..inference.compare import Comparison
 
 
@@ -14,20 +15,29 @@ class GateReport:
     """One gate.
 
     Attributes:
-        name: Of the module, as in ``model.named_modules()`` before it was replaced.
-        kind: Its class.
-        mean: Mean weight of each channel over the images, (C,), in float64; of an add-type gate, the mean term.
-        std: Standard deviation of each channel's weight over the images, (C,); the paper's Figure 1b.
+        measured: What it did to the images.
         frozen: Whether a constant stands for the gate now.
         what: What became of it, or why it was left.
     """
 
-    name: str
-    kind: str
-    mean: torch.Tensor
-    std: torch.Tensor
+    measured: GateStatistics
     frozen: bool
     what: str
+
+    @property
+    def name(self) -> str:
+        """Of the module, as in ``model.named_modules()`` before it was replaced."""
+        return self.measured.name
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Mean weight of each channel over the images, (C,), in float64; of an add-type gate, the mean term."""
+        return self.measured.weights.mean
+
+    @property
+    def std(self) -> torch.Tensor:
+        """Standard deviation of each channel's weight over the images, (C,); the paper's Figure 1b."""
+        return self.measured.weights.std
 
     @property
     def mean_std(self) -> float:
@@ -38,7 +48,7 @@ class GateReport:
         """Plain numbers and words, one row of a table."""
         return {
             'gate': self.name,
-            'kind': self.kind,
+            'kind': self.measured.kind,
             'channels': len(self.mean),
             'mean': self.mean.mean().item(),
             'std': self.mean_std,
@@ -46,6 +56,28 @@ class GateReport:
             'frozen': self.frozen,
             'what': self.what,
         }
+
+
+def _figures(change: Comparison) -> dict[str, Any]:
+    """Plain numbers of a comparison."""
+    before, after = change.top1 or (None, None)
+    return {
+        'largest_logit': change.largest_logit,
+        'logit_change_mean': change.mean,
+        'logit_change_largest': change.largest,
+        'same_top1': change.same_top1,
+        'top1_before': before,
+        'top1_after': after,
+    }
+
+
+@dataclass
+class Cost:
+    """What one threshold would freeze, and what that would change."""
+
+    threshold: float
+    frozen: int
+    change: Comparison
 
 
 @dataclass
@@ -57,7 +89,10 @@ class FreezeReport:
         left: Names of attention that is no gate per channel, each with the reason why it was left.
         images: Number of images that the gates were measured on.
         parameters: Number of parameters before and after.
-        change: Of the logits; None for a model that puts out no logits (B, K).
+        changes: Of the logits: by freezing alone (``frozen``), and with ``recalibrate_bn`` also by new BatchNorm
+            statistics alone and by both. Empty for a model that puts out no logits (B, K).
+        costs: What other thresholds would cost, smallest first.
+        same_images: Whether the logits were compared on the images that the gates were measured on.
         recalibrated: Number of BatchNorms whose statistics were estimated anew.
         architecture: Registered name of the network without gates that the model is now; '' if it is none.
     """
@@ -66,7 +101,9 @@ class FreezeReport:
     left: dict[str, str]
     images: int
     parameters: tuple[int, int]
-    change: Comparison | None
+    changes: dict[str, Comparison]
+    costs: list[Cost] = field(default_factory=list)
+    same_images: bool = True
     recalibrated: int = 0
     architecture: str = ''
 
@@ -75,52 +112,36 @@ class FreezeReport:
         """The gates that are constants now."""
         return [gate for gate in self.gates if gate.frozen]
 
+    @property
+    def change(self) -> Comparison | None:
+        """From the model as it was to the model as it is now; None for a model without logits (B, K)."""
+        return list(self.changes.values())[-1] if self.changes else None
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and words, for a JSON file."""
-        change = self.change
         return {
             'images': self.images,
+            'compared_images': self.change and self.change.images,
+            'same_images': self.same_images,
             'gates': [gate.as_dict() for gate in self.gates],
             'left': self.left,
             'parameters_before': self.parameters[0],
             'parameters_after': self.parameters[1],
             'recalibrated': self.recalibrated,
             'architecture': self.architecture,
-            'largest_logit': change and change.largest_logit,
-            'logit_change_mean': change and change.mean,
-            'logit_change_largest': change and change.largest,
-            'same_top1': change and change.same_top1,
-            'top1_before': change.top1[0] if change and change.top1 else None,
-            'top1_after': change.top1[1] if change and change.top1 else None,
+            **_figures(self.change or Comparison()),
+            'changes': {key: _figures(change) for key, change in self.changes.items()},
+            'thresholds': [{'threshold': cost.threshold, 'frozen': cost.frozen, **_figures(cost.change)}
+                           for cost in self.costs],
         }
 
-    def plot(self, path: str | Path, title: str = '') -> None:
-        """Write the distribution of each gate's deviations and means over channels as an image.
-
-        Args:
-            path: Of the image; its ending names the format.
-            title: Above the panels.
-
-        Raises:
-            ImportError: matplotlib is missing.
-        """
-        from ..figures.freeze import plot_gates
-
-        plot_gates(self.gates, path, title)
-
     def __str__(self) -> str:
-        return '\n'.join([*self._table(), '', *self._sentences()])
-
-    def _table(self) -> list[str]:
-        head = ['gate', 'kind', 'channels', 'mean', 'std', 'largest std', 'now']
-        rows = [[*map(_cell, list(gate.as_dict().values())[:6]), gate.what] for gate in self.gates]
-        rows += [[name, '', '', '', '', '', f'left: {reason}'] for name, reason in self.left.items()]
-        widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-        lines = [
-            '  '.join(cell.rjust(w) if 2 <= i <= 5 else cell.ljust(w) for i, (cell, w) in enumerate(
-                zip(row, widths, strict=True))).rstrip()
-            for row in (head, *rows)]
-        return [lines[0], '-' * max(map(len, lines)), *lines[1:]]
+        rows = [gate.as_dict() for gate in self.gates]
+        rows += [{**dict.fromkeys(rows[0]), 'gate': name, 'kind': '', 'what': f'left: {reason}'}
+                 for name, reason in self.left.items()]
+        names = {'largest_std': 'largest std', 'what': 'now'}
+        table = text_table([{names.get(k, k): v for k, v in row.items() if k != 'frozen'} for row in rows])
+        return '\n'.join([table, '', *self._sentences()])
 
     def _sentences(self) -> list[str]:
         before, after = self.parameters
@@ -131,16 +152,26 @@ class FreezeReport:
             lines.append(f'The statistics of {self.recalibrated} BatchNorms were estimated anew on these images.')
         if self.architecture:
             lines.append(f"The model is a '{self.architecture}' now.")
-        change = self.change
-        if change is None:
+        if self.change is None:
             return [*lines, 'The model puts out no logits to compare.']
-        lines.append(
-            f'Logits moved by {change.mean:.3g} on average and by {change.largest:.3g} at most '
-            f'(largest logit {change.largest_logit:.3g}); {change.same_top1:.2f} % of the predictions are the same.')
-        if change.top1:
-            lines.append('Top-1 {:.2f} % before, {:.2f} % after.'.format(*change.top1))
+        lines += [
+            f'Compared on {self.change.images:,} images, {"the same" if self.same_images else "other ones"} '
+            f'(largest logit {self.change.largest_logit:.3g}):', '',
+            text_table([self._row(key, len(self.frozen) if 'frozen' in key else 0, change)
+                        for key, change in self.changes.items()])]
+        if self.costs:
+            rows = [self._row(f'threshold {cost.threshold:g}', cost.frozen, cost.change) for cost in self.costs]
+            lines += ['', 'What thresholds would cost on these images:', '', text_table(rows)]
         return lines
 
-
-def _cell(value: Any) -> str:
-    return f'{value:.4f}' if isinstance(value, float) else str(value)
+    def _row(self, what: str, frozen: int, change: Comparison) -> dict[str, Any]:
+        top1 = change.top1 or (None, None)
+        return {
+            'what': what,
+            'frozen': f'{frozen} of {len(self.gates)}',
+            'top-1 before': top1[0] if top1[0] is None else f'{top1[0]:.2f} %',
+            'top-1 after': top1[1] if top1[1] is None else f'{top1[1]:.2f} %',
+            'same top-1': f'{change.same_top1:.2f} %',
+            'logits moved': f'{change.mean:.3g}',
+            'at most': f'{change.largest:.3g}',
+        }

@@ -18,6 +18,7 @@ from ...errors import BadInput, Stopped
 from ...export.graph import write_program
 from ...export.place import CONFIG, METRICS, TRAINABLE, WEIGHTS, remove, write_whole
 from ...export.save import Options, write_fused
+from ...figures.gates import plot_frozen
 from ...freeze import FreezeReport, freeze_attention
 from ..build import first_line
 from ..device import find_device
@@ -102,7 +103,7 @@ def _write(folder: Path, source: Source, report: FreezeReport, args: argparse.Na
     files = {REPORT: json.dumps(report.as_dict(), indent=2).encode() + b'\n'}
     if importlib.util.find_spec('matplotlib') is not None:
         with tempfile.TemporaryDirectory() as aside:
-            report.plot(Path(aside) / PLOT, f'{source.facts.get("model")}: channel weights of each gate')
+            plot_frozen(report.gates, Path(aside) / PLOT, f'{source.facts.get("model")}: channel weights of each gate')
             files[PLOT] = (Path(aside) / PLOT).read_bytes()
     try:
         if report.architecture:

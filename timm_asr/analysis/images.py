@@ -1,4 +1,4 @@
-"""The images of a loader, several times over, as a model takes them."""
+"""The images of a loader, as a model takes them, as often as they are needed."""
 
 import sys
 from collections.abc import Generator, Iterable, Iterator
@@ -19,6 +19,9 @@ class Images:
         samples: Images to use, the first ones that the loader gives; all of them where None.
         progress: Show a progress bar where standard error is a terminal.
 
+    Attributes:
+        seen: Number of images of the last reading.
+
     Raises:
         TypeError: The loader is an iterator, which can be read only once.
         ValueError: ``samples`` is not positive.
@@ -37,7 +40,7 @@ class Images:
                 'a list of batches.')
         if samples is not None and samples < 1:
             raise ValueError(f'samples is {samples}; it is a number of images, 1 or more.')
-        self.loader, self.samples = loader, samples
+        self.loader, self.samples, self.seen = loader, samples, 0
         self.progress = progress and sys.stderr.isatty()
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         self.device, self.dtype = like.device, like.dtype
@@ -47,22 +50,48 @@ class Images:
 
         Raises:
             TypeError: A batch is neither images nor begins with images.
-            ValueError: There are no images.
+            ValueError: There are no images, or some are not finite.
         """
-        seen = 0
+        self.seen = 0
         for batch in tqdm(self.loader, desc=what, disable=not self.progress, leave=False, dynamic_ncols=True):
             images, labels = self._parts(batch)
             if self.samples is not None:
-                images = images[:self.samples - seen]
+                images = images[:self.samples - self.seen]
                 labels = labels if labels is None else labels[:len(images)]
             if not len(images):
                 continue
-            seen += len(images)
+            tensors = [images] if isinstance(images, torch.Tensor) else images
+            if not all(tensor.isfinite().all() for tensor in tensors):
+                raise ValueError(f'Among the images {self.seen} to {self.seen + len(images) - 1} of the loader is one '
+                                 'that is not finite (NaN or infinity).')
+            self.seen += len(images)
             yield images, labels
-            if self.samples is not None and seen >= self.samples:
+            if self.samples is not None and self.seen >= self.samples:
                 break
-        if not seen:
+        if not self.seen:
             raise ValueError('The loader gives no images.')
+
+    def inputs(self, what: str) -> Iterator[Any]:
+        """Images alone."""
+        return (images for images, _ in self.batches(what))
+
+    def first(self, model: nn.Module, count: int) -> Any:
+        """The first few images, after a look at whether the model, in eval mode, takes them.
+
+        Raises:
+            ValueError: It does not.
+        """
+        batches = self.batches('first images')
+        images = next(batches)[0][:count]
+        batches.close()
+        try:
+            with torch.no_grad():
+                model(images)
+        except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            shape = tuple(images.shape) if isinstance(images, torch.Tensor) else [tuple(x.shape) for x in images]
+            text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"This {type(model).__name__} cannot take the loader's images, {shape}: {text}") from None
+        return images
 
     def _parts(self, batch: Any) -> tuple[Any, torch.Tensor | None]:
         first, labels = batch, None

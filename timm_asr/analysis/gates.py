@@ -1,0 +1,246 @@
+"""Which modules of a network are channel gates, and what they do to real images: the one measurement of all."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from ..gates.cbam import CBAM
+from ..gates.shared import SharedCBAM
+from ..gates.shared_stage import SharedStage
+
+_TIMES = ('mul', '__mul__', '__rmul__', 'multiply')
+_PLUS = ('add', '__add__', '__radd__')
+#: Attention that weighs channels first and positions afterwards, in one module.
+_GO_ON = (CBAM, SharedCBAM)
+
+Report = Callable[[str, torch.Tensor, torch.Tensor | None, torch.Tensor | None], None]
+
+
+def _per_channel(w: Any, x: torch.Tensor) -> torch.Tensor | None:
+    """w as (B, C), if it is one number per image and channel of x, (B, C, H, W); otherwise None."""
+    if not isinstance(w, torch.Tensor) or w.ndim != 4 or w.shape[:2] != x.shape[:2]:
+        return None
+    if any(w.shape[dim] != 1 and w.stride(dim) != 0 for dim in (2, 3)):
+        return None
+    return w[:, :, 0, 0]
+
+
+class GateWatch(TorchFunctionMode):
+    """While entered, reports each call of a channel gate of a model.
+
+    A gate is known by what it does, not by its class: its output is its input, (B, C, H, W), times a number per image
+    and channel, or plus one, or both. The multiplication that makes the output is seen as it happens, so the weights
+    are the gate's own, to the last bit. A factor that is itself a parameter (LayerScale) is no gate.
+
+    Args:
+        model: The model.
+        report: Called as ``report(name, x, scale, shift)`` with the feature map before the gate, (B, C, H, W), and
+            what it is multiplied by and what is added, (B, C) each or None.
+        names: Modules to watch; all with parameters where None. Then CBAM's channel part and the units that a stage
+            shares (DIA), under the names of the blocks' ``own``, are reported too: no gates that a constant could
+            stand for, but weights per channel.
+    """
+
+    def __init__(self, model: nn.Module, report: Report, names: set[str] | None = None) -> None:
+        super().__init__()
+        self.report, self.whole = report, names is None
+        self.modules = {
+            name: module for name, module in model.named_modules()
+            if (name and next(module.parameters(), None) is not None if names is None else name in names)}
+        self.own = {} if names is not None else {
+            f'{name}.{n}.own': block.own for name, stage in model.named_modules() if isinstance(stage, SharedStage)
+            for n, block in enumerate(stage)}
+        self.handles: list[RemovableHandle] = []
+        # Of each running call, innermost last: by identity, tensors that are the input times scale plus shift.
+        self.calls: list[dict[int, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]]] = []
+        self.owned: tuple[str, Any] = ('', None)
+        self.constants = {
+            t.untyped_storage()._cdata for m in self.modules.values() for t in (*m.parameters(), *m.buffers())}
+
+    def __enter__(self) -> 'GateWatch':
+        for name, module in self.modules.items():
+            self.handles.append(module.register_forward_pre_hook(self._begin))
+            self.handles.append(module.register_forward_hook(self._end(name)))
+        for name, module in self.own.items():
+            self.handles.append(module.register_forward_hook(self._keep(name)))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for handle in self.handles:
+            handle.remove()
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0] if args else None
+        self.calls.append({id(x): (x, None, None)} if isinstance(x, torch.Tensor) and x.ndim == 4 else {})
+
+    def _end(self, name: str) -> Callable[..., None]:
+        def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            known = self.calls.pop()
+            if self.whole and isinstance(module, _GO_ON):
+                output = list(known.values())[-1][0]  # the one product that is followed
+            _, scale, shift = known.get(id(output), (None, None, None))
+            if scale is not None or shift is not None:
+                self.report(name, args[0], scale, shift)
+
+        return end
+
+    def _keep(self, name: str) -> Callable[..., None]:
+        def keep(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+            self.owned = (name, output)
+
+        return keep
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, '__name__', '')
+        if len(args) == 2 and name in (*_TIMES, *_PLUS):
+            if args[1] is self.owned[1] and self.owned[0]:
+                value = _per_channel(args[1], args[0])
+                if value is not None:
+                    self.report(self.owned[0], args[0], value, None)
+            elif self.calls and self.calls[-1]:
+                self._follow(name, args, out)
+        return out
+
+    def _follow(self, name: str, args: Any, out: torch.Tensor) -> None:
+        known = self.calls[-1]
+        for x, w in (args, args[::-1]):
+            if id(x) not in known:
+                continue
+            tensor, scale, shift = known[id(x)]
+            value = _per_channel(w, tensor)
+            if value is None or value.untyped_storage()._cdata in self.constants:
+                continue
+            if name in _TIMES:
+                known[id(out)] = (
+                    out, value if scale is None else scale * value, None if shift is None else shift * value)
+            elif tensor.shape[2:].numel() > 1:  # on a map of one pixel a residual connection would look like that
+                known[id(out)] = (out, scale, value if shift is None else shift + value)
+            return
+
+
+class ChannelStatistics:
+    """Mean and deviation over images of values per channel, collected batch by batch in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self._squares = torch.zeros((), dtype=torch.float64)
+
+    def update(self, values: torch.Tensor) -> None:
+        """Add a batch (B, C)."""
+        values = values.detach().cpu().double()  # some devices have no float64
+        count, mean = len(values), values.mean(0)
+        delta, total = mean - self.mean, self.count + count
+        squares = (values - mean).square().sum(0) + delta.square() * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self._squares = self._squares + squares
+        self.count = total
+
+    @property
+    def std(self) -> torch.Tensor:
+        """Deviation over all images (their own, without Bessel's correction), (C,)."""
+        return (self._squares / max(self.count, 1)).sqrt()
+
+    @property
+    def stripe_score(self) -> float:
+        """The share of the variance that lies between channels rather than between images, 0 to 1.
+
+        With m_c the mean and s_c the deviation of channel c over images: Var_c(m_c) / (Var_c(m_c) + mean_c(s_c^2)).
+        Values that do not depend on the image at all are a stripe, whatever their channels do: 1.
+        """
+        within = self.std.square().mean()
+        if within.sqrt() <= 1e-6 * self.mean.square().mean().sqrt():  # rounding
+            return 1.0
+        between = self.mean.var(correction=0)
+        return (between / (between + within)).item()
+
+
+@dataclass
+class GateStatistics:
+    """What one gate did to the images that it saw.
+
+    Attributes:
+        name: Of the module, as in ``model.named_modules()``.
+        kind: Its class.
+        calls: How often it was called.
+        pooled: The feature map before it, averaged over positions.
+        scale: Its factors, if it multiplies.
+        shift: Its terms, if it adds.
+        kept: Of the first images, pooled feature and weights, (images, C) each, in float32.
+    """
+
+    name: str
+    kind: str
+    calls: int = 0
+    pooled: ChannelStatistics = field(default_factory=ChannelStatistics)
+    scale: ChannelStatistics | None = None
+    shift: ChannelStatistics | None = None
+    kept: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
+
+    @property
+    def weights(self) -> ChannelStatistics:
+        """Its factors; of a gate that only adds, its terms."""
+        return self.scale or self.shift  # type: ignore[return-value]
+
+    def update(self, x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None, keep: int) -> None:
+        """Add a call: the map before the gate (B, C, H, W), factors and terms (B, C) or None."""
+        self.calls += 1
+        pooled = x.mean((2, 3))
+        self.pooled.update(pooled)
+        if scale is not None:
+            self.scale = self.scale or ChannelStatistics()
+            self.scale.update(scale)
+        if shift is not None:
+            self.shift = self.shift or ChannelStatistics()
+            self.shift.update(shift)
+        wanted = keep - len(self.kept[0])
+        if wanted > 0:
+            new = [part[:wanted].float().cpu() for part in (pooled, scale if scale is not None else shift)]
+            self.kept = tuple(  # type: ignore[assignment]
+                torch.cat([old, part]) if len(old) else part for old, part in zip(self.kept, new, strict=True))
+
+
+@torch.no_grad()
+def measure_gates(
+        model: nn.Module,
+        batches: Iterator[Any],
+        names: set[str] | None = None,
+        keep: int = 0,
+) -> dict[str, GateStatistics]:
+    """Find the channel gates of a model in eval mode and collect their weights over images.
+
+    Nothing is changed in the model, and the memory it takes does not grow with the number of images.
+
+    Args:
+        model: The model.
+        batches: The images.
+        names: Modules that may be gates; as :class:`GateWatch` has it.
+        keep: Values of so many images are kept one by one, for heat maps.
+
+    Returns:
+        Name of each gate -> its statistics, in the order in which they run; of gates inside each other, the inner one.
+        A gate that ran more than once an image has more ``calls`` than there were batches.
+
+    Raises:
+        ValueError: A gate's weights are not finite.
+    """
+    found: dict[str, GateStatistics] = {}
+
+    def report(name: str, x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None) -> None:
+        if name not in found:
+            found[name] = GateStatistics(name, type(model.get_submodule(name)).__name__)
+        found[name].update(x, scale, shift, keep)
+
+    for images in batches:
+        with GateWatch(model, report, names):
+            model(images)
+    for gate in found.values():
+        if not gate.weights.mean.isfinite().all():
+            raise ValueError(f"The gate '{gate.name}' gives weights that are not finite.")
+    return found

@@ -1,0 +1,143 @@
+"""The stripe observation (ASR paper, Figures 1 and 4): how little a channel's weight depends on the image."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.utils import unwrap_model
+from torch import nn
+
+from .gates import GateStatistics, measure_gates
+from .images import Images
+from .tables import text_table
+
+_NO_GATE = ('No module of this {} weighs channels by what it sees in an image (SE, ECA, CBAM, DIA, ...), so there are '
+            'no weights to look at.')
+
+
+@dataclass
+class StripeReport:
+    """What :func:`measure_stripes` found; ``print`` it.
+
+    Attributes:
+        gates: In the order in which they run.
+        images: Number of images.
+    """
+
+    gates: list[GateStatistics]
+    images: int
+
+    @property
+    def score(self) -> float:
+        """The stripe score of the model: that of its gates on average."""
+        return sum(gate.weights.stripe_score for gate in self.gates) / len(self.gates)
+
+    @property
+    def score_before(self) -> float:
+        """The same of the pooled features that the gates see."""
+        return sum(gate.pooled.stripe_score for gate in self.gates) / len(self.gates)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a gate; means and deviations are averages over its channels."""
+        return [{
+            'gate': gate.name,
+            'kind': gate.kind,
+            'channels': len(gate.weights.mean),
+            'mean': gate.weights.mean.mean().item(),
+            'std': gate.weights.std.mean().item(),
+            'std before': gate.pooled.std.mean().item(),
+            'score': gate.weights.stripe_score,
+            'score before': gate.pooled.stripe_score,
+        } for gate in self.gates]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and words, for a JSON file: with mean and deviation of every channel."""
+        return {
+            'images': self.images,
+            'score': self.score,
+            'score_before': self.score_before,
+            'gates': [{**row, **{
+                f'{key}_of_channels': values.tolist() for key, values in (
+                    ('mean', gate.weights.mean), ('std', gate.weights.std),
+                    ('pooled_mean', gate.pooled.mean), ('pooled_std', gate.pooled.std))}}
+                for row, gate in zip(self.rows(), self.gates, strict=True)],
+        }
+
+    def __str__(self) -> str:
+        return (f'{text_table(self.rows())}\n\nStripe score over {self.images:,} images: {self.score:.3f} '
+                f'(pooled features before the gates: {self.score_before:.3f}).')
+
+
+def measure_stripes(
+        model: nn.Module,
+        loader: Iterable[Any],
+        *,
+        samples: int | None = None,
+        keep: int = 64,
+        progress: bool = True,
+) -> StripeReport:
+    """How far the channel weights of a network depend on the image: per gate, per channel, and as one score.
+
+    ::
+
+        report = timm_asr.analysis.measure_stripes(model, loader)
+        print(report)              # one row a gate
+        report.score               # 1: the weights ignore the image; 0: they differ between images alone
+
+    The score of a gate is the share of its weights' variance that lies between channels rather than between images.
+    With m_c the mean and s_c the deviation over images of channel c, it is Var_c(m_c) / (Var_c(m_c) + mean_c(s_c^2)).
+
+    Args:
+        model: Any network of timm or of this package, a detector, or a wrapper around one, before ``reparameterize``.
+            It is left as it is.
+        loader: Gives (images, labels) or images, as timm's loaders do.
+        samples: Images to use, the first ones that the loader gives; all of them where None.
+        keep: Images whose values are kept one by one, for the heat maps. Memory does not grow with the others.
+        progress: Show a progress bar where standard error is a terminal.
+
+    Raises:
+        ValueError: The model weighs no channels, or the images do not fit it or are not finite.
+        TypeError: The loader is an iterator, or gives no images.
+    """
+    model = unwrap_model(model)
+    images = Images(loader, model, samples, progress)
+    training = {module: module.training for module in model.modules()}
+    try:
+        images.first(model.eval(), 2)
+        found = measure_gates(model, images.inputs('measuring gates'), keep=keep)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    if not found:
+        raise ValueError(_NO_GATE.format(type(model).__name__))
+    return StripeReport(list(found.values()), images.seen)
+
+
+def stripe_differences(
+        models: Iterable[nn.Module],
+        images: Any,
+) -> dict[str, torch.Tensor]:
+    """How the weights of a few fixed images change from epoch to epoch: |v(t+1) - v(t)|, the paper's Figure 1c.
+
+    Args:
+        models: One network at several times of its training, in order; an iterator that loads them one by one will do.
+        images: What a model is called with, (B, C, H, W).
+
+    Returns:
+        Name of each gate -> absolute first differences (times - 1, B, C).
+
+    Raises:
+        ValueError: There are fewer than two models, or no gates in them.
+    """
+    last: dict[str, torch.Tensor] = {}
+    steps: dict[str, list[torch.Tensor]] = {}
+    for model in models:
+        now = {gate.name: gate.kept[1] for gate in measure_stripes(model, [images], keep=len(images)).gates}
+        for name, weights in now.items():
+            if name in last:
+                steps.setdefault(name, []).append((weights - last[name]).abs())
+        last = now
+    if not steps:
+        raise ValueError('A difference takes the same network at two times of its training at least.')
+    return {name: torch.stack(parts) for name, parts in steps.items()}

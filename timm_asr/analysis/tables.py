@@ -1,0 +1,24 @@
+"""Rows of results as text, as the commands print them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def text_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Columns that stand under each other; numbers are to the right, with four digits after the point.
+
+    Args:
+        rows: All with the keys of the first, which are the heads of the columns.
+    """
+    head = list(rows[0])
+    numeric = [all(isinstance(row[key], int | float | None) for row in rows) for key in head]
+    cells = [head, *([_cell(row[key]) for key in head] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    lines = ['  '.join(
+        cell.rjust(width) if right else cell.ljust(width)
+        for cell, width, right in zip(line, widths, numeric, strict=True)).rstrip() for line in cells]
+    return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:]])
+
+
+def _cell(value: Any) -> str:
+    return '' if value is None else f'{value:.4f}' if isinstance(value, float) else str(value)

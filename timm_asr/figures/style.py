@@ -1,0 +1,84 @@
+"""What all figures share: sizes that are legible at the width of a page, and PNG beside CSV and JSON."""
+
+import csv
+import json
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+WIDTH, DPI = 7.2, 150  # inches of a page; pixels an inch
+_RC = {
+    'font.size': 9,
+    'axes.titlesize': 9,
+    'axes.labelsize': 9,
+    'xtick.labelsize': 8,
+    'ytick.labelsize': 8,
+    'legend.fontsize': 8,
+    'figure.titlesize': 10,
+    'axes.grid': True,
+    'axes.grid.axis': 'y',
+    'grid.alpha': 0.3,
+    'axes.axisbelow': True,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'image.interpolation': 'nearest',
+    'lines.linewidth': 1.5,
+}
+
+
+def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function draw in the style of this package.
+
+    The function gets an ``ImportError`` that says what to install where matplotlib is missing.
+    """
+    @wraps(draw)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            import matplotlib
+        except ImportError:
+            raise ImportError("Figures need matplotlib: pip install 'timm-asr[plot]'.") from None
+        with matplotlib.rc_context(_RC):
+            return draw(*args, **kwargs)
+
+    return run
+
+
+def new(rows: int = 1, columns: int = 1, height: float = 2.4, width: float = WIDTH, **kwargs: Any) -> tuple[Any, Any]:
+    """A figure and its panels, an array (rows, columns); ``height`` is that of one row in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height * rows), layout='constrained')
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def save(figure: Any, path: str | Path, title: str = '', caption: str = '') -> None:
+    """Write a figure with its title above and its caption, such as the command that made it, below.
+
+    Args:
+        figure: Of :func:`new`.
+        path: Of the image; its ending names the format.
+        title: Above the panels.
+        caption: Small, below them; broken into lines.
+    """
+    if title:
+        figure.suptitle(title)
+    if caption:
+        columns = int(figure.get_size_inches()[0] * 15)
+        figure.supxlabel('\n'.join(textwrap.wrap(caption, columns, break_long_words=True)), fontsize=6.5,
+                         family='monospace', color='0.4')
+    figure.savefig(path, dpi=DPI)
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the keys of the first as their heads."""
+    with Path(path).open('w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write plain numbers and words."""
+    Path(path).write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
