@@ -26,7 +26,6 @@ KNOWN = {
     'checkpoints.open': {'engine.build', 'engine.checkpoint', 'engine.commands.train_options', 'export.contents',
                          'export.place', 'export.provenance', 'export.trainable', 'checkpoints.source'},
     'checkpoints.source': {'export.provenance', 'checkpoints.open'},
-    'freeze.report': {'figures.freeze'},
     'gates.table': {'asr.scaled'},
 }
 LONG = {

@@ -8,8 +8,9 @@ from PIL import Image
 from timm.data import create_loader
 
 import timm_asr  # noqa: F401 - registers the models
-from timm_asr.analysis.feature_integration import collect_attention, feature_integration, main, plot_feature_integration
+from timm_asr.analysis.feature_integration import collect_attention, feature_integration
 from timm_asr.data import Digits
+from timm_asr.figures import plot_feature_integration
 
 sklearn_ensemble = pytest.importorskip('sklearn.ensemble', reason='the extra `analysis` is not installed')
 
@@ -90,39 +91,21 @@ def test_heat_map(tmp_path):
     assert len(image.convert('RGB').getcolors(1 << 20)) > 100
 
 
-@pytest.mark.parametrize('model', ['resnet20_dia_lstm', 'resnet20_se'])
-def test_command(model, tmp_path, capsys):
-    state = tmp_path / 'model.pth'
-    torch.save(timm.create_model(model).state_dict(), state)
-    words = f'--model {model} --checkpoint {state} --samples 30 --channels 4 --trees 3 --jobs 1 --batch-size 16'
-    assert main([*words.split(), '--output', str(tmp_path / 'map.png')]) == 0
-    assert 'layer3: 30 images, 3 blocks, 64 channels' in capsys.readouterr().out
-    assert Image.open(tmp_path / 'map.png').format == 'PNG'
-
-
-def test_a_training_checkpoint_says_what_it_is(tmp_path, capsys):
-    model = timm.create_model('resnet20_dia_se', in_chans=1, num_classes=7)
-    args = {'model': 'resnet20_dia_se', 'in_chans': 1, 'num_classes': 7}
-    torch.save({'arch': args['model'], 'state_dict': model.state_dict(), 'args': args}, tmp_path / 'last.pth.tar')
-    words = f'--checkpoint {tmp_path}/last.pth.tar --samples 20 --channels 2 --trees 2 --jobs 1'
-    assert main([*words.split(), '--output', str(tmp_path / 'map.png')]) == 0
-    assert (tmp_path / 'map.png').exists()
-
-
-@pytest.mark.parametrize(('words', 'sentence'), [
-    ('--checkpoint nowhere.pth', 'no checkpoint at nowhere.pth'),
-    ('--model resnet20', 'No block of this ASRCifarResNet has attention to look at'),
-    ('--model resnet20_dia_cbam --samples 4', 'This attention weighs positions'),
-    ('--model resnet20_sge --samples 4', 'This attention weighs positions'),
-    ('--model resnet20_dia_lstm --dataset  --data-dir nowhere', "--data-dir 'nowhere' does not exist"),
-    ('--model no_such_model', 'no_such_model'),
+@pytest.mark.parametrize(('name', 'sentence'), [
+    ('resnet20', 'No module of this ASRCifarResNet weighs channels'),
+    ('resnet20_sge', 'weighs channels'),
+    ('resnet20_dia_cbam', 'is called by several blocks'),
 ])
-def test_errors(words, sentence, tmp_path, capsys):
-    assert main([*words.split(' '), '--output', str(tmp_path / 'map.png')]) != 0
-    error = capsys.readouterr().err
-    assert sentence in error
-    assert error.count('\n') == 1
-    assert not list(tmp_path.iterdir())
+def test_attention_that_is_no_weight_per_channel_and_block(name, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        collect_attention(timm.create_model(name), loader(), samples=4)
+
+
+def test_stages_of_timm():
+    model = timm.create_model('efficientnet_b0', num_classes=5)
+    attention = collect_attention(model, [torch.randn(3, 3, 64, 64)])
+    assert {stage: weights.shape[1] for stage, weights in attention.items()} == {
+        f'blocks.{n}': blocks for n, blocks in enumerate((1, 1, 1, 2, 2, 3, 1))}
 
 
 def test_too_little_to_learn_from():

@@ -100,8 +100,8 @@ def plot_differences(
         high = torch.quantile(values[:, :images, chosen].flatten(), 0.99).item()
         for index, axes in enumerate(row):
             image = axes.imshow(
-                values[:, index, chosen].T.numpy(), aspect='auto', cmap='inferno', vmin=0, vmax=high or 1, origin='lower',
-                extent=(0.5, len(values) + 0.5, -0.5, len(chosen) - 0.5))
+                values[:, index, chosen].T.numpy(), aspect='auto', cmap='inferno', vmin=0, vmax=high or 1,
+                origin='lower', extent=(0.5, len(values) + 0.5, -0.5, len(chosen) - 0.5))
             axes.grid(False)
             axes.set(title=f'{name}, image {index + 1}', ylabel='channel' if index == 0 else '')
         figure.colorbar(image, ax=list(row), pad=0.02)
