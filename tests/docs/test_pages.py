@@ -1,0 +1,94 @@
+"""Every page of the documentation: its Python runs, its links lead somewhere, its commands are understood.
+
+`tests/support/pages.py` lists the comments by which a page says how it is to be run.
+"""
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from pages import PAGES, ROOT, anchors, commands, links, parts
+
+from timm_asr.engine import options
+
+WITH_PYTHON = [page for page in PAGES if any(part.kind == 'python' for part in parts(page))]
+SLOW = {page for page in PAGES if any(part.kind == 'test' and part.text == 'slow' for part in parts(page))}
+COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
+
+
+def of_pages(pages):
+    return [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else []) for page in pages]
+
+
+def loose(text):
+    """Text without what another machine changes: numbers, and the width of columns."""
+    return [' '.join(re.sub(r'-?\d[\d.,]*(e[-+]\d+)?', '#', line).split()) for line in text.strip().splitlines()]
+
+
+@pytest.mark.parametrize('page', of_pages(WITH_PYTHON))
+def test_its_python_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('MPLBACKEND', 'Agg')
+    space, before, printed = {'__name__': page}, '', ''
+    for part in parts(page):
+        word, _, rest = part.text.partition('\n' if part.text.startswith('setup\n') else ' ')
+        if part.kind == 'python' and before == 'process':
+            run = subprocess.run([sys.executable, '-c', part.text], capture_output=True, text=True)
+            assert run.returncode == 0, f'{page}:{part.line}\n{run.stderr}'
+            printed = run.stdout
+        elif (part.kind == 'python' and before != 'skip:') or (part.kind == 'test' and word == 'setup'):
+            code = part.text if part.kind == 'python' else rest
+            exec(compile('\n' * part.line + code, page, 'exec'), space)
+            printed = capsys.readouterr().out
+        elif part.kind == 'test' and word == 'needs':
+            pytest.importorskip(rest)
+        elif part.kind == 'text' and before == 'output':
+            assert loose(part.text) == loose(printed), f'{page}:{part.line}'
+        before = word if part.kind == 'test' else ''
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_its_links_lead_somewhere(page):
+    for link in links(page):
+        path, _, anchor = link.partition('#')
+        target = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert target.exists(), link
+        if anchor and target.suffix == '.md':
+            assert anchor in anchors(str(target.relative_to(ROOT))), link
+
+
+@pytest.mark.parametrize(('page', 'command'), COMMANDS, ids=[f'{page}:{command[:60]}' for page, command in COMMANDS])
+def test_its_commands_are_understood(page, command, monkeypatch):
+    line = re.search(r'(?:timm-asr|python -m timm_asr) (\w+)(.*)|python (train|validate|benchmark)\.py(.*)'
+                     r'|torchrun\b.* (train)\.py(.*)', command.split('&&')[-1])
+    if not line or line[1] == 'run':
+        return  # not a command of this package, or one whose options belong to another program
+    name, rest = (word for word in line.groups() if word is not None)
+    module = importlib.import_module(f'timm_asr.engine.commands.{name}')
+
+    def parse_only(*args, _parse=options.parse, **kwargs):
+        _parse(*args, **kwargs)
+        raise SystemExit('understood')
+
+    for place in list(sys.modules.values()):
+        if getattr(place, 'parse', None) is options.parse and place is not options:
+            monkeypatch.setattr(place, 'parse', parse_only)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match='understood'):
+        module.main(shlex.split(rest))
+
+
+def test_readme_opens_with_the_two_commands_that_ci_runs():
+    first, second = [part.text for part in parts('README.md') if part.kind == 'bash'][:2]
+    assert first.count('\n') == second.count('\n') == 1
+    assert first.rstrip().endswith('python train.py')
+    assert second.rstrip().endswith('pytest')
+    assert 'README.md' in (ROOT / '.ci' / 'run').read_text()
+
+
+def test_comments_for_the_tests_are_spelt_right():
+    words = {part.text.split()[0] for page in PAGES for part in parts(page) if part.kind == 'test'}
+    assert words <= {'setup', 'skip:', 'process', 'needs', 'output', 'slow'}
