@@ -13,7 +13,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from timm_asr import attach_asr, fold_asr, has_asr, reparameterize
-from timm_asr.asr.branches import existing, register_branches
+from timm_asr.asr.blocks import existing, register_block
 from timm_asr.asr.vector import ASR, wrap
 from timm_asr.gates.table import asr_gate
 
@@ -211,12 +211,10 @@ class Fusable(nn.Sequential):
 
 
 def test_ones_own_block(monkeypatch):
-    known = {}
-    for module in ('branches', 'scaled', 'asr'):
-        monkeypatch.setattr(f'timm_asr.layers.{module}.BRANCH_BLOCKS', known)
-    register_branches(Two, lambda block: existing(block, 'nothing', 'branches.1'))
-    with pytest.raises(RuntimeError, match='branches of Two are registered already'):
-        register_branches(Two, lambda block: [])
+    monkeypatch.setattr('timm_asr.asr.blocks.BLOCKS', {})
+    register_block(Two, ends=lambda block: existing(block, 'nothing', 'branches.1'))
+    with pytest.raises(RuntimeError, match='block Two is registered already'):
+        register_block(Two, ends=lambda block: [])
     x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
     asr = randomize(wrap(Two(4, 4).double(), asr_gate('ie'))).eval()
     assert type(asr) is ASR
@@ -227,7 +225,7 @@ def test_ones_own_block(monkeypatch):
         wrap(Two(4, 5), asr_gate('ie'))
     with pytest.raises(TypeError, match='This Two has no branch that ends in a layer to scale'):
         wrap(Two(), asr_gate('ie'))
-    register_branches(Fusable, lambda block: ['0'])
+    register_block(Fusable, ends=lambda block: ['0'])
     body = nn.Sequential(randomize(wrap(Fusable(nn.Conv2d(4, 4, 1)).double(), asr_gate('ie'))))
     expected = body(x)
     body = reparameterize_model(body)

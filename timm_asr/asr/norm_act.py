@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from .vector import ASR, WRAPPERS
+from .blocks import register_block
+from .vector import ASR
 
 
 class NormActASR(ASR):
@@ -34,4 +35,4 @@ class NormActASR(ASR):
         return self
 
 
-WRAPPERS[BatchNormAct2d] = NormActASR
+register_block(BatchNormAct2d, scripted=NormActASR)

@@ -8,7 +8,7 @@ import timm.models.fastvit as fastvit
 import timm.models.swiftformer as swiftformer
 from torch import nn
 
-from .branches import BRANCH_BLOCKS
+from .blocks import facts_of
 from .scaled import channel_dim
 from .trace import LAYER, Graph, Node
 from .vector import ASR
@@ -81,7 +81,7 @@ class Additions:
         for i, node in self.members(bits):
             if node.op == LAYER:
                 layer = self.graph.layers[node.layer]
-                weighted = isinstance(layer, _WEIGHTED) or type(layer) in BRANCH_BLOCKS
+                weighted = isinstance(layer, _WEIGHTED) or bool(facts_of(layer).ends)
             elif node.op in _WEIGHING or node.op in _PROJECTING:
                 weighted = node.op in _WEIGHING
             else:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from .branches import BRANCH_BLOCKS
+from .blocks import facts_of
 
 _WEIGHT_BIAS = ('weight', 'bias')
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -71,7 +71,7 @@ def scaled_names(layer: nn.Module) -> list[str]:
         TypeError: A layer of this type, or one without such tensors, cannot be scaled.
     """
     kind = type(layer)
-    if kind in BRANCH_BLOCKS:
+    if facts_of(layer).ends:
         return _branch_names(layer)
     if kind not in SCALABLE:
         raise TypeError(
@@ -87,7 +87,7 @@ def scaled_names(layer: nn.Module) -> list[str]:
 
 def _branch_names(block: nn.Module) -> list[str]:
     names = []
-    for end in BRANCH_BLOCKS[type(block)](block):
+    for end in facts_of(block).ends(block):  # type: ignore[misc]
         layer = block.get_submodule(end)
         if isinstance(layer, WITH_ACTIVATION) and not isinstance(getattr(layer, 'act', None), nn.Identity | None):
             raise TypeError(
@@ -118,7 +118,7 @@ def out_channels(layer: nn.Module) -> int:
 
 def channel_dim(layer: nn.Module) -> int:
     """Dimension of the channels in a scalable layer's output: -1 for layers that keep them last, otherwise 1."""
-    while type(layer) in BRANCH_BLOCKS:
+    while facts_of(layer).ends:
         layer = layer.get_submodule(scaled_names(layer)[0].rpartition('.')[0])
     return -1 if type(layer) in _CHANNELS_LAST else 1
 

@@ -4,52 +4,24 @@ import fnmatch
 from collections import Counter
 from collections.abc import Mapping
 
-import timm.models._efficientnet_blocks as efficientnet
-import timm.models.byobnet as byobnet
-import timm.models.fastvit as fastvit
-import timm.models.repvit as repvit
-import timm.models.resnet as resnet
-import timm.models.vision_transformer as vit
 from timm.layers import to_2tuple
 from timm.models import get_model_args
 from torch import nn
 
-from ..gates.shared_stage import BranchBasicBlock, BranchBottleneck
-from . import timm_blocks as merging_blocks  # noqa: F401 - registers them
-from .branches import BRANCH_BLOCKS
+from .blocks import BLOCKS, facts_of
 from .residual_ends import BranchEnds, conv_norms
 from .scaled import SCALABLE, nearest, scaled_names
 from .trace import Graph, follow
 from .vector import ASR
 
-#: Block class -> names inside the block: the last norm of a residual branch (where it ends in none, the last
-#: convolution); the outputs of attention and MLP; '' is the block itself, a sum of branches (asr/branches.py).
-#: Here are the blocks of this package, which are known before the whole network is, and those of timm that have
-#: instances without an addition. All others are found by following the residual additions.
-SITES: dict[type[nn.Module], tuple[str, ...]] = {
-    resnet.BasicBlock: ('bn2',),
-    resnet.Bottleneck: ('bn3',),
-    BranchBasicBlock: ('bn2',),
-    BranchBottleneck: ('bn3',),
-    vit.Block: ('attn.proj', 'mlp.fc2'),
-    byobnet.RepVggBlock: ('',),
-    byobnet.MobileOneBlock: ('',),
-    fastvit.RepMixer: ('',),
-    repvit.RepVggDw: ('',),
-    efficientnet.DepthwiseSeparableConv: ('bn2',),
-    efficientnet.InvertedResidual: ('bn3',),
-    efficientnet.CondConvResidual: ('bn3',),
-    efficientnet.EdgeResidual: ('bn2',),
-}
-
 
 def known_sites(model: nn.Module) -> list[str]:
     """Names of the layers in a model that ASR scales where nobody names others.
 
-    In blocks of the classes in :data:`SITES` these are the layers named there. In others it is the last affine layer on
-    the channels of each residual branch (a norm, convolution or linear layer; layer scale where there is none), found
-    by following an image without content through the network; blocks of the same class are treated alike, those without
-    an addition too. In a network without residual branches it is each norm after a convolution, or each convolution.
+    In blocks of registered classes (asr/blocks.py) these are the layers named there. In others it is the last affine
+    layer on the channels of each residual branch (a norm, convolution or linear layer; layer scale where there is
+    none), found by following an image without content through the network; blocks of the same class are treated alike,
+    those without an addition too. In a network without residual branches it is each norm after a convolution, or each convolution.
 
     Left out: layers that are used more than once or share parameters, whose parameters somebody else reads, that have
     hooks, and whose scale would be undone (weight-standardised convolutions without a gain, layers before a norm).
@@ -74,7 +46,7 @@ def known_sites(model: nn.Module) -> list[str]:
     if not sites:
         raise ValueError(
             f'No place for ASR is known in a {type(model).__name__}: {reason}, and none of its blocks is of a known '
-            f'class ({", ".join(kind.__name__ for kind in SITES)}). '
+            f'class ({", ".join(kind.__name__ for kind, block in BLOCKS.items() if block.sites)}). '
             "Name the layers yourself, e.g. sites=['layer1.*.bn2'] (names as in model.named_modules()).")
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     return sorted(sites, key=order.__getitem__)
@@ -84,7 +56,7 @@ def class_sites(model: nn.Module) -> list[str]:
     """The sites of the blocks whose classes are known, and whose layers are such as can be scaled."""
     sites: list[str] = []
     for name, module in model.named_modules():
-        inside = SITES.get(type(module.layer if isinstance(module, ASR) else module), ())
+        inside = facts_of(module.layer if isinstance(module, ASR) else module).sites
         try:
             layers = [module.get_submodule(inner) for inner in inside]
         except AttributeError:
@@ -118,7 +90,7 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that are followed as a whole: what can be scaled, and what has ASR already."""
     layers = {
         name: module for name, module in model.named_modules()
-        if type(module) in SCALABLE or type(module) in BRANCH_BLOCKS or isinstance(module, ASR)}
+        if type(module) in SCALABLE or facts_of(module).ends or isinstance(module, ASR)}
     inside = tuple(f'{name}.' for name, module in layers.items() if type(module) not in SCALABLE)
     return {name: module for name, module in layers.items() if not name.startswith(inside)}
 
@@ -134,7 +106,7 @@ def found_sites(model: nn.Module, graph: Graph, known: tuple[str, ...] = ()) -> 
     usable = _usable(model, graph)
     ends = BranchEnds(graph, usable)
     blocks = tuple(
-        f'{name}.' for name, module in model.named_modules() if name and type(module) in SITES
+        f'{name}.' for name, module in model.named_modules() if name and facts_of(module).sites
         and any(site == name or site.startswith(f'{name}.') for site in known))
     found = {layer: scope for layer, scope in ends.found.items() if not f'{layer}.'.startswith(blocks)}
     if not ends.additions.branches and not known:

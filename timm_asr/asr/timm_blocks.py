@@ -1,10 +1,14 @@
-"""timm's own layers and blocks that ASR scales, beyond those in ``timm.layers``.
+"""timm's layers and blocks, made known to ASR.
+
+Sites are named for blocks that are known before the whole network is, and for those that have instances without an
+addition. All others are found by following the residual additions.
 
 Blocks that merge themselves for inference are scaled as a whole. What merges a block reads the parameters of its
 layers. An ASR on one of them would stand in the way, or worse, be passed over; so it goes around the block and scales
 the layers that the block ends in.
 """
 
+import timm.models._efficientnet_blocks as efficientnet
 import timm.models.byobnet as byobnet
 import timm.models.efficientvim as efficientvim
 import timm.models.efficientvit_msra as efficientvit
@@ -14,13 +18,44 @@ import timm.models.levit as levit
 import timm.models.metaformer as metaformer
 import timm.models.repghost as repghost
 import timm.models.repvit as repvit
+import timm.models.resnet as resnet
 import timm.models.shvit as shvit
 import timm.models.swiftformer as swiftformer
 import timm.models.tiny_vit as tiny_vit
+import timm.models.vision_transformer as vit
+import torch
 from torch import nn
 
-from .branches import existing, register_branches
+from ..gates.shared_stage import BranchBasicBlock, BranchBottleneck
+from .blocks import existing, register_block
 from .scaled import register_layer
+from .vector import ASR
+
+
+class SumASR(ASR):
+    """ASR around a block whose output is the sum of its branches: multiplying one is multiplying the other."""
+
+    def scripted(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * v.view(1, -1, 1, 1)
+
+
+class RepVggASR(ASR):
+    """ASR around timm's ``RepVggBlock``: the sum of its branches times v, before a gate that stands in the block."""
+
+    def scripted(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        block = self.layer
+        if block.reparam_conv is not None:
+            y = block.reparam_conv(x)
+        else:
+            y = block.drop_path(block.conv_1x1(x) + block.conv_kxk(x))
+            if block.identity is not None:
+                y = y + block.identity(x)
+        return block.act(block.attn(y * v.view(1, -1, 1, 1)))
+
+
+def repvgg_ends(block: nn.Module) -> list[str]:
+    """The norms that the branches of a ``RepVggBlock`` end in, or its merged convolution."""
+    return existing(block, 'reparam_conv') or existing(block, 'conv_kxk.bn', 'conv_1x1.bn', 'identity')
 
 
 def mobileone_ends(block: nn.Module) -> list[str]:
@@ -37,18 +72,31 @@ def _norm(block: nn.Module) -> list[str]:
     return existing(block, 'bn')
 
 
-register_branches(byobnet.MobileOneBlock, mobileone_ends)
-register_branches(fastvit.MobileOneBlock, mobileone_ends)
+register_block(byobnet.RepVggBlock, sites=('',), ends=repvgg_ends, scripted=RepVggASR)
+register_block(byobnet.MobileOneBlock, sites=('',), ends=mobileone_ends)
+register_block(fastvit.MobileOneBlock, ends=mobileone_ends)
 # x + layer_scale(mixer(x) - norm(x)): the branch is what is scaled.
-register_branches(fastvit.RepMixer, lambda block: existing(block, 'layer_scale'))
-register_branches(repghost.RepGhostModule, repghost_ends)
+register_block(fastvit.RepMixer, sites=('',), ends=lambda block: existing(block, 'layer_scale'))
+register_block(repghost.RepGhostModule, ends=repghost_ends)
 # bn(conv(x) + conv1(x) + x); the legacy form has no norm after the sum, and x itself cannot be scaled
-register_branches(repvit.RepVggDw, lambda block: [] if block.legacy else ['bn'])
+register_block(repvit.RepVggDw, sites=('',), ends=lambda block: [] if block.legacy else ['bn'])
 for kind in (
         efficientvit.ConvNorm, iformer.ConvNorm, levit.ConvNorm, repvit.ConvNorm, shvit.Conv2dNorm, tiny_vit.ConvNorm):
-    register_branches(kind, _norm)
+    register_block(kind, ends=_norm)
 for kind in (efficientvim.ConvLayer1d, efficientvim.ConvLayer2d):
-    register_branches(kind, lambda block: existing(block, 'norm') or ['conv'])
+    register_block(kind, ends=lambda block: existing(block, 'norm') or ['conv'])
+
+_BASIC = ('conv1', 'bn1', 'act1', 'aa', 'conv2', 'bn2', 'act2')
+_BOTTLENECK = ('conv1', 'bn1', 'act1', 'conv2', 'bn2', 'act2', 'aa', 'conv3', 'bn3', 'act3')
+register_block(resnet.BasicBlock, sites=('bn2',), layers=_BASIC, branch=BranchBasicBlock)
+register_block(resnet.Bottleneck, sites=('bn3',), layers=_BOTTLENECK, branch=BranchBottleneck)
+register_block(BranchBasicBlock, sites=('bn2',))
+register_block(BranchBottleneck, sites=('bn3',))
+register_block(vit.Block, sites=('attn.proj', 'mlp.fc2'))
+for kind, last in (
+        (efficientnet.DepthwiseSeparableConv, 'bn2'), (efficientnet.InvertedResidual, 'bn3'),
+        (efficientnet.CondConvResidual, 'bn3'), (efficientnet.EdgeResidual, 'bn2')):
+    register_block(kind, sites=(last,))
 
 for scale in (fastvit.LayerScale2d, swiftformer.LayerScale2d):
     register_layer(scale, ('gamma',))

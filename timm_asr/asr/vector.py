@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.layers import register_notrace_module
 from torch import nn
 
 from ..gates.gate import ChannelGate
-from .branches import BRANCH_BLOCKS
+from .blocks import facts_of
 from .scaled import WITH_ACTIVATION, channel_dim, out_channels, scale_, scaled_forward, scaled_names
 
 MAX_DEPTH = 4
@@ -103,7 +104,7 @@ class ASR(nn.Module):
     Args:
         layer: A layer with C output channels: BatchNorm and its kin, LayerNorm, GroupNorm, LayerScale, linear,
             convolution; or a block that sums branches which end in such layers, of a class that
-            :mod:`timm_asr.asr.branches` knows.
+            :mod:`timm_asr.asr.blocks` knows.
         gate: Constructor ``f(channels, device=None, dtype=None)`` of a foldable gate.
         depth: Number of vectors delta, 1 to 4.
         init: Initial psi: a number, or ``'N_0.1'`` for N(0, 0.1^2).
@@ -177,7 +178,7 @@ class ASR(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Called by ``torch.jit.script``: refuses what scripting would silently change."""
-        after = isinstance(self.layer, WITH_ACTIVATION) or type(self.layer) in BRANCH_BLOCKS
+        after = isinstance(self.layer, WITH_ACTIVATION) or bool(facts_of(self.layer).ends)
         if after and type(self).scripted is ASR.scripted:
             self._refuse_scripting()
         return self
@@ -234,10 +235,6 @@ class ASR(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
 
-#: Class of a layer -> the subclass of :class:`ASR` that TorchScript needs around it.
-WRAPPERS: dict[type[nn.Module], type[ASR]] = {}
-
-
 def wrap(
         layer: nn.Module,
         gate: Callable[..., ChannelGate],
@@ -246,7 +243,8 @@ def wrap(
         learnable: bool = True,
 ) -> ASR:
     """The :class:`ASR` that fits a layer best: where its class is one that TorchScript needs help with, a subclass."""
-    return WRAPPERS.get(type(layer), ASR)(layer, gate, depth, init, learnable)
+    kind: Any = facts_of(layer).scripted or ASR
+    return kind(layer, gate, depth, init, learnable)
 
 
 def has_asr(module: nn.Module) -> bool:

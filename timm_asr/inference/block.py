@@ -4,19 +4,13 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
-from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..asr.blocks import facts_of
 from ..gates.pointwise import PointwiseConv2d
 from .fold_bn import foldable
 from .gates import has_inference_form, in_place, inference_gate
-
-#: Block class -> its layers in order: those before the last convolution; that convolution, its norm and the activation.
-LAYERS: dict[type[nn.Module], tuple[tuple[str, ...], tuple[str, str, str]]] = {
-    BasicBlock: (('conv1', 'bn1', 'act1', 'aa'), ('conv2', 'bn2', 'act2')),
-    Bottleneck: (('conv1', 'bn1', 'act1', 'conv2', 'bn2', 'act2', 'aa'), ('conv3', 'bn3', 'act3')),
-}
 
 
 class InferenceBranch(nn.Module):
@@ -27,7 +21,7 @@ class InferenceBranch(nn.Module):
 
     Args:
         block: The block, in eval mode; its layers are taken over.
-        layers: Names of the block's layers, as in :data:`LAYERS`.
+        layers: Names of the block's layers, as :class:`timm_asr.asr.blocks.Block` has them.
         last: Its last convolution, norm folded.
         reads: What the gate reads, and how it is pooled, see :class:`GateForm`.
         pool: See there.
@@ -36,15 +30,15 @@ class InferenceBranch(nn.Module):
     def __init__(
             self,
             block: nn.Module,
-            layers: tuple[tuple[str, ...], tuple[str, str, str]],
+            layers: tuple[str, ...],
             last: nn.Module,
             reads: str,
             pool: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        body = {name: getattr(block, name) for name in layers[0]}
+        body = {name: getattr(block, name) for name in layers[:-3]}
         body = {name: layer for name, layer in body.items() if not isinstance(layer, nn.Identity)}
-        act = getattr(block, layers[1][2])
+        act = getattr(block, layers[-1])
         kinds = [type(layer) for layer in body.values()]
         # With norms folded only convolutions and ReLUs are left, and calling a module for each ReLU is what a single
         # image pays for.
@@ -117,6 +111,11 @@ def folds(conv: nn.Module, norm: nn.Module) -> bool:
     return isinstance(norm, nn.Identity) or foldable(conv, norm)
 
 
+def last_layers(block: nn.Module, layers: tuple[str, ...]) -> tuple[nn.Module, nn.Module]:
+    """The last convolution of a block and its norm."""
+    return getattr(block, layers[-3]), getattr(block, layers[-2])
+
+
 def last_convolution(conv: nn.Module, norm: nn.Module) -> nn.Module:
     """A convolution that does the work of the norm after it as well."""
     return faster(conv if isinstance(norm, nn.Identity) else fuse_conv_bn_eval(conv, norm))
@@ -124,14 +123,13 @@ def last_convolution(conv: nn.Module, norm: nn.Module) -> nn.Module:
 
 def is_gated_block(module: nn.Module) -> bool:
     """Whether :func:`inference_block` changes this very module."""
-    if type(module) not in LAYERS or not has_inference_form(module.se):
-        return False
-    return folds(*(getattr(module, name) for name in LAYERS[type(module)][1][:2]))
+    layers = facts_of(module).layers
+    return bool(layers) and has_inference_form(module.se) and folds(*last_layers(module, layers))
 
 
 def inference_block(block: nn.Module) -> InferenceBlock:
     """The inference form of a block in eval mode; layers are taken over."""
-    layers = LAYERS[type(block)]
-    last = last_convolution(*(getattr(block, name) for name in layers[1][:2]))
+    layers = facts_of(block).layers
+    last = last_convolution(*last_layers(block, layers))
     form = inference_gate(block.se, last)
     return InferenceBlock(form.gate, block, layers, last, form.reads, form.pool)

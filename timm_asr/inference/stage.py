@@ -1,14 +1,12 @@
 """Stages with a shared unit (DIA) as they run at inference."""
 
 import torch
-from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from ..gates.shared_stage import BranchBasicBlock, BranchBottleneck, SharedStage
-from .block import LAYERS, InferenceBranch, folds, last_convolution
+from ..asr.blocks import BLOCKS
+from ..gates.shared_stage import SharedStage
+from .block import InferenceBranch, folds, last_convolution, last_layers
 from .shared import SharedForm, has_shared_form, shared_form
-
-_LAYERS = {BranchBasicBlock: LAYERS[BasicBlock], BranchBottleneck: LAYERS[Bottleneck]}
 
 
 class SqueezedBranch(InferenceBranch):
@@ -53,20 +51,20 @@ def is_shared_stage(module: nn.Module) -> bool:
     """Whether :func:`inference_stage` changes this very module."""
     return (
         isinstance(module, SharedStage) and has_shared_form(module.unit)
-        and all(type(b) in _LAYERS and b.se is None and folds(*_last(b)) for b in module))
+        and all(_layers(b) and b.se is None and folds(*last_layers(b, _layers(b))) for b in module))
 
 
-def _last(block: nn.Module) -> tuple[nn.Module, nn.Module]:
-    conv, norm, _ = _LAYERS[type(block)][1]
-    return getattr(block, conv), getattr(block, norm)
+def _layers(block: nn.Module) -> tuple[str, ...]:
+    """Names of the layers of a block that is cut in two, as the whole block has them."""
+    return next((whole.layers for whole in BLOCKS.values() if whole.branch is type(block)), ())
 
 
 def inference_stage(stage: SharedStage) -> InferenceStage:
     """The inference form of a stage in eval mode; layers are taken over."""
-    lasts = [last_convolution(*_last(block)) for block in stage]
+    lasts = [last_convolution(*last_layers(block, _layers(block))) for block in stage]
     form = shared_form(stage.unit, lasts)
     blocks = []
     for block, last, squeeze in zip(stage, lasts, form.squeezes, strict=True):
-        args = (block, _LAYERS[type(block)], last, form.reads, form.pool)
+        args = (block, _layers(block), last, form.reads, form.pool)
         blocks.append(InferenceBranch(*args) if squeeze is None else SqueezedBranch(squeeze, *args))
     return InferenceStage(blocks, form)

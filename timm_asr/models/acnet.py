@@ -13,12 +13,8 @@ from timm.models.resnet import BasicBlock
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..asr.branch_blocks import SumASR
-from ..asr.branches import register_branches
-from ..asr.sites import SITES
-from ..asr.vector import WRAPPERS
-from ..inference.block import LAYERS
-from ..inference.folded_block import FOLDED, FoldedBasicBlock
+from ..asr.blocks import BLOCKS, register_block
+from ..asr.timm_blocks import SumASR
 from .cifar_resnet import CifarResNet
 
 _KERNELS = {'conv_3x3': (3, 3), 'conv_1x3': (1, 3), 'conv_3x1': (3, 1)}
@@ -99,8 +95,7 @@ class ACBlock(nn.Module):
         return merged.train(self.training)
 
 
-register_branches(ACBlock, lambda block: [f'{name}.bn' for name in _KERNELS])
-WRAPPERS[ACBlock] = SumASR
+register_block(ACBlock, ends=lambda block: [f'{name}.bn' for name in _KERNELS], scripted=SumASR)
 
 
 class ACBasicBlock(BasicBlock):
@@ -125,10 +120,8 @@ class ACBasicBlock(BasicBlock):
             nn.init.zeros_(getattr(self.conv2, name).bn.weight)
 
 
-SITES[ACBasicBlock] = ('conv2',)
 # Its blocks merged, it is a BasicBlock without norms, and runs as such a one does.
-FOLDED[ACBasicBlock] = FoldedBasicBlock
-LAYERS[ACBasicBlock] = LAYERS[BasicBlock]
+register_block(ACBasicBlock, sites=('conv2',), layers=BLOCKS[BasicBlock].layers)
 
 
 def _asymmetric(conv: nn.Conv2d, norm_layer: type[nn.Module]) -> ACBlock:

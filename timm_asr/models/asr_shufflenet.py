@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models import ShuffleNet_V2_X1_0_Weights
 from torchvision.models.shufflenetv2 import InvertedResidual
 
-from ..asr.sites import SITES
+from ..asr.blocks import register_block
 from .cfgs import cifar_cfg, imagenet_cfg
 from .staged import StagedNet
 from .zoo import Variant, ZooModel, asr_variants, register
@@ -22,7 +22,7 @@ from .zoo import Variant, ZooModel, asr_variants, register
 __all__ = ['ASRShuffleNetV2']
 
 # The second branch is pointwise, norm, activation, depthwise, norm, pointwise, norm (number 6), activation.
-SITES[InvertedResidual] = ('branch2.6',)
+register_block(InvertedResidual, sites=('branch2.6',))
 
 
 class ShuffleNetV2(StagedNet):

@@ -12,7 +12,7 @@ from timm.layers import LayerType, get_act_layer, get_norm_layer
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs
 from torch import nn
 
-from ..asr.sites import SITES
+from ..asr.blocks import register_block
 from .cfgs import cifar_cfg
 from .staged import StagedNet
 from .zoo import Variant, ZooModel, asr_variants, register
@@ -53,7 +53,7 @@ class VGGBlock(nn.Module):
         return self.attn(self.act(self.bn(self.conv(x))))
 
 
-SITES[VGGBlock] = ('bn',)
+register_block(VGGBlock, sites=('bn',))
 
 
 class CifarVGG(StagedNet):

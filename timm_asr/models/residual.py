@@ -9,20 +9,15 @@ from timm.layers import get_device_dtype
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
+from ..asr.blocks import BLOCKS
 from ..gates.dia_lstm import SharedLSTM
 from ..gates.shared import SharedUnit, shared_gate
-from ..gates.shared_stage import BranchBasicBlock, BranchBottleneck, PlainStage, SharedStage
+from ..gates.shared_stage import PlainStage, SharedStage
 from ..gates.table import OPTIONS, gate_arguments, get_gate
 from ..inference.reparameterize import built_for_inference
-from .wide import BranchWideBlock, WideBlock
+from .wide import WideBlock
 from .zoo import ZooModel
 
-#: Block class -> the same block cut in two for a shared unit.
-BRANCH: dict[type[nn.Module], type[nn.Module]] = {
-    BasicBlock: BranchBasicBlock,
-    Bottleneck: BranchBottleneck,
-    WideBlock: BranchWideBlock,
-}
 #: What `dia` can be: gates, and the LSTM with its light form.
 UNITS = ('se', 'eca', 'cbam', 'srm', 'spa', 'ie', 'spe', 'lstm', 'lstm_light')
 
@@ -78,7 +73,7 @@ class ResidualModel(ZooModel):
             options = {key: kwargs.pop(key) if alone else kwargs[key] for key in OPTIONS if key in kwargs}
             make_unit = _unit_maker(dia, lstm, dia_shared_norm, options)
             stages = _check_stages(dia_stages, len(layers))
-            block = tuple(BRANCH[block] if n in stages else block for n in range(1, len(layers) + 1))
+            block = tuple(BLOCKS[block].branch if n in stages else block for n in range(1, len(layers) + 1))
         super().__init__(block, layers, *args, **kwargs)
         if dia is not None:
             _share(self, stages, make_unit)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.init import zeros_
 
-from ..asr.sites import SITES
+from ..asr.blocks import register_block
 
 
 class WideBlock(nn.Module):
@@ -120,5 +120,5 @@ class BranchWideBlock(WideBlock):
         return a + shortcut
 
 
-SITES[WideBlock] = ('conv2',)
-SITES[BranchWideBlock] = ('bn3',)
+register_block(WideBlock, sites=('conv2',), branch=BranchWideBlock)
+register_block(BranchWideBlock, sites=('bn3',))
