@@ -1,4 +1,4 @@
-"""``python -m timm_asr train|validate|benchmark|export|freeze|publish|run ...``: the scripts, also when installed."""
+"""``python -m timm_asr COMMAND ...``: the scripts, also when installed."""
 
 import importlib
 import sys
@@ -10,6 +10,7 @@ COMMANDS = {
     'train': 'train a model; without arguments, the recipe digits',
     'validate': 'measure the accuracy of a model',
     'benchmark': 'measure the speed and memory of models',
+    'experiment': 'train arms over seeds and say what their differences are worth',
     'export': 'write fused weights as timm loads them, as ONNX, or as a program of torch.export',
     'freeze': "replace a trained network's gates by constants, and say what that costs",
     'publish': 'publish such a folder on the Hugging Face Hub',

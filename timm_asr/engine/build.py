@@ -178,7 +178,7 @@ def parameter_groups(model: nn.Module, args: argparse.Namespace) -> list[dict[st
     if args.decay_all:
         groups = [{'params': [p for p in model.parameters() if p.requires_grad], 'weight_decay': args.weight_decay}]
     else:
-        keep = getattr(model, 'no_weight_decay', set)()
+        keep: set[str] = getattr(model, 'no_weight_decay', set)()
         groups = param_groups_weight_decay(model, args.weight_decay, no_weight_decay_list=keep)
     if args.site_lr is None:
         return groups

@@ -119,7 +119,7 @@ def plot_run(folder: Path, model: nn.Module | None) -> None:
     from ..figures.training import plot_attention, plot_curve
     try:
         rows = read_summary(folder / 'summary.csv')
-        if rows:
+        if len(rows) > 1:
             plot_curve(rows, folder / 'curve.png')
         if model is not None and any(isinstance(m, ASR) for m in model.modules()):
             plot_attention(model, folder / 'attention.png')

@@ -333,6 +333,15 @@ def run(argv: Sequence[str]) -> int:
                     if key != 'crop_mode'}
             print(as_yaml(options_of(args) | data), end='')
         return 0
+    return carry_out(job)
+
+
+def carry_out(job: Run) -> int:
+    """Train, or go on training, and fuse; returns the exit status: 0, or 130 after a signal.
+
+    Raises:
+        Stopped: If training cannot go on, or the fused model must not be written.
+    """
     first, epochs = job.prepare()
     try:
         with deferred_interrupts():
@@ -349,7 +358,7 @@ def run(argv: Sequence[str]) -> int:
         raise Stopped(text if str(last) in text else f'{text}; the last checkpoint is {last}' if last else
                       f'{text}; no checkpoint was written') from None
     finally:
-        leave_others(args)
+        leave_others(job.args)
         if job.primary:
             job.trackers.close()
 

@@ -1,0 +1,67 @@
+"""What a plan says, and what is wrong with one."""
+
+import pytest
+import yaml
+
+from timm_asr.errors import BadInput
+from timm_asr.experiment.plan import find_plan, read_plan
+
+PLAN = {
+    'name': 'x', 'baseline': 'plain', 'seeds': [0, 1, 2, 3],
+    'base': {'config': 'cifar10_resnet164', 'epochs': 40, 'decay_milestones': [20, 30],
+             'opt_kwargs': {'foreach': True}},
+    'arms': {'plain': {'model': 'resnet20'}, 'ASR(SE)': {'model': 'resnet20_asr_se', 'model-kwargs': {'asr_depth': 2}},
+             'other data': {'model': 'resnet20', 'versus': 'ASR(SE)', 'reported': 93.5}}}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(**changes):
+        path = tmp_path / 'plan.yaml'
+        path.write_text(yaml.safe_dump({**PLAN, **changes}, sort_keys=False))
+        return path
+    return write
+
+
+def test_arms_over_a_base_over_a_recipe(write):
+    plan = read_plan(write())
+    plain, asr, other = plan.arms
+    assert plain.options['lr'] == 0.1  # of the recipe
+    assert plain.options['epochs'] == 40  # of the base
+    assert plain.options['opt_kwargs'] == {'nesterov': False, 'foreach': True}
+    assert asr.options['model_kwargs'] == {'asr_depth': 2}
+    assert (plain.versus, asr.versus, other.versus, other.reported) == ('', 'plain', 'ASR(SE)', 93.5)
+    assert [run.name for run in plan.runs[:4]] == ['plain-0', 'ASR_SE-0', 'other_data-0', 'plain-1']
+    assert plan.runs[4].options['seed'] == 1
+    assert plan.runs[0].options['val_interval'] > 10 ** 5  # nothing is chosen by what validation says
+
+
+def test_a_budget_scales_epochs_images_and_seeds(write):
+    plan = read_plan(write(), 0.25)
+    options = plan.arms[0].options
+    assert (options['epochs'], options['decay_milestones'], options['train_images']) == (10, [5, 8], 0.25)
+    assert plan.seeds == (0,)
+    assert plan.budget == 0.25
+    assert read_plan(write(base={'train_images': 1000, 'epochs': 3}), 0.5).arms[0].options['train_images'] == 500
+    for budget in (0, 1.5):
+        with pytest.raises(BadInput, match='--budget'):
+            read_plan(write(), budget)
+
+
+@pytest.mark.parametrize(('changes', 'reason'), [
+    ({'arm': {}}, 'name, base, arms'), ({'arms': []}, 'arms one of names'), ({'arms': {'a': 3}}, 'arms one of names'),
+    ({'seeds': 3}, 'list of whole numbers'), ({'seeds': [0.5]}, 'list of whole numbers'),
+    ({'baseline': 'none'}, "no arm 'none' to compare 'plain' with"),
+    ({'arms': {'a b': {}, 'a_b': {}}, 'baseline': ''}, 'share a folder'),
+    ({'base': {'config': 'cifar10_resnet165'}}, 'cifar10_resnet164')])
+def test_what_is_wrong_is_said(write, changes, reason):
+    with pytest.raises(BadInput, match=reason):
+        read_plan(write(**changes))
+
+
+def test_a_plan_that_is_not_there(tmp_path):
+    with pytest.raises(BadInput, match='no experiment at'):
+        find_plan(str(tmp_path / 'x.yaml'))
+    (tmp_path / 'x.yaml').write_text('[')
+    with pytest.raises(BadInput, match='not a YAML file'):
+        read_plan(tmp_path / 'x.yaml')

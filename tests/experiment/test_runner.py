@@ -1,0 +1,149 @@
+"""Real tiny experiments on the digits: planted effects, kills, and what a folder may not mix."""
+
+import csv
+import json
+import os
+import re
+import signal
+
+import pytest
+import torch
+import yaml
+from train_helpers import _CONTEXT
+
+from timm_asr.engine.commands import experiment
+from timm_asr.errors import BadInput
+from timm_asr.experiment import runner
+from timm_asr.experiment.plan import read_plan
+
+BASE = {
+    'config': 'digits', 'model': 'resnet20', 'model_kwargs': {'layers': [1, 1, 1], 'channels': [8, 16, 16]},
+    'img_size': 8, 'train_crop_mode': 'pad', 'epochs': 4, 'batch_size': 32, 'device': 'cpu', 'warmup_epochs': 0,
+    'smoothing': 0.0, 'train_images': 160}
+ARMS = {'plain': {}, 'more images': {'train_images': 1400}, 'other images': {'split_seed': 1}}
+
+
+def write(path, arms, seeds, **base):
+    path.write_text(yaml.safe_dump({'name': 'tiny', 'base': BASE | base, 'arms': arms, 'seeds': seeds,
+                                    'baseline': 'plain'}, sort_keys=False))
+    return path
+
+
+def command(path, folder, *more):
+    return experiment.main([str(path), '--output', str(folder), *map(str, more)])
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('finished')
+    plan = write(folder / 'plan.yaml', ARMS, [0, 1, 2, 3, 4])
+    assert command(plan, folder / 'runs') == 0
+    return plan, folder / 'runs'
+
+
+def test_an_arm_that_is_better_by_construction_is_found_and_one_that_is_not_is_not(finished, capsys):
+    """Nine times as many images do better; others as many do not."""
+    assert command(*finished, '--report') == 0
+    shown = capsys.readouterr().out
+    assert '15 of 15 runs are done' in shown
+    lines = {cells[1].strip(): cells for cells in (line.split('|') for line in shown.splitlines()) if len(cells) > 5}
+    holm = {name: float(re.search(r'\((.*)\)', lines[name][9])[1]) for name in ('more images', 'other images')}
+    assert holm['more images'] < 0.05 < holm['other images']
+    assert float(lines['more images'][5]) > 0
+    folder = finished[1]
+    assert (folder / 'results.png').stat().st_size > 5000
+    rows = list(csv.DictReader((folder / 'results.csv').open()))
+    assert [(row['arm'], row['seed']) for row in rows[:6]] == [('plain', str(k)) for k in range(5)] + [
+        ('more images', '0')]
+    assert {row['images'] for row in rows} == {'160', '1400'}
+    assert {'epochs', 'top1', 'top5', 'nll', 'train_loss', 'parameters', 'budget', 'timm_asr'} <= set(rows[0])
+
+
+def test_the_format_of_the_dia_paper(finished, capsys):
+    assert command(*finished, '--report', '--dia-format') == 0
+    shown = capsys.readouterr().out
+    assert re.search(r'\| more images +\| \d\d\.\d\d±\d\.\d\d +\| 0\.0\d\d\* +\|', shown)
+    assert re.search(r'\| plain +\| \d\d\.\d\d±\d\.\d\d +\| - +\|', shown)
+
+
+def test_a_run_is_that_of_train_and_is_measured_at_its_last_epoch_alone(finished):
+    folder = finished[1] / 'plain-0'
+    assert {path.name for path in folder.iterdir()} == {
+        'options.yaml', 'result.json', 'args.yaml', 'summary.csv', 'last.pth.tar'}
+    rows = list(csv.DictReader((folder / 'summary.csv').open()))
+    assert [row['epoch'] for row in rows] == ['3']
+    assert json.loads((folder / 'result.json').read_text())['top1'] == float(rows[0]['eval_top1'])
+
+
+def test_nothing_is_done_twice(finished, monkeypatch):
+    monkeypatch.setattr(runner, 'make_run', pytest.fail)
+    assert command(*finished) == 0
+
+
+def _child(argv, at):
+    """Run the command and kill it at the at-th file that is flushed, as kill -9 does."""
+    import timm_asr.engine.checkpoint as checkpoint
+    torch.set_num_threads(1)
+    count, flush = [0], os.fsync
+
+    def fsync(handle):
+        count[0] += 1
+        if count[0] == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        flush(handle)
+
+    checkpoint.os.fsync = fsync
+    os._exit(experiment.main(argv))
+
+
+def _weights(folder):
+    return {path.parent.name: torch.load(path, weights_only=True)['state_dict'] for path in folder.glob('*/last*')}
+
+
+@pytest.mark.slow
+def test_killed_anywhere_and_started_again_gives_the_same(tmp_path):
+    plan = write(tmp_path / 'plan.yaml', {'plain': {}, 'se': {'model': 'resnet20_asr_se'}}, [0, 1], epochs=3)
+    codes = []
+    for at in (9, 23, 6, 17, None):
+        process = _CONTEXT.Process(target=_child, args=([str(plan), '--output', str(tmp_path / 'killed')], at))
+        process.start()
+        process.join(120)
+        codes.append(process.exitcode)
+    assert codes == [-signal.SIGKILL] * 4 + [0]
+    assert command(plan, tmp_path / 'whole') == 0
+    assert command(plan, tmp_path / 'two', '--parallel', 2) == 0
+    expected = runner.read_results(read_plan(plan), tmp_path / 'whole')
+    assert len(expected) == 4
+    weights = _weights(tmp_path / 'whole')
+    for other in ('killed', 'two'):
+        assert runner.read_results(read_plan(plan), tmp_path / other) == expected
+        found = _weights(tmp_path / other)
+        assert all(torch.equal(found[run][key], value) for run in weights for key, value in weights[run].items())
+
+
+def test_a_run_that_diverges_is_counted_and_not_repeated(tmp_path, capsys):
+    plan = write(tmp_path / 'plan.yaml', {'plain': {}, 'wild': {'lr': 1e30, 'sched': 'none'}}, [0], epochs=1)
+    assert command(plan, tmp_path / 'runs', '--budget', 0.5) == 0
+    assert command(plan, tmp_path / 'runs', '--budget', 0.5, '--report') == 0
+    shown = capsys.readouterr().out
+    assert '**Budget 0.5**' in shown
+    assert re.search(r'\| wild +\| +0 +\|', shown)
+    row = next(csv.DictReader((tmp_path / 'runs' / 'results.csv').open()))
+    assert (row['budget'], row['images']) == ('0.5', '80')
+    with pytest.raises(BadInput, match=r"begun with another train_images \(80 instead of 160\)"):
+        command(plan, tmp_path / 'runs')
+
+
+def test_faults_are_found_before_the_first_run(tmp_path, capsys):
+    plan = write(tmp_path / 'plan.yaml', {'plain': {}, 'odd': {'model': 'resnet21'}}, [0])
+    with pytest.raises(BadInput, match=r"arm 'odd': .*resnet20"):
+        command(plan, tmp_path / 'runs')
+    write(plan, {'plain': {}, 'odd': {'learning_rate': 1}}, [0])
+    with pytest.raises(SystemExit):
+        command(plan, tmp_path / 'other')
+    assert 'learning_rate' in capsys.readouterr().err
+    with pytest.raises(BadInput, match='--output'):
+        experiment.main([str(plan)])
+    write(plan, {'plain': {}}, [0])
+    assert command(plan, tmp_path / 'third', '--check') == 0
+    assert capsys.readouterr().out == 'plain-0\n'

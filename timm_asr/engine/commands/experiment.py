@@ -1,0 +1,61 @@
+"""``timm-asr experiment``: make the runs of a plan, and say what their differences are worth."""
+
+import importlib.util
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...errors import BadInput
+from ...experiment.plan import find_plan, list_tables, read_plan
+from ...experiment.runner import check_plan, make_runs, missing_runs
+from ..options import Option, build_parser
+from ..progress import setup_logging
+
+_logger = logging.getLogger(__name__)
+
+OPTIONS = [
+    Option('plan', metavar='FILE', help='YAML with name, base, arms, seeds and baseline; or the name of a table of a '
+           f'paper: {", ".join(list_tables())}'),
+    Option('--output', metavar='FOLDER', default='', help='where the runs are; those that are done stay'),
+    Option('--parallel', type=int, default=1, metavar='N', help='runs at once, on the cores or on one GPU'),
+    Option('--device', default=None, help='as train.py --device'),
+    Option('--report', kind='switch', help='train nothing: print the table as Markdown, write results.csv and '
+           'results.png into the folder'),
+    Option('--dia-format', kind='switch', help="the report's table as the DIA paper writes it: mean±deviation, p, *"),
+    Option('--budget', type=float, default=1.0, metavar='X', help='scale epochs, training images and seeds by this'),
+    Option('--check', kind='switch', help='train nothing: parse every option, build every model, list the runs'),
+]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``timm-asr experiment`` with this command line; returns the exit status.
+
+    Raises:
+        BadInput: The plan, an option or a folder is wrong.
+        Stopped: A run cannot go on (full disk).
+    """
+    args = build_parser(OPTIONS, 'timm-asr experiment', 'Train arms over seeds and compare them.').parse_args(argv)
+    if not args.output:
+        raise BadInput('--output FOLDER says where the runs are')
+    if args.parallel < 1:
+        raise BadInput(f'--parallel must be at least 1, not {args.parallel}')
+    plan, output = read_plan(find_plan(args.plan), args.budget), Path(args.output)
+    needed = ('scipy', 'matplotlib') if args.report else ()
+    for module in needed:
+        if importlib.util.find_spec(module) is None:
+            raise BadInput(f'--report needs {module}: pip install "timm-asr[experiment]"')
+    setup_logging()
+    if args.report:
+        from ...experiment.report import write_report  # with scipy, which training does not need
+        print(write_report(plan, output, args.dia_format), end='')
+        return 0
+    check_plan(plan, output)
+    todo = missing_runs(plan, output)
+    if args.check:
+        print(*(run.name for run in todo), sep='\n')
+        return 0
+    _logger.info(f'{plan.name}: {len(todo)} of {len(plan.runs)} runs to make.')
+    make_runs(plan, output, args.parallel, args.device)
+    print(f'{plan.name}: all {len(plan.runs)} runs are done; --report compares them.', file=sys.stderr)
+    return 0

@@ -1,0 +1,184 @@
+"""A plan of an experiment, as a YAML file says it: arms, seeds, and the arm that the others are compared with.
+
+    name: digits
+    base: {config: digits, epochs: 12}     # options of train.py for all; config is a recipe or a file
+    arms:
+      plain: {model: resnet20}             # the options that differ
+      ASR(SE): {model: resnet20_asr_se}
+    seeds: [0, 1, 2]
+    baseline: plain
+
+An arm may also name the arm that it is compared with (``versus``), and what a paper reports for it (``reported``).
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..engine.recipes import find_recipe
+from ..errors import BadInput, nearest
+
+TABLES = Path(__file__).resolve().parent / 'tables'
+_KEYS = ('name', 'base', 'arms', 'seeds', 'baseline', 'note')
+#: Options that count epochs; a budget scales them.
+_EPOCHS = ('epochs', 'warmup_epochs', 'cooldown_epochs', 'decay_epochs', 'decay_milestones', 'patience_epochs')
+#: What every run has unless the plan says otherwise: only its last epoch is measured, and only that is kept.
+QUIET = {'val_interval': 10 ** 6, 'log_interval': 10 ** 6, 'checkpoint_hist': 1, 'no_fuse': True, 'no_progress': True}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Args:
+        name: As it stands in tables.
+        options: Of ``train.py``, with those of the base.
+        versus: Name of the arm that it is compared with; '' for none.
+        reported: Top-1 in percent that a paper gives, or None.
+    """
+
+    name: str
+    options: dict[str, Any]
+    versus: str = ''
+    reported: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed."""
+
+    arm: Arm
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f'{re.sub(r"[^A-Za-z0-9.=+-]+", "_", self.arm.name).strip("_")}-{self.seed}'
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {**QUIET, **self.arm.options, 'seed': self.seed}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole experiment.
+
+    Args:
+        name: Of the experiment.
+        arms: In the order of the tables.
+        seeds: Each arm runs with each of them.
+        baseline: Arm that the others are compared with, where they name no other.
+        note: What tables say above themselves.
+        budget: Factor that epochs, images and seeds were scaled by.
+    """
+
+    name: str
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    baseline: str
+    note: str = ''
+    budget: float = 1.0
+    runs: tuple[Run, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Seed by seed, so that an experiment that is stopped early is balanced.
+        object.__setattr__(self, 'runs', tuple(Run(arm, seed) for seed in self.seeds for arm in self.arms))
+
+
+def list_tables() -> list[str]:
+    """Names of the papers' tables that come with the package."""
+    return sorted(path.stem for path in TABLES.glob('*.yaml'))
+
+
+def find_plan(name: str) -> Path:
+    """The file of a plan: an existing one, or one of the papers' tables by its name.
+
+    Raises:
+        BadInput: There is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    bundled = TABLES / f'{name.removesuffix(".yaml")}.yaml'
+    if bundled.is_file():
+        return bundled
+    near = nearest(path.stem, list_tables())
+    raise BadInput(f'no experiment at {name}' + (f'; the nearest of the tables that come along is {near[0]!r}'
+                                                 if near else ''))
+
+
+def _merge(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Later options win; mappings (``model_kwargs``) are joined."""
+    merged: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            key = str(key).replace('-', '_')
+            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = {**merged[key], **value} if both else value
+    return merged
+
+
+def _scaled(options: dict[str, Any], budget: float) -> dict[str, Any]:
+    """The options of a run that costs less."""
+    if budget == 1:
+        return options
+    found = dict(options)
+    for key in _EPOCHS:
+        if key in found:
+            values = found[key] if isinstance(found[key], list) else [found[key]]
+            least = int(key in ('epochs', 'decay_milestones', 'patience_epochs'))
+            scaled = [max(least, round(value * budget)) for value in values]
+            found[key] = scaled if isinstance(found[key], list) else scaled[0]
+    images = found.get('train_images') or 1.0
+    found['train_images'] = round(images * budget) if images > 1 else images * budget
+    return found
+
+
+def read_plan(path: str | Path, budget: float = 1.0) -> Plan:
+    """Read a plan and check its shape; what its options are worth, ``train.py`` says.
+
+    Args:
+        path: A YAML file.
+        budget: More than 0, at most 1: factor of epochs, training images and seeds.
+
+    Raises:
+        BadInput: In one sentence, what is wrong with it.
+    """
+    if not 0 < budget <= 1:
+        raise BadInput(f'--budget {budget:g}: expected a factor above 0 and at most 1')
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f'{path} is not a YAML file ({str(error).splitlines()[0]})') from None
+    if not isinstance(content, dict) or set(content) - set(_KEYS):
+        raise BadInput(f'{path}: an experiment has {", ".join(_KEYS)} and nothing else')
+    base, arms, seeds = content.get('base') or {}, content.get('arms'), content.get('seeds')
+    if not isinstance(base, dict) or not isinstance(arms, dict) or not arms or not all(
+            isinstance(arm, dict) for arm in arms.values()):
+        raise BadInput(f'{path}: base is a mapping of options, and arms one of names to such mappings')
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise BadInput(f'{path}: seeds is a list of whole numbers, e.g. [0, 1, 2]')
+    baseline = str(content.get('baseline', ''))
+    found = []
+    for name, own in arms.items():
+        versus = str(own.get('versus', '' if str(name) == baseline else baseline))
+        if versus and versus not in map(str, arms):
+            raise BadInput(f'{path}: there is no arm {versus!r} to compare {name!r} with')
+        recipe = own.get('config', base.get('config'))
+        below = yaml.safe_load(find_recipe(str(recipe)).read_text(encoding='utf-8')) if recipe else {}
+        options = _merge(below, base, {k: v for k, v in own.items() if k not in ('versus', 'reported')})
+        options.pop('config', None)
+        found.append(Arm(str(name), _scaled(options, budget), versus, own.get('reported')))
+    plan = Plan(str(content.get('name', Path(path).stem)), tuple(found),
+                tuple(dict.fromkeys(seeds))[:max(1, math.ceil(len(seeds) * budget))], baseline,
+                str(content.get('note', '')).strip(), budget)
+    names = [run.name for run in plan.runs]
+    if len(set(names)) < len(names):
+        raise BadInput(f'{path}: two arms would share a folder; give them names that differ in letters or digits')
+    return plan

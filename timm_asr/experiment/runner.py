@@ -1,0 +1,158 @@
+"""Make the runs of a plan that are missing, each by ``train.py``'s own code."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+
+from ..engine.build import build_model
+from ..engine.checkpoint import BEST, write_atomically
+from ..engine.commands import train
+from ..engine.measure import count_parameters
+from ..engine.progress import setup_logging
+from ..engine.summary import read_summary
+from ..errors import BadInput, Stopped
+from ..version import __version__
+from .plan import Plan, Run
+
+OPTIONS, RESULT = 'options.yaml', 'result.json'
+
+
+def argv_of(run: Run, folder: Path, output: Path, device: str | None = None) -> list[str]:
+    """The command line of a run whose options are in ``folder``."""
+    line = ['--config', str(folder / OPTIONS), '--output', str(output), '--experiment', run.name, '--resume', 'auto']
+    return line + (['--device', device] if device else [])
+
+
+def check_plan(plan: Plan, folder: Path) -> None:
+    """Parse the options of every arm and build its model, without memory for the weights.
+
+    Raises:
+        BadInput: Which arm, and what ``train.py`` says of it.
+        SystemExit: After ``train.py``'s own sentence about an option.
+    """
+    for run in plan.runs[:len(plan.arms)]:
+        place = folder / run.name
+        _write_options(run, place)
+        try:
+            args = train.parse_args(argv_of(run, place, folder))
+            with torch.device('meta'):
+                build_model(args, weights=False)
+        except BadInput as error:
+            raise BadInput(f'arm {run.arm.name!r}: {error}') from None
+
+
+def _write_options(run: Run, place: Path) -> None:
+    """Write the options of a run into its folder, or see that it was made with the same ones."""
+    path = place / OPTIONS
+    if path.is_file():
+        before = yaml.safe_load(path.read_text(encoding='utf-8'))
+        differing = sorted(key for key in {*before, *run.options} if before.get(key) != run.options.get(key))
+        if differing:
+            raise BadInput(f'{place} was begun with another {differing[0]} ({before.get(differing[0])!r} instead of '
+                           f'{run.options.get(differing[0])!r}); use another --output')
+        return
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(run.options, sort_keys=True)
+        write_atomically(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise BadInput(f'--output: cannot write into {place} ({error.strerror})') from None
+
+
+def make_run(run: Run, output: Path, device: str | None, budget: float) -> None:
+    """Begin a run or go on with it, and write down its last epoch.
+
+    A run whose loss stops being finite has an outcome too: it is written down as stopped, and not made again.
+    """
+    place = output / run.name
+    _write_options(run, place)
+    argv = argv_of(run, place, output, device)
+    row: dict[str, Any] = {'arm': run.arm.name, 'seed': run.seed, 'status': 'done'}
+    setup_logging()
+    job = train.Run(train.parse_args(argv), argv)
+    row |= {'model': train.title_of(job.args), 'epochs': job.args.epochs, 'images': len(job.datasets[0])}
+    row['parameters'] = count_parameters(job.training.task.get_trainable_module())
+    try:
+        if train.carry_out(job) == 130:
+            raise KeyboardInterrupt
+        last = read_summary(place / 'summary.csv')[-1]
+        row |= {'top1': float(last['eval_top1']), 'top5': float(last['eval_top5']), 'nll': float(last['eval_loss']),
+                'train_loss': float(last['train_loss'])}
+    except Stopped as stopped:
+        if 'the loss became' not in str(stopped):
+            raise
+        row['status'] = 'stopped'
+    row |= {'budget': budget, 'timm_asr': __version__, 'timm': timm.__version__, 'torch': torch.__version__}
+    for path in [*place.glob('checkpoint-*.pth.tar'), place / BEST]:
+        path.unlink(missing_ok=True)
+    write_atomically(place / RESULT, lambda file: file.write(json.dumps(row, indent=1).encode()))
+
+
+def _end_with_parent(parent: int, threads: int) -> None:
+    """Of a worker: end when the process that started it is gone, so that nobody else's run is trained twice."""
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    if 'OMP_NUM_THREADS' not in os.environ:
+        torch.set_num_threads(threads)
+
+
+def missing_runs(plan: Plan, output: Path) -> list[Run]:
+    """Those without a result, in the order of the plan."""
+    return [run for run in plan.runs if not (output / run.name / RESULT).is_file()]
+
+
+def make_runs(plan: Plan, output: Path, parallel: int = 1, device: str | None = None) -> None:
+    """Make every run that is missing.
+
+    Args:
+        plan: The experiment.
+        output: Folder with a folder a run; what is done there is not done again.
+        parallel: Runs at once, on the cores or on the one GPU that they share.
+        device: As ``train.py --device``.
+    """
+    runs = missing_runs(plan, output)
+    make = partial(make_run, output=output, device=device, budget=plan.budget)
+    if parallel == 1:
+        for run in runs:
+            make(run)
+        return
+    threads = max(1, (os.cpu_count() or 1) // parallel)
+    # Fresh processes: forked ones could not use a GPU.
+    with ProcessPoolExecutor(parallel, get_context('spawn'), _end_with_parent, (os.getpid(), threads)) as pool:
+        try:
+            list(pool.map(make, runs))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def read_results(plan: Plan, output: Path) -> list[dict[str, Any]]:
+    """A row for each run that is finished: arm by arm, seeds in their order."""
+    rows = []
+    for arm in plan.arms:
+        for run in (run for run in plan.runs if run.arm is arm):
+            path = output / run.name / RESULT
+            if path.is_file():
+                _write_options(run, path.parent)  # which complains about a result of other options
+                rows.append(json.loads(path.read_text(encoding='utf-8')))
+    return rows
+
+
+def values_of(rows: Sequence[dict[str, Any]], arm: str, key: str) -> dict[int, float]:
+    """Seed -> value, of the runs of an arm that were not stopped."""
+    return {row['seed']: row[key] for row in rows if row['arm'] == arm and row['status'] == 'done'}
