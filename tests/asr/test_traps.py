@@ -10,7 +10,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from helpers import asr_layers, clone, images, kinds, randomize, relative_error, small
+from helpers import KEYWORD_KINDS, asr_layers, clone, images, kinds, randomize, relative_error, small
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, freeze_batch_norm_2d, unfreeze_batch_norm_2d
 from timm.models import create_feature_extractor
 from timm.utils import ModelEmaV3, freeze
@@ -22,7 +22,7 @@ import timm_asr
 from timm_asr import fold_asr, has_asr
 from timm_asr.asr.vector import ASR
 
-ASR_KINDS = [name for name in kinds() if '_asr_' in name]
+ASR_KINDS = [name for name in kinds() if '_asr_' in name] + KEYWORD_KINDS
 SOME = ['resnet20_asr_se', 'resnet18_srm_asr_srm', 'resnet50_asr_spa', 'vit_tiny_asr_eca']
 OTHERS = ['repvgg_a0_cifar_se_asr_se', 'resnet56_acnet_asr_se', 'mobilenetv1_100_cifar_asr_ie',
           'shufflenetv2_100_cifar_srm_asr_srm', 'vgg19_cifar_asr_eca']

@@ -8,14 +8,14 @@ import sys
 import pytest
 import timm
 import torch
-from helpers import asr_layers, clone, images, kinds, randomize, relative_error, small
+from helpers import KEYWORD_KINDS, asr_layers, clone, images, kinds, randomize, relative_error, small
 from timm.utils import reparameterize_model
 from torch import nn
 
 from timm_asr import attach_asr, fold_asr, has_asr, plain_architecture, reparameterize
 from timm_asr.asr.vector import ASR
 
-ASR_KINDS = [name for name in kinds() if '_asr_' in name]
+ASR_KINDS = [name for name in kinds() if '_asr_' in name] + KEYWORD_KINDS
 # Full depth, every kind, up to the deepest.
 FULL = [
     'resnet20_asr_se', 'resnet110_asr_ie', 'resnet83_spa_asr_spa', 'resnet164_asr_srm', 'resnet18_asr_eca',
@@ -28,7 +28,7 @@ DEEPEST = ['resnet407_asr_se', 'resnet152_asr_ie', 'vit_base_asr_eca']
 def plain_like(model, name):
     """The plain architecture with the same shrunk arguments, made by the registry."""
     args = {k: v for k, v in model._model_args.items() if not k.startswith('asr')}
-    return timm.create_model(plain_architecture(name), **args, device='meta')
+    return timm.create_model(plain_architecture(name.partition('+')[0]), **args, device='meta')
 
 
 @pytest.mark.parametrize('name', ASR_KINDS)
@@ -53,7 +53,7 @@ def test_folding_leaves_the_stock_network_and_the_function(name):
     assert relative_error(single(x.float()), fold_asr(clone(single))(x.float())) < 1e-5
 
 
-@pytest.mark.parametrize('name', kinds())
+@pytest.mark.parametrize('name', kinds() + KEYWORD_KINDS)
 def test_inference_form_keeps_the_function(name):
     model = randomize(small(name)).eval()
     x = images(model)

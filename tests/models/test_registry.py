@@ -5,7 +5,7 @@ import pickle
 import pytest
 import timm
 import torch
-from helpers import images, randomize, small, zoo_names
+from helpers import KEYWORD_KINDS, images, randomize, small, zoo_names
 from timm.data import resolve_model_data_config
 from timm.models import is_model, list_models, model_entrypoint
 from timm.optim import param_groups_weight_decay
@@ -36,7 +36,7 @@ def test_timm_finds_them():
     pickle.loads(pickle.dumps(model_entrypoint('resnet164_asr_se')))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', NAMES + KEYWORD_KINDS)
 def test_registered_model(name):
     """Every parameter gets a finite gradient, psi no weight decay, and the configuration names what is there."""
     model = small(name).train()
@@ -50,13 +50,15 @@ def test_registered_model(name):
     decayed = {id(p) for g in groups if g['weight_decay'] for p in g['params']}
     psi = [p for key, p in model.named_parameters() if key.endswith('.psi')]
     assert not decayed & {id(p) for p in psi}
-    assert bool(psi) == ('_asr_' in name)
+    name, _, keyword = name.partition('+')
+    assert bool(psi) == bool('_asr_' in name or keyword)
 
     cfg = model.default_cfg
     assert resolve_model_data_config(model)['mean'] == cfg['mean']
     assert cfg['architecture'] == name
     first = cfg['first_conv'] if isinstance(cfg['first_conv'], tuple) else (cfg['first_conv'],)
-    assert {f'{key}.weight' for key in first} <= set(model.state_dict())
+    if not keyword:  # a keyword may put ASR around the stem, which the configuration of a name cannot foresee
+        assert {f'{key}.weight' for key in first} <= set(model.state_dict())
     assert f'{cfg["classifier"]}.weight' in model.state_dict()
     assert is_model(timm_asr.plain_architecture(name))
     with pytest.raises(TypeError):

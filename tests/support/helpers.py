@@ -8,6 +8,7 @@ from timm.models import get_pretrained_cfg, list_models, model_entrypoint
 from timm.models.byobnet import ByoBlockCfg
 from torch import nn
 
+from timm_asr.asr.ungated import UNGATED
 from timm_asr.asr.vector import ASR
 
 
@@ -32,6 +33,12 @@ _FEW = ('repvgg_a0', 'repvgg_a0_cifar', 'resnet56_acnet', 'mobilenetv1_100', 'mo
 _FEW_ENDS = ('', '_spa', '_asr_se', '_srm_asr_srm')
 
 
+# Plain backbones that take vectors without a gate by keyword; 'NAME+free' stands for ``asr='free'``.
+_PLAIN = ('resnet20', 'resnet83', 'wrn52_4', 'resnext101_8x32d', 'repvgg_a0_cifar', 'resnet56_acnet',
+          'mobilenetv1_100_cifar', 'shufflenetv2_100_cifar', 'vgg19_cifar')
+KEYWORD_KINDS = [f'{name}+{asr}' for name in _PLAIN for asr in UNGATED]
+
+
 def kinds() -> list[str]:
     """One registered name of every kind: all of them but those that a shallower or simpler one stands for."""
     deeper = [f'{name}_' for names in _DEEPER.values() for name in names]
@@ -41,7 +48,9 @@ def kinds() -> list[str]:
 
 
 def small(name: str, **kwargs) -> nn.Module:
-    """A registered model from its own entrypoint, with few blocks and in float64."""
+    """A registered model from its own entrypoint, or with ASR by keyword ('NAME+free'); few blocks, float64."""
+    name, _, asr = name.partition('+')
+    kwargs = {**kwargs, 'asr': asr} if asr else kwargs
     large = get_pretrained_cfg(name).input_size != (3, 32, 32)
     if name.startswith('vit'):
         shrink = {'depth': 2, 'img_size': 32, 'embed_dim': 48, 'num_heads': 3}

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from ..gates.gate import ChannelGate
-from ..gates.table import asr_gate
 from .sites import known_sites, match_sites
+from .ungated import vector_maker
 from .vector import ASR, MAX_DEPTH, wrap
 
 
@@ -15,26 +15,32 @@ def attach_asr(
         gate: str | Callable[..., ChannelGate] = 'se',
         sites: Sequence[str] | None = None,
         depth: int = 1,
-        init: float | str = 0.1,
+        init: float | str | None = None,
         learnable: bool = True,
         rd_ratio: float | None = None,
         preserve: bool = False,
         stack: bool = False,
+        constant: bool = False,
+        gain: float = 1.0,
 ) -> nn.Module:
     """Scale layers of a model by attention that is fed by learned vectors (ASR), in place.
 
     Args:
         model: A model of timm, a module with blocks of known classes, or any module at all with ``sites``.
-        gate: Name of a foldable gate, or a constructor ``f(channels, device=None, dtype=None)`` of one.
+        gate: Name of a foldable gate; ``free``, ``scale`` or ``scalar`` for a vector without a gate
+            (:mod:`timm_asr.asr.ungated`); or a constructor ``f(channels, device=None, dtype=None)`` of a gate.
         sites: Names or patterns of layers to scale, as in ``model.named_modules()``, e.g. ``['layer4.*.bn3']``;
             by default those that are found, see :func:`timm_asr.asr.sites.known_sites`.
         depth: Number of vectors at each site, 1 to 4 (the paper's delta).
-        init: Initial psi: a number for a constant, or ``'N_0.1'`` for N(0, 0.1^2).
+        init: Before a gate the initial psi (default 0.1), without a gate the initial v; ``'N_0.1'`` draws psi from
+            N(0, 0.1^2).
         learnable: Whether psi is trained.
         rd_ratio: Hidden width of the gate over its channels, for gates with a hidden layer.
         preserve: Divide each layer's parameters by the initial v, so that the model computes exactly what it did
             before: the way to fine-tune pretrained weights.
         stack: Where a site has ASR already, add vectors to it instead of refusing.
+        constant: Train neither psi nor the gate: v stays what it starts as.
+        gain: Factor of each vector's v, which folds like the rest: with 2, v = 2 sigmoid(F(psi)) starts near one.
 
     Returns:
         The model.
@@ -45,9 +51,10 @@ def attach_asr(
         TypeError: A site's layer cannot be scaled through its parameters. The model is unchanged.
     """
     if isinstance(gate, str):
-        gate = asr_gate(gate, rd_ratio)
+        gate = vector_maker(gate, rd_ratio)
     elif rd_ratio is not None:
         raise TypeError('rd_ratio goes with a gate given by name; a constructor brings its own.')
+    options = {'init': init, 'learnable': learnable, 'constant': constant, 'gain': gain}
     names = known_sites(model) if sites is None else match_sites(
         model, [sites] if isinstance(sites, str) else list(sites))
 
@@ -66,13 +73,13 @@ def attach_asr(
                 if depth + len(layer.vectors) > MAX_DEPTH:
                     raise ValueError(
                         f'it has {len(layer.vectors)} vectors, and {depth} more would exceed {MAX_DEPTH}.')
-                grown[layer] = wrap(layer.layer, gate, depth, init, learnable)
+                grown[layer] = wrap(layer.layer, gate, depth, **options)
             else:
                 _refuse_tied_weights(owners, layer)
                 outer = next((n for n in names if name.startswith(f'{n}.')), None)
                 if outer is not None:
                     raise ValueError(f"it is inside '{outer}', another site.")
-                wrappers[layer] = wrap(layer, gate, depth, init, learnable)
+                wrappers[layer] = wrap(layer, gate, depth, **options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"ASR does not fit the site '{name}': {error}") from None
 

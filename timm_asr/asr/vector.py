@@ -11,31 +11,31 @@ from torch import nn
 from ..gates.gate import ChannelGate
 from .blocks import facts_of
 from .scaled import WITH_ACTIVATION, channel_dim, out_channels, scale_, scaled_forward, scaled_names
+from .ungated import Ungated
 
 MAX_DEPTH = 4
 
 
-def init_psi(psi: torch.Tensor, init: float | str) -> None:
-    """Fill psi with a constant (``0.1`` or ``'C_0.1'``) or from N(0, s^2) (``'N_0.1'``), the paper's Table 8.
+def parse_init(init: float | str | None) -> tuple[str, float | None]:
+    """``asr_init`` as ('C', value) for a constant (0.1, ``'C_0.1'``) or ('N', s) for N(0, s^2) (``'N_0.1'``), the
+    paper's Table 8; ('C', None) where nothing was asked for.
 
     Raises:
-        ValueError: ``init`` is neither.
+        ValueError: ``init`` is none of these.
     """
+    if init is None:
+        return 'C', None
     match = re.fullmatch(r'([CN])?_?(-?\d*\.?\d+(?:e-?\d+)?)', str(init), re.IGNORECASE)
     if match is None:
         raise ValueError(f"asr_init is {init!r}; it takes a number, 'C_0.1' for a constant or 'N_0.1' for N(0, 0.1^2).")
-    kind, value = (match[1] or 'C').upper(), float(match[2])
-    if kind == 'N':
-        nn.init.normal_(psi, std=abs(value))
-    else:
-        nn.init.constant_(psi, value)
+    return (match[1] or 'C').upper(), float(match[2])
 
 
 class ASRVector(nn.Module):
-    """A learned vector psi and the gate that makes channel weights of it: v = sigmoid(F(psi)), (C,).
+    """A learned vector psi and the gate that makes channel weights of it: v = gain * sigmoid(F(psi)), (C,).
 
     ASR paper, section 3.2. psi stands for a feature map of one pixel and is stored flat, so that timm's rule by rank
-    exempts it from weight decay.
+    exempts it from weight decay. Instead of a gate there may be one of :mod:`timm_asr.asr.ungated`.
 
     A constant input leaves a hidden ReLU that is inactive at the start inactive for ever, and psi without a gradient
     where all are. Rows that are inactive at the initial psi therefore change sign, which a symmetric initialisation
@@ -44,30 +44,54 @@ class ASRVector(nn.Module):
     Args:
         gate: Constructor ``f(channels, device=None, dtype=None)`` of a foldable gate.
         channels: Channels C.
-        init: Initial psi, see :func:`init_psi`.
+        init: Before a gate: the initial psi, 0.1 by default. Without a gate: the initial v, by default gain / 2 for
+            ``free`` and 1 for ``scale`` and ``scalar``. In both cases ``'N_0.1'`` draws psi from N(0, 0.1^2).
         learnable: Whether psi is trained.
+        constant: Train neither psi nor the gate: v stays what it starts as.
+        gain: Factor of v; 2 lets the v of most gates start near one.
         device: Of the parameters.
         dtype: Of the parameters.
 
     Raises:
-        ValueError: ``init`` is malformed or leaves a hidden unit inactive, or the gate does not fit C channels.
+        ValueError: ``init`` is malformed, out of range, or leaves a hidden unit inactive; ``gain`` is not positive; or
+            the gate does not fit C channels.
     """
+
+    gain = 1.0
 
     def __init__(
             self,
             gate: Callable[..., ChannelGate],
             channels: int,
-            init: float | str = 0.1,
+            init: float | str | None = None,
             learnable: bool = True,
+            constant: bool = False,
+            gain: float = 1.0,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not 0 < gain < float('inf'):
+            raise ValueError(f'asr_gain is {gain!r}; it takes a positive number, such as 2.')
+        self.gain = float(gain)
         self.gate = gate(channels, device=device, dtype=dtype)
-        psi = torch.empty(self.gate.psi_ratio * channels, device=device, dtype=dtype)
-        init_psi(psi, init)
+        kind, value = parse_init(init)
+        if isinstance(self.gate, Ungated):
+            size = self.gate.psi_size()
+            if kind == 'C':
+                start = self.gate.start if value is None else value
+                value = self.gate.psi_at(0.5 if start is None else start / self.gain)
+        else:
+            size, value = self.gate.psi_ratio * channels, 0.1 if value is None else value
+        psi = torch.empty(size, device=device, dtype=dtype)
+        if kind == 'N':
+            nn.init.normal_(psi, std=abs(value))
+        else:
+            nn.init.constant_(psi, value)
         self.psi = nn.Parameter(psi, requires_grad=learnable)
         self._check_and_revive(channels, init)
+        if constant:
+            self.requires_grad_(False)
 
     @torch.no_grad()
     def _check_and_revive(self, channels: int, init: float | str) -> None:
@@ -91,7 +115,8 @@ class ASRVector(nn.Module):
 
     def forward(self) -> torch.Tensor:
         """The channel weights v, (C,)."""
-        return self.gate.excite(self.gate.describe(self.psi)).squeeze(0)
+        v = self.gate.excite(self.gate.describe(self.psi)).squeeze(0)
+        return v if self.gain == 1.0 else v * self.gain
 
 
 @register_notrace_module
@@ -107,8 +132,7 @@ class ASR(nn.Module):
             :mod:`timm_asr.asr.blocks` knows.
         gate: Constructor ``f(channels, device=None, dtype=None)`` of a foldable gate.
         depth: Number of vectors delta, 1 to 4.
-        init: Initial psi: a number, or ``'N_0.1'`` for N(0, 0.1^2).
-        learnable: Whether psi is trained.
+        options: Of each vector: ``init``, ``learnable``, ``constant``, ``gain``, see :class:`ASRVector`.
 
     Raises:
         TypeError: The layer cannot be scaled.
@@ -120,22 +144,20 @@ class ASR(nn.Module):
             layer: nn.Module,
             gate: Callable[..., ChannelGate],
             depth: int = 1,
-            init: float | str = 0.1,
-            learnable: bool = True,
+            **options: Any,
     ) -> None:
         super().__init__()
         self.layer = layer
         self.channel_dim = channel_dim(layer)
         self.vectors = nn.ModuleList()
-        self.add_vectors(gate, depth, init, learnable)
+        self.add_vectors(gate, depth, **options)
 
     @torch.jit.ignore
     def add_vectors(
             self,
             gate: Callable[..., ChannelGate],
             depth: int = 1,
-            init: float | str = 0.1,
-            learnable: bool = True,
+            **options: Any,
     ) -> None:
         """Add ``depth`` vectors; arguments and errors as in the constructor."""
         if not 1 <= depth <= MAX_DEPTH - len(self.vectors):
@@ -145,7 +167,7 @@ class ASR(nn.Module):
         channels = out_channels(self.layer)
         like = next(t for t in (*self.layer.parameters(), *self.layer.buffers()) if t.is_floating_point())
         self.vectors.extend([
-            ASRVector(gate, channels, init, learnable, device=like.device, dtype=like.dtype) for _ in range(depth)])
+            ASRVector(gate, channels, **options, device=like.device, dtype=like.dtype) for _ in range(depth)])
 
     def attention_vector(self) -> torch.Tensor:
         """The channel weights v, (C,), the product over all vectors at this site."""
@@ -235,16 +257,10 @@ class ASR(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
 
-def wrap(
-        layer: nn.Module,
-        gate: Callable[..., ChannelGate],
-        depth: int = 1,
-        init: float | str = 0.1,
-        learnable: bool = True,
-) -> ASR:
+def wrap(layer: nn.Module, gate: Callable[..., ChannelGate], depth: int = 1, **options: Any) -> ASR:
     """The :class:`ASR` that fits a layer best: where its class is one that TorchScript needs help with, a subclass."""
     kind: Any = facts_of(layer).scripted or ASR
-    return kind(layer, gate, depth, init, learnable)
+    return kind(layer, gate, depth, **options)
 
 
 def has_asr(module: nn.Module) -> bool:

@@ -14,8 +14,9 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from ..asr.options import ASR_KEYWORDS
 from ..asr.vector import has_asr
-from ..models.create import ASR_KEYWORDS, create_model
+from ..models.create import create_model
 
 
 class TimmPyramid(nn.Module):

@@ -8,10 +8,10 @@ from typing import Any
 import torch.distributed as dist
 from timm.models import safe_model_name
 
+from ..asr.options import ASR_KEYWORDS
 from ..checkpoints.load_model import load_weights, read_checkpoint, state_dict_of, trained_as
 from ..errors import BadInput
 from ..export.provenance import made_by
-from ..models.create import ASR_KEYWORDS
 from .build import first_line, title_of
 from .checkpoint import find_checkpoint
 from .loaders import label_names

@@ -11,6 +11,7 @@ import torch
 from timm.models import get_model_args
 from torch import nn
 
+from ..asr.options import VECTOR_KEYWORDS
 from ..asr.vector import fold_asr
 from ..gates.gate import ChannelGate
 from ..gates.table import OPTIONS
@@ -18,13 +19,12 @@ from ..inference.block import InferenceBranch
 from ..inference.gates import InferenceGate
 from ..inference.stage import InferenceStage
 
-_ASR_ARGUMENTS = ('asr', 'asr_depth', 'asr_init', 'asr_learnable', 'last_norm_init')
 _MERGED = (InferenceGate, InferenceBranch, InferenceStage)
 
 
 def plain_arguments(model: nn.Module) -> dict[str, Any]:
     """Constructor arguments of the plain architecture, those of ASR dropped."""
-    drop = _ASR_ARGUMENTS
+    drop = ('asr', 'last_norm_init', *VECTOR_KEYWORDS)
     if not any(isinstance(m, ChannelGate) for m in model.modules()):
         drop += tuple(OPTIONS)  # they were those of ASR's gates alone
     return {name: value for name, value in get_model_args(model).items() if name not in drop}

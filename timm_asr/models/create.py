@@ -7,24 +7,17 @@ import timm
 from torch import nn
 
 from ..asr.attach import attach_asr
+from ..asr.options import VECTOR_KEYWORDS, take_vector_options
+from ..asr.ungated import vector_maker
 from ..asr.vector import has_asr
-from ..gates.table import asr_gate
 from .last_norm import init_last_norms
 from .zoo import is_ours, plain_architecture
-
-#: Keyword of :func:`create_model` -> argument of :func:`attach_asr`.
-ASR_KEYWORDS = {
-    'asr': 'gate', 'asr_depth': 'depth', 'asr_init': 'init', 'asr_learnable': 'learnable', 'rd_ratio': 'rd_ratio',
-    'asr_sites': 'sites'}
 
 
 def create_model(
         model_name: str,
         pretrained: bool = False,
         asr: str | None = None,
-        asr_depth: int | None = None,
-        asr_init: float | str | None = None,
-        asr_learnable: bool | None = None,
         rd_ratio: float | None = None,
         asr_sites: Sequence[str] | None = None,
         preserve: bool | None = None,
@@ -40,10 +33,8 @@ def create_model(
         model_name: Any name that timm takes: of the registry, with a pretrained tag, ``hf-hub:...``,
             ``local-dir:...``.
         pretrained: Load the weights that belong to the name.
-        asr: Name of a foldable gate; None for no ASR, which makes this ``timm.create_model``.
-        asr_depth: Vectors at each site, 1 to 4 (default 1).
-        asr_init: Initial psi: a number (default 0.1), or ``'N_0.1'`` for N(0, 0.1^2).
-        asr_learnable: Whether psi is trained (default True).
+        asr: Name of a foldable gate, or ``free``, ``scale`` or ``scalar`` for vectors without one; None for no ASR,
+            which makes this ``timm.create_model``.
         rd_ratio: Hidden width of the gate over its channels, for gates with a hidden layer. Without ``asr`` it goes to
             the model, as everything else does.
         asr_sites: Names or patterns of the layers to scale; by default those that are found (:func:`attach_asr`).
@@ -51,7 +42,9 @@ def create_model(
             By default where weights are loaded, since v, about 0.5, would change what they do.
         last_norm_init: Initial weight of the last norm of each residual branch, with or without ASR: the layers are
             those that ASR scales. ``create_model('resnet50', last_norm_init=0.5)`` is the control for ASR(SE).
-        **kwargs: Of ``timm.create_model``; ``features_only=True`` too.
+        **kwargs: ``asr_depth``, ``asr_init``, ``asr_learnable``, ``asr_constant`` and ``asr_gain`` are ``depth``,
+            ``init``, ``learnable``, ``constant`` and ``gain`` of :func:`timm_asr.attach_asr`. All others are those of
+            ``timm.create_model``, ``features_only=True`` too.
 
     Returns:
         The model.
@@ -62,7 +55,7 @@ def create_model(
             is no norm or where weights are loaded.
     """
     options = {
-        'asr': asr, 'asr_depth': asr_depth, 'asr_init': asr_init, 'asr_learnable': asr_learnable, 'rd_ratio': rd_ratio,
+        'asr': asr, 'rd_ratio': rd_ratio, **{key: kwargs.pop(key) for key in VECTOR_KEYWORDS if key in kwargs},
         'asr_sites': [asr_sites] if isinstance(asr_sites, str) else asr_sites and list(asr_sites)}
     options = {key: value for key, value in options.items() if value is not None}
     ours = is_ours(model_name)
@@ -75,7 +68,7 @@ def create_model(
             raise TypeError(f"{own[0] if own else 'preserve'} goes with ASR; name its gate, e.g. asr='se'.")
         model = timm.create_model(model_name, pretrained=pretrained, **options, **kwargs)
         return model if last_norm_init is None else init_last_norms(model, last_norm_init)
-    gate = asr_gate(asr, rd_ratio)  # complains before anything is built or downloaded
+    gate = vector_maker(asr, rd_ratio)  # complains before anything is built or downloaded
     if ours and plain_architecture(model_name) != model_name.partition('.')[0]:
         raise ValueError(
             f"'{model_name}' has ASR already, by its name; leave asr out, or name the plain "
@@ -86,8 +79,7 @@ def create_model(
     if has_asr(model):
         raise ValueError(f"'{model_name}' has ASR already; leave asr out.")
     if last_norm_init is not None:
-        init_last_norms(model, last_norm_init, options.get('asr_sites'))  # type: ignore[arg-type]
-    arguments = {ASR_KEYWORDS[key]: value for key, value in options.items() if key not in ('asr', 'rd_ratio')}
-    attach_asr(model, gate, preserve=preserve, **arguments)  # type: ignore[arg-type]
+        init_last_norms(model, last_norm_init, options.get('asr_sites'))
+    attach_asr(model, gate, options.get('asr_sites'), preserve=preserve, **take_vector_options(dict(options)))
     model.asr_options = options  # type: ignore[assignment]
     return model

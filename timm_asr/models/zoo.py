@@ -11,8 +11,10 @@ from timm.models import is_model, register_model
 from torch import nn
 
 from ..asr.attach import attach_asr
+from ..asr.options import take_vector_options
 from ..asr.sites import class_sites
-from ..gates.table import OPTIONS, asr_gate, gate_arguments, get_gate, list_gates
+from ..asr.ungated import vector_maker
+from ..gates.table import OPTIONS, gate_arguments, get_gate, list_gates
 from ..inference.reparameterize import Reparameterizable, built_for_inference
 from .last_norm import init_last_norms
 
@@ -31,10 +33,8 @@ class ZooModel(Reparameterizable):
 
     Args:
         gate: Name of a gate that stands in every block.
-        asr: Name of a foldable gate for ASR at the known sites.
-        asr_depth: Vectors at each site, 1 to 4 (default 1).
-        asr_init: Initial psi (default 0.1); ``'N_0.1'`` draws it from N(0, 0.1^2).
-        asr_learnable: Whether psi is trained (default True).
+        asr: Name of a foldable gate, or of a vector without one, for ASR at the known sites; with it ``asr_depth``,
+            ``asr_init``, ``asr_learnable``, ``asr_constant`` and ``asr_gain``, see :func:`timm_asr.attach_asr`.
         last_norm_init: Initial weight of the last norm of each residual branch, a number; 0 is timm's
             ``zero_init_last``. By default the network's own. Weights that are loaded replace it.
         rd_ratio: Hidden width over channels, of gates that have a hidden layer; and the other options of single
@@ -61,15 +61,11 @@ class ZooModel(Reparameterizable):
             *args: Any,
             gate: str | None = None,
             asr: str | None = None,
-            asr_depth: int | None = None,
-            asr_init: float | str | None = None,
-            asr_learnable: bool | None = None,
             last_norm_init: float | None = None,
             reparameterized: bool | str = False,
             **kwargs: Any,
     ) -> None:
-        options = {'depth': asr_depth, 'init': asr_init, 'learnable': asr_learnable}
-        options = {name: value for name, value in options.items() if value is not None}
+        options = take_vector_options(kwargs)
         if options and asr is None:
             raise TypeError(f"asr_{next(iter(options))} is for models with ASR; this one has none (asr='se' adds it).")
         gate_options = {name: kwargs.pop(name) for name in list(kwargs) if name in OPTIONS}
@@ -81,7 +77,7 @@ class ZooModel(Reparameterizable):
             if not self.GATED:
                 kwargs['block_args'] = {**(kwargs.get('block_args') or {}), 'attn_layer': attn_layer}
         if asr is not None:
-            asr_layer = asr_gate(asr, **gate_options)
+            asr_layer = vector_maker(asr, **gate_options)
         super().__init__(*args, **kwargs)
         if gate is not None and self.GATED:
             make = partial(attn_layer, **get_device_dtype(self))  # type: ignore[arg-type]

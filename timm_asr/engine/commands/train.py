@@ -64,6 +64,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     args.data_dir = args.data_dir or args.data
     args.data = None
     args.asr = args.asr or args.model_kwargs.pop('asr', None)
+    for key in ('asr_init', 'asr_gain', 'asr_constant'):
+        if getattr(args, key) not in (None, False):
+            args.model_kwargs = {**args.model_kwargs, key: getattr(args, key)}
     args.grad_accum_steps = max(1, args.grad_accum_steps)
     for name in ('batch_size', 'epochs', 'val_interval', 'log_interval'):
         if getattr(args, name) < 1:

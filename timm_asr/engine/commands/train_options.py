@@ -50,8 +50,12 @@ def _model() -> list[Option]:
     script = {'exclusive': 'script'}
     return [
         _value('--model', str, 'resnet50', 'name of the model', metavar='NAME'),
-        _value('--asr', str, None, 'gate of ASR to put on a model of any name: se, ie, srm, eca, spa, ...; '
-               'its keywords go into --model-kwargs (asr_depth=2)', metavar='GATE'),
+        _value('--asr', str, None, 'ASR on a model of any name: a gate (se, ie, srm, eca, spa, ...), or free, scale or '
+               'scalar for vectors without one; further keywords go into --model-kwargs (asr_depth=2)', metavar='GATE'),
+        _value('--asr-init', str, None, "where ASR starts: psi before a gate, v without one; N_0.1 draws psi from "
+               'N(0, 0.1^2)', metavar='VALUE'),
+        _value('--asr-gain', float, None, 'factor of the vectors of ASR; with 2 most of them start near one'),
+        _switch('--asr-constant', 'train neither the vectors of ASR nor their gates'),
         _value('--last-norm-init', float, None, 'initial weight of the last norm of each residual branch, with ASR or '
                'without: 0.5 is the control for ASR(SE), 0 is zero_init_last', metavar='X'),
         _switch('--pretrained', 'start from the pretrained weights of the model'),
