@@ -1,0 +1,91 @@
+"""int8 networks: their accuracy, and what folding does to the codes of the weights."""
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+from helpers import asr_layers, randomize
+from onnx import numpy_helper
+
+import timm_asr
+from timm_asr.data import Digits
+from timm_asr.errors import BadInput
+from timm_asr.export.int8 import onnx_top1, quantize_onnx
+
+
+def codes(file):
+    """int8 weights of the convolutions, by the node they feed, in the order of the graph."""
+    graph = onnx.load(str(file)).graph
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    dequantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == 'DequantizeLinear'}
+    return [weights[dequantized[node.input[1]]] for node in graph.node if node.op_type == 'Conv']
+
+
+def int8(model, folder, name, images):
+    file = timm_asr.export_onnx(model, folder / f'{name}.onnx', fold_bn=True)
+    return quantize_onnx(file, folder / f'{name}.int8.onnx', images)
+
+
+def without_vectors(model):
+    """The network with its vectors left out: what there was to scale."""
+    model = copy.deepcopy(model)
+    for name, module in list(model.named_modules()):
+        if module in asr_layers(model):
+            model.set_submodule(name, module.layer)
+    return model
+
+
+@pytest.mark.slow
+def test_folding_keeps_the_codes_where_output_channels_are_scaled(tmp_path):
+    model = randomize(timm.create_model('resnet20_asr_se', layers=(1, 1, 1))).eval()
+    images = [torch.randn(4, 3, 32, 32) for _ in range(2)]
+    plain = codes(int8(without_vectors(model), tmp_path, 'plain', images))
+    folded = codes(int8(model, tmp_path, 'folded', images))
+    assert len(plain) == len(folded) >= 7
+    moved = 0
+    for before, after in zip(plain, folded, strict=True):
+        assert before.dtype == after.dtype == 'int8'
+        difference = abs(before.astype(int) - after.astype(int))
+        assert difference.max() <= 1  # a code on the edge may round the other way
+        moved += int((difference > 0).sum())
+    assert moved <= 1e-4 * sum(code.size for code in plain)
+    unequal = without_vectors(model)
+    torch.nn.init.normal_(unequal.layer1[0].conv1.weight)
+    assert (codes(int8(unequal, tmp_path, 'other', images))[1] != plain[1]).any()  # the codes can tell networks apart
+
+
+@pytest.mark.slow
+def test_a_gate_in_front_of_a_convolution_changes_its_codes(tmp_path):
+    """The documentation says where the claim ends: a scale of *input* channels does not leave the codes alone."""
+    model = randomize(timm.create_model('resnet20', layers=(1, 1, 1))).eval()
+    scaled = copy.deepcopy(model)
+    scaled.layer1[0].conv2.weight.data *= torch.rand(1, 16, 1, 1) + 0.1
+    images = [torch.randn(4, 3, 32, 32)]
+    before, after = (codes(int8(m, tmp_path, n, images)) for m, n in ((model, 'a'), (scaled, 'b')))
+    assert (before[2] != after[2]).mean() > 0.5
+
+
+def test_int8_of_trained_weights_keeps_the_accuracy(tmp_path):
+    model = timm.create_model('resnet20_asr_se.cifar10', pretrained=True).eval()
+    digits = Digits('validation')  # the network has not seen them: what is compared is what both say of them
+    images = torch.stack([torch.from_numpy(np.array(digits[i][0].convert('RGB').resize((32, 32)))) for i in range(64)])
+    images = images.permute(0, 3, 1, 2).float() / 255
+    images = (images - 0.47) / 0.25
+    file = timm_asr.export_onnx(model, tmp_path / 'float.onnx', fold_bn=True)
+    quantized = quantize_onnx(file, tmp_path / 'int8.onnx', images.split(16))
+    with torch.no_grad():
+        said = model(images).argmax(1)
+    assert onnx_top1(file, [(images, said)]) == 100
+    assert onnx_top1(quantized, [(images[:32], said[:32]), (images[32:], said[32:])]) > 80
+    assert onnx_top1(file, [(images, (said + 1) % 10)]) == 0
+    assert quantized.stat().st_size < 0.5 * file.stat().st_size
+
+
+def test_without_images(tmp_path):
+    file = timm_asr.export_onnx(timm.create_model('resnet20', layers=(1, 1, 1)), tmp_path / 'float.onnx', fold_bn=True)
+    with pytest.raises(BadInput, match='needs images to calibrate on'):
+        quantize_onnx(file, tmp_path / 'int8.onnx', [])
+    assert not (tmp_path / 'int8.onnx').exists()
