@@ -2,6 +2,9 @@
 
 from .feature_integration import plot_feature_integration
 from .gates import plot_deviations, plot_differences, plot_frozen, plot_stripes
+from .gradients import plot_gradients
+from .looks import plot_looks
+from .speed import plot_speed
 from .training import plot_attention, plot_curve, plot_curves
 
 __all__ = [
@@ -12,5 +15,8 @@ __all__ = [
     'plot_differences',
     'plot_feature_integration',
     'plot_frozen',
+    'plot_gradients',
+    'plot_looks',
+    'plot_speed',
     'plot_stripes',
 ]

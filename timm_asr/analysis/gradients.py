@@ -1,0 +1,105 @@
+"""How large the gradient is at the end of each stage: the DIA paper's Figure 9."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.utils import unwrap_model
+from torch import nn
+
+from .gradcam import stage_names
+from .images import Images
+
+#: Decades of the histogram: what is smaller than the first or larger than the last is counted there.
+DECADES = (-12.0, 3.0)
+_BINS = 150
+
+
+@dataclass
+class StageGradients:
+    """Absolute values of the gradient at one stage's output, added up batch by batch.
+
+    Attributes:
+        stage: Name of the module.
+        counts: Histogram of log10 |g| over :data:`DECADES`, 150 bins; zeros are in the first.
+        count: Number of values.
+    """
+
+    stage: str
+    counts: torch.Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.float64))
+    count: int = 0
+    _sum: float = 0.0
+    _squares: float = 0.0
+
+    def update(self, gradient: torch.Tensor) -> None:
+        """Add the gradient of a batch, of any shape."""
+        size = gradient.detach().abs().flatten().float().cpu()
+        logs = size.clamp_min(10.0 ** DECADES[0]).log10().clamp(*DECADES)
+        self.counts += torch.histc(logs, _BINS, *DECADES).double()
+        self.count += len(size)
+        self._sum += size.double().sum().item()
+        self._squares += size.double().square().sum().item()
+
+    @property
+    def mean(self) -> float:
+        """Mean of |g|."""
+        return self._sum / self.count
+
+    @property
+    def std(self) -> float:
+        """Deviation of |g|."""
+        return max(self._squares / self.count - self.mean ** 2, 0.0) ** 0.5
+
+    def quantile(self, q: float) -> float:
+        """A quantile of |g|, to the width of a bin (a tenth of a decade)."""
+        index = int((self.counts.cumsum(0) < q * self.counts.sum()).sum())
+        return 10 ** (DECADES[0] + (min(index, _BINS - 1) + 0.5) * (DECADES[1] - DECADES[0]) / _BINS)
+
+    def as_dict(self) -> dict[str, Any]:
+        """One row of a table."""
+        return {'stage': self.stage, 'mean': self.mean, 'std': self.std,
+                **{f'quantile {q}': self.quantile(q) for q in (0.05, 0.5, 0.95)}}
+
+
+def stage_gradients(
+        model: nn.Module,
+        loader: Iterable[Any],
+        *,
+        samples: int | None = None,
+        training: bool = True,
+        progress: bool = True,
+) -> list[StageGradients]:
+    """The distribution of |d loss / d x| at the output x of each stage, over images and all their positions.
+
+    The loss is the cross entropy, summed over a batch: so the size of a batch does not matter. The paper looks at
+    networks without skip connections: ``timm.create_model('resnet56_dia_lstm', no_skip=True)``.
+
+    Args:
+        model: A classifier, left as it is.
+        loader: Gives (images, labels).
+        samples: Images to use, the first ones that the loader gives; all of them where None.
+        training: Run in training mode, with the statistics of each batch, as a step of training does.
+        progress: Show a progress bar where standard error is a terminal.
+
+    Raises:
+        ValueError: There are no labels, or the model does not say where its stages end.
+    """
+    model = copy.deepcopy(unwrap_model(model)).train(training).requires_grad_(True)
+    found = {name: StageGradients(name) for name in stage_names(model)}
+    outputs: dict[str, torch.Tensor] = {}
+    for name in found:
+        def keep(module: nn.Module, args: Any, output: torch.Tensor, name: str = name) -> None:
+            outputs[name] = output
+
+        model.get_submodule(name).register_forward_hook(keep)
+    for images, labels in Images(loader, model, samples, progress).batches('gradients'):
+        if labels is None:
+            raise ValueError('The loader gives no labels, and the gradient is that of a loss.')
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels.to(logits.device), reduction='sum')
+        for name, gradient in zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True):
+            found[name].update(gradient)
+    return list(found.values())

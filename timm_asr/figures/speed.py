@@ -1,0 +1,34 @@
+"""Speed against accuracy (ASR paper, Figure 3)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .style import new, save, styled
+
+
+@styled
+def plot_speed(
+        rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = '', caption: str = '',
+) -> None:
+    """A point a model: images per second to the right, accuracy upwards, its area that of the parameters.
+
+    Args:
+        rows: With ``model``, ``images_per_second``, ``parameters`` and ``top1``; rows that lack one are left out.
+        path: Of the image; its ending names the format.
+        title: Above the panel.
+        caption: Below it.
+    """
+    keys = ('images_per_second', 'parameters', 'top1')
+    rows = [row for row in rows if all(row.get(key) is not None for key in keys)]
+    figure, ((axes,),) = new(1, 1, 3.8)
+    largest = max(float(row['parameters']) for row in rows)
+    for index, row in enumerate(rows):
+        speed, parameters, top1 = (float(row[key]) for key in keys)
+        axes.scatter(speed, top1, 400 * parameters / largest, color=f'C{index % 10}', alpha=0.5)
+        axes.annotate(f'{row["model"]}\n{parameters / 1e6:.2f} M', (speed, top1), textcoords='offset points',
+                      xytext=(8, 6 if index % 2 else -16), fontsize=7)
+    axes.set(xlabel='images per second', ylabel='top-1, %')
+    axes.margins(x=0.25, y=0.25)
+    axes.grid(True, axis='both')
+    save(figure, path, title, caption)
