@@ -26,7 +26,6 @@ KNOWN = {
     'checkpoints.open': {'engine.build', 'engine.checkpoint', 'engine.commands.train_options', 'export.contents',
                          'export.place', 'export.provenance', 'export.trainable', 'checkpoints.source'},
     'checkpoints.source': {'export.provenance', 'checkpoints.open'},
-    'gates.table': {'asr.scaled'},
 }
 LONG = {
     'timm_asr/checkpoints/load_model.py', 'timm_asr/engine/commands/train.py', 'timm_asr/engine/commands/validate.py',

@@ -236,7 +236,8 @@ def test_the_inference_form_is_the_same_function():
 
 
 @pytest.mark.parametrize(('name', 'kwargs', 'error', 'sentence'), [
-    ('resnet20', {'dia': 'lstn'}, ValueError, "Unknown shared unit 'lstn'; units: se, eca"),
+    ('resnet20', {'dia': 'lstn'}, ValueError,
+     "Unknown shared unit 'lstn', did you mean 'lstm'; known shared units: se, eca"),
     ('resnet20', {'dia_cells': 2}, TypeError, r'dia_cells is for models with a shared unit; this one has none'),
     ('resnet20_dia_lstm', {'dia_cells': 4}, ValueError, '4 stacked cells are out of range'),
     ('resnet20_dia_lstm', {'dia_act': 'gelu'}, ValueError, "one of sigmoid, tanh, relu, not 'gelu'"),
@@ -247,8 +248,8 @@ def test_the_inference_form_is_the_same_function():
     ('resnet20_dia_lstm', {'rd_ratio': 0.5, 'dia_cell': 'standard'}, TypeError, 'A standard cell squeezes nothing'),
     ('resnet20_dia_lstm', {'ras_depth': 2}, TypeError, "'lstm' takes no ras_depth"),
     ('resnet20_dia_lstm', {'dia_shared_norm': True}, TypeError, "a BatchNorm, srm and cbam; 'lstm' has none"),
-    ('resnet20_dia_lstm_light', {'dia_cell': 'standard'}, TypeError, "for dia_cell='standard' take dia='lstm'"),
-    ('resnet20_dia_se', {'dia_cells': 2}, TypeError, "for the units lstm and lstm_light, not 'se'"),
+    ('resnet20_dia_lstm_light', {'dia_cell': 'standard'}, TypeError, "'lstm_light' takes no dia_cell; lstm does"),
+    ('resnet20_dia_se', {'dia_cells': 2}, TypeError, "'se' takes no dia_cells; lstm, lstm_light do"),
     ('resnet20_dia_eca', {'rd_ratio': 0.5}, TypeError, "'eca' has no hidden layer"),
     ('resnet20_dia_se', {'no_such_argument': 1}, TypeError, 'no_such_argument'),
     ('vit_tiny_asr_se', {'dia': 'lstm'}, TypeError, 'dia'),

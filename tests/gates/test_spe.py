@@ -102,7 +102,7 @@ def test_under_asr_the_mix_is_fixed():
 
 
 @pytest.mark.parametrize(('kwargs', 'error', 'sentence'), [
-    ({'spe_mix': 1.5}, ValueError, "SPE's mix is 1.5; it takes a number from 0"),
+    ({'spe_mix': 1.5}, ValueError, "spe_mix is 1.5; it takes 'average', 'max', 'min', or a number"),
     ({'spe_reweight': 'h'}, ValueError, "SPE's reweight is 'h'; it takes one of shared, a, b"),
     ({'spe_eta': -1.0}, ValueError, "SPE's eta is -1.0"),
     ({'ras_depth': 2}, TypeError, "The gate 'spe' takes no ras_depth; ras, ras_se, ras_eca, ras_spa do."),

@@ -105,28 +105,6 @@ def test_fold_bn_leaves_no_norm_after_a_convolution():
     assert model.layer1[0].conv1.bias is not None
 
 
-@pytest.mark.parametrize('name', ['resnet20_asr_se', 'resnet83_asr_ie', 'resnet20_se', 'resnet18_asr_srm'])
-def test_blocks_without_attention_call_convolutions_only(name):
-    model = randomize(small(name)).eval()
-    x = images(model)
-    expected, keys = model(x), set(fold_asr(clone(model)).state_dict())
-    model.reparameterize(fold_bn=True)
-    short = [m for m in model.modules() if type(m).__name__.startswith('Folded')]
-    assert bool(short) == ('_asr_' in name)
-    assert relative_error(expected, model(x)) < 1e-12
-    if short:
-        assert torch.jit.script(model)(x).shape == expected.shape
-        called = []
-        for m in short[0].children():
-            m.register_forward_hook(lambda m, *_: called.append(type(m).__name__))
-        model(x)
-        assert called
-        assert not {'Identity', 'ReLU'} & set(called)
-        assert {k for k in model.state_dict() if k.endswith('weight')} <= keys  # the same names
-        model(x).sum().backward()
-        assert torch.isfinite(model.conv1.weight.grad).all()
-
-
 @pytest.mark.parametrize('name', ['mobilenetv3_small_050', 'repvgg_a0', 'test_convnext', 'test_efficientnet'])
 def test_fold_bn_on_other_timm_models(name):
     model = randomize(timm.create_model(name, num_classes=3, dtype=torch.float64)).eval()

@@ -15,15 +15,14 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 import timm_asr
-from timm_asr.gates.dia_lstm import SharedLSTM
+from timm_asr.gates.dia_lstm import InferenceLSTM, SharedLSTM
+from timm_asr.gates.forms import ChannelSigmoid, Excitation, LinearSigmoid, PairSigmoid
 from timm_asr.gates.gate import ChannelGate
 from timm_asr.gates.pointwise import PointwiseConv2d
 from timm_asr.gates.ras import RAS
 from timm_asr.gates.se import SE
 from timm_asr.gates.spe import SPE
 from timm_asr.inference.block import InferenceBlock
-from timm_asr.inference.gates import ChannelSigmoid, Excitation, LinearSigmoid, PairSigmoid
-from timm_asr.inference.shared import InferenceLSTM
 from timm_asr.inference.stage import InferenceStage, SqueezedBranch
 
 GATED = [name for name in kinds() if '_asr_' not in name and '_' in name]

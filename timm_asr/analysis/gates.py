@@ -9,8 +9,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from ..gates.cbam import CBAM
-from ..gates.shared import SharedCBAM
+from ..gates.cbam import CBAM, SharedCBAM
 from ..gates.shared_stage import SharedStage
 
 _TIMES = ('mul', '__mul__', '__rmul__', 'multiply')

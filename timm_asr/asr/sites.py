@@ -21,7 +21,8 @@ def known_sites(model: nn.Module) -> list[str]:
     In blocks of registered classes (asr/blocks.py) these are the layers named there. In others it is the last affine
     layer on the channels of each residual branch (a norm, convolution or linear layer; layer scale where there is
     none), found by following an image without content through the network; blocks of the same class are treated alike,
-    those without an addition too. In a network without residual branches it is each norm after a convolution, or each convolution.
+    those without an addition too. In a network without residual branches it is each norm after a convolution, or each
+    convolution.
 
     Left out: layers that are used more than once or share parameters, whose parameters somebody else reads, that have
     hooks, and whose scale would be undone (weight-standardised convolutions without a gain, layers before a norm).

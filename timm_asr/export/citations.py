@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..gates.table import list_gates
-from ..models.zoo import DIA_NAMES, plain_architecture
+from ..gates.table import list_gates, list_units
+from ..models.zoo import plain_architecture
 
 CITATIONS = {
     'asr': """@inproceedings{huang2024stripe,
@@ -113,7 +113,7 @@ def attention_of(model: str, asr: Mapping[str, Any] | None = None) -> Attention:
     name, _, dia = name.partition('_dia_')
     gate = next((gate for gate in sorted(list_gates(), key=len, reverse=True) if name.endswith(f'_{gate}')), '')
     backbone = name.removesuffix(f'_{gate}') if gate else name
-    return Attention(backbone, attached or gate_of_asr, gate, dia if dia in DIA_NAMES else '')
+    return Attention(backbone, attached or gate_of_asr, gate, dia if dia in list_units() else '')
 
 
 def _is_ours(model: str) -> bool:

@@ -13,20 +13,16 @@ from torch import nn
 
 from ..asr.options import VECTOR_KEYWORDS
 from ..asr.vector import fold_asr
+from ..gates.forms import InferenceForm
 from ..gates.gate import ChannelGate
-from ..gates.table import OPTIONS
-from ..inference.block import InferenceBranch
-from ..inference.gates import InferenceGate
-from ..inference.stage import InferenceStage
-
-_MERGED = (InferenceGate, InferenceBranch, InferenceStage)
+from ..gates.table import gate_options
 
 
 def plain_arguments(model: nn.Module) -> dict[str, Any]:
     """Constructor arguments of the plain architecture, those of ASR dropped."""
     drop = ('asr', 'last_norm_init', *VECTOR_KEYWORDS)
     if not any(isinstance(m, ChannelGate) for m in model.modules()):
-        drop += tuple(OPTIONS)  # they were those of ASR's gates alone
+        drop += tuple(gate_options())  # they were those of ASR's gates alone
     return {name: value for name, value in get_model_args(model).items() if name not in drop}
 
 
@@ -48,7 +44,7 @@ def refuse_inference_form(model: nn.Module, name: str) -> None:
     Raises:
         ValueError: The model has merged branches, gates for inference only, or norms that were folded.
     """
-    merged = next((m for m in model.modules() if isinstance(m, _MERGED)
+    merged = next((m for m in model.modules() if isinstance(m, InferenceForm)
                    or isinstance(getattr(m, 'reparam_conv', None), nn.Module)), None)
     if merged is not None:
         raise ValueError(

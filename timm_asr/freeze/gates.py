@@ -3,32 +3,32 @@
 from timm.layers import cbam, coord_attn, non_local_attn, selective_kernel, split_attn
 from torch import nn
 
-from ..gates.sge import SGE
+from ..gates.forms import InferenceForm
+from ..gates.gate import ChannelGate
 from ..gates.shared import SharedUnit
-from ..inference.block import InferenceBranch
-from ..inference.gates import InferenceGate
-from ..inference.shared import InferenceLSTM
-from ..inference.stage import InferenceStage
 
 _POSITIONS = 'it weighs positions too'
 _BRANCHES = 'it weighs branches against each other'
 #: Attention that no constant per channel can stand for, and why. What is inside such a module is left alone too.
 NOT_CHANNEL_GATES: dict[type[nn.Module], str] = {
-    **dict.fromkeys((cbam.CbamModule, cbam.LightCbamModule, SGE), _POSITIONS),
+    **dict.fromkeys((cbam.CbamModule, cbam.LightCbamModule), _POSITIONS),
     **dict.fromkeys((coord_attn.CoordAttn, coord_attn.SimpleCoordAttn), _POSITIONS),
     **dict.fromkeys((coord_attn.EfficientLocalAttn, coord_attn.StripAttn), _POSITIONS),
     **dict.fromkeys((non_local_attn.NonLocalAttn, non_local_attn.BatNonLocalAttn), _POSITIONS),
     **dict.fromkeys((selective_kernel.SelectiveKernel, split_attn.SplitAttn), _BRANCHES),
     SharedUnit: 'the blocks of a stage share it',
 }
-_INFERENCE_FORMS = (InferenceBranch, InferenceGate, InferenceLSTM, InferenceStage)
 
 
 def other_attention(model: nn.Module) -> dict[str, str]:
     """Names of the modules with attention that is not a gate per channel, each with the reason."""
-    return {
-        name: next(reason for kind, reason in NOT_CHANNEL_GATES.items() if isinstance(module, kind))
-        for name, module in model.named_modules() if isinstance(module, tuple(NOT_CHANNEL_GATES))}
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ChannelGate) and not module.per_channel:
+            found[name] = _POSITIONS
+        elif isinstance(module, tuple(NOT_CHANNEL_GATES)):
+            found[name] = next(reason for kind, reason in NOT_CHANNEL_GATES.items() if isinstance(module, kind))
+    return found
 
 
 def candidates(model: nn.Module) -> set[str]:
@@ -38,7 +38,7 @@ def candidates(model: nn.Module) -> set[str]:
         ValueError: The model has its inference form, or weights that are not finite.
     """
     for name, module in model.named_modules():
-        if isinstance(module, _INFERENCE_FORMS):
+        if isinstance(module, InferenceForm):
             raise ValueError(
                 f"'{name}' has its inference form already, a {type(module).__name__}, in which its gate cannot be "
                 'replaced; freeze_attention goes before reparameterize().')

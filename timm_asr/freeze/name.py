@@ -9,7 +9,7 @@ from timm.models import get_model_args, is_model
 from torch import nn
 
 from ..asr.vector import has_asr
-from ..gates.table import OPTIONS, list_gates
+from ..gates.table import gate_options, list_gates
 from ..inference.compare import close
 
 # What timm's names have where a network of the same name without it has no gates.
@@ -19,7 +19,7 @@ _ORIGIN = ('tag', 'url', 'file', 'hf_hub_id', 'hf_hub_filename', 'source', 'stat
 
 
 def _candidates(name: str, args: dict[str, Any], asr: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    drop = {'gate', 'last_norm_init', *(() if asr else OPTIONS)}
+    drop = {'gate', 'last_norm_init', *(() if asr else gate_options())}
     ours = {key: value for key, value in args.items() if key not in drop}
     if 'gate' in args:
         yield name, ours

@@ -7,6 +7,7 @@ from torch import nn
 
 from .gate import ChannelGate
 from .pooling import average_pool
+from .shared import SharedGate
 
 
 class CBAM(ChannelGate, CbamModule):
@@ -27,7 +28,15 @@ class CBAM(ChannelGate, CbamModule):
         dtype: Of the parameters.
     """
 
-    foldable = False
+    options = {'rd_ratio': 'rd_ratio'}
+    foldable = per_channel = False
+    norm_stays = True
+    paper = """@inproceedings{woo2018cbam,
+  title     = {{CBAM}: Convolutional Block Attention Module},
+  author    = {Woo, Sanghyun and Park, Jongchan and Lee, Joon-Young and Kweon, In So},
+  booktitle = {European Conference on Computer Vision (ECCV)},
+  year      = {2018}
+}"""
 
     def __init__(
             self,
@@ -61,3 +70,38 @@ class CBAM(ChannelGate, CbamModule):
     def scale(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Channel weights first, then timm's spatial attention: (B, C, H, W), (B, C) -> (B, C, H, W)."""
         return self.spatial(x * v[:, :, None, None])
+
+    @torch.jit.ignore
+    def as_unit(self, shared_norm: bool = False) -> SharedGate:
+        return SharedCBAM(self, own_norm=not shared_norm)
+
+
+class SharedCBAM(SharedGate):
+    """CBAM with shared MLP and convolution; the BatchNorm of the map over positions is each block's own.
+
+    Here z is that map, (B, 1, H, W), and the feature map that it weighs has its channels weighed already.
+
+    Args:
+        gate: The gate.
+        own_norm: Whether each block has its own BatchNorm; otherwise they share the gate's.
+    """
+
+    def __init__(self, gate: CBAM, own_norm: bool = True) -> None:
+        super().__init__(gate)
+        self.own_norm = own_norm
+        if own_norm:
+            gate.spatial.conv.bn = nn.Identity()
+
+    @torch.jit.ignore
+    def make_own(self) -> nn.Module:
+        weight = self.gate.spatial.conv.conv.weight
+        norm = [nn.BatchNorm2d(1, device=weight.device, dtype=weight.dtype)] if self.own_norm else []
+        return nn.Sequential(*norm, nn.Sigmoid())
+
+    def forward(
+            self, a: torch.Tensor, state: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        v, state = self.excite(self.pool(a), state)
+        a = a * v[:, :, None, None]
+        z = torch.cat([a.mean(1, keepdim=True), a.amax(1, keepdim=True)], dim=1)
+        return a, self.gate.spatial.conv(z), state

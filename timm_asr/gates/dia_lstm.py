@@ -1,155 +1,58 @@
 """DIA-LSTM: the recurrent units of a stage, whose state passes from block to block."""
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from .forms import InferenceForm, swallow
+from .lstm_cells import LightLSTMCell, SqueezedLSTMCell, StandardLSTMCell
+from .pointwise import PointwiseConv2d
 from .pooling import average_pool
-from .shared import SharedUnit
+from .shared import SharedForm, SharedUnit
 
-_ACTIVATIONS = ('sigmoid', 'tanh', 'relu')
 MAX_CELLS = 3
-
-
-class _LSTMCell(nn.Module):
-    """What all cells have in common; subclasses give the four gates' pre-activations.
-
-    c = sigmoid(f) * c' + sigmoid(i) * tanh(g), h = sigmoid(o) * act(c), with h', c' the state before.
-    """
-
-    def __init__(self, act: str) -> None:
-        super().__init__()
-        if act not in _ACTIVATIONS:
-            raise ValueError(f"The output activation of a cell is one of {', '.join(_ACTIVATIONS)}, not {act!r}.")
-        self.act = act
-
-    def gates(self, y: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        """Pre-activations (B, 4C) of the gates i, f, g, o, from input and hidden state (B, C)."""
-        raise NotImplementedError
-
-    def forward(self, y: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Input, hidden and cell state, all (B, C), to the new hidden and cell state."""
-        i, f, g, o = self.gates(y, h).chunk(4, 1)
-        c = torch.addcmul(f.sigmoid() * c, i.sigmoid(), g.tanh())
-        if self.act == 'sigmoid':
-            squashed = c.sigmoid()
-        elif self.act == 'tanh':
-            squashed = c.tanh()
-        else:
-            squashed = c.relu()
-        return o.sigmoid() * squashed, c
-
-
-class SqueezedLSTMCell(_LSTMCell):
-    """The modified cell of the DIA paper, section 4.2.2: both inputs squeezed to C * rd_ratio values.
-
-    (i, f, g, o) = V relu(A y + a) + d + W relu(B h + b) + e, about 10 C^2 rd_ratio parameters. The published counts
-    need the biases a, b, d, e.
-
-    Args:
-        channels: Channels C.
-        rd_ratio: Hidden width over C, 1 / r.
-        act: Activation of the cell state at the output.
-        device: Of the parameters.
-        dtype: Of the parameters.
-    """
-
-    def __init__(
-            self,
-            channels: int,
-            rd_ratio: float = 1 / 4,
-            act: str = 'sigmoid',
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(act)
-        dd = {'device': device, 'dtype': dtype}
-        hidden = max(1, round(channels * rd_ratio))
-        self.w_ih = nn.Sequential(
-            nn.Linear(channels, hidden, **dd), nn.ReLU(), nn.Linear(hidden, 4 * channels, **dd))
-        self.w_hh = nn.Sequential(
-            nn.Linear(channels, hidden, **dd), nn.ReLU(), nn.Linear(hidden, 4 * channels, **dd))
-
-    def gates(self, y: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        return self.w_ih(y) + self.w_hh(h)
-
-
-class StandardLSTMCell(_LSTMCell):
-    """The standard cell, (i, f, g, o) = V y + d + W h + e, 8 C^2 + 8 C parameters.
-
-    Args:
-        channels: Channels C.
-        act: Activation of the cell state at the output, tanh in the standard cell.
-        device: Of the parameters.
-        dtype: Of the parameters.
-    """
-
-    def __init__(
-            self,
-            channels: int,
-            act: str = 'tanh',
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(act)
-        self.w_ih = nn.Linear(channels, 4 * channels, device=device, dtype=dtype)
-        self.w_hh = nn.Linear(channels, 4 * channels, device=device, dtype=dtype)
-
-    def gates(self, y: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        return self.w_ih(y) + self.w_hh(h)
-
-
-class LightLSTMCell(_LSTMCell):
-    """The light cell: a bottleneck on the input, then four gates that see every channel alone (DIA paper, Eq. 5).
-
-    y' = V relu(U y), (i, f, g, o) = w * y' + u * h + b, C^2 rd_ratio + 12 C parameters. The paper only draws it; this
-    reading meets its counts, see docs/attention.md.
-
-    w and u start as a linear layer of two inputs does, uniform in +-sqrt(1/2), and not at 0: at 0 the bottleneck has
-    no gradient.
-
-    Args:
-        channels: Channels C.
-        rd_ratio: Hidden width over C / 2, 1 / r.
-        act: Activation of the cell state at the output.
-        device: Of the parameters.
-        dtype: Of the parameters.
-    """
-
-    def __init__(
-            self,
-            channels: int,
-            rd_ratio: float = 1 / 4,
-            act: str = 'sigmoid',
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(act)
-        dd = {'device': device, 'dtype': dtype}
-        hidden = max(1, round(channels * rd_ratio / 2))
-        self.fc1 = nn.Linear(channels, hidden, bias=False, **dd)
-        self.fc2 = nn.Linear(hidden, channels, bias=False, **dd)
-        # Flat, as the scale and shift of a norm are, so that timm's rule by rank exempts them from weight decay.
-        self.weight_ih = nn.Parameter(torch.empty(4 * channels, **dd))
-        self.weight_hh = nn.Parameter(torch.empty(4 * channels, **dd))
-        self.bias = nn.Parameter(torch.zeros(4 * channels, **dd))
-        nn.init.uniform_(self.weight_ih, -(0.5**0.5), 0.5**0.5)
-        nn.init.uniform_(self.weight_hh, -(0.5**0.5), 0.5**0.5)
-
-    def gates(self, y: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        y = self.fc2(F.relu(self.fc1(y)))
-        return y.repeat(1, 4) * self.weight_ih + h.repeat(1, 4) * self.weight_hh + self.bias
-
-
 _CELLS = {'squeezed': SqueezedLSTMCell, 'standard': StandardLSTMCell, 'light': LightLSTMCell}
 
 
-class SharedLSTM(SharedUnit):
+class RecurrentUnit(SharedUnit):
+    """What the two forms of DIA-LSTM have in common: ``cells`` in a row, and their state.
+
+    The state is a list [h_1, c_1, h_2, c_2, ...] of (B, C), two a cell, zeros before the first block.
+    """
+
+    channels: int
+
+    def start(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Zeros (B, C), two a cell, on the device and in the dtype of the stage's input."""
+        state: list[torch.Tensor] = []
+        for _ in self.cells:
+            state.append(x.new_zeros([x.shape[0], self.channels]))
+            state.append(x.new_zeros([x.shape[0], self.channels]))
+        return state
+
+    def pool(self, a: torch.Tensor) -> torch.Tensor:
+        """Global average pooling, (B, C, H, W) -> (B, C)."""
+        return average_pool(a).flatten(1)
+
+    def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return self.run(u, state)
+
+    def run(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Pass u through the cells."""
+        after: list[torch.Tensor] = []
+        for n, cell in enumerate(self.cells):
+            u, c = cell(u, state[2 * n], state[2 * n + 1])
+            after.append(u)
+            after.append(c)
+        return u, after
+
+
+class SharedLSTM(RecurrentUnit):
     """DIA-LSTM, (h, c) = LSTM(GAP(a), h', c'), v = h: DIA paper, Eq. 4.
 
-    The state is a list [h_1, c_1, h_2, c_2, ...] of (B, C), two a cell, zeros before the first block. Cells after the
-    first are standard ones, as the count of Table 12 needs, fed with the hidden state of the one before; the last
-    one's hidden state is v.
+    Cells after the first are standard ones, as the count of Table 12 needs, fed with the hidden state of the one
+    before; the last one's hidden state is v.
 
     Args:
         channels: Channels C of the stage's feature maps.
@@ -165,6 +68,8 @@ class SharedLSTM(SharedUnit):
         ValueError: An argument is out of range.
         TypeError: ``rd_ratio`` for a standard cell.
     """
+
+    options = {'rd_ratio': 'rd_ratio', 'dia_cell': 'cell', 'dia_cells': 'cells', 'dia_act': 'act'}
 
     def __init__(
             self,
@@ -192,22 +97,51 @@ class SharedLSTM(SharedUnit):
         self.cells = nn.ModuleList([_CELLS[cell](channels, act=act, **kwargs, **dd)])
         self.cells.extend([StandardLSTMCell(channels, act=act, **dd) for _ in range(cells - 1)])
 
-    def start(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Zeros (B, C), two a cell, on the device and in the dtype of the stage's input."""
-        state: list[torch.Tensor] = []
-        for _ in self.cells:
-            state.append(x.new_zeros([x.shape[0], self.channels]))
-            state.append(x.new_zeros([x.shape[0], self.channels]))
-        return state
+    @torch.jit.ignore
+    def inference_form(self, convs: Sequence[nn.Module]) -> SharedForm:
+        first = self.cells[0].first_layer()
+        none: list[nn.Module | None] = [None] * len(convs)
+        if not convs or not all(isinstance(conv, PointwiseConv2d) for conv in convs):
+            return SharedForm('output', None, none, InferenceLSTM(self, first))
+        if first is None:
+            return SharedForm('projected', None, none, InferenceLSTM(self, None))
+        squeezes: list[nn.Module | None] = [swallow(first.weight, first.bias, conv) for conv in convs]
+        return SharedForm('input', None, squeezes, InferenceLSTM(self, None))
 
-    def pool(self, a: torch.Tensor) -> torch.Tensor:
-        """Global average pooling, (B, C, H, W) -> (B, C)."""
-        return average_pool(a).flatten(1)
+
+class SharedLightLSTM(SharedLSTM):
+    """DIA-LSTM of the light cell; arguments as in the base class, without ``cell``."""
+
+    options = {key: value for key, value in SharedLSTM.options.items() if key != 'dia_cell'}
+
+    def __init__(
+            self,
+            channels: int,
+            cells: int = 1,
+            rd_ratio: float | None = None,
+            act: str | None = None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(channels, 'light', cells, rd_ratio, act, device, dtype)
+
+
+class InferenceLSTM(InferenceForm, RecurrentUnit):
+    """DIA-LSTM with merged matrices.
+
+    Args:
+        unit: The unit in its training form.
+        first: The first layer of its first cell, where the blocks have not swallowed it.
+    """
+
+    def __init__(self, unit: SharedLSTM, first: nn.Linear | None) -> None:
+        super().__init__()
+        self.channels = unit.channels
+        self.first = first
+        self.cells = nn.ModuleList(cell.inference_form() for cell in unit.cells)
+        self.train(False)
 
     def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        after: list[torch.Tensor] = []
-        for n, cell in enumerate(self.cells):
-            u, c = cell(u, state[2 * n], state[2 * n + 1])
-            after.append(u)
-            after.append(c)
-        return u, after
+        if self.first is not None:
+            u = self.first(u)
+        return self.run(u, state)

@@ -25,6 +25,15 @@ class ECA(ChannelGate, EcaModule):
         ValueError: ``kernel_size`` is even.
     """
 
+    options = {'eca_kernel': 'kernel_size'}
+    affine = True
+    paper = """@inproceedings{wang2020eca,
+  title     = {{ECA-Net}: Efficient Channel Attention for Deep Convolutional Neural Networks},
+  author    = {Wang, Qilong and Wu, Banggu and Zhu, Pengfei and Li, Peihua and Zuo, Wangmeng and Hu, Qinghua},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2020}
+}"""
+
     def __init__(
             self,
             channels: int,

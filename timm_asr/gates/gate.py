@@ -1,11 +1,15 @@
-"""What every channel attention module has in common: pool, excite, scale."""
+"""What every channel attention module has in common: pool, excite, scale; and what a gate says of itself."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from .forms import OWN_MATRIX, Excite, GateForm, swallows
+from .pointwise import PointwiseConv2d
 from .pooling import average_pool
+from .shared import SharedGate, SharedUnit
 
 
 def check_unused(gate: str, unused: dict[str, Any]) -> None:
@@ -33,13 +37,34 @@ class ChannelGate(nn.Module):
     ``forward`` chains them, x' = x * v with v = sigmoid(F(pool(x))) (ASR paper, Eq. 3 and 4). ASR needs ``excite``
     alone, fed with a learned vector.
 
-    Subclasses are called as ``Gate(channels, ..., device=None, dtype=None)`` and so serve as timm's ``attn_layer``.
+    A subclass is called as ``Gate(channels, ..., device=None, dtype=None)`` and so serves as timm's ``attn_layer``.
+    It needs ``logits``, and says by the attributes below what is special about it; ``docs/add_a_gate.md`` shows how.
     """
 
+    #: Keyword of ``timm.create_model`` -> argument of the constructor.
+    options: dict[str, str] = {}
+    #: Arguments that are fixed where ASR feeds the gate with a constant.
+    under_asr: dict[str, Any] = {}
+    #: BibTeX of the gate's paper.
+    paper = ''
     #: The weights depend on the descriptor alone, so a constant descriptor can be folded into a layer.
     foldable = True
+    #: Why not, where ``foldable`` is False.
+    unfoldable = "it weighs positions too, which no layer's parameters can express"
+    #: The weights are one number per image and channel; False where positions are weighed too.
+    per_channel = True
+    #: Smallest and largest possible weight.
+    bounds = (0.0, 1.0)
+    #: The blocks of a stage can share the gate (DIA).
+    shareable = True
+    #: The gate has a BatchNorm that stays each block's own where the rest is shared.
+    norm_stays = False
     #: Values of the descriptor that one pixel of C channels stands for, per channel.
     psi_ratio = 1
+    #: Cells of each grid whose averages make the descriptor, grid by grid; (1,) is global average pooling.
+    grids: Sequence[int] = (1,)
+    #: The logits are an affine function of the descriptor, and the weights their sigmoid.
+    affine = False
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """Global average pooling, (B, C, H, W) -> (B, C): Eq. 3."""
@@ -50,7 +75,7 @@ class ChannelGate(nn.Module):
         raise NotImplementedError
 
     def excite(self, u: torch.Tensor) -> torch.Tensor:
-        """Descriptor (B, D) to channel weights (B, C) in [0, 1]."""
+        """Descriptor (B, D) to channel weights (B, C) within ``bounds``."""
         return self.logits(u).sigmoid()
 
     def scale(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -70,3 +95,44 @@ class ChannelGate(nn.Module):
 
     def flip_hidden(self, rows: torch.Tensor) -> None:
         """Change the sign of the rows (boolean, (R,)) of the layer before the hidden ReLU."""
+
+    @torch.jit.ignore
+    def reset_layers(self) -> None:
+        """Initialise the layers inside by their own rule, whatever the network around the gate has done to them."""
+        for module in self.modules():
+            if module is not self and hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
+
+    @torch.jit.ignore
+    def averages(self) -> bool:
+        """Whether ``pool`` averages over ``grids``, and so commutes with an affine layer of one pixel."""
+        return type(self).pool is ChannelGate.pool
+
+    @torch.jit.ignore
+    def inference_form(self, conv: nn.Module | None = None) -> GateForm | None:
+        """How the gate runs at inference, None where it stays as it is. Call it in eval mode, without gradients.
+
+        Args:
+            conv: The convolution before the gate, norm folded, where there is one. A
+                :class:`~timm_asr.gates.pointwise.PointwiseConv2d` can be read through.
+        """
+        if not (self.per_channel and self.averages() and tuple(self.grids) == (1,)):
+            return None
+        through = conv if isinstance(conv, PointwiseConv2d) else None
+        if self.affine and through is not None and through.weight.numel() <= OWN_MATRIX:
+            return GateForm('input', None, swallows(self, through))
+        return GateForm('output' if through is None else 'projected', None, self.pooled_form())
+
+    @torch.jit.ignore
+    def pooled_form(self) -> nn.Module:
+        """What ``excite`` becomes at inference where nothing before it is swallowed, (B, D) -> (B, C)."""
+        return Excite(self)
+
+    @torch.jit.ignore
+    def as_unit(self, shared_norm: bool = False) -> SharedUnit:
+        """The gate as the unit of a stage (DIA).
+
+        Args:
+            shared_norm: Share also the BatchNorm that otherwise ``norm_stays`` each block's own.
+        """
+        return SharedGate(self)

@@ -48,6 +48,43 @@ def _extremes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return x, x.amax((2, 3)), x.amin((2, 3))
 
 
+def check_mix(mix: str | float, keyword: str) -> float:
+    """'max', 'min' or a number from 0 to 1 as the share of the maximum.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    share = {'max': 1.0, 'min': 0.0}.get(mix, mix) if isinstance(mix, str) else mix
+    if isinstance(share, str) or not 0 <= share <= 1:
+        raise ValueError(
+            f"{keyword} is {mix!r}; it takes 'average', 'max', 'min', or a number from 0 (min) to 1 (max).")
+    return float(share)
+
+
+def mixed_pool(x: torch.Tensor, mix: float) -> torch.Tensor:
+    """mix * max + (1 - mix) * min over positions, (B, C, H, W) -> (B, C): SPENet paper, Eq. 2."""
+    if mix == 1:
+        return x.amax((2, 3))
+    if mix == 0:
+        return x.amin((2, 3))
+    return torch.lerp(x.amin((2, 3)), x.amax((2, 3)), mix)
+
+
+class MixPool(torch.nn.Module):
+    """:func:`mixed_pool` as a module.
+
+    Args:
+        mix: The share of the maximum.
+    """
+
+    def __init__(self, mix: float) -> None:
+        super().__init__()
+        self.mix = mix
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return mixed_pool(x, self.mix)
+
+
 def _needs_gradient(x: torch.Tensor) -> bool:
     # Compilers and exporters know how to fuse the ordinary operators, and need no more than these.
     plain = isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_compiling()

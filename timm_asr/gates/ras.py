@@ -6,11 +6,13 @@ import torch
 from timm.layers import create_act_layer
 from torch import nn
 
+from .bottleneck import BottleneckGate
 from .eca import ECA
+from .forms import GateForm, channel_by_channel
 from .gate import ChannelGate, check_unused
 from .se import SE
 from .spa import SPA
-from .srm import SRM, ChannelAffine
+from .srm import ChannelAffine
 
 MAX_STEPS = 4
 
@@ -68,6 +70,16 @@ class RAS(ChannelGate):
         ValueError: ``steps`` or ``connect`` is out of range.
     """
 
+    options = {'ras_depth': 'steps', 'ras_connect': 'connect', 'ras_share': 'share'}
+    under_asr = {'fixed_stats': True}
+    shareable = False  # its norms' statistics belong to one place in the network
+    paper = """@article{zhong2022deepening,
+  title   = {Deepening Neural Networks Implicitly and Locally via Recurrent Attention Strategy},
+  author  = {Zhong, Shanshan and Wen, Wushao and Qin, Jinghui and Huang, Zhongzhan},
+  journal = {arXiv preprint arXiv:2210.15676},
+  year    = {2022}
+}"""
+
     def __init__(
             self,
             channels: int,
@@ -85,12 +97,18 @@ class RAS(ChannelGate):
         self.bias = nn.Parameter(torch.full((channels,), -1.0, device=device, dtype=dtype))
         self.connections, self.passes = connections(channels, steps, connect, share, fixed_stats, device, dtype)
 
+        self.affine = are_norms(self.connections)
+
     def logits(self, u: torch.Tensor) -> torch.Tensor:
-        u = u * self.weight + self.bias
+        u = torch.addcmul(self.bias, u, self.weight)
         for _ in range(self.passes):
             for connection in self.connections:
-                u = connection(u) * self.weight + self.bias
+                u = torch.addcmul(self.bias, connection(u), self.weight)
         return u
+
+    @torch.jit.ignore
+    def pooled_form(self) -> nn.Module:
+        return channel_by_channel(self, self.weight) if self.affine else super().pooled_form()
 
 
 class Recurrent(ChannelGate):
@@ -112,9 +130,15 @@ class Recurrent(ChannelGate):
         ValueError: ``steps`` or ``connect`` is out of range.
     """
 
-    foldable = False  # a hidden ReLU can be dead at a later step, whatever the sign of its row
-    #: The gate's class.
-    kind: type[ChannelGate]
+    foldable = shareable = False
+    unfoldable = 'fed with a constant, its hidden units could be dead for ever'  # at a later step, whatever the sign
+    #: The gate's class; a subclass names it and is complete.
+    kind: type[ChannelGate] = ChannelGate
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.options = {**cls.kind.options, **RAS.options}
+        cls.paper = f'{RAS.paper}\n\n{cls.kind.paper}'
 
     def __init__(
             self,
@@ -129,6 +153,8 @@ class Recurrent(ChannelGate):
         super().__init__()
         self.gate = self.kind(channels, device=device, dtype=dtype, **kwargs)
         self.connections, self.passes = connections(channels, steps, connect, share, False, device, dtype)
+        self.grids = self.gate.grids
+        self.affine = self.gate.affine and are_norms(self.connections)
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         return self.gate.pool(x)
@@ -139,6 +165,16 @@ class Recurrent(ChannelGate):
             for connection in self.connections:
                 u = self.gate.logits(self.gate.pool(connection(u)[:, :, None, None]))
         return u
+
+    @torch.jit.ignore
+    def averages(self) -> bool:
+        return self.gate.averages()
+
+    @torch.jit.ignore
+    def inference_form(self, conv: nn.Module | None = None) -> GateForm | None:
+        if isinstance(self.gate, BottleneckGate) and are_norms(self.connections):
+            return self.gate.inference_form(conv, list(self.connections) * self.passes)
+        return super().inference_form(conv)
 
 
 class RecurrentSE(Recurrent):
@@ -159,10 +195,9 @@ class RecurrentSPA(Recurrent):
     kind = SPA
 
 
-class RecurrentSRM(Recurrent):
-    """:class:`SRM` applied k times; after the first, the deviation is that of one pixel."""
-
-    kind = SRM
+def are_norms(modules: nn.ModuleList) -> bool:
+    """Whether all connections are affine in eval mode."""
+    return all(isinstance(m, nn.BatchNorm1d | ChannelAffine) for m in modules)
 
 
 def connections(

@@ -1,18 +1,26 @@
 """SE, squeeze-and-excitation."""
 
+from functools import partial
+from typing import Any
+
 import torch
-import torch.nn.functional as F
-from timm.layers import SEModule
+from timm.layers import create_act_layer
 from torch import nn
 
-from .gate import ChannelGate
+from .bottleneck import BottleneckGate, dense, hidden_width
+from .pooling import MixPool, average_pool, check_mix, mixed_pool
+
+MAX_DEPTH = 4
 
 
-class SE(ChannelGate, SEModule):
+class SE(BottleneckGate):
     """Squeeze-and-excitation, v = sigmoid(W2 relu(W1 u + b1) + b2), u = GAP(x).
 
     Hu, Shen, Sun: Squeeze-and-Excitation Networks, CVPR 2018, https://arxiv.org/abs/1709.01507.
-    timm's ``SEModule`` with the papers' hidden width round(C / 16), which is not rounded up to a multiple of eight.
+    The hidden width is round(C / 16), not rounded up to a multiple of eight. timm's ``SEModule`` has the same keys.
+
+    With ``depth`` k the gate is as deep as Eq. 2 of the RAS paper makes it: g^k = W2^k relu(W1^k g^(k-1)), g^0 = u,
+    v = sigmoid(g^k), each application with layers of its own.
 
     Args:
         channels: Channels C of the feature map.
@@ -20,10 +28,26 @@ class SE(ChannelGate, SEModule):
         rd_channels: Hidden width, instead of ``rd_ratio``.
         rd_divisor: The hidden width is rounded to a multiple of this.
         act_layer: Activation of the hidden layer.
-        bias: Whether both linear layers have a bias (the papers' counts on ResNets include it).
+        bias: Whether the linear layers have a bias (the papers' counts on ResNets include it).
+        pooling: 'average', 'max', 'min', or a number lambda for lambda * max + (1 - lambda) * min (SPENet paper,
+            Figure 2).
+        depth: Applications k, 1 to 4.
         device: Of the parameters.
         dtype: Of the parameters.
+
+    Raises:
+        ValueError: ``pooling`` or ``depth`` is out of range.
     """
+
+    options = {**BottleneckGate.options, 'se_bias': 'bias', 'se_pool': 'pooling', 'se_depth': 'depth'}
+    # One pixel is the same however it is pooled; deeper hidden units could be dead for ever, as in a recurrence.
+    under_asr = {'pooling': 'average', 'depth': 1}
+    paper = """@inproceedings{hu2018squeeze,
+  title     = {Squeeze-and-Excitation Networks},
+  author    = {Hu, Jie and Shen, Li and Sun, Gang},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2018}
+}"""
 
     def __init__(
             self,
@@ -33,28 +57,42 @@ class SE(ChannelGate, SEModule):
             rd_divisor: int = 1,
             act_layer: type[nn.Module] = nn.ReLU,
             bias: bool = True,
+            pooling: str | float = 'average',
+            depth: int = 1,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            channels,
-            rd_ratio=rd_ratio,
-            rd_channels=rd_channels,
-            rd_divisor=rd_divisor,
-            act_layer=act_layer,
-            bias=bias,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__()
+        if not 1 <= depth <= MAX_DEPTH:
+            raise ValueError(f'se_depth is {depth}; SE is 1 to {MAX_DEPTH} deep.')
+        self.mix = None if pooling == 'average' else check_mix(pooling, 'se_pool')
+        width = hidden_width(channels, rd_ratio, rd_channels, rd_divisor)
+        self.fc1 = nn.Conv2d(channels, width, 1, bias=bias, device=device, dtype=dtype)
+        self.act = create_act_layer(act_layer, inplace=True)
+        self.fc2 = nn.Conv2d(width, channels, 1, bias=bias, device=device, dtype=dtype)
+        again = partial(SE, channels, rd_channels=width, act_layer=act_layer, bias=bias, device=device, dtype=dtype)
+        self.deeper = nn.ModuleList(again() for _ in range(depth - 1))
 
-    def hidden(self, u: torch.Tensor) -> torch.Tensor:
-        # A matrix product: a 1x1 convolution on a 1x1 map computes the same several times slower on the CPU.
-        return F.linear(u, self.fc1.weight.flatten(1), self.fc1.bias)
-
-    def flip_hidden(self, rows: torch.Tensor) -> None:
-        self.fc1.weight[rows] *= -1
-        if self.fc1.bias is not None:
-            self.fc1.bias[rows] *= -1
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """Average, or mix of maximum and minimum, of every channel: (B, C, H, W) -> (B, C)."""
+        if self.mix is not None:
+            return mixed_pool(x, self.mix)
+        return average_pool(x).flatten(1)
 
     def logits(self, u: torch.Tensor) -> torch.Tensor:
-        return F.linear(self.act(self.hidden(u)), self.fc2.weight.flatten(1), self.fc2.bias)
+        u = dense(self.act(self.hidden(u)), self.fc2.weight, self.fc2.bias)
+        for gate in self.deeper:
+            u = gate.logits(u)
+        return u
+
+    @torch.jit.ignore
+    def averages(self) -> bool:
+        return self.mix is None
+
+    @torch.jit.ignore
+    def layer_pairs(self) -> list[tuple[Any, Any]]:
+        return [(self.fc1, self.fc2), *((gate.fc1, gate.fc2) for gate in self.deeper)]
+
+    @torch.jit.ignore
+    def inference_pool(self) -> nn.Module | None:
+        return None if self.mix is None else MixPool(self.mix)

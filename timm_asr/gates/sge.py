@@ -28,7 +28,13 @@ class SGE(ChannelGate):
         unused: Reduction arguments of timm's blocks, which this gate has no use for.
     """
 
-    foldable = False
+    foldable = per_channel = shareable = False
+    paper = """@article{li2019sge,
+  title   = {Spatial Group-wise Enhance: Improving Semantic Feature Learning in Convolutional Networks},
+  author  = {Li, Xiang and Hu, Xiaolin and Yang, Jian},
+  journal = {arXiv preprint arXiv:1905.09646},
+  year    = {2019}
+}"""
 
     def __init__(
             self,

@@ -1,13 +1,28 @@
 """Attention that the blocks of a stage share (DIA): the protocol, and the gates that follow it."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from .cbam import CBAM
-from .gate import ChannelGate
-from .srm import SRM
+
+@dataclass
+class SharedForm:
+    """How a shared unit runs at inference.
+
+    Attributes:
+        reads: As in :class:`~timm_asr.gates.forms.GateForm`.
+        pool: As there.
+        squeezes: For each block a layer that acts on its pooled values before the unit does, or None.
+        unit: What the blocks still share.
+    """
+
+    reads: str
+    pool: nn.Module | None
+    squeezes: list[nn.Module | None]
+    unit: 'SharedUnit'
 
 
 class SharedUnit(nn.Module):
@@ -32,6 +47,9 @@ class SharedUnit(nn.Module):
     own       z -> v                             z to weights; identity where z is v already
     ========  =================================  ===========================================
     """
+
+    #: Keyword of ``timm.create_model`` -> argument of the constructor.
+    options: dict[str, str] = {}
 
     def start(self, x: torch.Tensor) -> list[torch.Tensor]:
         """The state before the first block, from the stage's input (B, C', H', W'); empty for stateless units."""
@@ -58,15 +76,24 @@ class SharedUnit(nn.Module):
         z, state = self.excite(self.pool(a), state)
         return a, z[:, :, None, None], state
 
+    @torch.jit.ignore
+    def inference_form(self, convs: Sequence[nn.Module]) -> SharedForm | None:
+        """How the unit runs at inference, None where it stays as it is.
+
+        Args:
+            convs: The last convolution of each block, norms folded; empty where the blocks are not known.
+        """
+        return None
+
 
 class SharedGate(SharedUnit):
     """A gate without BatchNorm, shared as it is: v = gate(pool(a)), no state.
 
     Args:
-        gate: The gate.
+        gate: A :class:`~timm_asr.gates.gate.ChannelGate`.
     """
 
-    def __init__(self, gate: ChannelGate) -> None:
+    def __init__(self, gate: Any) -> None:
         super().__init__()
         self.gate = gate
 
@@ -76,81 +103,28 @@ class SharedGate(SharedUnit):
     def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         return self.gate.excite(u), state
 
+    @torch.jit.ignore
+    def inference_form(self, convs: Sequence[nn.Module]) -> SharedForm | None:
+        forms = [self.gate.inference_form(conv) for conv in convs]
+        if not forms or forms[0] is None:
+            return None
+        shared, squeezes = forms[0].gate, [None] * len(forms)
+        if forms[0].reads == 'input':  # a block's convolution is swallowed, so that part is the block's own
+            squeezes, rests = zip(*(form.gate.split() for form in forms), strict=True)
+            shared = rests[0]
+        return SharedForm(forms[0].reads, forms[0].pool, list(squeezes), InferenceSharedGate(shared))
 
-class SharedSRM(SharedGate):
-    """SRM with a shared linear part; BatchNorm and sigmoid are each block's own.
+
+class InferenceSharedGate(SharedUnit):
+    """A gate without state: what blocks share of it after pooling and after the layers of their own.
 
     Args:
-        gate: The gate; its BatchNorm is taken out.
+        gate: (B, D) -> (B, C).
     """
 
-    def __init__(self, gate: SRM) -> None:
-        super().__init__(gate)
-        gate.bn = nn.Identity()
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.gate = gate
 
     def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        return self.gate.logits(u), state
-
-    @torch.jit.ignore
-    def make_own(self) -> nn.Module:
-        weight = self.gate.cfc
-        return nn.Sequential(
-            nn.BatchNorm2d(weight.shape[0], device=weight.device, dtype=weight.dtype), nn.Sigmoid())
-
-
-class SharedCBAM(SharedGate):
-    """CBAM with shared MLP and convolution; the BatchNorm of the map over positions is each block's own.
-
-    Here z is that map, (B, 1, H, W), and the feature map that it weighs has its channels weighed already.
-
-    Args:
-        gate: The gate.
-        own_norm: Whether each block has its own BatchNorm; otherwise they share the gate's.
-    """
-
-    def __init__(self, gate: CBAM, own_norm: bool = True) -> None:
-        super().__init__(gate)
-        self.own_norm = own_norm
-        if own_norm:
-            gate.spatial.conv.bn = nn.Identity()
-
-    @torch.jit.ignore
-    def make_own(self) -> nn.Module:
-        weight = self.gate.spatial.conv.conv.weight
-        norm = [nn.BatchNorm2d(1, device=weight.device, dtype=weight.dtype)] if self.own_norm else []
-        return nn.Sequential(*norm, nn.Sigmoid())
-
-    def forward(
-            self, a: torch.Tensor, state: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        v, state = self.excite(self.pool(a), state)
-        a = a * v[:, :, None, None]
-        z = torch.cat([a.mean(1, keepdim=True), a.amax(1, keepdim=True)], dim=1)
-        return a, self.gate.spatial.conv(z), state
-
-
-def shared_gate(
-        make: Callable[..., ChannelGate],
-        channels: int,
-        shared_norm: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-) -> SharedGate:
-    """A gate as the unit of a stage.
-
-    Args:
-        make: Constructor of the gate, ``f(channels, device=None, dtype=None)``.
-        channels: Channels C of the stage's feature maps.
-        shared_norm: Share BatchNorms too (the ablation of the paper's Figure 11).
-        device: Of the parameters.
-        dtype: Of the parameters.
-    """
-    gate = make(channels, device=device, dtype=dtype)
-    for module in gate.modules():  # as timm's ResNets start every convolution, those of gates in their blocks too
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-    if isinstance(gate, CBAM):
-        return SharedCBAM(gate, own_norm=not shared_norm)
-    if isinstance(gate, SRM) and not shared_norm:
-        return SharedSRM(gate)
-    return SharedGate(gate)
+        return self.gate(u), state

@@ -2,14 +2,13 @@
 
 import torch
 import torch.nn.functional as F
-from timm.layers import make_divisible
 from torch import nn
 
-from .gate import ChannelGate
+from .bottleneck import BottleneckGate, hidden_width
 from .pooling import average_pool
 
 
-class SPA(ChannelGate):
+class SPA(BottleneckGate):
     """Spatial pyramid attention, v = sigmoid(W2 relu(W1 u)), u = averages over 4x4, 2x2 and 1x1 grids.
 
     Guo et al.: SPANet: Spatial Pyramid Attention Network for Enhanced Image Recognition, ICME 2020.
@@ -25,6 +24,15 @@ class SPA(ChannelGate):
         dtype: Of the parameters.
     """
 
+    grids = (16, 4, 1)
+    paper = """@inproceedings{guo2020spanet,
+  title     = {{SPANet}: Spatial Pyramid Attention Network for Enhanced Image Recognition},
+  author    = {Guo, Jingda and Ma, Xu and Sansom, Andrew and McGuire, Mara and Kalaani, Andrew and Chen, Qi
+               and Tang, Sihai and Yang, Qing and Fu, Song},
+  booktitle = {IEEE International Conference on Multimedia and Expo (ICME)},
+  year      = {2020}
+}"""
+
     def __init__(
             self,
             channels: int,
@@ -36,10 +44,10 @@ class SPA(ChannelGate):
             dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        rd_channels = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
-        self.fc1 = nn.Linear(21 * channels, rd_channels, bias=False, device=device, dtype=dtype)
+        width = hidden_width(channels, rd_ratio, rd_channels, rd_divisor)
+        self.fc1 = nn.Linear(21 * channels, width, bias=False, device=device, dtype=dtype)
         self.act = act_layer()
-        self.fc2 = nn.Linear(rd_channels, channels, bias=False, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(width, channels, bias=False, device=device, dtype=dtype)
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """Averages over three grids, (B, C, H, W) -> (B, 21C)."""
@@ -49,11 +57,35 @@ class SPA(ChannelGate):
     def describe(self, psi: torch.Tensor) -> torch.Tensor:
         return self.pool(psi.view(1, -1, 1, 1))
 
-    def hidden(self, u: torch.Tensor) -> torch.Tensor:
-        return self.fc1(u)
+    @torch.jit.ignore
+    def averages(self) -> bool:
+        return True
 
-    def flip_hidden(self, rows: torch.Tensor) -> None:
-        self.fc1.weight[rows] *= -1
+    @torch.jit.ignore
+    def inference_pool(self) -> nn.Module:
+        return GridPool()
 
-    def logits(self, u: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.act(self.hidden(u)))
+
+class GridPool(nn.Module):
+    """SPA's averages over grids of 4x4, 2x2 and 1x1 cells, (B, C, H, W) -> (B, 21C), channel by channel for each."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting() or not torch.onnx.is_in_onnx_export():
+            return torch.cat([F.adaptive_avg_pool2d(x, size).flatten(1) for size in (4, 2, 1)], dim=1)
+        else:  # noqa: RET505 - TorchScript compiles what follows a return
+            return torch.cat([self._by_products(x, size).flatten(1) for size in (4, 2, 1)], dim=1)
+
+    @torch.jit.unused
+    def _by_products(self, x: torch.Tensor, size: int) -> torch.Tensor:
+        """The average over one grid as two matrix products: ONNX has no pooling to a grid of any size."""
+        rows, columns = (_cells(int(side), size).to(x) for side in x.shape[2:])
+        return rows @ x @ columns.t()
+
+
+def _cells(side: int, size: int) -> torch.Tensor:
+    """The matrix (size, side) that averages over the cells of ``adaptive_avg_pool``."""
+    matrix = torch.zeros(size, side)
+    for n in range(size):
+        start, end = n * side // size, -(-(n + 1) * side // size)
+        matrix[n, start:end] = 1 / (end - start)
+    return matrix

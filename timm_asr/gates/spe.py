@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .forms import Excite, GateForm, PairSigmoid, double
 from .gate import ChannelGate, check_unused
-from .pooling import extremes
+from .pooling import average_pool, check_mix, extremes
 
 #: Ways to reweight: the paper's, those of its Figure 4, and none.
 REWEIGHTS = ('shared', 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'none')
@@ -37,7 +38,8 @@ class SPE(ChannelGate):
 
     Args:
         channels: Channels C of the feature map.
-        mix: Fixed lambda in [0, 1] (Table 3); learned where None.
+        mix: Fixed lambda in [0, 1] (Table 3), 'max' for 1, 'min' for 0; 'average' for u = average pooling (Figure 2),
+            while the reweighting still sees maximum and minimum; None learns lambda.
         reweight: See above.
         eta: Factor of the penalty p0^2 + p1^2 (Eq. 8), which training adds through ``timm_asr.auxiliary_loss``.
         device: Of the parameters.
@@ -48,10 +50,19 @@ class SPE(ChannelGate):
         ValueError: ``mix``, ``reweight`` or ``eta`` is out of range.
     """
 
+    options = {'spe_mix': 'mix', 'spe_reweight': 'reweight', 'spe_eta': 'eta'}
+    under_asr = {'mix': 0.5}  # of one pixel, maximum and minimum are the same for any mix
+    paper = """@article{zhong2022mixpooling,
+  title   = {Mix-Pooling Strategy for Attention Mechanism},
+  author  = {Zhong, Shanshan and Wen, Wushao and Qin, Jinghui},
+  journal = {arXiv preprint arXiv:2208.10322},
+  year    = {2022}
+}"""
+
     def __init__(
             self,
             channels: int,
-            mix: float | None = None,
+            mix: float | str | None = None,
             reweight: str = 'shared',
             eta: float = 0.1,
             device: torch.device | str | None = None,
@@ -60,18 +71,18 @@ class SPE(ChannelGate):
     ) -> None:
         check_unused('SPE', unused)
         super().__init__()
-        if mix is not None and not 0 <= mix <= 1:
-            raise ValueError(f"SPE's mix is {mix}; it takes a number from 0 (min) to 1 (max), or None to learn it.")
         if reweight not in REWEIGHTS:
             raise ValueError(f"SPE's reweight is {reweight!r}; it takes one of {', '.join(REWEIGHTS)}.")
         if eta < 0:
             raise ValueError(f"SPE's eta is {eta}; the factor of a penalty is not negative.")
         dd = {'device': device, 'dtype': dtype}
         self.reweight = reweight
+        self.bounds = {'b': (float('-inf'), float('inf')), 'd': (0.0, 2.0)}.get(reweight, (0.0, 1.0))
         self.eta = eta
         # Makes the mix 1/2 where both its parameters are zero; changes it by less than 1e-12 where one exceeds 0.1.
         self.eps = 1e-14
-        self.fixed_mix = mix
+        self.average = mix == 'average'
+        self.fixed_mix = None if mix is None or mix == 'average' else check_mix(mix, 'spe_mix')
         self.mix = nn.Parameter(torch.full((2,), 0.5, **dd)) if mix is None else None
         self.exc_weight = nn.Parameter(torch.zeros(channels, **dd))
         self.exc_bias = nn.Parameter(torch.full((channels,), -1.0, **dd))
@@ -80,8 +91,14 @@ class SPE(ChannelGate):
         self.rew_bias = nn.Parameter(torch.full((width,), -1.0, **dd)) if width else None
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """Maximum and minimum of every channel, (B, C, H, W) -> (B, 2C), all maxima first: Eq. 1."""
-        return torch.cat([x.amax((2, 3)), x.amin((2, 3))], dim=1)
+        """Maximum and minimum of every channel, and its average where the mix is that: Eq. 1.
+
+        (B, C, H, W) -> (B, 2C) or (B, 3C), all maxima first.
+        """
+        pools = [x.amax((2, 3)), x.amin((2, 3))]
+        if self.average:
+            pools.append(average_pool(x).flatten(1))
+        return torch.cat(pools, dim=1)
 
     def describe(self, psi: torch.Tensor) -> torch.Tensor:
         return torch.cat([psi, psi]).unsqueeze(0)
@@ -90,26 +107,31 @@ class SPE(ChannelGate):
         """Shares (2,) of maximum and minimum, lambda and 1 - lambda: Eq. 3. Needs a learned mix."""
         p = self.mix
         assert p is not None
-        # In single precision at least, whatever the parameters' own: squares of small float16 numbers are zero.
-        q = (p * p.new_ones([1], dtype=torch.float32)).square() + self.eps
+        if p.dtype == torch.float16 or p.dtype == torch.bfloat16:
+            p = p.float()  # squares of small float16 numbers are zero
+        q = p.square() + self.eps
         return q / q.sum()
 
     def excite(self, u: torch.Tensor) -> torch.Tensor:
+        if self.average:
+            high, low, mean = u.chunk(3, 1)
+            return self._weigh(high, low, mean)
         high, low = u.chunk(2, 1)
-        return self._weigh(high, low)
+        return self._weigh(high, low, self._mixed(high, low))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.average:
+            return self.scale(x, self.excite(self.pool(x)))
         x, high, low = extremes(x)
-        return self.scale(x, self._weigh(high, low))
+        return self.scale(x, self._weigh(high, low, self._mixed(high, low)))
 
-    def _weigh(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-        mixed = self._mixed(high, low)
+    def _weigh(self, high: torch.Tensor, low: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         return torch.addcmul(self.exc_bias, mixed, self.exc_weight).sigmoid() * self._reweights(high, low)
 
     def _mixed(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
         mix = self.fixed_mix
         if mix is not None:
-            return mix * high + (1 - mix) * low
+            return torch.lerp(low, high, mix)
         return torch.lerp(low, high, self.shares()[0].to(high.dtype))
 
     def _reweights(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
@@ -134,8 +156,34 @@ class SPE(ChannelGate):
         return torch.addcmul(b, high + low, w).sigmoid()
 
     @torch.jit.ignore
-    def auxiliary_loss(self) -> torch.Tensor:
-        """The penalty eta (p0^2 + p1^2), a scalar, zero where the mix is fixed: Eq. 8."""
-        if self.mix is None:
-            return self.exc_weight.new_zeros(())
-        return self.eta * self.mix.square().sum()
+    def penalty(self) -> tuple[float, torch.Tensor] | None:
+        """eta and (p0, p1) of the penalty eta (p0^2 + p1^2), None where the mix is fixed: Eq. 8."""
+        return None if self.mix is None else (self.eta, self.mix)
+
+    @torch.jit.ignore
+    def inference_form(self, conv: nn.Module | None = None) -> GateForm | None:
+        if self.average:
+            return None
+        like = self.exc_weight
+        if self.reweight not in ('shared', 'a', 'f', 'g', 'none'):  # a sigmoid is not the last step
+            return GateForm('output', MaxMinPool(), Excite(self))
+        high, low = self.shares().double() if self.fixed_mix is None else (self.fixed_mix, 1 - self.fixed_mix)
+        w = double(self.exc_weight)
+        weights, biases = [torch.stack([high * w, low * w])], [double(self.exc_bias)]
+        if self.rew_weight is not None:
+            w, b = double(self.rew_weight), double(self.rew_bias)
+            if self.reweight == 'a':
+                weights.append(w.view(2, -1))
+                biases.append(b.view(2, -1).sum(0))
+            else:
+                weights.append(torch.stack([w * (self.reweight != 'g'), w * (self.reweight != 'f')]))
+                biases.append(b)
+        excite = PairSigmoid(torch.stack(weights, dim=1).to(like), torch.stack(biases).to(like))
+        return GateForm('output', MaxMinPool(), excite)
+
+
+class MaxMinPool(nn.Module):
+    """Maximum and minimum of every channel, (B, C, H, W) -> (B, 2C), all maxima first."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x.amax((2, 3)), x.amin((2, 3))], dim=1)

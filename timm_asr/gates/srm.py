@@ -3,10 +3,13 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from .forms import GateForm, PairSigmoid, affine_of, double
 from .gate import ChannelGate, check_unused
 from .pooling import average_pool
+from .shared import SharedGate, SharedUnit
 
 
 class ChannelAffine(nn.Module):
@@ -23,7 +26,7 @@ class ChannelAffine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
 
     def forward(self, u: torch.Tensor) -> torch.Tensor:
-        return u * self.weight + self.bias
+        return torch.addcmul(self.bias, u, self.weight)
 
 
 class SRM(ChannelGate):
@@ -46,6 +49,14 @@ class SRM(ChannelGate):
     """
 
     psi_ratio = 2  # mean and deviation
+    under_asr = {'fixed_stats': True}
+    norm_stays = True
+    paper = """@inproceedings{lee2019srm,
+  title     = {{SRM}: A Style-based Recalibration Module for Convolutional Neural Networks},
+  author    = {Lee, HyunJae and Kim, Hyo-Eun and Nam, Hyeonseob},
+  booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
+  year      = {2019}
+}"""
 
     def __init__(
             self,
@@ -73,3 +84,56 @@ class SRM(ChannelGate):
 
     def logits(self, u: torch.Tensor) -> torch.Tensor:
         return self.bn((u.unflatten(1, (-1, 2)) * self.cfc).sum(2))
+
+    @torch.jit.ignore
+    def inference_form(self, conv: nn.Module | None = None) -> GateForm | None:
+        if isinstance(self.bn, nn.Identity):  # it is each block's own
+            return None
+        scale, shift = affine_of(self.bn)
+        weight = (double(self.cfc) * scale[:, None]).t().unsqueeze(1).contiguous()
+        excite = PairSigmoid(weight.to(self.cfc), shift[None].to(self.cfc))
+        return GateForm('output', MeanStdPool(self.eps), excite)
+
+    @torch.jit.ignore
+    def as_unit(self, shared_norm: bool = False) -> SharedUnit:
+        return SharedGate(self) if shared_norm else SharedSRM(self)
+
+
+class SharedSRM(SharedGate):
+    """SRM with a shared linear part; BatchNorm and sigmoid are each block's own.
+
+    Args:
+        gate: The gate; its BatchNorm is taken out.
+    """
+
+    def __init__(self, gate: SRM) -> None:
+        super().__init__(gate)
+        gate.bn = nn.Identity()
+
+    def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return self.gate.logits(u), state
+
+    @torch.jit.ignore
+    def make_own(self) -> nn.Module:
+        weight = self.gate.cfc
+        return nn.Sequential(
+            nn.BatchNorm2d(weight.shape[0], device=weight.device, dtype=weight.dtype), nn.Sigmoid())
+
+
+class MeanStdPool(nn.Module):
+    """Mean and standard deviation of every channel, (B, C, H, W) -> (B, 2C), all means first.
+
+    In two passes, which on the CPU is 10 times as fast as ``torch.var_mean`` on channels-last maps.
+
+    Args:
+        eps: Added to the variance.
+    """
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = F.adaptive_avg_pool2d(x, 1)
+        var = F.adaptive_avg_pool2d((x - mean).square(), 1)
+        return torch.cat([mean, (var + self.eps).sqrt()], dim=1).flatten(1)

@@ -1,17 +1,19 @@
 """The table of gates: one row makes a gate known everywhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ..asr.scaled import nearest
+from ..errors import nearest
 from .cbam import CBAM
+from .dia_lstm import SharedLightLSTM, SharedLSTM
 from .eca import ECA
 from .gate import ChannelGate
 from .ie import IE
 from .ras import RAS, RecurrentECA, RecurrentSE, RecurrentSPA
 from .se import SE
 from .sge import SGE
+from .shared import SharedUnit
 from .spa import SPA
 from .spe import SPE
 from .srm import SRM
@@ -30,30 +32,23 @@ GATES: dict[str, type[ChannelGate]] = {
     'ras_eca': RecurrentECA,
     'ras_spa': RecurrentSPA,
 }
-# What a single learned vector needs: no batch statistics; of one pixel, maximum and minimum are the same for any mix.
-_UNDER_ASR: dict[type[ChannelGate], dict[str, Any]] = {
-    SRM: {'fixed_stats': True},
-    RAS: {'fixed_stats': True},
-    SPE: {'mix': 0.5},
-}
-_RECURRENT = ('ras', 'ras_se', 'ras_eca', 'ras_spa')
-#: Keyword of a model -> argument of its gate, and the gates that have it.
-OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
-    'rd_ratio': ('rd_ratio', ('se', 'spa', 'cbam', 'ras_se', 'ras_spa')),
-    'se_bias': ('bias', ('se', 'ras_se')),
-    'eca_kernel': ('kernel_size', ('eca', 'ras_eca')),
-    'spe_mix': ('mix', ('spe',)),
-    'spe_reweight': ('reweight', ('spe',)),
-    'spe_eta': ('eta', ('spe',)),
-    'ras_depth': ('steps', _RECURRENT),
-    'ras_connect': ('connect', _RECURRENT),
-    'ras_share': ('share', _RECURRENT),
-}
+#: Units of a stage (DIA) that are no gates; every shareable gate is one too.
+UNITS: dict[str, type[SharedUnit]] = {'lstm': SharedLSTM, 'lstm_light': SharedLightLSTM}
+_SHARED_NORM = 'dia_shared_norm'
+
+
+def _kinds() -> dict[str, Any]:
+    return {**GATES, **UNITS}
 
 
 def list_gates(foldable: bool | None = None) -> list[str]:
-    """Names of the gates, of the foldable or the other ones only where ``foldable`` is given."""
+    """Names of the gates; of the foldable ones only, or of the others, where ``foldable`` is given."""
     return [name for name, gate in GATES.items() if foldable in (None, gate.foldable)]
+
+
+def list_units() -> list[str]:
+    """Names of what the blocks of a stage can share (DIA): the shareable gates and the recurrent units."""
+    return [*(name for name, gate in GATES.items() if gate.shareable), *UNITS]
 
 
 def get_gate(name: str) -> type[ChannelGate]:
@@ -62,9 +57,35 @@ def get_gate(name: str) -> type[ChannelGate]:
     Raises:
         ValueError: The name is unknown.
     """
-    if name not in GATES:
-        raise ValueError(f"Unknown gate '{name}'{nearest(name, list(GATES))}; known gates: {', '.join(GATES)}.")
-    return GATES[name]
+    return _find('gate', name, list_gates(), GATES)
+
+
+def get_unit(name: str, options: Mapping[str, Any]) -> Callable[..., SharedUnit]:
+    """The constructor of a unit for the blocks of a stage, ``f(channels, device=None, dtype=None)``.
+
+    Args:
+        name: Of the unit.
+        options: Keywords of a model and their values; None means not given.
+
+    Raises:
+        ValueError: The name is unknown, or a value is out of range.
+        TypeError: An option is not that unit's.
+    """
+    unit = _find('shared unit', name, list_units(), _kinds())
+    shared_norm = options.get(_SHARED_NORM)
+    if shared_norm is not None and name not in takers(_SHARED_NORM):
+        raise TypeError(
+            f"{_SHARED_NORM} is for units with a BatchNorm, {' and '.join(takers(_SHARED_NORM))}; '{name}' has none.")
+    kwargs = gate_arguments(name, {key: value for key, value in options.items() if key != _SHARED_NORM})
+    make: Callable[..., SharedUnit] = partial(unit, **kwargs)
+    if name in GATES:
+        make = partial(_shared_gate, partial(unit, **kwargs), bool(shared_norm))
+    make(8, device='meta')  # so that a wrong value is refused before a network is built
+    return make
+
+
+def _shared_gate(make: Callable[..., ChannelGate], shared_norm: bool, channels: int, **where: Any) -> SharedUnit:
+    return make(channels, **where).as_unit(shared_norm)
 
 
 def asr_gate(name: str, rd_ratio: float | None = None, **options: Any) -> Callable[..., ChannelGate]:
@@ -73,7 +94,7 @@ def asr_gate(name: str, rd_ratio: float | None = None, **options: Any) -> Callab
     Args:
         name: Of the gate.
         rd_ratio: Hidden width over channels, for gates with a hidden layer.
-        options: See :data:`OPTIONS`.
+        options: Further keywords of a model that the gate's class names in ``options``.
 
     Raises:
         ValueError: The name is unknown, or that gate cannot be folded.
@@ -81,31 +102,48 @@ def asr_gate(name: str, rd_ratio: float | None = None, **options: Any) -> Callab
     """
     gate = get_gate(name)
     if not gate.foldable:
-        why = (
-            'fed with a constant, its hidden units could be dead for ever' if name.startswith('ras_')
-            else "it weighs positions too, which no layer's parameters can express")
-        raise ValueError(
-            f"ASR cannot use the gate '{name}': {why}; use one of {', '.join(list_gates(foldable=True))}.")
+        raise ValueError(f"ASR cannot use the gate '{name}': {gate.unfoldable}; "
+                         f'use one of {", ".join(list_gates(foldable=True))}.')
     kwargs = gate_arguments(name, {'rd_ratio': rd_ratio, **options})
-    fixed = _UNDER_ASR.get(gate, {})
-    if set(kwargs) & set(fixed):
-        raise TypeError(
-            f"Under ASR the gate '{name}' has no {min(set(kwargs) & set(fixed))} to choose, since it sees one pixel.")
-    return partial(gate, **kwargs, **fixed)
+    fixed = sorted(set(kwargs) & set(gate.under_asr))
+    if fixed:
+        raise TypeError(f"Under ASR the gate '{name}' has no {fixed[0]} to choose, since it sees one pixel.")
+    return partial(gate, **kwargs, **gate.under_asr)
 
 
-def gate_arguments(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a model, as :data:`OPTIONS` names them, as the keyword arguments of its gate; None means not given.
+def gate_options() -> list[str]:
+    """Keywords of ``timm.create_model`` that are options of some gate, such as 'rd_ratio' and 'se_bias'."""
+    return list(dict.fromkeys(option for gate in GATES.values() for option in gate.options))
+
+
+def takers(option: str) -> list[str]:
+    """Names of the gates and units that take an option."""
+    if option == _SHARED_NORM:
+        return [name for name, gate in GATES.items() if gate.norm_stays]
+    return [name for name, kind in _kinds().items() if option in kind.options]
+
+
+def gate_arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a model as the keyword arguments of its gate, or unit; None means not given.
 
     Raises:
         TypeError: An option is not that gate's.
     """
-    given = {option: value for option, value in options.items() if value is not None}
-    for option in given:
-        if option not in OPTIONS:
-            raise TypeError(f"There is no option '{option}' of gates; there are {', '.join(OPTIONS)}.")
-        gates = OPTIONS[option][1]
-        if name not in gates:
-            why = 'has no hidden layer and takes no rd_ratio' if option == 'rd_ratio' else f'takes no {option}'
-            raise TypeError(f"The gate '{name}' {why}; {', '.join(gates)} {'does' if len(gates) == 1 else 'do'}.")
-    return {OPTIONS[option][0]: value for option, value in given.items()}
+    known = _kinds()[name].options
+    for option, value in options.items():
+        if value is None or option in known:
+            continue
+        names = takers(option)
+        if not names:
+            raise TypeError(f"There is no option '{option}' of gates; there are {', '.join(gate_options())}.")
+        why = 'has no hidden layer and takes no rd_ratio' if option == 'rd_ratio' else f'takes no {option}'
+        raise TypeError(f"The gate '{name}' {why}; {', '.join(names)} {'does' if len(names) == 1 else 'do'}.")
+    return {known[option]: value for option, value in options.items() if value is not None}
+
+
+def _find(what: str, name: str, names: list[str], kinds: Mapping[str, Any]) -> Any:
+    if name not in names:
+        near = nearest(name, names)
+        hint = f", did you mean '{near[0]}'" if near else ''
+        raise ValueError(f"Unknown {what} '{name}'{hint}; known {what}s: {', '.join(names)}.")
+    return kinds[name]

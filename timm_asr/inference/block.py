@@ -8,12 +8,13 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..asr.blocks import facts_of
+from ..gates.forms import InferenceForm, in_place
+from ..gates.gate import ChannelGate
 from ..gates.pointwise import PointwiseConv2d
 from .fold_bn import foldable
-from .gates import has_inference_form, in_place, inference_gate
 
 
-class InferenceBranch(nn.Module):
+class InferenceBranch(InferenceForm):
     """A residual block without its attention, (B, C', H', W') -> the branch, the gate's descriptor and the shortcut.
 
     The last norm is folded, since the gate may read through it. There is no training mode: the block computes what it
@@ -23,7 +24,7 @@ class InferenceBranch(nn.Module):
         block: The block, in eval mode; its layers are taken over.
         layers: Names of the block's layers, as :class:`timm_asr.asr.blocks.Block` has them.
         last: Its last convolution, norm folded.
-        reads: What the gate reads, and how it is pooled, see :class:`GateForm`.
+        reads: What the gate reads, and how it is pooled, see :class:`~timm_asr.gates.forms.GateForm`.
         pool: See there.
     """
 
@@ -79,9 +80,6 @@ class InferenceBranch(nn.Module):
         x = torch.addcmul(shortcut, a, v, out=a)
         return x.relu_() if self.rectifies else self.act(x)
 
-    def train(self, mode: bool = True) -> 'InferenceBranch':
-        return super().train(False)
-
 
 class InferenceBlock(InferenceBranch):
     """A residual block whose gate is its own, (B, C', H', W') -> (B, C, H, W).
@@ -124,12 +122,14 @@ def last_convolution(conv: nn.Module, norm: nn.Module) -> nn.Module:
 def is_gated_block(module: nn.Module) -> bool:
     """Whether :func:`inference_block` changes this very module."""
     layers = facts_of(module).layers
-    return bool(layers) and has_inference_form(module.se) and folds(*last_layers(module, layers))
+    if not layers or not isinstance(module.se, ChannelGate) or module.se.inference_form() is None:
+        return False
+    return folds(*last_layers(module, layers))
 
 
 def inference_block(block: nn.Module) -> InferenceBlock:
     """The inference form of a block in eval mode; layers are taken over."""
     layers = facts_of(block).layers
     last = last_convolution(*last_layers(block, layers))
-    form = inference_gate(block.se, last)
+    form = block.se.inference_form(last)
     return InferenceBlock(form.gate, block, layers, last, form.reads, form.pool)

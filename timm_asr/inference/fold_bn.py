@@ -13,7 +13,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from ..gates.pointwise import PointwiseConv2d
-from .folded_block import skip_identities
 
 # Exact types: a weight-standardised convolution would normalise the folded scale away.
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame, PointwiseConv2d)
@@ -106,5 +105,4 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
         folded = fuse_conv_bn_eval(conv.eval(), bn).train(mode)
         module.set_submodule(conv_name, PointwiseConv2d.of(folded) if PointwiseConv2d.fits(folded) else folded)
         module.set_submodule(bn_name, _activation(bn).train(mode))
-    skip_identities(module)
     return module

@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from ..asr.blocks import BLOCKS
+from ..gates.forms import InferenceForm
+from ..gates.shared import SharedForm
 from ..gates.shared_stage import SharedStage
 from .block import InferenceBranch, folds, last_convolution, last_layers
-from .shared import SharedForm, has_shared_form, shared_form
 
 
 class SqueezedBranch(InferenceBranch):
@@ -21,7 +22,7 @@ class SqueezedBranch(InferenceBranch):
         return a, self.squeeze(u), shortcut
 
 
-class InferenceStage(nn.Module):
+class InferenceStage(InferenceForm):
     """Residual blocks in a row that share a unit, (B, C', H', W') -> (B, C, H, W); see :class:`SharedUnit`.
 
     Args:
@@ -43,15 +44,13 @@ class InferenceStage(nn.Module):
             x = block.merge(a, v, shortcut)
         return x
 
-    def train(self, mode: bool = True) -> 'InferenceStage':
-        return super().train(False)
-
 
 def is_shared_stage(module: nn.Module) -> bool:
     """Whether :func:`inference_stage` changes this very module."""
     return (
-        isinstance(module, SharedStage) and has_shared_form(module.unit)
-        and all(_layers(b) and b.se is None and folds(*last_layers(b, _layers(b))) for b in module))
+        isinstance(module, SharedStage)
+        and all(_layers(b) and b.se is None and folds(*last_layers(b, _layers(b))) for b in module)
+        and module.unit.inference_form([last_layers(b, _layers(b))[0] for b in module]) is not None)
 
 
 def _layers(block: nn.Module) -> tuple[str, ...]:
@@ -62,7 +61,7 @@ def _layers(block: nn.Module) -> tuple[str, ...]:
 def inference_stage(stage: SharedStage) -> InferenceStage:
     """The inference form of a stage in eval mode; layers are taken over."""
     lasts = [last_convolution(*last_layers(block, _layers(block))) for block in stage]
-    form = shared_form(stage.unit, lasts)
+    form = stage.unit.inference_form(lasts)
     blocks = []
     for block, last, squeeze in zip(stage, lasts, form.squeezes, strict=True):
         args = (block, _layers(block), last, form.reads, form.pool)

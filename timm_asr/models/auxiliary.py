@@ -5,15 +5,21 @@ from torch import nn
 
 
 def auxiliary_loss(model: nn.Module) -> torch.Tensor:
-    """Sum of the auxiliary terms of a model's modules, to be added to the training loss.
+    """Sum of the penalties of a model's modules, to be added to the training loss: SPENet paper, Eq. 8.
 
-    A module contributes by a method ``auxiliary_loss()`` that returns a scalar tensor.
+    A module contributes eta * sum(p^2) by a method ``penalty()`` that returns eta and the vector p, or None. All
+    modules of the same eta are summed by one operation.
 
     Returns:
         A scalar tensor, zero where no module has such a term.
     """
-    terms = [m.auxiliary_loss() for m in model.modules() if callable(getattr(m, 'auxiliary_loss', None))]
-    if terms:
-        return torch.stack(terms).sum()
+    terms: dict[float, list[torch.Tensor]] = {}
+    for module in model.modules():
+        term = module.penalty() if callable(getattr(module, 'penalty', None)) else None
+        if term is not None:
+            terms.setdefault(term[0], []).append(term[1])
+    losses = [eta * torch.cat(vectors).square().sum() for eta, vectors in terms.items()]
+    if losses:
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
     like = next(model.parameters(), torch.empty(0))
     return torch.zeros((), device=like.device, dtype=like.dtype)

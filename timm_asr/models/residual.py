@@ -1,7 +1,6 @@
 """Keywords of all residual networks here: a unit shared by each stage (DIA), and the DIA paper's stress tests."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,16 +9,12 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from ..asr.blocks import BLOCKS
-from ..gates.dia_lstm import SharedLSTM
-from ..gates.shared import SharedUnit, shared_gate
+from ..gates.shared import SharedUnit
 from ..gates.shared_stage import PlainStage, SharedStage
-from ..gates.table import OPTIONS, gate_arguments, get_gate
+from ..gates.table import gate_options, get_unit
 from ..inference.reparameterize import built_for_inference
 from .wide import WideBlock
 from .zoo import ZooModel
-
-#: What `dia` can be: gates, and the LSTM with its light form.
-UNITS = ('se', 'eca', 'cbam', 'srm', 'spa', 'ie', 'spe', 'lstm', 'lstm_light')
 
 
 class ResidualModel(ZooModel):
@@ -29,7 +24,7 @@ class ResidualModel(ZooModel):
         block: Class of the blocks.
         layers: Number of blocks in each stage.
         args: Of the network.
-        dia: Attention that each stage shares: 'lstm', 'lstm_light', or a gate (se, eca, cbam, srm, spa, ie, spe).
+        dia: Attention that each stage shares, one of :func:`timm_asr.gates.table.list_units`.
         dia_stages: Stages that have a unit, counted from 1 (default all).
         dia_cell: Of 'lstm': 'squeezed' (default), 'light' or 'standard'.
         dia_cells: Of 'lstm': stacked cells, 1 to 3 (default 1).
@@ -61,17 +56,16 @@ class ResidualModel(ZooModel):
             reparameterized: bool | str = False,
             **kwargs: Any,
     ) -> None:
-        lstm = {'cell': dia_cell, 'cells': dia_cells, 'act': dia_act}
-        given = [f'dia_{key}' for key, value in {**lstm, 'stages': dia_stages, 'shared_norm': dia_shared_norm}.items()
-                 if value is not None]
+        own = {'dia_cell': dia_cell, 'dia_cells': dia_cells, 'dia_act': dia_act, 'dia_shared_norm': dia_shared_norm}
+        given = [key for key, value in {**own, 'dia_stages': dia_stages}.items() if value is not None]
         if dia is None and given:
             raise TypeError(f"{given[0]} is for models with a shared unit; this one has none (dia='lstm' adds it).")
         if no_norm and (kwargs.get('asr') is not None or kwargs.get('last_norm_init') is not None):
             raise TypeError('no_norm removes the norms that asr and last_norm_init scale; a model has one of the two.')
         if dia is not None:
             alone = kwargs.get('gate') is None and kwargs.get('asr') is None
-            options = {key: kwargs.pop(key) if alone else kwargs[key] for key in OPTIONS if key in kwargs}
-            make_unit = _unit_maker(dia, lstm, dia_shared_norm, options)
+            options = {key: kwargs.pop(key) if alone else kwargs[key] for key in gate_options() if key in kwargs}
+            make_unit = get_unit(dia, {**own, **options})
             stages = _check_stages(dia_stages, len(layers))
             block = tuple(BLOCKS[block].branch if n in stages else block for n in range(1, len(layers) + 1))
         super().__init__(block, layers, *args, **kwargs)
@@ -91,32 +85,6 @@ class ResidualModel(ZooModel):
         super().set_grad_checkpointing(enable and not own)  # type: ignore[misc]
         for stage in own:
             stage.grad_checkpointing = enable
-
-
-def _unit_maker(
-        dia: str,
-        lstm: dict[str, Any],
-        shared_norm: bool | None,
-        options: dict[str, Any],
-) -> Callable[..., SharedUnit]:
-    if dia not in UNITS:
-        raise ValueError(f"Unknown shared unit '{dia}'; units: {', '.join(UNITS)}.")
-    lstm = {key: value for key, value in lstm.items() if value is not None}
-    if shared_norm is not None and dia not in ('srm', 'cbam'):
-        raise TypeError(f"dia_shared_norm is for units with a BatchNorm, srm and cbam; '{dia}' has none.")
-    if not dia.startswith('lstm'):
-        if lstm:
-            raise TypeError(f"dia_{next(iter(lstm))} is for the units lstm and lstm_light, not '{dia}'.")
-        gate = partial(get_gate(dia), **gate_arguments(dia, options))
-        return partial(shared_gate, gate, shared_norm=bool(shared_norm))
-    if dia == 'lstm_light' and lstm.setdefault('cell', 'light') != 'light':
-        raise TypeError(f"The cell of lstm_light is light; for dia_cell='{lstm['cell']}' take dia='lstm'.")
-    for key, value in options.items():
-        if key != 'rd_ratio' and value is not None:
-            raise TypeError(f"'{dia}' takes no {key}; {', '.join(OPTIONS[key][1])} do.")
-    make: Callable[..., SharedUnit] = partial(SharedLSTM, rd_ratio=options.get('rd_ratio'), **lstm)
-    make(8, device='meta')  # so that a wrong option is refused before the network is built
-    return make
 
 
 def _check_stages(stages: Sequence[int] | None, count: int) -> tuple[int, ...]:

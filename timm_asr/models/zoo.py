@@ -14,12 +14,10 @@ from ..asr.attach import attach_asr
 from ..asr.options import take_vector_options
 from ..asr.sites import class_sites
 from ..asr.ungated import vector_maker
-from ..gates.table import OPTIONS, gate_arguments, get_gate, list_gates
+from ..gates.table import gate_arguments, gate_options, get_gate, list_gates, list_units
 from ..inference.reparameterize import Reparameterizable, built_for_inference
 from .last_norm import init_last_norms
 
-#: Shared units that a residual network is registered with.
-DIA_NAMES = ('se', 'eca', 'cbam', 'srm', 'spa', 'lstm', 'lstm_light')
 #: The ASR paper's gates.
 ASR_NAMES = ('se', 'ie', 'srm', 'eca', 'spa')
 
@@ -37,9 +35,8 @@ class ZooModel(Reparameterizable):
             ``asr_init``, ``asr_learnable``, ``asr_constant`` and ``asr_gain``, see :func:`timm_asr.attach_asr`.
         last_norm_init: Initial weight of the last norm of each residual branch, a number; 0 is timm's
             ``zero_init_last``. By default the network's own. Weights that are loaded replace it.
-        rd_ratio: Hidden width over channels, of gates that have a hidden layer; and the other options of single
-            gates, see :data:`timm_asr.gates.table.OPTIONS`: ``se_bias``, ``eca_kernel``, ``spe_mix``,
-            ``spe_reweight``, ``spe_eta``, ``ras_depth``, ``ras_connect``, ``ras_share``.
+        rd_ratio: Hidden width over channels, of gates that have a hidden layer; and the further options that the
+            class of a gate names in ``options``: ``se_bias``, ``eca_kernel``, ``spe_mix``, ``ras_depth``, ...
         reparameterized: Build the inference form, in eval mode, to load a state dict of that form into: True for that
             of ``reparameterize()``, 'fold_bn' for that of ``reparameterize(fold_bn=True)``.
 
@@ -68,16 +65,16 @@ class ZooModel(Reparameterizable):
         options = take_vector_options(kwargs)
         if options and asr is None:
             raise TypeError(f"asr_{next(iter(options))} is for models with ASR; this one has none (asr='se' adds it).")
-        gate_options = {name: kwargs.pop(name) for name in list(kwargs) if name in OPTIONS}
-        if asr is None and gate is None and any(value is not None for value in gate_options.values()):
-            given = next(name for name, value in gate_options.items() if value is not None)
+        own = {name: kwargs.pop(name) for name in gate_options() if name in kwargs}
+        if asr is None and gate is None and any(value is not None for value in own.values()):
+            given = next(name for name, value in own.items() if value is not None)
             raise TypeError(f'{given} is for models with a gate or with ASR; this one has neither.')
         if gate is not None:
-            attn_layer = partial(get_gate(gate), **gate_arguments(gate, gate_options))
+            attn_layer = partial(get_gate(gate), **gate_arguments(gate, own))
             if not self.GATED:
                 kwargs['block_args'] = {**(kwargs.get('block_args') or {}), 'attn_layer': attn_layer}
         if asr is not None:
-            asr_layer = vector_maker(asr, **gate_options)
+            asr_layer = vector_maker(asr, **own)
         super().__init__(*args, **kwargs)
         if gate is not None and self.GATED:
             make = partial(attn_layer, **get_device_dtype(self))  # type: ignore[arg-type]
@@ -143,7 +140,7 @@ class Variant:
 def variants(backbone: str, gates: bool = True) -> Iterator[Variant]:
     """Names of a backbone with ASR, and (``gates``) with each gate in its blocks, with both, and with shared units."""
     if gates:
-        for dia in DIA_NAMES:
+        for dia in list_units():
             yield Variant(backbone, dia=dia)
         for gate in list_gates():
             yield Variant(backbone, gate)

@@ -1,0 +1,242 @@
+"""What gates become at inference: the parts that their ``inference_form`` is put together from.
+
+Average pooling commutes with an affine layer of one pixel, GAP(W y + b) = W GAP(y) + b. So the descriptor of a
+bottleneck's branch comes from the four times narrower input y of its last convolution. A gate that begins with a
+linear layer A then needs one product, (A W) GAP(y) + (A b + a), in place of two.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .pointwise import PointwiseConv2d
+
+# Largest C' x C matrix that an affine gate gets of its own. Reading a larger one costs more than it saves, since the
+# convolution's own weights are read anyway.
+OWN_MATRIX = 2**16
+
+
+@dataclass
+class GateForm:
+    """How a gate runs at inference: v = gate(pool(...)).
+
+    Attributes:
+        reads: What is pooled. 'output' is the residual branch itself. 'input' is the input of the branch's last
+            convolution, which the gate's first layer has swallowed. 'projected' is that input too, and the
+            convolution maps the pooled values.
+        pool: The pooling, (B, C, H, W) -> (B, D); global average pooling where it is None.
+        gate: The rest, (B, D) -> (B, C). One that swallows a convolution has a method ``split``: the part that each
+            block of a stage must have of its own, and the part that the blocks share.
+    """
+
+    reads: str
+    pool: nn.Module | None
+    gate: nn.Module
+
+
+class InferenceForm(nn.Module):
+    """Base of the modules that only run: there is no training mode, whatever is asked for."""
+
+    def train(self, mode: bool = True) -> 'InferenceForm':
+        return super().train(False)
+
+
+class InplaceReLU(nn.Module):
+    """max(x, 0), written over x; called in half the time of ``nn.ReLU``, which counts for a single image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu_()
+
+
+def in_place(act: nn.Module) -> nn.Module:
+    """An activation, in place if that is a ReLU."""
+    return InplaceReLU() if type(act) is nn.ReLU else act
+
+
+class Excite(nn.Module):
+    """Any gate without its pooling and scaling.
+
+    Args:
+        gate: The gate.
+    """
+
+    def __init__(self, gate: Any) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        return self.gate.excite(u)
+
+
+class Excitation(nn.Module):
+    """v = sigmoid(W2 act(W1 u + b1) + b2); without W1 where the layer before has swallowed it.
+
+    A recurrent gate has further layers between the two: from one hidden layer to the next the network is affine,
+    h' = M act(h) + m, with M = W1 diag(s) W2 where the connection is a norm of scale s.
+
+    The parameters are its own, since calls of modules are most of what a gate costs for a single image.
+
+    Args:
+        fc1: The first layer.
+        act: The activation.
+        inner: The layers from one hidden layer to the next.
+        fc2: The last layer.
+    """
+
+    def __init__(self, fc1: nn.Linear, act: nn.Module, inner: list[nn.Linear], fc2: nn.Linear) -> None:
+        super().__init__()
+        self.weight1: nn.Parameter | None = fc1.weight
+        self.bias1: nn.Parameter | None = fc1.bias
+        self.act = in_place(act)
+        self.inner = nn.ModuleList(inner) if inner else None
+        self.weight2, self.bias2 = fc2.weight, fc2.bias
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        if self.weight1 is not None:
+            u = F.linear(u, self.weight1, self.bias1)
+        u = self.act(u)
+        if self.inner is not None:
+            for layer in self.inner:
+                u = self.act(layer(u))
+        return F.linear(u, self.weight2, self.bias2).sigmoid()
+
+    @torch.jit.ignore
+    def split(self) -> tuple[nn.Module, nn.Module]:
+        """The first layer, and what is left without it."""
+        assert self.weight1 is not None
+        first = linear(self.weight1, self.bias1, like=self.weight1)
+        self.weight1 = self.bias1 = None
+        return first, self
+
+
+class LinearSigmoid(nn.Linear):
+    """v = sigmoid(W u + b)."""
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        return F.linear(u, self.weight, self.bias).sigmoid()
+
+    @torch.jit.ignore
+    def split(self) -> tuple[nn.Module, nn.Module]:
+        """All of it; nothing is left to share."""
+        return self, nn.Identity()
+
+
+class ChannelSigmoid(nn.Module):
+    """v = sigmoid(w * u + b) channel by channel: IE, and RAS whatever its steps.
+
+    Args:
+        weight: w, (C,).
+        bias: b, (C,).
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(self.bias, u, self.weight).sigmoid()
+
+
+class PairSigmoid(nn.Module):
+    """v = sigmoid(w1 * u1 + w2 * u2 + b) on two descriptors side by side, (B, 2C) -> (B, C): SRM.
+
+    With more than one row of weights v is the product of as many such factors: SPE.
+
+    Args:
+        weight: w1 and w2, (2, factors, C).
+        bias: b, (factors, C).
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.factors = len(bias)
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        u1, u2 = u.unsqueeze(1).chunk(2, 2)
+        v = torch.addcmul(torch.addcmul(self.bias, u1, self.weight[0]), u2, self.weight[1]).sigmoid()
+        return v.prod(1) if self.factors > 1 else v.squeeze(1)
+
+
+def double(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in float64, on the CPU where its device has none, without gradient."""
+    return (tensor.cpu() if tensor.device.type == 'mps' else tensor).detach().double()
+
+
+def doubled(module: nn.Module, like: torch.Tensor) -> Any:
+    """A copy of a module in eval mode and float64, on the CPU where the device of another tensor has none."""
+    return copy.deepcopy(module).eval().to(dtype=torch.float64, device='cpu' if like.device.type == 'mps' else None)
+
+
+def linear(
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        like: torch.Tensor,
+        kind: type[nn.Linear] = nn.Linear,
+) -> nn.Linear:
+    """A linear layer of given weight and bias, with the dtype and on the device of another tensor."""
+    layer = kind(weight.shape[1], weight.shape[0], bias=bias is not None, device='meta')
+    layer.weight = nn.Parameter(weight.detach().to(like))
+    layer.bias = None if bias is None else nn.Parameter(bias.detach().to(like))
+    return layer.eval()
+
+
+def affine_of(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift (C,) in float64 of a norm with running statistics in eval mode, or of an affine map."""
+    scale, shift = double(norm.weight), double(norm.bias)
+    if hasattr(norm, 'running_mean'):
+        scale = scale / (double(norm.running_var) + norm.eps).sqrt()
+        shift = shift - double(norm.running_mean) * scale
+    return scale, shift
+
+
+def swallow(
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        conv: PointwiseConv2d,
+        grids: Sequence[int] = (1,),
+) -> nn.Linear:
+    """The linear layer u -> A u + a of a convolution's pooled output, as one of its pooled input.
+
+    Args:
+        weight: A, (R, sum(grids) * C'): for each grid in turn, as many values a channel as it has cells.
+        bias: a, (R,).
+        conv: The convolution, C -> C' channels.
+        grids: Cells of each grid that the pooling averages over; (1,) is global average pooling.
+    """
+    before = double(conv.weight).flatten(1)
+    a = double(weight)
+    parts, sums = [], []
+    for part in a.split([n * len(before) for n in grids], dim=1):
+        part = part.unflatten(1, (len(before), -1))  # (R, C', cells)
+        parts.append(torch.einsum('rcn,cw->rwn', part, before).flatten(1))
+        sums.append(part.sum(2))
+    shift = torch.zeros(len(a), dtype=a.dtype, device=a.device) if bias is None else double(bias)
+    if conv.bias is not None:
+        shift = shift + sum(sums) @ double(conv.bias)
+    return linear(torch.cat(parts, dim=1), shift, like=conv.weight)
+
+
+def swallows(gate: Any, conv: PointwiseConv2d) -> LinearSigmoid:
+    """A gate whose logits are an affine function of the pooled output of a convolution, on the pooled input.
+
+    Its matrix and shift are found by applying the gate to the convolution's columns and to its bias.
+    """
+    gate = doubled(gate, conv.weight)
+    columns = double(conv.weight).flatten(1).t()
+    shift = torch.zeros_like(columns[:1]) if conv.bias is None else double(conv.bias)[None]
+    matrix = gate.logits(columns) - gate.logits(torch.zeros_like(columns[:1]))
+    return linear(matrix.t().contiguous(), gate.logits(shift)[0], conv.weight, LinearSigmoid)  # type: ignore[return-value]
+
+
+def channel_by_channel(gate: Any, like: torch.Tensor) -> ChannelSigmoid:
+    """A gate whose logits are affine channel by channel, as one scale and shift, with the dtype of a tensor (C,)."""
+    gate = doubled(gate, like)
+    zero = torch.zeros_like(double(like))[None]
+    shift = gate.logits(zero)
+    return ChannelSigmoid((gate.logits(zero + 1) - shift)[0].to(like), shift[0].to(like))

@@ -1,0 +1,251 @@
+"""The cells of DIA-LSTM, and each as inference needs it: matrices merged, few calls."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .forms import double
+
+_ACTIVATIONS = ('sigmoid', 'tanh', 'relu')
+
+
+def squash(c: torch.Tensor, act: str) -> torch.Tensor:
+    """The output activation of a cell."""
+    if act == 'sigmoid':
+        return c.sigmoid()
+    if act == 'tanh':
+        return c.tanh()
+    return c.relu()
+
+
+class LSTMCell(nn.Module):
+    """What all cells have in common; subclasses give the four gates' pre-activations.
+
+    c = sigmoid(f) * c' + sigmoid(i) * tanh(g), h = sigmoid(o) * act(c), with h', c' the state before.
+
+    Args:
+        act: Activation of the cell state at the output: 'sigmoid', 'tanh' or 'relu'.
+
+    Raises:
+        ValueError: The activation is another.
+    """
+
+    def __init__(self, act: str) -> None:
+        super().__init__()
+        if act not in _ACTIVATIONS:
+            raise ValueError(f"The output activation of a cell is one of {', '.join(_ACTIVATIONS)}, not {act!r}.")
+        self.act = act
+
+    def gates(self, y: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        """Pre-activations (B, 4C) of the gates i, f, g, o, from input and hidden state (B, C)."""
+        raise NotImplementedError
+
+    def forward(self, y: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Input, hidden and cell state, all (B, C), to the new hidden and cell state."""
+        i, f, g, o = self.gates(y, h).chunk(4, 1)
+        c = torch.addcmul(f.sigmoid() * c, i.sigmoid(), g.tanh())
+        return o.sigmoid() * squash(c, self.act), c
+
+    @torch.jit.ignore
+    def first_layer(self) -> nn.Linear | None:
+        """The layer that the cell applies to its input before anything else, None where there is none."""
+        return None
+
+    @torch.jit.ignore
+    def inference_form(self) -> nn.Module:
+        """The same cell, fed with what its first layer puts out."""
+        raise NotImplementedError
+
+
+class SqueezedLSTMCell(LSTMCell):
+    """The modified cell of the DIA paper, section 4.2.2: both inputs squeezed to C * rd_ratio values.
+
+    (i, f, g, o) = V relu(A y + a) + d + W relu(B h + b) + e, about 10 C^2 rd_ratio parameters. The published counts
+    need the biases a, b, d, e.
+
+    Args:
+        channels: Channels C.
+        rd_ratio: Hidden width over C, 1 / r.
+        act: Activation of the cell state at the output.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+            self,
+            channels: int,
+            rd_ratio: float = 1 / 4,
+            act: str = 'sigmoid',
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(act)
+        dd = {'device': device, 'dtype': dtype}
+        hidden = max(1, round(channels * rd_ratio))
+        self.w_ih = nn.Sequential(
+            nn.Linear(channels, hidden, **dd), nn.ReLU(), nn.Linear(hidden, 4 * channels, **dd))
+        self.w_hh = nn.Sequential(
+            nn.Linear(channels, hidden, **dd), nn.ReLU(), nn.Linear(hidden, 4 * channels, **dd))
+
+    def gates(self, y: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return self.w_ih(y) + self.w_hh(h)
+
+    @torch.jit.ignore
+    def first_layer(self) -> nn.Linear:
+        return self.w_ih[0]  # type: ignore[return-value]
+
+    @torch.jit.ignore
+    def inference_form(self) -> nn.Module:
+        return MergedCell(self.act, self.w_ih[2], self.w_hh[2], squeeze=self.w_hh[0])
+
+
+class StandardLSTMCell(LSTMCell):
+    """The standard cell, (i, f, g, o) = V y + d + W h + e, 8 C^2 + 8 C parameters.
+
+    Args:
+        channels: Channels C.
+        act: Activation of the cell state at the output, tanh in the standard cell.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+            self,
+            channels: int,
+            act: str = 'tanh',
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(act)
+        self.w_ih = nn.Linear(channels, 4 * channels, device=device, dtype=dtype)
+        self.w_hh = nn.Linear(channels, 4 * channels, device=device, dtype=dtype)
+
+    def gates(self, y: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return self.w_ih(y) + self.w_hh(h)
+
+    @torch.jit.ignore
+    def inference_form(self) -> nn.Module:
+        return MergedCell(self.act, self.w_ih, self.w_hh)
+
+
+class LightLSTMCell(LSTMCell):
+    """The light cell: a bottleneck on the input, then four gates that see every channel alone (DIA paper, Eq. 5).
+
+    y' = V relu(U y), (i, f, g, o) = w * y' + u * h + b, C^2 rd_ratio + 12 C parameters. The paper only draws it; this
+    reading meets its counts, see docs/attention.md.
+
+    w and u start as a linear layer of two inputs does, uniform in +-sqrt(1/2), and not at 0: at 0 the bottleneck has
+    no gradient.
+
+    Args:
+        channels: Channels C.
+        rd_ratio: Hidden width over C / 2, 1 / r.
+        act: Activation of the cell state at the output.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+            self,
+            channels: int,
+            rd_ratio: float = 1 / 4,
+            act: str = 'sigmoid',
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(act)
+        dd = {'device': device, 'dtype': dtype}
+        hidden = max(1, round(channels * rd_ratio / 2))
+        self.fc1 = nn.Linear(channels, hidden, bias=False, **dd)
+        self.fc2 = nn.Linear(hidden, channels, bias=False, **dd)
+        # Flat, as the scale and shift of a norm are, so that timm's rule by rank exempts them from weight decay.
+        self.weight_ih = nn.Parameter(torch.empty(4 * channels, **dd))
+        self.weight_hh = nn.Parameter(torch.empty(4 * channels, **dd))
+        self.bias = nn.Parameter(torch.zeros(4 * channels, **dd))
+        nn.init.uniform_(self.weight_ih, -(0.5**0.5), 0.5**0.5)
+        nn.init.uniform_(self.weight_hh, -(0.5**0.5), 0.5**0.5)
+
+    def gates(self, y: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        y = self.fc2(F.relu(self.fc1(y)))
+        gates = torch.addcmul(self.bias, y.repeat(1, 4), self.weight_ih)
+        return torch.addcmul(gates, h.repeat(1, 4), self.weight_hh)
+
+    @torch.jit.ignore
+    def first_layer(self) -> nn.Linear:
+        return self.fc1
+
+    @torch.jit.ignore
+    def inference_form(self) -> nn.Module:
+        return MergedLightCell(self)
+
+
+class _InferenceCell(nn.Module):
+    """A cell whose four gates come from one product and one sigmoid, tanh(g) being 2 sigmoid(2 g) - 1.
+
+    Subclasses double the rows of g beforehand. Few calls are what counts for a single image.
+    """
+
+    def __init__(self, act: str) -> None:
+        super().__init__()
+        self.act = act
+
+    def gates(self, u: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        """Pre-activations (B, 4C) of the gates i, f, 2g, o."""
+        raise NotImplementedError
+
+    def forward(self, u: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Input, after the first layer of the cell if it has one, and state (B, C) to the new state."""
+        i, f, g, o = self.gates(u, h).sigmoid().chunk(4, 1)
+        c = torch.addcmul(f * c, i, g, value=2.0).sub_(i)
+        return o * squash(c, self.act), c
+
+
+class MergedCell(_InferenceCell):
+    """Input and hidden state side by side, times one matrix: [V W] [u; h] + (d + e).
+
+    The squeezed cell: [V W] relu([u; B h + b]) + (d + e), with u = A y + a from before.
+
+    Args:
+        act: Activation of the cell state at the output.
+        ih: V and d.
+        hh: W and e.
+        squeeze: B and b.
+    """
+
+    def __init__(self, act: str, ih: nn.Linear, hh: nn.Linear, squeeze: nn.Linear | None = None) -> None:
+        super().__init__(act)
+        weight = torch.cat([double(ih.weight), double(hh.weight)], dim=1)
+        self.weight = nn.Parameter(_doubled(weight).to(ih.weight))
+        self.bias = nn.Parameter(_doubled(double(ih.bias) + double(hh.bias)).to(ih.weight))
+        self.squeeze_weight = None if squeeze is None else nn.Parameter(squeeze.weight.detach().clone())
+        self.squeeze_bias = None if squeeze is None else nn.Parameter(squeeze.bias.detach().clone())
+
+    def gates(self, u: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        if self.squeeze_weight is None:
+            return F.linear(torch.cat([u, h], dim=1), self.weight, self.bias)
+        h = F.linear(h, self.squeeze_weight, self.squeeze_bias)
+        return F.linear(torch.cat([u, h], dim=1).relu_(), self.weight, self.bias)
+
+
+class MergedLightCell(_InferenceCell):
+    """The light cell, its scale of the input merged: (diag(w) V) relu(u) + b + w' * h, u = U y from before.
+
+    Args:
+        cell: The cell in its training form.
+    """
+
+    def __init__(self, cell: LightLSTMCell) -> None:
+        super().__init__(cell.act)
+        weight = double(cell.fc2.weight).repeat(4, 1) * double(cell.weight_ih)[:, None]
+        self.weight = nn.Parameter(_doubled(weight).to(cell.fc2.weight))
+        self.bias = nn.Parameter(_doubled(double(cell.bias)).to(cell.fc2.weight))
+        self.weight_hh = nn.Parameter(_doubled(double(cell.weight_hh)).to(cell.fc2.weight))
+
+    def gates(self, u: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        inputs = F.linear(u.relu(), self.weight, self.bias).unflatten(1, (4, -1))
+        return torch.addcmul(inputs, h.unsqueeze(1), self.weight_hh.view(4, -1)).flatten(1)
+
+
+def _doubled(rows: torch.Tensor) -> torch.Tensor:
+    i, f, g, o = rows.chunk(4)
+    return torch.cat([i, f, 2 * g, o])
