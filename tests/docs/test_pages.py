@@ -92,3 +92,10 @@ def test_readme_opens_with_the_two_commands_that_ci_runs():
 def test_comments_for_the_tests_are_spelt_right():
     words = {part.text.split()[0] for page in PAGES for part in parts(page) if part.kind == 'test'}
     assert words <= {'setup', 'skip:', 'process', 'needs', 'output', 'slow'}
+
+
+def test_navigation_has_every_page():
+    listed = re.findall(r'^ +- .*?(\S+\.md)$', (ROOT / 'mkdocs.yml').read_text(), re.MULTILINE)
+    pages = {page.removeprefix('docs/') for page in PAGES if page.startswith('docs/')}
+    assert len(listed) == len(set(listed))
+    assert {name for name in listed if '/' not in name and name != 'CONTRIBUTING.md'} == pages

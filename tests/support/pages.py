@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(str(page.relative_to(ROOT)) for page in [
     *ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md'), *(ROOT / 'results').glob('*.md'),
     *(ROOT / 'examples').rglob('*.md'), *(ROOT / 'timm_asr').rglob('*.md')])
-_PARTS = re.compile(r'^<!-- test: (?P<comment>.*?)-->|^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^ *```$',
-                    re.DOTALL | re.MULTILINE)
+_FENCE = r'^(?P<indent> *)(?P<fence>`{3,})(?P<language>\w*)[^\n]*\n(?P<code>.*?)^ *(?P=fence)$'
+_PARTS = re.compile(rf'^<!-- test: (?P<comment>.*?)-->|{_FENCE}', re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,18 @@ def commands(page: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
+def _without_code(page: str) -> str:
+    return re.sub(_FENCE, '', (ROOT / page).read_text(encoding='utf-8'), flags=re.DOTALL | re.MULTILINE)
+
+
 def links(page: str) -> list[str]:
     """Targets of links and pictures that do not lead to another site."""
-    text = re.sub(r'```.*?```|`[^`\n]*`', '', (ROOT / page).read_text(encoding='utf-8'), flags=re.DOTALL)
+    text = re.sub(r'`[^`\n]*`', '', _without_code(page))
     return [link for link in re.findall(r'\]\(<?([^)\s>]+)', text) + re.findall(r'(?:src|href)="([^"]+)"', text)
             if not re.match(r'[a-z]+:', link)]
 
 
 def anchors(page: str) -> set[str]:
     """The names that GitHub gives to the headings of a page."""
-    text = re.sub(r'^```.*?^```', '', (ROOT / page).read_text(encoding='utf-8'), flags=re.DOTALL | re.MULTILINE)
-    headings = re.findall(r'^#+ +(.*?) *$', text, re.MULTILINE)
+    headings = re.findall(r'^#+ +(.*?) *$', _without_code(page), re.MULTILINE)
     return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
