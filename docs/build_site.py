@@ -31,7 +31,7 @@ def place(file: Path) -> Path:
 def copy_pages() -> None:
     """Copy each page of `docs/`, and what it links to, and what that links to."""
     shutil.rmtree(PAGES, ignore_errors=True)
-    found = sorted((ROOT / 'docs').rglob('*.md'))
+    found = [*sorted((ROOT / 'docs').rglob('*.md')), ROOT / 'CONTRIBUTING.md']
     for file in found:  # grows while it is read
         target = PAGES / place(file)
         target.parent.mkdir(parents=True, exist_ok=True)

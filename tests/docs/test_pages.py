@@ -12,6 +12,7 @@ import sys
 import pytest
 from pages import PAGES, ROOT, anchors, commands, links, parts
 
+import timm_asr
 from timm_asr.engine import options
 
 WITH_PYTHON = [page for page in PAGES if any(part.kind == 'python' for part in parts(page))]
@@ -99,3 +100,8 @@ def test_navigation_has_every_page():
     pages = {page.removeprefix('docs/') for page in PAGES if page.startswith('docs/')}
     assert len(listed) == len(set(listed))
     assert {name for name in listed if '/' not in name and name != 'CONTRIBUTING.md'} == pages
+
+
+def test_reference_has_every_public_name():
+    described = re.findall(r'^::: timm_asr\.(\w+)$', (ROOT / 'docs' / 'reference.md').read_text(), re.MULTILINE)
+    assert sorted(described) == sorted(set(timm_asr.__all__) - {'__version__'})
