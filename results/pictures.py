@@ -5,6 +5,7 @@ The bars of the README come from `speed.csv`, which `speed.py` measured; the oth
 
 import csv
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def node(axes: Axes, x: float, y: float, text: str) -> None:
 
 def line(axes: Axes, *points: Sequence[float], text: str = '', color: str = '#333333') -> None:
     """A line through points that ends in an arrow; the text stands above its first stretch."""
-    for start, stop in zip(points, points[1:-1], strict=False):
+    for start, stop in pairwise(points[:-1]):
         axes.plot(*zip(start, stop, strict=True), color=color, linewidth=0.9, solid_capstyle='round')
     axes.annotate('', points[-1], points[-2], arrowprops={'arrowstyle': '-|>', 'color': color, 'linewidth': 0.9,
                                                          'shrinkA': 0, 'shrinkB': 0, 'mutation_scale': 8})
@@ -62,7 +63,8 @@ def branch(axes: Axes, y: float, last: str, color: str = LAYER, upto: float = 8.
 def measured() -> dict[tuple[str, str], dict[str, str]]:
     """Rows of `speed.csv` of ResNet-164 by what was timed and the variant."""
     rows = csv.DictReader((HERE / 'speed.csv').read_text().splitlines())
-    return {(f'{row["what"]} {row["batch_size"]}', row['variant']): row for row in rows if row['backbone'] == 'resnet164'}
+    return {(f'{row["what"]} {row["batch_size"]}', row['variant']): row
+            for row in rows if row['backbone'] == 'resnet164'}
 
 
 @styled
@@ -71,9 +73,10 @@ def overview(path: Path) -> None:
     figure, panels = new(1, 2, height=3.0, width=9.0, width_ratios=(1.25, 1))
     axes, bars = panels[0]
     canvas(axes, 8.4, 6.9, 'One residual branch, in three forms')
-    for y, label, last, color in ((4.9, 'SE: pool the feature map, weigh, multiply', 'BN(x; γ, β)', LAYER),
-                                  (2.9, 'ASR while training: v = gate(ψ), the same for all images', 'BN(x; γ·v, β·v)', LEARNED),
-                                  (0.9, 'ASR folded: the stock network', "BN(x; γ', β')", LAYER)):
+    for y, label, last, color in (
+            (4.9, 'SE: pool the feature map, weigh, multiply', 'BN(x; γ, β)', LAYER),
+            (2.9, 'ASR while training: v = gate(ψ), the same for all images', 'BN(x; γ·v, β·v)', LEARNED),
+            (0.9, 'ASR folded: the stock network', "BN(x; γ', β')", LAYER)):
         axes.text(0.1, y + (0.5 if y < 4 else 1.15), label, fontsize=8, va='bottom', fontweight='bold')
         branch(axes, y, last, color)
         line(axes, (5.45, y), (7.23, y))
