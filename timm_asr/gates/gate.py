@@ -71,12 +71,16 @@ class ChannelGate(nn.Module):
         return average_pool(x).flatten(1)
 
     def logits(self, u: torch.Tensor) -> torch.Tensor:
-        """F(u), what the sigmoid makes weights of: descriptor (B, D) -> (B, C)."""
+        """F(u), what ``squash`` makes weights of: descriptor (B, D) -> (B, C)."""
         raise NotImplementedError
+
+    def squash(self, z: torch.Tensor) -> torch.Tensor:
+        """Logits to channel weights within ``bounds``: the sigmoid."""
+        return z.sigmoid()
 
     def excite(self, u: torch.Tensor) -> torch.Tensor:
         """Descriptor (B, D) to channel weights (B, C) within ``bounds``."""
-        return self.logits(u).sigmoid()
+        return self.squash(self.logits(u))
 
     def scale(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Multiply the feature map (B, C, H, W) by its channel weights (B, C): Eq. 4."""

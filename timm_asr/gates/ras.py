@@ -112,7 +112,7 @@ class RAS(ChannelGate):
 
 
 class Recurrent(ChannelGate):
-    """Any gate applied k times with itself, the sigmoid at the end only: RAS paper, Eq. 3 and Table 3.
+    """Any gate applied k times with itself, its squashing at the end only: RAS paper, Eq. 3 and Table 3.
 
     Between two applications the output, (B, C), passes the connection, is seen as a feature map of one pixel, and is
     pooled as the gate pools: for SE and ECA that is the output itself, for SPA it is repeated 21 times.
@@ -153,7 +153,7 @@ class Recurrent(ChannelGate):
         super().__init__()
         self.gate = self.kind(channels, device=device, dtype=dtype, **kwargs)
         self.connections, self.passes = connections(channels, steps, connect, share, False, device, dtype)
-        self.grids = self.gate.grids
+        self.grids, self.bounds = self.gate.grids, self.gate.bounds
         self.affine = self.gate.affine and are_norms(self.connections)
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
@@ -165,6 +165,9 @@ class Recurrent(ChannelGate):
             for connection in self.connections:
                 u = self.gate.logits(self.gate.pool(connection(u)[:, :, None, None]))
         return u
+
+    def squash(self, z: torch.Tensor) -> torch.Tensor:
+        return self.gate.squash(z)
 
     @torch.jit.ignore
     def averages(self) -> bool:
