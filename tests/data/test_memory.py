@@ -117,6 +117,7 @@ def test_images_to_train_on_and_images_held_out(archive, tmp_path):
     assert set(small) < set(large)
     assert held_out == again
     assert not set(large) & set(held_out)
+    assert len(loaders(archive, tmp_path, '--holdout', 200, '--train-images', 0.25).train.labels) == 200
     other = loaders(archive, tmp_path, '--holdout', 200, '--split-seed', 1)
     assert len(other.train.labels) == 800
     assert other.eval.dataset.indices != held_out

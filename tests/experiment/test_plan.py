@@ -36,6 +36,12 @@ def test_arms_over_a_base_over_a_recipe(write):
     assert plan.runs[0].options['val_interval'] > 10 ** 5  # nothing is chosen by what validation says
 
 
+def test_another_arm_to_compare_with(write):
+    assert [arm.versus for arm in read_plan(write(), versus='ASR(SE)').arms] == ['ASR(SE)', '', 'ASR(SE)']
+    with pytest.raises(BadInput, match=r"--versus SE: the arms are 'plain', 'ASR\(SE\)'"):
+        read_plan(write(), versus='SE')
+
+
 def test_a_budget_scales_epochs_images_and_seeds(write):
     plan = read_plan(write(), 0.25)
     options = plan.arms[0].options

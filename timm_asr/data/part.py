@@ -34,12 +34,12 @@ class Part(Dataset):
         self.dataset.transform = transform
 
 
-def draw_parts(count: int, train: int | None, held_out: int, seed: int) -> tuple[list[int], list[int]]:
+def draw_parts(count: int, train: float | None, held_out: int, seed: int) -> tuple[list[int], list[int]]:
     """Draw the images to train on and those to hold out, which are never the same.
 
     Args:
         count: Images that there are.
-        train: Images to train on; all that are not held out if None.
+        train: Images to train on, or below 1 the share of those that are not held out; all of these if None.
         held_out: Images to hold out.
         seed: Alone decides which; more training images contain the fewer ones.
 
@@ -49,8 +49,9 @@ def draw_parts(count: int, train: int | None, held_out: int, seed: int) -> tuple
     Raises:
         ValueError: There are not so many images.
     """
-    train = count - held_out if train is None else train
-    if train < 1 or held_out < 0 or train + held_out > count:
+    rest = count - held_out
+    train = rest if train is None else round(train * rest) if train < 1 else int(train)
+    if train < 1 or held_out < 0 or train > rest:
         raise ValueError(f'{train} images to train on and {held_out} to hold out are not to be had from {count}')
     order = np.random.default_rng(seed).permutation(count).tolist()
     return sorted(order[held_out:held_out + train]), sorted(order[:held_out])

@@ -135,17 +135,18 @@ def _scaled(options: dict[str, Any], budget: float) -> dict[str, Any]:
             least = int(key in ('epochs', 'decay_milestones', 'patience_epochs'))
             scaled = [max(least, round(value * budget)) for value in values]
             found[key] = scaled if isinstance(found[key], list) else scaled[0]
-    images = found.get('train_images') or 1.0
-    found['train_images'] = round(images * budget) if images > 1 else images * budget
+    images = found.get('train_images') or 1
+    found['train_images'] = round(images * budget) if images > 1 else budget
     return found
 
 
-def read_plan(path: str | Path, budget: float = 1.0) -> Plan:
+def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) -> Plan:
     """Read a plan and check its shape; what its options are worth, ``train.py`` says.
 
     Args:
         path: A YAML file.
         budget: More than 0, at most 1: factor of epochs, training images and seeds.
+        versus: Arm that all others are compared with, in place of those that the plan names.
 
     Raises:
         BadInput: In one sentence, what is wrong with it.
@@ -158,23 +159,26 @@ def read_plan(path: str | Path, budget: float = 1.0) -> Plan:
         raise BadInput(f'{path} is not a YAML file ({str(error).splitlines()[0]})') from None
     if not isinstance(content, dict) or set(content) - set(_KEYS):
         raise BadInput(f'{path}: an experiment has {", ".join(_KEYS)} and nothing else')
+    if versus is not None and versus not in map(str, content.get('arms') or ()):
+        raise BadInput(f'--versus {versus}: the arms are {", ".join(map(repr, content.get("arms") or ()))}')
     base, arms, seeds = content.get('base') or {}, content.get('arms'), content.get('seeds')
     if not isinstance(base, dict) or not isinstance(arms, dict) or not arms or not all(
             isinstance(arm, dict) for arm in arms.values()):
         raise BadInput(f'{path}: base is a mapping of options, and arms one of names to such mappings')
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise BadInput(f'{path}: seeds is a list of whole numbers, e.g. [0, 1, 2]')
-    baseline = str(content.get('baseline', ''))
+    baseline = str(content.get('baseline', '')) if versus is None else versus
     found = []
     for name, own in arms.items():
-        versus = str(own.get('versus', '' if str(name) == baseline else baseline))
-        if versus and versus not in map(str, arms):
-            raise BadInput(f'{path}: there is no arm {versus!r} to compare {name!r} with')
+        against = baseline if versus is not None else str(own.get('versus', baseline))
+        against = '' if str(name) == against else against
+        if against and against not in map(str, arms):
+            raise BadInput(f'{path}: there is no arm {against!r} to compare {name!r} with')
         recipe = own.get('config', base.get('config'))
         below = yaml.safe_load(find_recipe(str(recipe)).read_text(encoding='utf-8')) if recipe else {}
         options = _merge(below, base, {k: v for k, v in own.items() if k not in ('versus', 'reported')})
         options.pop('config', None)
-        found.append(Arm(str(name), _scaled(options, budget), versus, own.get('reported')))
+        found.append(Arm(str(name), _scaled(options, budget), against, own.get('reported')))
     plan = Plan(str(content.get('name', Path(path).stem)), tuple(found),
                 tuple(dict.fromkeys(seeds))[:max(1, math.ceil(len(seeds) * budget))], baseline,
                 str(content.get('note', '')).strip(), budget)

@@ -22,6 +22,8 @@ OPTIONS = [
     Option('--device', default=None, help='as train.py --device'),
     Option('--report', kind='switch', help='train nothing: print the table as Markdown, write results.csv and '
            'results.png into the folder'),
+    Option('--versus', default=None, metavar='ARM', help='the arm that the report compares the others with; by default '
+           "the plan's"),
     Option('--dia-format', kind='switch', help="the report's table as the DIA paper writes it: mean±deviation, p, *"),
     Option('--budget', type=float, default=1.0, metavar='X', help='scale epochs, training images and seeds by this'),
     Option('--check', kind='switch', help='train nothing: parse every option, build every model, list the runs'),
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise BadInput('--output FOLDER says where the runs are')
     if args.parallel < 1:
         raise BadInput(f'--parallel must be at least 1, not {args.parallel}')
-    plan, output = read_plan(find_plan(args.plan), args.budget), Path(args.output)
+    plan, output = read_plan(find_plan(args.plan), args.budget, args.versus), Path(args.output)
     needed = ('scipy', 'matplotlib') if args.report else ()
     for module in needed:
         if importlib.util.find_spec(module) is None:

@@ -31,7 +31,8 @@ def _data() -> list[Option]:
                'a folder or tar if empty', metavar='NAME'),
         _value('--train-split', str, 'train', 'name of the split to train on', metavar='NAME'),
         _value('--val-split', str, 'validation', 'name of the split to validate on; empty for none', metavar='NAME'),
-        _value('--train-images', int, None, 'train on N images, drawn by --split-seed; all if unset', metavar='N'),
+        _value('--train-images', float, None, 'train on N images, or below 1 on this share, drawn by --split-seed; '
+               'all if unset', metavar='N'),
         _value('--holdout', int, 0, 'validate on N images held out of the training split', metavar='N'),
         _value('--split-seed', int, 0, 'draws the images of --train-images and --holdout', metavar='S'),
         _value('--train-num-samples', int, None, 'training images, where an iterable set does not say', metavar='N'),
