@@ -13,7 +13,7 @@ from .gates.table import get_gate, list_gates
 from .inference.reparameterize import reparameterize
 from .models.auxiliary import auxiliary_loss
 from .models.create import create_model
-from .models.zoo import plain_architecture
+from .models.registry import plain_architecture
 from .version import __version__
 
 __all__ = [

@@ -1,9 +1,7 @@
-"""The ASR paper's other backbones: what is stock, what is merged, where ASR and gates stand, printed counts."""
+"""The ASR paper's other backbones: what is stock, what is merged, where ASR and gates stand."""
 
 import pickle
-import re
 from functools import partial
-from pathlib import Path
 
 import pytest
 import timm
@@ -16,9 +14,9 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 import timm_asr
-from timm_asr import fold_asr, has_asr, reparameterize
+from timm_asr import fold_asr, has_asr
 from timm_asr.asr.norm_act import NormActASR
-from timm_asr.asr.vector import wrap
+from timm_asr.asr.vector import ASR, wrap
 from timm_asr.gates.table import asr_gate
 from timm_asr.models.acnet import ACBasicBlock, ACBlock
 
@@ -32,7 +30,7 @@ def shapes(model):
 
 
 def sites(model):
-    return [name for name, m in model.named_modules() if isinstance(m, timm_asr.layers.ASR)]
+    return [name for name, m in model.named_modules() if isinstance(m, ASR)]
 
 
 BACKBONES = ('repvgg_a0', 'repvgg_b3', 'repvgg_a0_cifar', 'repvgg_b3_cifar', 'resnet56_acnet', 'resnet110_acnet',
@@ -89,13 +87,6 @@ def test_repvgg_is_timms_and_so_are_its_checkpoints(name):
     assert vectors == ['stem'] + [f'stages.{i}.{j}' for i, stage in enumerate(stock.stages) for j in range(len(stage))]
     own = {key.replace('.layer.', '.'): shape for key, shape in shapes(ours).items() if '.vectors.' not in key}
     assert own == shapes(stock)
-
-
-@pytest.mark.parametrize(('name', 'printed'), [('repvgg_a0', '8.31'), ('repvgg_b3', '110.96')])
-def test_repvgg_has_the_printed_count_once_merged(name, printed):
-    """Table 4 of the RepVGG paper, 1000 classes; it prints 8.30 for A0, whose 8,309,384 are cut off, not rounded."""
-    model = timm.create_model(f'{name}_cifar', num_classes=1000).eval()
-    assert f'{count(reparameterize(model)) / 1e6:.2f}' == printed
 
 
 @pytest.mark.parametrize('verb', [lambda m: m.reparameterize(), lambda m: m.reparameterize(fold_bn=True),
@@ -168,16 +159,11 @@ def test_asr_scales_the_sum_of_an_asymmetric_block():
 
 
 def test_an_acnet_is_a_resnet_with_more_branches():
-    """Nine parameters of a kernel become 9 + 3 + 3, and merged they are nine again, under the same name."""
-    ours, plain = timm.create_model('resnet56_acnet', device='meta'), timm.create_model('resnet56', device='meta')
-    kernels = sum(m.weight.numel() for m in plain.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
-    norms = sum(2 * m.out_channels for m in plain.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
-    assert count(ours) - count(plain) == kernels * 6 // 9 + 2 * norms
+    """Merged, its kernels are a ResNet's again, under the same names."""
     assert (timm.create_model('resnet56_acnet').conv1.conv_1x3.bn.weight == 1 / 3).all()
     merged = [timm.create_model(name, layers=(2, 1, 1)).eval() for name in ('resnet56_acnet', 'resnet56')]
     a, b = (model.reparameterize(fold_bn=True) for model in merged)
     assert shapes(a) == shapes(b)
-    assert [type(m) for m in a.modules()][1:] == [type(m) for m in b.modules()][1:]
     gated = [timm.create_model(name, layers=(2, 1, 1)).eval() for name in ('resnet56_acnet_se', 'resnet56_se')]
     a, b = (model.reparameterize(fold_bn=True) for model in gated)
     assert [type(m) for m in a.modules()][1:] == [type(m) for m in b.modules()][1:]
@@ -199,7 +185,6 @@ def test_what_an_asymmetric_block_cannot_do():
 def test_mobilenet_is_timms_and_so_are_its_checkpoints():
     stock = timm.create_model('mobilenetv1_100', device='meta')
     ours = timm.create_model('mobilenetv1_100_asr_se')
-    assert f'{count(stock) / 1e6:.1f}' == '4.2'  # Table 8 of the MobileNet paper
     assert sites(ours) == [f'blocks.{i}.{j}.bn2' for i, stage in enumerate(stock.blocks) for j in range(len(stage))]
     assert shapes(fold_asr(ours)) == shapes(stock)
     assert shapes(timm.create_model('mobilenetv1_100_cifar', num_classes=1000, device='meta')) == shapes(stock)
@@ -242,7 +227,6 @@ def test_shufflenet_is_torchvisions_and_so_are_its_checkpoints():
         assert relative_error(stock(x), ours(x)) < 1e-6
     torchvision.models.shufflenet_v2_x1_0().load_state_dict(
         fold_asr(timm.create_model('shufflenetv2_100_asr_se')).state_dict(), strict=True)
-    assert f'{count(ours) / 1e6:.1f}' == '2.3'  # Table 8 of the ShuffleNetV2 paper
     assert shapes(timm.create_model('shufflenetv2_100_cifar', num_classes=1000, device='meta')) == shapes(stock)
     model = timm_asr.attach_asr(stock)
     assert sites(model) == sites(timm.create_model('shufflenetv2_100_asr_se'))
@@ -273,8 +257,7 @@ def test_shufflenet_devices_and_sizes():
 def test_vgg19_for_small_images():
     model = timm.create_model('vgg19_cifar_asr_se')
     assert sites(model) == [f'stages.{i}.{j + bool(i)}.bn' for i, n in enumerate((2, 2, 4, 4, 4)) for j in range(n)]
-    assert f'{count(fold_asr(model)) / 1e6:.2f}' == '20.04'  # the usual VGG19 with BatchNorm for CIFAR-10
-    assert len([m for m in model.modules() if isinstance(m, nn.Conv2d)]) == 16
+    assert len([m for m in fold_asr(model).modules() if isinstance(m, nn.Conv2d)]) == 16
     features = model.eval().forward_features(torch.randn(1, 3, 32, 32))
     assert features.shape[1:] == (512, 2, 2)
     assert torch.equal(model.forward_head(features, pre_logits=True), nn.MaxPool2d(2)(features).flatten(1))
@@ -305,12 +288,3 @@ def test_intermediates_and_pruning(name):
     assert torch.equal(whole[1], model.train().eval()(x))
     with pytest.raises(ValueError, match="output_fmt='NLC' is not supported"):
         model.forward_intermediates(x, output_fmt='NLC')
-
-
-def test_the_documentation_runs_as_it_stands():
-    text = (Path(__file__).parents[2] / 'docs' / 'models.md').read_text()
-    code = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-    assert code
-    for block in code:
-        exec(compile(block, 'docs/models.md', 'exec'), {})
-    assert f'{count(timm.create_model("resnet56_acnet", device="meta")) / 1e6:.2f}M' in text

@@ -10,6 +10,7 @@ from helpers import randomize, relative_error
 from torch import nn
 
 import timm_asr
+from timm_asr.asr.vector import ASR
 from timm_asr.gates.table import list_gates
 from timm_asr.models.residual import NoShortcut
 
@@ -69,7 +70,7 @@ def test_se_reduces_by_four():
 @pytest.mark.parametrize(('name', 'kwargs', 'site'), [('wrn52_4', WIDE, 'conv2'), ('resnext101_8x32d', NEXT, 'bn3')])
 def test_asr_folds_into_the_plain_backbone(name, kwargs, site, gate):
     model = randomize(timm.create_model(f'{name}_asr_{gate}', **kwargs)).eval()
-    assert isinstance(getattr(model.layer1[1], site), timm_asr.layers.ASR)
+    assert isinstance(getattr(model.layer1[1], site), ASR)
     x = images()
     expected = model(x)
     folded = timm_asr.fold_asr(copy.deepcopy(model))
@@ -145,5 +146,5 @@ def attention(name):
 
 
 def test_norms_that_asr_scales_are_not_removed():
-    with pytest.raises(TypeError, match='no_norm removes the norms that ASR scales'):
+    with pytest.raises(TypeError, match='no_norm removes the norms that asr and last_norm_init scale'):
         timm.create_model('resnet20_asr_se', no_norm=True)

@@ -20,7 +20,7 @@ from ..errors import BadInput, Stopped
 from ..export.save import Options, write_fused
 from ..inference.compare import Comparison, tolerance
 from ..inference.reparameterize import reparameterize
-from ..models.zoo import plain_architecture
+from ..models.registry import plain_architecture
 from .build import build_model, first_line
 from .interrupt import stoppable
 from .measure import count_parameters

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..gates.table import list_gates, list_units
-from ..models.zoo import plain_architecture
+from ..models.registry import variant_of
 
 CITATIONS = {
     'asr': """@inproceedings{huang2024stripe,
@@ -104,18 +103,8 @@ def attention_of(model: str, asr: Mapping[str, Any] | None = None) -> Attention:
         model: The unfused name, ``resnet20_se_asr_se``.
         asr: How ASR was attached to a model whose name does not say it; ``gate`` or ``asr`` in it names its gate.
     """
-    model = model.partition('.')[0]
     attached = str((asr or {}).get('gate') or (asr or {}).get('asr') or '')
-    known = plain_architecture(model) != model or _is_ours(model)
-    if not known:
-        return Attention(model, asr=attached)
-    name, _, gate_of_asr = model.partition('_asr_')
-    name, _, dia = name.partition('_dia_')
-    gate = next((gate for gate in sorted(list_gates(), key=len, reverse=True) if name.endswith(f'_{gate}')), '')
-    backbone = name.removesuffix(f'_{gate}') if gate else name
-    return Attention(backbone, attached or gate_of_asr, gate, dia if dia in list_units() else '')
-
-
-def _is_ours(model: str) -> bool:
-    from timm.models import is_model, model_entrypoint
-    return is_model(model) and model_entrypoint(model).__module__.startswith('timm_asr.')
+    variant = variant_of(model)
+    if variant is None:
+        return Attention(model.partition('.')[0], asr=attached)
+    return Attention(variant.backbone.name, attached or variant.asr, variant.gate, variant.dia)

@@ -16,6 +16,7 @@ from ..asr.vector import fold_asr
 from ..gates.forms import InferenceForm
 from ..gates.gate import ChannelGate
 from ..gates.table import gate_options
+from ..models.registry import variant_of
 
 
 def plain_arguments(model: nn.Module) -> dict[str, Any]:
@@ -93,8 +94,9 @@ def tag_of(model: str, asr: Mapping[str, Any] | None, data: str | None) -> str |
 
     ``resnet20_asr_se`` on ``torch/cifar10`` makes ``resnet20.asr_se_cifar10``.
     """
-    folded = re.search(r'_(asr_.+)$', model or '')
-    parts = [folded[1] if folded else f'asr_{asr.get("asr", "")}'.rstrip('_') if asr else '', data_slug(data)]
+    variant = variant_of(model or '')
+    gate = variant.asr if variant else ''
+    parts = [f'asr_{gate}' if gate else f'asr_{asr.get("asr", "")}'.rstrip('_') if asr else '', data_slug(data)]
     return '_'.join(part for part in parts if part) or None
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from ..asr.vector import has_asr
 from ..checkpoints.source import Source, as_source, class_names, name_of, to_float32, trainable_of
 from ..inference.compare import random_images, relative_difference, same_function, tolerance
-from ..models.zoo import plain_architecture
+from ..models.registry import plain_architecture
 from .check import FreshProcess, needs_of
 from .folded import (
     check_fit,

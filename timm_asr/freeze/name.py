@@ -9,8 +9,9 @@ from timm.models import get_model_args, is_model
 from torch import nn
 
 from ..asr.vector import has_asr
-from ..gates.table import gate_options, list_gates
+from ..gates.table import gate_options
 from ..inference.compare import close
+from ..models.registry import variant_of
 
 # What timm's names have where a network of the same name without it has no gates.
 _IN_NAMES = ('legacy_se', 'ese_', 'eca_', 'eca', 'se')
@@ -23,12 +24,9 @@ def _candidates(name: str, args: dict[str, Any], asr: bool) -> Iterator[tuple[st
     ours = {key: value for key, value in args.items() if key not in drop}
     if 'gate' in args:
         yield name, ours
-    for gate in list_gates():
-        for end in ('', '_asr_'):
-            before, found, after = name.partition(f'_{gate}{end}') if end else (
-                name.removesuffix(f'_{gate}'), name.endswith(f'_{gate}'), '')
-            if found:
-                yield f'{before}{end}{after}', ours
+    variant = variant_of(name)
+    if variant:
+        yield variant.without('gate'), ours
     for word in _IN_NAMES:
         if word in name:
             yield name.replace(word, '', 1), args

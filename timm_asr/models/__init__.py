@@ -9,7 +9,7 @@ from .asr_shufflenet import ASRShuffleNetV2
 from .asr_vgg import ASRCifarVGG
 from .asr_vit import ASRVisionTransformer
 from .create import create_model
-from .zoo import plain_architecture
+from .registry import plain_architecture
 
 __all__ = [
     'ASRACResNet',

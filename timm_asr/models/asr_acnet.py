@@ -1,13 +1,9 @@
 """ResNet-56 and 110 with asymmetric convolution blocks by name: plain, with gates in the blocks, ASR, or both."""
 
-from typing import Any
-
-from timm.models import build_model_with_cfg, generate_default_cfgs
-from torch import nn
-
 from .acnet import ACBasicBlock, ACResNet
 from .cfgs import cifar_cfg
-from .zoo import Variant, ZooModel, asr_variants, register
+from .registry import Backbone, register_backbones
+from .zoo import ZooModel
 
 __all__ = ['ASRACResNet']
 
@@ -19,28 +15,12 @@ class ASRACResNet(ZooModel, ACResNet):
     """
 
 
-_LAYERS = {'resnet56_acnet': (9, 9, 9), 'resnet110_acnet': (18, 18, 18)}
-_VARIANTS = {v.name: v for name in _LAYERS for v in (Variant(name), *asr_variants(name))}
-_FIRST = tuple(f'conv1.conv_{kernel}.conv' for kernel in ('3x3', '1x3', '3x1'))
-default_cfgs = generate_default_cfgs({name: cifar_cfg(first_conv=_FIRST) for name in _VARIANTS})
+def _backbone(depth: int) -> Backbone:
+    first = tuple(f'conv1.conv_{kernel}.conv' for kernel in ('3x3', '1x3', '3x1'))
+    return Backbone(
+        f'resnet{depth}_acnet', f'ResNet-{depth} of asymmetric convolution blocks for 32x32 images', ASRACResNet,
+        cifar_cfg(first_conv=first),
+        {'block': ACBasicBlock, 'layers': ((depth - 2) // 6,) * 3, 'feature_cfg': {'out_indices': (0, 1, 2, 3)}})
 
 
-def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    return build_model_with_cfg(
-        ASRACResNet,
-        variant,
-        pretrained,
-        feature_cfg={'out_indices': (0, 1, 2, 3)},
-        **{'block': ACBasicBlock, 'layers': _LAYERS[_VARIANTS[variant].backbone], **kwargs},
-    )
-
-
-for _variant in _VARIANTS.values():
-    register(
-        __name__,
-        _variant,
-        _create,
-        plain=_variant.plain,
-        doc=f'ResNet-{_variant.backbone.removeprefix("resnet").partition("_")[0]} of asymmetric convolution blocks for '
-            f'32x32 images{_variant.description}.',
-    )
+register_backbones(__name__, _backbone(56), _backbone(110))

@@ -9,14 +9,14 @@ from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv
 from timm.models._efficientnet_builder import decode_arch_def, resolve_act_layer, resolve_bn_args
 from timm.models.efficientnet import EfficientNet
 from torch import nn
 
 from .cfgs import SmallStem, cifar_cfg, imagenet_cfg
-from .zoo import Variant, ZooModel, asr_variants, register
+from .registry import Backbone, build, register_backbones
+from .zoo import ZooModel
 
 __all__ = ['ASRCifarMobileNet', 'ASRMobileNet']
 
@@ -43,7 +43,6 @@ class ASRCifarMobileNet(ZooModel, SmallStem, EfficientNet):
     place_gate = staticmethod(ASRMobileNet.place_gate)
 
 
-_LARGE, _SMALL = 'mobilenetv1_100', 'mobilenetv1_100_cifar'
 # Blocks, stride and channels of each stage (Table 1 of the paper), as timm writes them.
 _STAGES = (
     ['dsa_r1_k3_s1_c64'],
@@ -52,24 +51,19 @@ _STAGES = (
     ['dsa_r6_k3_s2_c512'],
     ['dsa_r2_k3_s2_c1024'],
 )
-_NAMES = {'first_conv': 'conv_stem', 'classifier': 'classifier'}
-_VARIANTS = {v.name: v for v in (*asr_variants(_LARGE), Variant(_SMALL), *asr_variants(_SMALL))}
-default_cfgs = generate_default_cfgs({
-    name: cifar_cfg(pool_size=(2, 2), **_NAMES) if variant.backbone == _SMALL
-    else imagenet_cfg(mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD, **_NAMES)
-    for name, variant in _VARIANTS.items()})
 
 
 def _create(
-        variant: str,
+        backbone: Backbone,
+        name: str,
         pretrained: bool = False,
         depth_multiplier: float = 1.0,
         norm_layer: Any = None,
         **kwargs: Any,
 ) -> nn.Module:
-    return build_model_with_cfg(
-        ASRCifarMobileNet if _VARIANTS[variant].backbone == _SMALL else ASRMobileNet,
-        variant,
+    return build(
+        backbone,
+        name,
         pretrained,
         feature_cfg={'feature_cls': 'getter'},
         block_args=decode_arch_def(_STAGES, depth_multiplier=depth_multiplier),
@@ -80,11 +74,14 @@ def _create(
     )
 
 
-for _variant in _VARIANTS.values():
-    register(
-        __name__,
-        _variant,
-        _create,
-        plain=_variant.plain,
-        doc=f'MobileNet v1{" for small images" if _variant.backbone == _SMALL else ""}{_variant.description}.',
-    )
+_NAMES = {'first_conv': 'conv_stem', 'classifier': 'classifier'}
+register_backbones(
+    __name__,
+    Backbone(
+        'mobilenetv1_100', 'MobileNet v1', ASRMobileNet,
+        imagenet_cfg(mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD, **_NAMES), stock='mobilenetv1_100',
+        create=_create),
+    Backbone(
+        'mobilenetv1_100_cifar', 'MobileNet v1 for small images', ASRCifarMobileNet,
+        cifar_cfg(pool_size=(2, 2), **_NAMES), create=_create),
+)

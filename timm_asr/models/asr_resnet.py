@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import torch.nn as nn
-from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from .cfgs import imagenet_cfg
+from .registry import EVERYTHING, Backbone, register_backbones
 from .residual import ResidualModel
-from .zoo import register, variants
 
 __all__ = ['ASRResNet']
 
@@ -17,29 +15,17 @@ class ASRResNet(ResidualModel, ResNet):
     """timm's ``ResNet`` with the keywords of :class:`ResidualModel`."""
 
 
-_ARCHITECTURES: dict[str, dict[str, Any]] = {
-    'resnet18': {'block': BasicBlock, 'layers': (2, 2, 2, 2)},
-    'resnet34': {'block': BasicBlock, 'layers': (3, 4, 6, 3)},
-    'resnet50': {'block': Bottleneck, 'layers': (3, 4, 6, 3)},
-    'resnet101': {'block': Bottleneck, 'layers': (3, 4, 23, 3)},
-    'resnet152': {'block': Bottleneck, 'layers': (3, 8, 36, 3)},
-}
-_VARIANTS = {v.name: v for name in _ARCHITECTURES for v in variants(name)}
+def _backbone(depth: int, block: Any, layers: tuple[int, ...]) -> Backbone:
+    return Backbone(
+        f'resnet{depth}', f'ResNet-{depth}', ASRResNet, imagenet_cfg(), {'block': block, 'layers': layers},
+        stock=f'resnet{depth}', **EVERYTHING)
 
 
-default_cfgs = generate_default_cfgs({name: imagenet_cfg() for name in _VARIANTS})
-
-
-def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    architecture = _ARCHITECTURES[_VARIANTS[variant].backbone]
-    return build_model_with_cfg(ASRResNet, variant, pretrained, **{**architecture, **kwargs})
-
-
-for _variant in _VARIANTS.values():
-    register(
-        __name__,
-        _variant,
-        _create,
-        plain=_variant.plain,
-        doc=f'ResNet-{_variant.backbone.removeprefix("resnet")}{_variant.description}.',
-    )
+register_backbones(
+    __name__,
+    _backbone(18, BasicBlock, (2, 2, 2, 2)),
+    _backbone(34, BasicBlock, (3, 4, 6, 3)),
+    _backbone(50, Bottleneck, (3, 4, 6, 3)),
+    _backbone(101, Bottleneck, (3, 4, 23, 3)),
+    _backbone(152, Bottleneck, (3, 8, 36, 3)),
+)

@@ -9,15 +9,16 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs
+from timm.models import checkpoint_seq
 from torch import nn
 from torchvision.models import ShuffleNet_V2_X1_0_Weights
 from torchvision.models.shufflenetv2 import InvertedResidual
 
 from ..asr.blocks import register_block
 from .cfgs import cifar_cfg, imagenet_cfg
+from .registry import Backbone, register_backbones
 from .staged import StagedNet
-from .zoo import Variant, ZooModel, asr_variants, register
+from .zoo import ZooModel
 
 __all__ = ['ASRShuffleNetV2']
 
@@ -128,34 +129,16 @@ class ASRShuffleNetV2(ZooModel, ShuffleNetV2):
         block.branch2.append(make(block.branch2[5].out_channels))
 
 
-_LARGE, _SMALL = 'shufflenetv2_100', 'shufflenetv2_100_cifar'
-_VARIANTS = {v.name: v for name in (_LARGE, _SMALL) for v in (Variant(name), *asr_variants(name))}
 _NAMES = {'first_conv': 'conv1.0', 'classifier': 'fc'}
-default_cfgs = generate_default_cfgs({
-    **{name: cifar_cfg(pool_size=(4, 4), **_NAMES) if variant.backbone == _SMALL
-       else imagenet_cfg(interpolation='bilinear', **_NAMES) for name, variant in _VARIANTS.items() if name != _LARGE},
-    f'{_LARGE}.tv_in1k': imagenet_cfg(
-        url=ShuffleNet_V2_X1_0_Weights.IMAGENET1K_V1.url, license='bsd-3-clause', interpolation='bilinear', **_NAMES),
-})
-
-
-def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    small = _VARIANTS[variant].backbone == _SMALL
-    return build_model_with_cfg(
-        ASRShuffleNetV2,
-        variant,
-        pretrained,
-        feature_cfg={'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3) if small else (0, 1, 2, 3, 4)},
-        **{'small_images': small, **kwargs},
-    )
-
-
-for _variant in _VARIANTS.values():
-    register(
-        __name__,
-        _variant,
-        _create,
-        plain=_variant.plain,
-        doc=f'ShuffleNetV2 of width 1.0{" for small images" if _variant.backbone == _SMALL else ""}'
-            f'{_variant.description}.',
-    )
+_CFG = imagenet_cfg(interpolation='bilinear', **_NAMES)
+register_backbones(
+    __name__,
+    Backbone(
+        'shufflenetv2_100', 'ShuffleNetV2 of width 1.0', ASRShuffleNetV2, _CFG,
+        {'feature_cfg': {'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3, 4)}},
+        weights={'tv_in1k': {'url': ShuffleNet_V2_X1_0_Weights.IMAGENET1K_V1.url, 'license': 'bsd-3-clause'}}),
+    Backbone(
+        'shufflenetv2_100_cifar', 'ShuffleNetV2 of width 1.0 for small images', ASRShuffleNetV2,
+        cifar_cfg(pool_size=(4, 4), **_NAMES),
+        {'small_images': True, 'feature_cfg': {'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3)}}),
+)

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from timm.layers import LayerType, get_act_layer, get_norm_layer
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs
+from timm.models import checkpoint_seq
 from torch import nn
 
 from ..asr.blocks import register_block
 from .cfgs import cifar_cfg
+from .registry import Backbone, register_backbones
 from .staged import StagedNet
-from .zoo import Variant, ZooModel, asr_variants, register
+from .zoo import ZooModel
 
 __all__ = ['ASRCifarVGG']
 
@@ -132,22 +133,7 @@ class ASRCifarVGG(ZooModel, CifarVGG):
         block.attn = make(block.conv.out_channels)
 
 
-_BACKBONE = 'vgg19_cifar'
-_VARIANTS = {v.name: v for v in (Variant(_BACKBONE), *asr_variants(_BACKBONE))}
-default_cfgs = generate_default_cfgs(
-    {name: cifar_cfg(pool_size=(2, 2), first_conv='stages.0.0.conv') for name in _VARIANTS})
-
-
-def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    features = {'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3, 4)}
-    return build_model_with_cfg(ASRCifarVGG, variant, pretrained, feature_cfg=features, **kwargs)
-
-
-for _variant in _VARIANTS.values():
-    register(
-        __name__,
-        _variant,
-        _create,
-        plain=_variant.plain,
-        doc=f'VGG19 with BatchNorm for 32x32 images{_variant.description}.',
-    )
+register_backbones(__name__, Backbone(
+    'vgg19_cifar', 'VGG19 with BatchNorm for 32x32 images', ASRCifarVGG,
+    cifar_cfg(pool_size=(2, 2), first_conv='stages.0.0.conv'),
+    {'feature_cfg': {'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3, 4)}}))

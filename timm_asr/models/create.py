@@ -11,7 +11,7 @@ from ..asr.options import VECTOR_KEYWORDS, take_vector_options
 from ..asr.ungated import vector_maker
 from ..asr.vector import has_asr
 from .last_norm import init_last_norms
-from .zoo import is_ours, plain_architecture
+from .registry import plain_architecture, variant_of
 
 
 def create_model(
@@ -58,7 +58,7 @@ def create_model(
         'asr': asr, 'rd_ratio': rd_ratio, **{key: kwargs.pop(key) for key in VECTOR_KEYWORDS if key in kwargs},
         'asr_sites': [asr_sites] if isinstance(asr_sites, str) else asr_sites and list(asr_sites)}
     options = {key: value for key, value in options.items() if value is not None}
-    ours = is_ours(model_name)
+    ours = variant_of(model_name) is not None
     loads = pretrained or bool(kwargs.get('checkpoint_path'))
     if last_norm_init is not None and loads:
         raise TypeError('last_norm_init is where training starts, and loaded weights bring their own; leave one out.')

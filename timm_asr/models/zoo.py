@@ -1,27 +1,19 @@
-"""What all models of this package share: keywords, the inference form, and how they are registered."""
+"""What all models of this package share: keywords and the inference form."""
 
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from timm.layers import get_device_dtype
-from timm.models import is_model, register_model
 from torch import nn
 
 from ..asr.attach import attach_asr
 from ..asr.options import take_vector_options
 from ..asr.sites import class_sites
 from ..asr.ungated import vector_maker
-from ..gates.table import gate_arguments, gate_options, get_gate, list_gates, list_units
+from ..gates.table import gate_arguments, gate_options, get_gate
 from ..inference.reparameterize import Reparameterizable, built_for_inference
 from .last_norm import init_last_norms
-
-#: The ASR paper's gates.
-ASR_NAMES = ('se', 'ie', 'srm', 'eca', 'spa')
-
-_PLAIN: dict[str, str] = {}
 
 
 class ZooModel(Reparameterizable):
@@ -98,102 +90,3 @@ class ZooModel(Reparameterizable):
                 f"This is a trainable checkpoint with unfused ASR vectors ('{foreign[0]}') and the model is fused or "
                 'plain there: load it into the ASR architecture, then fold_asr(model).')
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One name of the zoo: a backbone, the gate in its blocks, the gate of its ASR, the unit its stages share."""
-
-    backbone: str
-    gate: str | None = None
-    asr: str | None = None
-    dia: str | None = None
-
-    @property
-    def name(self) -> str:
-        """``<backbone>[_<gate>][_asr_<gate>][_dia_<unit>]``."""
-        return (
-            self.backbone
-            + (f'_{self.gate}' if self.gate else '')
-            + (f'_asr_{self.asr}' if self.asr else '')
-            + (f'_dia_{self.dia}' if self.dia else ''))
-
-    @property
-    def options(self) -> dict[str, str]:
-        """Keyword arguments of :class:`ZooModel` and, for ``dia``, of ``ResidualModel``."""
-        return {key: value for key, value in (('gate', self.gate), ('asr', self.asr), ('dia', self.dia)) if value}
-
-    @property
-    def plain(self) -> str:
-        """Name of the architecture that is left when ASR is folded."""
-        return Variant(self.backbone, self.gate, dia=self.dia).name
-
-    @property
-    def description(self) -> str:
-        """What there is besides the backbone, for a docstring."""
-        return (
-            (f', {self.gate} in every block' if self.gate else '')
-            + (f', ASR({self.asr}) at the last norm of every block' if self.asr else '')
-            + (f', one {self.dia} shared by the blocks of each stage' if self.dia else ''))
-
-
-def variants(backbone: str, gates: bool = True) -> Iterator[Variant]:
-    """Names of a backbone with ASR, and (``gates``) with each gate in its blocks, with both, and with shared units."""
-    if gates:
-        for dia in list_units():
-            yield Variant(backbone, dia=dia)
-        for gate in list_gates():
-            yield Variant(backbone, gate)
-    for asr in list_gates(foldable=True):
-        yield Variant(backbone, asr=asr)
-        if gates:
-            yield Variant(backbone, asr, asr)
-
-
-def asr_variants(backbone: str) -> Iterator[Variant]:
-    """Names of a backbone of the ASR paper alone: each of its gates in the blocks, as ASR, and as both."""
-    for gate in ASR_NAMES:
-        yield Variant(backbone, gate)
-        yield Variant(backbone, asr=gate)
-        yield Variant(backbone, gate, gate)
-
-
-def register(module: str, variant: Variant, create: Callable[..., nn.Module], plain: str, doc: str) -> None:
-    """Register ``create(name, pretrained, **options)`` with timm under the variant's name.
-
-    Args:
-        module: ``__name__`` of the module that defines the model; it holds ``default_cfgs`` for the name.
-        variant: The name.
-        create: The function that builds it.
-        plain: The architecture that is left when ASR is folded.
-        doc: Docstring of the entrypoint.
-
-    Raises:
-        RuntimeError: The name is taken, by timm or by this package.
-    """
-    name, options = variant.name, variant.options
-    if is_model(name):
-        raise RuntimeError(f"The model name '{name}' is registered already.")
-
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return create(name, pretrained, **{**options, **kwargs})
-
-    entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__module__ = module
-    entrypoint.__doc__ = doc
-    setattr(sys.modules[module], name, entrypoint)
-    register_model(entrypoint)
-    _PLAIN[name] = plain
-
-
-def is_ours(name: str) -> bool:
-    """Whether this package registers the model of this name (a pretrained tag does not matter)."""
-    return name.partition('.')[0] in _PLAIN
-
-
-def plain_architecture(name: str) -> str:
-    """The architecture that is left of a model when its ASR is folded: 'resnet50' for 'resnet50_asr_se'.
-
-    A name that this package does not know, a stock timm one say, is its own answer.
-    """
-    return _PLAIN.get(name.partition('.')[0], name.partition('.')[0])
