@@ -3,8 +3,7 @@
 
 import sys
 
-from timm_asr.engine.commands.train import main
-from timm_asr.errors import run_main
+from timm_asr_cli import main
 
 if __name__ == '__main__':
-    sys.exit(run_main(main, 'train.py'))
+    sys.exit(main('train', prog='train.py'))

@@ -3,8 +3,7 @@
 
 import sys
 
-from timm_asr.engine.commands.validate import main
-from timm_asr.errors import run_main
+from timm_asr_cli import main
 
 if __name__ == '__main__':
-    sys.exit(run_main(main, 'validate.py'))
+    sys.exit(main('validate', prog='validate.py'))

@@ -39,7 +39,7 @@ from torch import nn
 from timm_asr import __version__
 from timm_asr.asr.vector import ASR
 from timm_asr.engine.bench_steps import InferenceStep, Step, TrainStep
-from timm_asr.engine.eval_options import BENCHMARK_OPTIONS
+from timm_asr.engine.commands.benchmark import OPTIONS
 from timm_asr.engine.measure import saved_for_backward
 from timm_asr.engine.options import parse
 from timm_asr.engine.reports import as_markdown, write_results
@@ -80,7 +80,7 @@ class LiteralTrainStep(TrainStep):
 
 
 def options(*words: str) -> Any:
-    return parse(BENCHMARK_OPTIONS, {}, [*words, '--device', 'cpu'])
+    return parse(OPTIONS, {}, [*words, '--device', 'cpu'])
 
 
 def train_section(backbone: str, batch_size: int, rounds: int, variants: Sequence[str]) -> list[dict[str, Any]]:

@@ -9,9 +9,10 @@ from scipy import stats
 from train_helpers import make_images
 
 from timm_asr.engine import memory
-from timm_asr.engine.commands.train import Run, parse_args
+from timm_asr.engine.commands.train import parse_args
 from timm_asr.engine.memory import MemoryLoader
 from timm_asr.engine.seeding import start_epoch
+from timm_asr.engine.training import Run
 from timm_asr.errors import BadInput
 
 

@@ -20,10 +20,9 @@ from flag_checks import check_flags
 from torch import nn
 
 import timm_asr
-from timm_asr.engine import bench_steps
+from timm_asr.engine import bench, bench_steps
 from timm_asr.engine.bench_steps import InferenceStep, TrainStep, split_name
 from timm_asr.engine.commands import benchmark
-from timm_asr.engine.eval_options import BENCHMARK_OPTIONS, BENCHMARK_REFUSED
 from timm_asr.engine.measure import count_operations, peak_memory, saved_for_backward
 from timm_asr.engine.options import parse
 from timm_asr.engine.reports import as_markdown
@@ -58,13 +57,13 @@ ALIASES = {'--model': '-m', '--batch-size': '-b'}
 
 @pytest.fixture(autouse=True)
 def _log_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, 'setup_logging', lambda: None)
+    monkeypatch.setattr(bench, 'setup_logging', lambda: None)
     monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
 
 
 def test_flags_kept_and_refused() -> None:
-    check_flags(BENCHMARK_OPTIONS, KEPT, OURS, DEFAULTS, ALIASES)
-    assert set(BENCHMARK_REFUSED) == REFUSED
+    check_flags(benchmark.OPTIONS, KEPT, OURS, DEFAULTS, ALIASES)
+    assert set(benchmark.REFUSED) == REFUSED
 
 
 @pytest.mark.parametrize('flag', sorted(REFUSED))
@@ -72,7 +71,7 @@ def test_refused_flags_say_why(flag: str, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as stop:
         benchmark.main([flag])
     assert stop.value.code == 2
-    assert f'{flag}: {BENCHMARK_REFUSED[flag]}' in capsys.readouterr().err
+    assert f'{flag}: {benchmark.REFUSED[flag]}' in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -85,7 +84,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
 
 
 def options(*words: str) -> Namespace:
-    return parse(BENCHMARK_OPTIONS, {}, list(words))
+    return parse(benchmark.OPTIONS, {}, list(words))
 
 
 def test_columns(run: Callable) -> None:

@@ -92,7 +92,7 @@ def test_resumed_equals_uninterrupted_in_two_processes(images, tmp_path, port):
     dying = ['--data-dir', images, *argv[2:], '--output', tmp_path / 'killed']
     world = ("import os, signal; os.environ.update(RANK='{rank}', LOCAL_RANK='{rank}', WORLD_SIZE='2', "
              "MASTER_ADDR='127.0.0.1', MASTER_PORT='{port}')\n"
-             "import timm_asr.engine.commands.train as train\n"
+             "import timm_asr.engine.training as train\n"
              "original = train.train_one_epoch\n"
              "def once(training, epoch, progress):\n"
              "    if epoch == 1:\n"

@@ -12,10 +12,12 @@ from torchvision.transforms import RandomCrop
 
 import timm_asr
 from timm_asr.data import Digits, create_dataset
-from timm_asr.engine.commands.train import Run, parse_args
-from timm_asr.engine.commands.train_options import TRAIN_OPTIONS, TRAIN_REFUSED
+from timm_asr.engine.commands.train import OPTIONS as TRAIN_OPTIONS
+from timm_asr.engine.commands.train import REFUSED as TRAIN_REFUSED
+from timm_asr.engine.commands.train import parse_args
 from timm_asr.engine.options import parse
 from timm_asr.engine.recipes import FOLDER, find_recipe, list_recipes
+from timm_asr.engine.training import Run
 from timm_asr.errors import BadInput
 
 

@@ -1,7 +1,6 @@
 """``python -m timm_asr run``: other programs' scripts, timm's own among them."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -20,31 +19,19 @@ TIMM = os.environ.get('TIMM_SCRIPTS', '')
 NAME = 'resnet20_asr_se'
 
 SCRIPT = """
-import copy, json, sys
+import json, sys
 import timm, torch, neighbour
 from timm.models import create_model
 assert __name__ == '__main__'
 model = create_model('resnet20_asr_se', num_classes=7)
 model.load_state_dict(torch.load(sys.argv[1], weights_only=True))
 x = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
-model.train()
-before = sum(p.numel() for p in model.parameters())
-twin = copy.deepcopy(model)
 model.eval()
-after = sum(p.numel() for p in model.parameters())
 with torch.inference_mode():
     logits = model(x)[0].tolist()
-model.train()
-model.eval()
-out = dict(argv=sys.argv, before=before, after=after, twin=sum(p.numel() for p in twin.parameters()), logits=logits,
-           twin_logits=twin.eval()(x)[0].tolist(), path=sys.path[0])
+out = dict(argv=sys.argv, logits=logits, path=sys.path[0])
 open(sys.argv[2], 'w').write(json.dumps(out))
 """
-
-
-@pytest.fixture(autouse=True)
-def _log_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
 
 
 @pytest.fixture
@@ -71,47 +58,14 @@ def want(weights: Path) -> list[float]:
 
 def test_a_script_gets_its_arguments_unchanged(script: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / 'out.json'
-    before = list(sys.argv), list(sys.path), timm.create_model
+    before = list(sys.argv), list(sys.path)
     arguments = [str(weights), str(out), '--model', 'x', '-h', '--fold-bn']
     assert run.main([str(script), *arguments]) == 0
     found = json.loads(out.read_text())
     assert found['argv'] == [str(script), *arguments]
     assert found['path'] == str(script.parent)
-    assert found['before'] == found['after']
     assert found['logits'] == pytest.approx(want(weights), abs=1e-6)
-    assert (sys.argv, sys.path, timm.create_model) == before
-
-
-@pytest.mark.parametrize('first', [True, False])
-def test_reparam_for_a_script_that_has_no_such_option(
-        script: Path, weights: Path, tmp_path: Path, first: bool) -> None:
-    out = tmp_path / 'out.json'
-    words = ['--reparam', str(script)] if first else [str(script), '--reparam']
-    assert run.main([*words, str(weights), str(out)]) == 0
-    found = json.loads(out.read_text())
-    plain = sum(p.numel() for p in timm.create_model('resnet20', num_classes=7).parameters())
-    assert found['argv'] == [str(script), str(weights), str(out)]
-    assert found['before'] == found['twin'] > found['after'] == plain
-    for key in ('logits', 'twin_logits'):
-        assert found[key] == pytest.approx(want(weights), abs=1e-5)
-
-
-def test_reparam_belongs_to_a_script_that_has_it(tmp_path: Path) -> None:
-    path = tmp_path / 'own.py'
-    path.write_text('import argparse, timm\n'
-                    'parser = argparse.ArgumentParser()\n'
-                    'parser.add_argument("--reparam", action="store_true")\n'
-                    'assert parser.parse_args().reparam\n'
-                    'import timm_asr\n'
-                    'assert timm_asr.has_asr(timm.create_model("resnet20_asr_se").eval())\n')
-    assert run.main([str(path), '--reparam']) == 0
-
-
-def test_reparam_without_effect_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / 'idle.py'
-    path.write_text('import timm\ntimm.create_model("resnet20_asr_se")\n')
-    run.main(['--reparam', str(path)])
-    assert '--reparam had no effect: idle.py' in caplog.text
+    assert (sys.argv, sys.path) == before
 
 
 def test_exit_status_and_errors_are_the_scripts_own(tmp_path: Path) -> None:
@@ -127,12 +81,9 @@ def test_exit_status_and_errors_are_the_scripts_own(tmp_path: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path) -> None:
-    (tmp_path / 'not_python.py').write_text('model: = resnet\n')
-    (tmp_path / 'binary.py').write_bytes(bytes(range(256)))
     for words, said in (
             ([], 'no script given'), (['nowhere.py'], 'no script at nowhere.py'), ([str(tmp_path)], 'no script at'),
-            ([str(tmp_path / 'not_python.py')], 'is not a Python script'),
-            ([str(tmp_path / 'binary.py')], 'is not a Python script'), (['--fast', 'x.py'], 'unknown option --fast')):
+            (['--fast', 'x.py'], 'no script given')):
         with pytest.raises(BadInput, match=said) as error:
             run.main(words)
         assert '\n' not in str(error.value)
@@ -140,7 +91,7 @@ def test_bad_input(tmp_path: Path) -> None:
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(['--help']) == 0
-    assert '[--reparam] SCRIPT' in capsys.readouterr().out
+    assert 'SCRIPT [ARGUMENT ...]' in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not TIMM, reason="set TIMM_SCRIPTS to a folder with timm's validate.py and benchmark.py")
@@ -165,7 +116,7 @@ def test_timms_own_scripts(tmp_path: Path) -> None:
     line = ['--model', NAME, '--checkpoint', tmp_path / 'a.pth', '--data-dir', tmp_path / 'set', '--device', 'cpu',
             '-j', '0', '-b', '8', '--num-classes', '7']
     theirs = result('run', Path(TIMM) / 'validate.py', *line)
-    fused = result('run', Path(TIMM) / 'validate.py', '--reparam', *line)
+    fused = result('run', Path(TIMM) / 'validate.py', *line, '--reparam')
     ours = result('validate', *line)
     assert ours == theirs
     assert fused == theirs | {'param_count': round(plain / 1e6, 2)}

@@ -16,10 +16,11 @@ from train_helpers import make_images
 
 from timm_asr.engine import loaders
 from timm_asr.engine.checkpoint import SaveFailed
-from timm_asr.engine.commands.train import Run, main, parse_args
+from timm_asr.engine.commands.train import main, parse_args
 from timm_asr.engine.progress import Progress
 from timm_asr.engine.seeding import EpochSeeded, derive_seed, start_epoch
 from timm_asr.engine.summary import add_summary, read_summary, table
+from timm_asr.engine.training import Run
 
 MODEL = ['--model', 'resnet20_asr_se', '--num-classes', '3', '--img-size', '16', '-b', '6', '--epochs', '1', '-j', '0',
          '--experiment', 'run', '--no-progress', '--device', 'cpu', '--lr', '0.1']

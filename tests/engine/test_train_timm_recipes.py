@@ -14,8 +14,9 @@ from timm.layers import SplitBatchNorm2d
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from train_helpers import make_images
 
-from timm_asr.engine.commands.train import Run, parse_args
+from timm_asr.engine.commands.train import parse_args
 from timm_asr.engine.progress import Progress
+from timm_asr.engine.training import Run
 
 
 @pytest.fixture(scope='module')
@@ -305,7 +306,7 @@ def test_drop_connect_is_drop_path(train):
 
 def test_fuse_every_and_checkpoint_hist(train, monkeypatch):
     written = []
-    from timm_asr.engine.commands import train as module
+    from timm_asr.engine import training as module
     original = module.fuse_checkpoint
     monkeypatch.setattr(module, 'fuse_checkpoint', lambda *a, **k: written.append(a[0].name) or original(*a, **k))
     run = train('--lr 0.1 --fuse-every 1 --checkpoint-hist 1', finish=True)

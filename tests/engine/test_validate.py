@@ -18,8 +18,8 @@ from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import nn
 
 import timm_asr
+from timm_asr.engine import validation
 from timm_asr.engine.commands import validate
-from timm_asr.engine.eval_options import VALIDATE_OPTIONS, VALIDATE_REFUSED
 from timm_asr.engine.evaluate import evaluate
 from timm_asr.errors import BadInput
 
@@ -55,13 +55,13 @@ ALIASES = {'--model': '-m', '--workers': '-j', '--batch-size': '-b'}
 
 @pytest.fixture(autouse=True)
 def _log_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validate, 'setup_logging', lambda: None)
+    monkeypatch.setattr(validation, 'setup_logging', lambda: None)
     monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
 
 
 def test_flags_kept_and_refused() -> None:
-    check_flags(VALIDATE_OPTIONS, KEPT, OURS, DEFAULTS, ALIASES)
-    assert set(VALIDATE_REFUSED) == REFUSED
+    check_flags(validate.OPTIONS, KEPT, OURS, DEFAULTS, ALIASES)
+    assert set(validate.REFUSED) == REFUSED
 
 
 @pytest.mark.parametrize('flag', sorted(REFUSED))
@@ -69,7 +69,7 @@ def test_refused_flags_say_why(flag: str, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as stop:
         validate.main(['somewhere', flag, '1'])
     assert stop.value.code == 2
-    assert f'{flag}: {VALIDATE_REFUSED[flag]}' in capsys.readouterr().err
+    assert f'{flag}: {validate.REFUSED[flag]}' in capsys.readouterr().err
 
 
 @pytest.fixture(scope='module')
@@ -182,7 +182,7 @@ def test_one_warning_where_a_foldable_model_is_measured_unfused(
 def test_the_fused_model_is_what_is_measured(
         run: Callable, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[nn.Module] = []
-    monkeypatch.setattr(validate, 'evaluate', lambda model, *a, **k: seen.append(model) or evaluate(model, *a, **k))
+    monkeypatch.setattr(validation, 'evaluate', lambda model, *a, **k: seen.append(model) or evaluate(model, *a, **k))
     for words in ([], ['--reparam'], ['--fold-bn']):
         run('--checkpoint', checkpoint, *words)
     assert [timm_asr.has_asr(m) for m in seen] == [True, False, False]
@@ -206,7 +206,7 @@ def test_low_precision(
         model.fc.register_forward_hook(lambda module, args, out: types.add(out.dtype))
         return evaluate(model, *args, **kwargs)
 
-    monkeypatch.setattr(validate, 'evaluate', spy)
+    monkeypatch.setattr(validation, 'evaluate', spy)
     row = run('--checkpoint', checkpoint, *words)
     assert types == {torch.bfloat16}
     assert abs(row['top1'] - expected(model, folder)[0]) <= 15
@@ -263,7 +263,7 @@ def test_a_list_of_models(run: Callable, model: nn.Module, tmp_path: Path, check
 
 
 def test_metrics() -> None:
-    predictions = validate.Predictions()
+    predictions = validation.Predictions()
     # Class 2 is never predicted, class 3 never there.
     target, guess = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 3, 0]
     predictions.add(nn.functional.one_hot(torch.tensor(guess), 4).float(), torch.tensor(target))
@@ -403,7 +403,7 @@ def test_retry_with_smaller_batches(
             raise RuntimeError('out of memory')
         return evaluate(model, loader, *args, **kwargs)
 
-    monkeypatch.setattr(validate, 'evaluate', scarce)
+    monkeypatch.setattr(validation, 'evaluate', scarce)
     row = run('--checkpoint', checkpoint, '--retry')
     assert sizes == [8, 6, 4]
     assert row['top1'] == expected(model, folder)[0]
@@ -420,7 +420,7 @@ def test_a_loss_that_is_not_finite_is_said(run: Callable, tmp_path: Path, caplog
 def test_every_image_is_counted_once(run: Callable, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[dict] = []
     monkeypatch.setattr(
-        validate, 'evaluate', lambda *a, **k: figures.append(evaluate(*a, **k)) or figures[-1])
+        validation, 'evaluate', lambda *a, **k: figures.append(evaluate(*a, **k)) or figures[-1])
     run('--checkpoint', checkpoint, '-b', 4)
     assert figures[0]['count'] == CLASSES * IMAGES
 
@@ -428,7 +428,7 @@ def test_every_image_is_counted_once(run: Callable, checkpoint: Path, monkeypatc
 def test_test_pool(run: Callable, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(
-        validate, 'apply_test_time_pool', lambda model, config: (seen.append(config) or model, True))
+        validation, 'apply_test_time_pool', lambda model, config: (seen.append(config) or model, True))
     row = run('--checkpoint', checkpoint, '--test-pool', '--crop-pct', '0.5')
     assert seen
     assert row['crop_pct'] == 1.0

@@ -330,6 +330,6 @@ def test_the_documentation_runs(hub, hub_client, folder, tmp_path):
 def test_every_option_is_documented():
     """The table of docs/hub.md, and the flags of the command."""
     said = set(re.findall(r'--[a-z][a-z-]+', _section('Publish')))
-    from timm_asr.engine.commands.publish import PUBLISH_OPTIONS
-    flags = {option.name for option in PUBLISH_OPTIONS if option.name.startswith('--')}
+    from timm_asr.engine.commands.publish import OPTIONS
+    flags = {option.name for option in OPTIONS if option.name.startswith('--')}
     assert flags == said - {'--keep-trainable'}

@@ -11,8 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 import timm_asr
-from timm_asr.__main__ import COMMANDS
-from timm_asr.engine.commands import freeze as freeze_command
+from timm_asr.engine import freezing as freeze_command
 from timm_asr.engine.commands.freeze import main
 from timm_asr.errors import run_main
 from timm_asr.freeze.gates import candidates
@@ -37,7 +36,6 @@ def freeze(capsys, *argv):
 
 @pytest.mark.slow
 def test_a_network_without_gates_is_written(checkpoint, tmp_path, capsys):
-    assert 'freeze' in COMMANDS
     folder = tmp_path / 'frozen'
     status, out, err = freeze(capsys, checkpoint, '-o', folder, '--samples', 100, '--recalibrate-bn')
     assert (status, err) == (0, '')

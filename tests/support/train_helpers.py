@@ -11,7 +11,7 @@ from PIL import Image
 
 _CONTEXT = multiprocessing.get_context('forkserver')
 # Each child starts as a copy of a process that has imported all this once.
-_CONTEXT.set_forkserver_preload(['timm_asr.engine.commands.train', 'train_helpers'])
+_CONTEXT.set_forkserver_preload(['timm_asr.engine.training', 'train_helpers'])
 
 
 def make_images(root: Path, classes: int = 3, train: int = 8, validation: int = 4, size: int = 24) -> Path:
@@ -42,13 +42,12 @@ def _child(argv: list[str], log: str, setup: str, plots: bool) -> None:
     os.dup2(file, 2)
     sys.argv = ['train.py', *argv]
     multiprocessing.set_start_method('fork', force=True)  # for loading workers: they start at once
-    from timm_asr.engine.commands.train import main
-    from timm_asr.errors import run_main
+    from timm_asr.engine.commands import run_command
     if not plots:
         sys.modules['matplotlib'] = None  # takes longer than these runs themselves
     if setup:
         exec(setup, {})
-    code = run_main(main, 'train.py')
+    code = run_command('train', argv, 'train.py')
     sys.stdout.flush()
     sys.exit(code)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..engine.build import data_config_of
 from ..engine.checkpoint import BEST
-from ..engine.commands.train_options import TRAIN_OPTIONS
+from ..engine.commands.train import OPTIONS as TRAIN_OPTIONS
 from ..errors import BadInput, Stopped
 from ..export.contents import read_config
 from ..export.place import CONFIG, METRICS, TRAINABLE, WEIGHTS

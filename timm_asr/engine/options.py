@@ -1,21 +1,23 @@
 """Declared command line flags: one ``Option`` a flag, settable on the command line and, through ``--config``, in YAML.
 
-A script declares a list of options and a table of refused names; everything else is done here:
+A command declares a list of options and a table of refused names; everything else is done here:
 
-    OPTIONS = [Option('--lr', type=float, help='learning rate'), Option('--amp', kind='switch', help='...')]
+    OPTIONS = [
+        *group('Training', value('--lr', float, 0.1, 'learning rate'), switch('--amp', 'mixed precision')),
+        *group('Output', value('--output', str, '', 'folder to write to', '-o', metavar='FOLDER'))]
     REFUSED = {'--fuser': 'the JIT fusers are gone from PyTorch; use --torchcompile'}
-    args = parse(OPTIONS, REFUSED, argv, prog='train.py')
+    args = parse(OPTIONS, REFUSED, argv, prog='timm-asr train')
 """
 
 import argparse
+import ast
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from timm.utils import ParseKwargs
 
 from ..errors import nearest
 
@@ -67,6 +69,26 @@ class Option:
         return list(self.default) if isinstance(self.default, list | tuple) else self.default
 
 
+def value(name: str, type: Callable[[str], Any], default: Any, help: str, *aliases: str, **more: Any) -> Option:
+    """An option that takes a value, or several (``nargs``)."""
+    return Option(name, aliases, type=type, default=default, help=help, **more)
+
+
+def switch(name: str, help: str, **more: Any) -> Option:
+    """An option that is on or off; off unless given."""
+    return Option(name, kind='switch', help=help, **more)
+
+
+def pairs(name: str, help: str, **more: Any) -> Option:
+    """An option that takes ``KEY=VALUE`` pairs."""
+    return Option(name, kind='kwargs', default={}, help=help, **more)
+
+
+def group(heading: str, *options: Option) -> list[Option]:
+    """The options under a heading of ``--help``."""
+    return [replace(option, group=heading) for option in options]
+
+
 CONFIG_OPTIONS = [
     Option('--config', ('-c',), metavar='FILE', help='YAML file that sets any of these options; the command line wins'),
     Option('--print-config', kind='switch', help='print everything as resolved, as YAML, and stop'),
@@ -76,8 +98,26 @@ CONFIG_OPTIONS = [
 class Parser(argparse.ArgumentParser):
     """An argument parser whose error is one line, without the page of usage that 150 flags would make."""
 
+    where = ''  #: what is being read, where it is not the command line
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f'{self.prog}: error: {message}\n')
+        self.exit(2, f'{self.prog}: error: {self.where}{message}\n')
+
+
+class _Pairs(argparse.Action):
+    """``a=1 b=x`` as a dictionary; values are Python literals where they can be, text otherwise."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        pairs: dict[str, Any] = {}
+        for word in values:
+            key, equals, value = word.partition('=')
+            if not equals:
+                parser.error(f'{self.option_strings[0]}: expected KEY=VALUE, got {word!r}')
+            try:
+                pairs[key] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                pairs[key] = value
+        setattr(namespace, self.dest, pairs)
 
 
 class _Refuse(argparse.Action):
@@ -108,7 +148,7 @@ def _add(target: Any, option: Option) -> None:
     if option.name.startswith('-'):
         keywords['dest'] = option.key
     if option.kind == 'kwargs':
-        target.add_argument(*names, nargs='*', action=ParseKwargs, **(keywords | {'metavar': 'KEY=VALUE'}))
+        target.add_argument(*names, nargs='*', action=_Pairs, **(keywords | {'metavar': 'KEY=VALUE'}))
         return
     if option.nargs is not None:
         keywords['nargs'] = option.nargs
@@ -139,80 +179,70 @@ def build_parser(
     return parser
 
 
-def _convert_one(option: Option, value: Any) -> Any:
-    if isinstance(value, dict | list) or (isinstance(value, bool) and option.type is not str):
-        raise ValueError(f'got {value!r}')
-    if option.type is int and isinstance(value, float):
-        if value != int(value):
-            raise ValueError(f'got {value!r}')
-        value = int(value)
-    value = option.type(str(value) if option.type is str else value)
-    if option.choices and value not in option.choices:
-        raise ValueError(f'got {value!r}')
-    return value
+def words_of(option: Option, value: Any) -> list[str]:
+    """A YAML value as words of a command line, for the parser to judge as it judges a line.
 
+    ``true`` is a switch's own name, ``false`` its ``--no-`` name, a list several values, a mapping ``KEY=VALUE``
+    pairs. ``null`` leaves an option without a default as it is.
 
-def convert(option: Option, value: Any) -> Any:
-    """A YAML value as the command line would have given it; ``ValueError`` if it is of the wrong kind."""
-    if value is None and option.default is None:
-        return None
+    Raises:
+        ValueError: No words say this: a switch that is neither true nor false, a list for a single value.
+    """
+    bare = option.nargs == '?' and option.const is not None  # a name that may stand alone: true and false in YAML
+    if (value is None and option.default is None) or (bare and value is False):
+        return []
     if option.kind == 'switch':
         if not isinstance(value, bool):
-            raise ValueError(f'got {value!r}')
-        return value
+            raise ValueError(f'expected true or false, got {value!r}')
+        negative = [] if option.name.startswith('--no-') else [f'--no-{option.name[2:]}']
+        return [option.name] if value else negative
     if option.kind == 'kwargs':
         if not isinstance(value, dict):
-            raise ValueError(f'got {value!r}')
-        return dict(value)
-    if value is None:
-        raise ValueError('got null')
-    if option.nargs == '?' and option.const is not None and isinstance(value, bool):
-        return option.const if value else option.start
-    if option.nargs in (None, '?'):
-        return _convert_one(option, value)
-    values = value if isinstance(value, list) else [value]
-    if isinstance(option.nargs, int) and len(values) != option.nargs:
-        raise ValueError(f'got {len(values)} values')
-    return [_convert_one(option, item) for item in values]
-
-
-def _wanted(option: Option) -> str:
-    kind = {'switch': 'true or false', 'kwargs': 'a mapping'}.get(option.kind) or option.type.__name__
-    if option.choices:
-        kind = 'one of ' + ', '.join(map(str, option.choices))
-    if option.kind == 'value' and option.nargs not in (None, '?'):
-        kind = f'a list of {option.nargs if isinstance(option.nargs, int) else "one or more"} values: {kind}'
-    return kind
+            raise ValueError(f'expected a mapping, got {value!r}')
+        return [option.name, *(f'{key}={item!r}' for key, item in value.items())]
+    if bare and value is True:
+        return [option.name]
+    many = option.nargs not in (None, '?')
+    if value is None or isinstance(value, dict) or (isinstance(value, list) and not many):
+        raise ValueError(f'expected {option.type.__name__}, got {repr(value) if value is not None else "null"}')
+    values = [str(item) for item in (value if isinstance(value, list) else [value])]
+    if not option.name.startswith('-'):
+        return values
+    return [option.name, *values] if many else [f'{option.name}={values[0]}']
 
 
 def read_config(path: str | Path, options: Sequence[Option], refused: Mapping[str, str], parser: Parser) -> dict:
-    """The checked content of a YAML file, as ``{key: value}``; ends the program with one sentence if it is wrong."""
+    """The content of a YAML file, as ``{key: value}``; ends the program with one sentence if it is wrong."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+        text = Path(path).read_text(encoding='utf-8')
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+            parser.error('aliases (*name) are not read: write the value out')  # a few of them make gigabytes
+        content = yaml.safe_load(text)
     except OSError as error:
-        parser.error(f'--config {path}: {error.strerror or error}')
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        parser.error(error.strerror or str(error))
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         where = getattr(error, 'problem_mark', None)
-        parser.error(f'--config {path}: not valid YAML' + (f' (line {where.line + 1})' if where else ''))
+        parser.error('not valid YAML' + (f' (line {where.line + 1})' if where else ''))
     if content is None:
         return {}
     if not isinstance(content, dict):
-        parser.error(f'--config {path}: expected a mapping of option names to values, got {type(content).__name__}')
+        parser.error(f'expected a mapping of option names to values, got {type(content).__name__}')
     known = {option.key: option for option in options if option.key not in ('config', 'print_config')}
-    out_of_bounds = {name.lstrip('-').replace('-', '_'): (name, reason) for name, reason in refused.items()}
-    values = {}
+    out_of_bounds = {name.lstrip('-').replace('-', '_'): reason for name, reason in refused.items()}
+    words: list[str] = []
     for name, value in content.items():
         key = str(name).replace('-', '_')
         if key in out_of_bounds:
-            parser.error(f'--config {path}: {key}: {out_of_bounds[key][1]}')
+            parser.error(f'{key}: {out_of_bounds[key]}')
         if key not in known:
-            parser.error(f'--config {path}: unknown key {name!r}; did you mean {nearest(key, list(known))[0]!r}?')
+            parser.error(f'unknown key {name!r}; did you mean {nearest(key, list(known))[0]!r}?')
         try:
-            values[key] = convert(known[key], value)
-        except (ValueError, TypeError) as error:
-            reason = str(error) if str(error).startswith('got') else f'got {value!r}'
-            parser.error(f'--config {path}: {key}: expected {_wanted(known[key])}, {reason}')
-    return values
+            said = words_of(known[key], value)
+            words = words + said if known[key].name.startswith('-') else said + words
+        except ValueError as error:
+            parser.error(f'{key}: {error}')
+    read = vars(parser.parse_args(words))
+    return {key: read[key] for key in (str(name).replace('-', '_') for name in content)}
 
 
 def as_yaml(args: argparse.Namespace | Mapping[str, Any]) -> str:
@@ -257,8 +287,9 @@ def parse(
     first.add_argument('-c', '--config')
     config = first.parse_known_args(argv)[0].config
     if config:
-        path = find_config(config)
-        parser.set_defaults(**read_config(path, options, refused, parser))
+        parser.where = f'--config {config}: '
+        parser.set_defaults(**read_config(find_config(config), options, refused, parser))
+        parser.where = ''
     args, extra = parser.parse_known_args(argv)
     if extra:
         known = [name for option in options for name in (option.name, *option.aliases) if name.startswith('--')]

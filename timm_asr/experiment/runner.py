@@ -15,9 +15,10 @@ import timm
 import torch
 import yaml
 
+from ..engine import training
 from ..engine.build import build_model
 from ..engine.checkpoint import BEST, write_atomically
-from ..engine.commands import train
+from ..engine.commands.train import parse_args
 from ..engine.measure import count_parameters
 from ..engine.progress import setup_logging
 from ..engine.summary import read_summary
@@ -45,7 +46,7 @@ def check_plan(plan: Plan, folder: Path) -> None:
         place = folder / run.name
         _write_options(run, place)
         try:
-            args = train.parse_args(argv_of(run, place, folder))
+            args = parse_args(argv_of(run, place, folder))
             with torch.device('meta'):
                 build_model(args, weights=False)
         except BadInput as error:
@@ -80,11 +81,11 @@ def make_run(run: Run, output: Path, device: str | None, budget: float) -> None:
     argv = argv_of(run, place, output, device)
     row: dict[str, Any] = {'arm': run.arm.name, 'seed': run.seed, 'status': 'done'}
     setup_logging()
-    job = train.Run(train.parse_args(argv), argv)
-    row |= {'model': train.title_of(job.args), 'epochs': job.args.epochs, 'images': len(job.datasets[0])}
+    job = training.Run(parse_args(argv), argv)
+    row |= {'model': training.title_of(job.args), 'epochs': job.args.epochs, 'images': len(job.datasets[0])}
     row['parameters'] = count_parameters(job.training.task.get_trainable_module())
     try:
-        if train.carry_out(job) == 130:
+        if training.carry_out(job) == 130:
             raise KeyboardInterrupt
         last = read_summary(place / 'summary.csv')[-1]
         row |= {'top1': float(last['eval_top1']), 'top5': float(last['eval_top5']), 'nll': float(last['eval_loss']),

@@ -1,1 +1,70 @@
-"""One command a file."""
+"""One file a command: ``timm-asr NAME ...`` calls ``main`` of ``NAME.py`` here, and a new file is a new command.
+
+    \"\"\"Count the parameters of a model.\"\"\"                   # this line is what `timm-asr --help` lists
+
+    from ..flags import DATA, DEVICE, IMAGE, MODEL            # the flags that all commands share
+    from ..options import group, parse, value                # nothing up here imports torch: --help is fast
+
+    OPTIONS = [*MODEL, *DATA, *IMAGE, *DEVICE, *group('Output', value('--output', str, '', 'file to write'))]
+
+    def main(argv=None, prog='timm-asr count'):
+        args = parse(OPTIONS, {}, argv, prog, __doc__)        # ends here for --help and for a wrong line
+        from ..device import find_device                      # torch comes with these
+        from ..inputs import open_images, open_model
+        device, (model, data_config) = find_device(args.device), open_model(args)
+        for images, labels in open_images(args, model.to(device), data_config, device): ...
+
+Bad input raises :class:`timm_asr.errors.BadInput` with one sentence; :func:`dispatch` prints it and returns the status.
+"""
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+from ...errors import nearest, run_main
+from ..recipes import list_recipes
+
+
+def names() -> list[str]:
+    """The commands: the files of this folder."""
+    return [found.name for found in pkgutil.iter_modules(__path__)]
+
+
+def summary(name: str) -> str:
+    """What a command does, in one line: the first of its file."""
+    return (importlib.import_module(f'{__name__}.{name}').__doc__ or '').splitlines()[0]
+
+
+def usage(prog: str) -> str:
+    """What ``--help`` prints without a command."""
+    lines = [f'  {name:<12}{summary(name)}' for name in names()]
+    return '\n'.join([f'usage: {prog} COMMAND [options]', '', *lines, '',
+                      f'`{prog} COMMAND --help` lists the options of a command.',
+                      f'Recipes for `{prog} train --config`: {", ".join(list_recipes())}', ''])
+
+
+def dispatch(words: Sequence[str], prog: str) -> int:
+    """Run the command that a line names.
+
+    Args:
+        words: The line without the program's name.
+        prog: The program as it was called, for messages.
+
+    Returns:
+        The exit status: 0 done, 1 stopped, 2 bad input, 130 interrupted.
+    """
+    if not words or words[0] in ('-h', '--help'):
+        print(usage(prog), end='')
+        return 0 if words else 2
+    name, *rest = words
+    if name not in names():
+        print(f'{prog}: error: unknown command {name!r}; did you mean {nearest(name, names())[0]!r}?', file=sys.stderr)
+        return 2
+    return run_command(name, rest, f'{prog} {name}')
+
+
+def run_command(name: str, argv: Sequence[str], prog: str) -> int:
+    """Run one command by name; ``prog`` is what messages call it."""
+    command = importlib.import_module(f'{__name__}.{name}')
+    return run_main(lambda: command.main(argv, prog), prog)

@@ -1,18 +1,13 @@
-"""``timm-asr experiment``: make the runs of a plan, and say what their differences are worth."""
+"""Make the runs of a plan, arms over seeds, and say what their differences are worth."""
 
 import importlib.util
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import BadInput
 from ...experiment.plan import find_plan, list_tables, read_plan
-from ...experiment.runner import check_plan, make_runs, missing_runs
-from ..options import Option, build_parser
-from ..progress import setup_logging
-
-_logger = logging.getLogger(__name__)
+from ..options import Option, parse
 
 OPTIONS = [
     Option('plan', metavar='FILE', help='YAML with name, base, arms, seeds and baseline; or the name of a table of a '
@@ -30,14 +25,14 @@ OPTIONS = [
 ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``timm-asr experiment`` with this command line; returns the exit status.
+def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr experiment') -> int:
+    """Run the command; returns the exit status.
 
     Raises:
         BadInput: The plan, an option or a folder is wrong.
         Stopped: A run cannot go on (full disk).
     """
-    args = build_parser(OPTIONS, 'timm-asr experiment', 'Train arms over seeds and compare them.').parse_args(argv)
+    args = parse(OPTIONS, {}, argv, prog, __doc__)
     if not args.output:
         raise BadInput('--output FOLDER says where the runs are')
     if args.parallel < 1:
@@ -47,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for module in needed:
         if importlib.util.find_spec(module) is None:
             raise BadInput(f'--report needs {module}: pip install "timm-asr[experiment]"')
+    from ...experiment.runner import check_plan, make_runs, missing_runs
+    from ..progress import setup_logging
     setup_logging()
     if args.report:
         from ...experiment.report import write_report  # with scipy, which training does not need
@@ -57,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.check:
         print(*(run.name for run in todo), sep='\n')
         return 0
-    _logger.info(f'{plan.name}: {len(todo)} of {len(plan.runs)} runs to make.')
+    print(f'{plan.name}: {len(todo)} of {len(plan.runs)} runs to make.', file=sys.stderr)
     make_runs(plan, output, args.parallel, args.device)
     print(f'{plan.name}: all {len(plan.runs)} runs are done; --report compares them.', file=sys.stderr)
     return 0

@@ -1,68 +1,264 @@
-"""``train.py``: train a timm model by name, keep what matters, and write the fused model at the end."""
+"""Train a model; without arguments, the recipe digits.
+
+The options have timm's names, meanings and defaults (the device aside); a few of our own follow.
+"""
 
 import argparse
-import importlib
-import logging
-import os
-import shlex
 import sys
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-import torch
-import torch.distributed as dist
-from timm.layers import set_fast_norm
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.utils import NativeScaler, distribute_bn, init_distributed_device, random_seed
-from torch import nn
-
-from ...errors import BadInput, Stopped
-from ..build import (
-    Task,
-    build_model,
-    data_config_of,
-    make_loss,
-    make_optimizer,
-    prepare_model,
-    resolve_learning_rate,
-    title_of,
-)
-from ..checkpoint import SaveFailed, Saver, write_atomically
-from ..device import find_device
-from ..evaluate import evaluate
-from ..export import fuse_checkpoint, model_of
-from ..interrupt import deferred_interrupts
-from ..loaders import make_eval_loader, make_loaders, open_datasets
-from ..loop import Training, train_one_epoch
-from ..options import as_yaml, parse
-from ..prepare import DTYPES, autocast, fast_matmul
-from ..progress import Progress, setup_logging
+from ...errors import BadInput
+from ..flags import COMPILE, pick
+from ..options import Option, group, pairs, parse, switch, value
 from ..recipes import find_recipe
-from ..resume import adopt_asr, capture, locate, place_schedule, read_state, restore, restore_weights
-from ..seeding import start_epoch
-from ..summary import Trackers, add_summary, plot_run, table
-from .train_options import TRAIN_OPTIONS, TRAIN_REFUSED
 
-_logger = logging.getLogger(__name__)
+SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'wsd', 'rsqrt', 'constant', 'none')
+
+OPTIONS: list[Option] = [
+    *group(
+        'Data set',
+        *pick('data data-dir dataset'),
+        value('--train-split', str, 'train', 'name of the split to train on', metavar='NAME'),
+        value('--val-split', str, 'validation', 'name of the split to validate on; empty for none', metavar='NAME'),
+        value('--train-images', float, None, 'train on N images, or below 1 on this share, drawn by --split-seed; '
+              'all if unset', metavar='N'),
+        value('--holdout', int, 0, 'validate on N images held out of the training split', metavar='N'),
+        value('--split-seed', int, 0, 'draws the images of --train-images and --holdout', metavar='S'),
+        value('--train-num-samples', int, None, 'training images, where an iterable set does not say', metavar='N'),
+        value('--val-num-samples', int, None, 'validation images, where an iterable set does not say', metavar='N'),
+        *pick('dataset-download class-map input-img-mode input-key target-key dataset-trust-remote-code'),
+    ),
+    *group(
+        'Model',
+        *pick('model', default='resnet50', help='name of the model', aliases=()),
+        *pick('asr', help='ASR on a model of any name: a gate (se, ie, srm, eca, spa, ...), or free, scale or scalar '
+              'for vectors without one; further keywords go into --model-kwargs (asr_depth=2)'),
+        value('--asr-init', str, None, "where ASR starts: psi before a gate, v without one; N_0.1 draws psi from "
+              'N(0, 0.1^2)', metavar='VALUE'),
+        value('--asr-gain', float, None, 'factor of the vectors of ASR; with 2 most of them start near one'),
+        switch('--asr-constant', 'train neither the vectors of ASR nor their gates'),
+        value('--last-norm-init', float, None, 'initial weight of the last norm of each residual branch, with ASR or '
+              'without: 0.5 is the control for ASR(SE), 0 is zero_init_last', metavar='X'),
+        switch('--pretrained', 'start from the pretrained weights of the model'),
+        value('--pretrained-path', str, None, 'file to load as if it were the pretrained weights, head adapted',
+              metavar='FILE'),
+        value('--initial-checkpoint', str, '', 'file to load into the model after it is made', metavar='FILE'),
+        value('--resume', str, '', 'checkpoint to go on from, or auto for the newest whole one of this run; '
+              'without --experiment the run goes on in the folder of the checkpoint', metavar='FILE'),
+        switch('--no-resume-opt', 'resume the model but not the optimizer'),
+        *pick('num-classes', help='number of classes; that of the model if unset'),
+        *pick('gp img-size in-chans input-size crop-pct mean std'),
+        *pick('interpolation', help='how validation resizes; that of the model if empty'),
+        value('--batch-size', int, 128, 'images per process and step', '-b', metavar='N'),
+        value('--validation-batch-size', int, None, 'the same for validation; as for training if unset', '-vb',
+              metavar='N'),
+        *pick('channels-last'),
+        value('--grad-accum-steps', int, 1, 'batches whose gradients are added up before each update', metavar='N'),
+        switch('--grad-checkpointing', 'recompute activations in the backward pass to save memory'),
+        *pick('fast-norm'),
+        *pick('model-kwargs'),
+        value('--head-init-scale', float, None, 'multiply the initial classifier by this'),
+        value('--head-init-bias', float, None, 'fill the initial bias of the classifier with this'),
+        *COMPILE,
+    ),
+    *group(
+        'Device',
+        *pick('device amp amp-dtype model-dtype'),
+        switch('--no-ddp-bb', "do not broadcast buffers in PyTorch's DDP"),
+        switch('--synchronize-step', 'wait for the device at the end of each step'),
+        value('--local_rank', int, 0, 'index of this process on its machine, where a launcher says it so',
+              '--local-rank'),
+        value('--device-modules', str, None, 'Python modules to import first', nargs='+', metavar='MODULE'),
+    ),
+    *group(
+        'Optimizer',
+        value('--opt', str, 'sgd', "name of the optimizer, as timm.optim.list_optimizers() has it", metavar='NAME'),
+        value('--opt-eps', float, None, "epsilon; the optimizer's own if unset", metavar='EPSILON'),
+        value('--opt-betas', float, None, "betas; the optimizer's own if unset", nargs='+', metavar='BETA'),
+        value('--momentum', float, 0.9, 'momentum', metavar='M'),
+        value('--weight-decay', float, 2e-5, 'weight decay (not of norms, biases and ASR vectors)'),
+        value('--clip-grad', float, None, 'clip gradients to this; no clipping if unset', metavar='NORM'),
+        value('--clip-mode', str, 'norm', 'how to clip: norm, value or agc', choices=('norm', 'value', 'agc')),
+        value('--layer-decay', float, None, 'factor of the learning rate from each layer to the one before it'),
+        value('--layer-decay-min-scale', float, 0.0, 'smallest such factor'),
+        value('--layer-decay-no-opt-scale', float, None, 'layers below this factor are not trained'),
+        switch('--decay-all', 'decay norms, biases and ASR vectors too, as the code of the papers does'),
+        value('--site-lr', float, None, 'factor of the learning rate of layers that ASR scales, or would scale; v^2 '
+              'makes a plain network train as one whose ASR stays at v', metavar='X'),
+        pairs('--opt-kwargs', 'more keywords of the optimizer'),
+    ),
+    *group(
+        'Learning rate',
+        value('--sched', str, 'cosine', f'schedule: {", ".join(SCHEDULES)}', metavar='NAME', choices=SCHEDULES),
+        switch('--sched-on-updates', 'change the learning rate at every update, not every epoch'),
+        value('--lr', float, None, 'learning rate; from --lr-base if unset', metavar='LR'),
+        value('--lr-base', float, 0.1, 'learning rate of one base batch: lr = lr_base * global batch / base size',
+              metavar='LR'),
+        value('--lr-base-size', int, 256, 'images of the base batch', metavar='N'),
+        value('--lr-base-scale', str, '', 'linear or sqrt; by the optimizer if empty',
+              choices=('', 'linear', 'sqrt')),
+        value('--lr-noise', float, None, 'noise on the learning rate from (and to) these parts of the schedule',
+              nargs='+', metavar='PCT'),
+        value('--lr-noise-pct', float, 0.67, 'limit of the noise', metavar='PCT'),
+        value('--lr-noise-std', float, 1.0, 'standard deviation of the noise', metavar='STD'),
+        value('--lr-cycle-mul', float, 1.0, 'factor of the length of each cycle', metavar='X'),
+        value('--lr-cycle-decay', float, 0.5, 'factor of the height of each cycle', metavar='X'),
+        value('--lr-cycle-limit', int, 1, 'number of cycles', metavar='N'),
+        value('--lr-k-decay', float, 1.0, 'k-decay of the cosine and poly schedules'),
+        value('--warmup-lr', float, 1e-5, 'learning rate at the start of warm-up', metavar='LR'),
+        value('--min-lr', float, 0.0, 'lowest learning rate', metavar='LR'),
+        value('--epochs', int, 300, 'epochs to train', metavar='N'),
+        value('--epoch-repeats', float, 0.0, 'times an iterable set is repeated in each epoch', metavar='N'),
+        value('--start-epoch', int, None, 'epoch to start from, whatever a checkpoint says', metavar='N'),
+        value('--decay-milestones', int, [90, 180, 270], 'epochs at which multistep decays', nargs='+', metavar='N'),
+        value('--decay-epochs', float, 90.0, 'epochs between the decays of step', metavar='N'),
+        value('--warmup-epochs', int, 5, 'epochs of warm-up', metavar='N'),
+        switch('--warmup-prefix', 'warm up before the schedule, not in its first epochs'),
+        value('--cooldown-epochs', int, 0, 'epochs at the lowest rate after the schedule', metavar='N'),
+        value('--patience-epochs', int, 10, 'epochs without progress before plateau decays', metavar='N'),
+        value('--decay-rate', float, 0.1, 'factor of each decay', '--dr', metavar='X'),
+    ),
+    *group(
+        'Augmentation and regularization',
+        switch('--no-aug', 'train without any augmentation'),
+        value('--train-crop-mode', str, None, "how training crops: timm's rrc, rkrc or rkrr; or pad: zeros on each "
+              'side, an eighth of it, and a random crop (CIFAR)', choices=('rrc', 'rkrc', 'rkrr', 'pad')),
+        value('--scale', float, [0.08, 1.0], 'range of the area of random crops', nargs='+', metavar='PCT'),
+        value('--ratio', float, [3 / 4, 4 / 3], 'range of the aspect ratio of random crops', nargs='+', metavar='X'),
+        value('--hflip', float, 0.5, 'probability of a horizontal flip'),
+        value('--vflip', float, 0.0, 'probability of a vertical flip'),
+        value('--color-jitter', float, 0.4, 'strength of colour jitter', metavar='PCT'),
+        value('--color-jitter-prob', float, None, 'probability of colour jitter', metavar='PCT'),
+        value('--grayscale-prob', float, None, 'probability of conversion to grey', metavar='PCT'),
+        value('--gaussian-blur-prob', float, None, 'probability of blur', metavar='PCT'),
+        value('--aa', str, None, 'AutoAugment policy: original, v0, rand-m9-mstd0.5, augmix-m5-w4-d2, ...',
+              metavar='NAME'),
+        value('--aug-repeats', float, 0.0, 'augmented copies of each image in a batch, over several processes'),
+        value('--aug-splits', int, 0, 'differently augmented parts of each batch, 0 or at least 2'),
+        switch('--jsd-loss', 'Jensen-Shannon divergence over the parts of --aug-splits'),
+        switch('--bce-loss', 'binary cross entropy instead of cross entropy'),
+        switch('--bce-sum', 'sum it over classes'),
+        value('--bce-target-thresh', float, None, 'make its targets 0 or 1 at this threshold'),
+        value('--bce-pos-weight', float, None, 'weight of its positive targets'),
+        value('--reprob', float, 0.0, 'probability of random erasing', metavar='PCT'),
+        value('--remode', str, 'pixel', 'what to erase with: const, rand or pixel',
+              choices=('const', 'rand', 'pixel')),
+        value('--recount', int, 1, 'largest number of erased parts'),
+        switch('--resplit', 'do not erase in the first, clean part of --aug-splits'),
+        value('--mixup', float, 0.0, 'alpha of mixup, which is on if positive'),
+        value('--cutmix', float, 0.0, 'alpha of cutmix, which is on if positive'),
+        value('--cutmix-minmax', float, None, 'smallest and largest part that cutmix replaces; sets cutmix on',
+              nargs='+'),
+        value('--mixup-prob', float, 1.0, 'probability of mixing at all'),
+        value('--mixup-switch-prob', float, 0.5, 'probability of cutmix where both are on'),
+        value('--mixup-mode', str, 'batch', 'mix per batch, pair or elem', choices=('batch', 'pair', 'elem', 'half')),
+        value('--mixup-off-epoch', int, 0, 'no mixing from this epoch on; 0 for never', metavar='N'),
+        value('--smoothing', float, 0.1, 'label smoothing'),
+        value('--train-interpolation', str, 'random', 'how training resizes: random, bilinear or bicubic'),
+        value('--drop', float, 0.0, 'dropout rate', metavar='PCT'),
+        value('--drop-connect', float, None, 'old name of --drop-path', metavar='PCT'),
+        value('--drop-path', float, None, 'rate of stochastic depth', metavar='PCT'),
+        value('--drop-block', float, None, 'rate of DropBlock', metavar='PCT'),
+    ),
+    *group(
+        'Batch norm',
+        value('--bn-momentum', float, None, 'momentum of BatchNorm, for the models that take it'),
+        value('--bn-eps', float, None, 'epsilon of BatchNorm, for the models that take it'),
+        switch('--sync-bn', 'share BatchNorm statistics between processes'),
+        value('--dist-bn', str, 'reduce', 'make the running statistics of all processes equal after each epoch',
+              choices=('reduce', 'broadcast', '')),
+        switch('--split-bn', 'separate BatchNorms for the parts of --aug-splits'),
+    ),
+    *group(
+        'Averaged weights',
+        switch('--model-ema', 'keep a moving average of the weights, and validate that'),
+        switch('--model-ema-force-cpu', 'keep it on the CPU; then it is not validated'),
+        value('--model-ema-decay', float, 0.9998, 'decay of the average'),
+        switch('--model-ema-warmup', 'let the decay grow to that'),
+    ),
+    *group(
+        'Running',
+        *pick('seed'),
+        value('--worker-seeding', str, 'all', 'generators to seed in loading processes: all, or part (not NumPy)',
+              choices=('all', 'part')),
+        value('--log-interval', int, 50, 'updates between log lines', metavar='N'),
+        value('--val-interval', int, 1, 'epochs between validations', metavar='N'),
+        value('--recovery-interval', int, 0, 'updates between checkpoints inside an epoch; 0 for none', metavar='N'),
+        value('--checkpoint-hist', int, 10, 'best checkpoints to keep', metavar='N'),
+        *pick('workers pin-mem no-prefetcher'),
+        switch('--save-images', 'save a batch of training images at every log line'),
+        value('--output', str, '', 'folder of the run folders; ./output/train if empty', metavar='DIR'),
+        value('--experiment', str, '', 'name of the run folder; time, model and size if empty', metavar='NAME'),
+        value('--eval-metric', str, 'top1', 'what makes a checkpoint the best', choices=('top1', 'top5', 'loss')),
+        switch('--use-multi-epochs-loader', 'keep the loader running between epochs'),
+        switch('--log-wandb', 'log to Weights & Biases'),
+        value('--wandb-project', str, None, 'its project', metavar='NAME'),
+        value('--wandb-tags', str, [], 'its tags', nargs='+', metavar='TAG'),
+        value('--wandb-resume-id', str, '', 'id of the run to resume there', metavar='ID'),
+    ),
+    *group(
+        'Scheduled resolution',
+        value('--train-img-sizes', int, None, 'image sizes to choose from, batch by batch', nargs='+', metavar='N'),
+        value('--train-batch-sizes', int, None, 'batch size of each; --batch-size if unset', nargs='+', metavar='N'),
+        value('--train-size-probs', float, None, 'weight of each; equal if unset', nargs='+', metavar='P'),
+        value('--train-size-schedule', str, 'constant', 'constant, or progressive from the first size to the last',
+              choices=('constant', 'progressive')),
+        value('--train-size-schedule-spread', float, 0.65, 'width of the progressive choice, in sizes'),
+        value('--train-size-random-mix', float, 0.1, 'part of the progressive choices that is uniform'),
+        value('--train-batches-per-epoch', int, None, 'batches of an epoch with --train-img-sizes',
+              '--train-steps-per-epoch', metavar='N'),
+        value('--variable-batch-loss-scale', str, 'none', 'scale gradients by batch size: none, sqrt or linear',
+              choices=('none', 'sqrt', 'linear')),
+    ),
+    *group(
+        'Fusing and output',
+        value('--fuse-every', int, 0, 'also write the fused model of the best checkpoint every N epochs; '
+              '0 for the end only', metavar='N'),
+        switch('--no-fuse', 'do not write the fused model at the end'),
+        switch('--no-progress', 'plain log lines instead of a progress bar'),
+        switch('--log-tensorboard', 'log to TensorBoard, in the run folder'),
+    ),
+]
+
+_NAFLEX = "NaFlex loading is not part of this engine; use timm's own train.py with --device-modules timm_asr"
+_DISTILL = "knowledge distillation is not part of this engine; use timm's own train.py with --device-modules timm_asr"
+
+#: Flags of timm's train.py that are left out on purpose, each with the sentence that says so.
+REFUSED: dict[str, str] = {
+    '--fuser': "PyTorch's JIT fusers are superseded; use --torchcompile",
+    '--tta': "timm's loaders make no oversampled copies, so the factor would average different images",
+    **dict.fromkeys((
+        '--naflex-loader', '--naflex-train-seq-lens', '--naflex-max-seq-len', '--naflex-patch-sizes',
+        '--naflex-patch-size-probs', '--naflex-loss-scale', '--naflex-patchify-channels-first'), _NAFLEX),
+    **dict.fromkeys((
+        '--kd-model-name', '--kd-distill-type', '--kd-loss-type', '--kd-temperature', '--kd-student-feature-dim',
+        '--kd-teacher-feature-dim', '--kd-token-distill-type', '--distill-loss-weight', '--task-loss-weight'),
+        _DISTILL),
+}
 
 FIRST_RECIPE = 'digits'
 _DATA_OR_MODEL = ('--config', '-c', '--data-dir', '--dataset', '--model')
 
 
-def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr train') -> int:
+    """Run the command; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parse_args(argv, prog)
+    from .. import training
+    return training.main(args, argv, prog)
+
+
+def parse_args(argv: Sequence[str], prog: str = 'timm-asr train') -> argparse.Namespace:
     """The options; a line that names neither a recipe, nor data, nor a model stands for the recipe ``digits``."""
-    parsing = partial(parse, TRAIN_OPTIONS, TRAIN_REFUSED, prog='train.py', find_config=find_recipe, print_config=False,
-                      description='Train an image classification model by its timm name.')
+    parsing = partial(parse, OPTIONS, REFUSED, prog=prog, description=__doc__, find_config=find_recipe,
+                      print_config=False)
     args = parsing(argv=argv)
-    named = any(word.split('=')[0] in _DATA_OR_MODEL for word in argv)
-    if not named and not args.data:
-        _logger.info(f'No data, model or recipe named: this is the recipe {FIRST_RECIPE}.')
+    if not args.data and not any(word.split('=')[0] in _DATA_OR_MODEL for word in argv):
+        print(f'No data, model or recipe named: this is the recipe {FIRST_RECIPE}.', file=sys.stderr)
         args = parsing(argv=['--config', FIRST_RECIPE, *argv])
     args.data_dir = args.data_dir or args.data
-    args.data = None
+    del args.data
     args.asr = args.asr or args.model_kwargs.pop('asr', None)
     for key in ('asr_init', 'asr_gain', 'asr_constant'):
         if getattr(args, key) not in (None, False):
@@ -76,307 +272,3 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     if args.amp and args.model_dtype not in (None, 'float32'):
         raise BadInput(f'--amp needs a float32 model, not --model-dtype {args.model_dtype}')
     return args
-
-
-def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The resolved options by name, without what was found out beside them: ``--config`` reads these back."""
-    return {option.key: getattr(args, option.key) for option in TRAIN_OPTIONS if option.key != 'data'}
-
-
-def start_device(args: argparse.Namespace) -> torch.device:
-    """Find the device, join the other processes if there are any, and seed."""
-    for module in args.device_modules or ():
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise BadInput(f'--device-modules {module}: {error}') from None
-    if args.local_rank and 'WORLD_SIZE' in os.environ:
-        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    args.device = str(find_device(args.device))
-    device = init_distributed_device(args)
-    fast_matmul(device)
-    if args.fast_norm:
-        set_fast_norm()
-    random_seed(args.seed, args.rank)
-    return device
-
-
-def build_training(
-        args: argparse.Namespace,
-        device: torch.device,
-) -> tuple[Training, dict[str, Any], tuple[Any, Any]]:
-    """Model, data, loss and optimizer; also the data configuration and the data sets."""
-    if args.torchcompile and args.torchcompile not in torch._dynamo.list_backends(exclude_tags=()):
-        raise BadInput(f'--torchcompile {args.torchcompile}: PyTorch has '
-                       f'{", ".join(torch._dynamo.list_backends(exclude_tags=()))}')
-    adopt_asr(args)
-    model = build_model(args)
-    if args.num_classes is None:
-        args.num_classes = model.num_classes
-    data_config = data_config_of(model, args)
-    datasets = open_datasets(args, data_config['input_size'][0])
-    dtype = DTYPES[args.model_dtype] if args.model_dtype else None
-    count = sum(parameter.numel() for parameter in model.parameters())
-    model = prepare_model(model, args, device)
-    if args.sync_bn and args.distributed and device.type == 'cpu':
-        raise BadInput('--sync-bn: PyTorch computes SyncBatchNorm on GPUs only; without it, --dist-bn makes the '
-                       'statistics of all processes equal after each epoch')
-    loaders = make_loaders(args, data_config, datasets, device, dtype)
-    resolve_learning_rate(args, loaders.batch_size)
-    task = Task(model, make_loss(args, loaders.mixing), device, dtype)
-    optimizer = make_optimizer(model, args)
-    scaler = None
-    if args.amp and args.amp_dtype == 'float16' and device.type == 'cuda':
-        scaler = NativeScaler(device=device.type)
-    amp = DTYPES[args.amp_dtype] if args.amp else None
-    training = Training(args, task, loaders, optimizer, None, device, autocast(device, amp), scaler, dtype)
-    size = 'x'.join(map(str, data_config['input_size']))
-    _logger.info(f'{title_of(args)}, {count:,} parameters, on {args.device}'
-                 + (f' in {args.world_size} processes' if args.distributed else '')
-                 + f', input {size}, {args.num_classes} classes'
-                 + (f', AMP in {args.amp_dtype}' if args.amp else f', {args.model_dtype or "float32"}') + '.')
-    return training, data_config, datasets
-
-
-def wrap(training: Training, content: dict[str, Any] | None, checkpoint: Path | None) -> None:
-    """Resume, average, compile and distribute the model, in the order in which these depend on each other."""
-    args, task = training.args, training.task
-    if content is not None and checkpoint is not None:
-        restore_weights(training, content, checkpoint)
-    if args.model_ema:
-        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
-                       device=torch.device('cpu') if args.model_ema_force_cpu else None)
-    if content is not None and checkpoint is not None:
-        restore(training, content, checkpoint)
-    if args.torchcompile:
-        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
-        if task.has_ema():
-            task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
-    if args.distributed:
-        ids = None if training.device.type == 'cpu' else [training.device]
-        task.prepare_distributed(device_ids=ids, broadcast_buffers=not args.no_ddp_bb)
-
-
-def validate_epoch(training: Training, progress: Progress) -> 'OrderedDict[str, float] | None':
-    """Metrics of the raw model, or of the averaged one where there is one, as timm does; None without data."""
-    args, task = training.args, training.task
-    if training.loaders.eval is None:
-        return None
-
-    def run(model: nn.Module, name: str) -> 'OrderedDict[str, float]':
-        found = evaluate(model, training.loaders.eval, nn.CrossEntropyLoss(), device=training.device,
-                         dtype=training.dtype, amp_autocast=training.amp_autocast, channels_last=args.channels_last)
-        progress.line(f'validation{name}: top-1 {found["top1"]:.2f} %, top-5 {found["top5"]:.2f} %, '
-                      f'loss {found["loss"]:.4f}, {found["count"]} images')
-        found.pop('count')
-        return found
-
-    metrics = run(task.get_eval_model(), '')
-    if task.has_ema() and not args.model_ema_force_cpu:
-        if args.distributed and args.dist_bn:
-            distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
-        metrics = run(task.get_eval_model(ema=True), ' of the averaged weights')
-    return metrics
-
-
-class Run:
-    """A run from its first epoch to the fused model."""
-
-    def __init__(self, args: argparse.Namespace, argv: Sequence[str]) -> None:
-        self.args, self.argv = args, list(argv)
-        self.device = start_device(args)
-        self.primary = args.rank == 0
-        self.training, self.data_config, self.datasets = build_training(args, self.device)
-        self.metric = args.eval_metric if self.training.loaders.eval is not None else 'loss'
-        self.use_ema = args.model_ema and not args.model_ema_force_cpu
-
-    def prepare(self) -> tuple[int, int]:
-        """Find the folder, resume if asked, make schedule and saver; returns first epoch and end."""
-        args, training = self.args, self.training
-        self.folder, checkpoint = locate(args, self.data_config['input_size'][-1])
-        content = read_state(checkpoint, args) if checkpoint is not None else None
-        wrap(training, content, checkpoint)
-        training.scheduler, epochs = create_scheduler_v2(
-            training.optimizer, **scheduler_kwargs(args, decreasing_metric=self.metric == 'loss'),
-            updates_per_epoch=training.updates_per_epoch)
-        first = 0
-        if content is not None:
-            first = int(content.get('epoch', -1)) + (0 if content.get('recovery') else 1)
-        if args.start_epoch is not None:
-            first = args.start_epoch
-        place_schedule(training, content, first)
-        self.saver = Saver(self.folder, decreasing=self.metric == 'loss', keep=args.checkpoint_hist)
-        if content is not None and 'saver' in content:
-            self.saver.load_state_dict(content['saver'])
-        if self.primary:
-            self._open_folder(content, checkpoint, first)
-        return first, epochs
-
-    def _open_folder(self, content: dict[str, Any] | None, checkpoint: Path | None, first: int) -> None:
-        args = self.args
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / 'args.yaml', lambda file: file.write(as_yaml(options_of(args)).encode()))
-        except (OSError, SaveFailed) as error:
-            raise BadInput(f'cannot write into the folder {self.folder} ({error})') from None
-        _logger.info(f'Results go to {self.folder}')
-        if content is not None and checkpoint is not None:
-            _logger.info(f'Going on from {checkpoint} at epoch {first}.')
-            if checkpoint.resolve().parent != self.folder.resolve():
-                self.saver.adopt_best(checkpoint.parent)
-            elif self.saver.last is not None and checkpoint.samefile(self.saver.last):
-                self.saver.settle(int(content['epoch']))
-        elif self.saver.last is not None:
-            _logger.warning(f'{self.folder} holds an earlier run, which this one replaces; --resume auto would go on.')
-        self.trackers = Trackers(args, self.folder.name, self.folder)
-        if args.save_images:
-            self.training.save_images = self.folder
-        if args.recovery_interval:
-            self.training.save_recovery = lambda epoch, update: self._save(
-                lambda: self.saver.save_recovery(capture(self.training), epoch, update))
-
-    def _save(self, save: Any) -> None:
-        try:
-            save()
-        except SaveFailed as error:
-            last = self.saver.last
-            left = f'the last whole checkpoint is {last}' if last else 'there is no earlier checkpoint'
-            raise Stopped(f'{error}; {left}') from None
-
-    def epoch(self, epoch: int, epochs: int, progress: Progress) -> None:
-        """Train, validate, log and save one epoch."""
-        args, training = self.args, self.training
-        start_epoch(training.loaders.train, args.seed, epoch, args.rank)
-        trained = train_one_epoch(training, epoch, progress)
-        if args.distributed and args.dist_bn:
-            distribute_bn(training.task.get_trainable_module(), args.world_size, args.dist_bn == 'reduce')
-        rate = training.learning_rate
-        if (epoch + 1) % args.val_interval and epoch + 1 != epochs:
-            if training.scheduler is not None:
-                training.scheduler.step(epoch + 1, None)
-            if self.primary:
-                self._save(lambda: self.saver.save_last(capture(training), epoch))
-                progress.line(f'epoch {epoch} of {epochs}: loss {trained["loss"]:.4f}, lr {rate:.2e}, '
-                              f'{trained["images_per_second"]:.0f} images/s', always=True)
-            return
-        validated = validate_epoch(training, progress)
-        metric = (validated if validated is not None else trained)[self.metric]
-        if training.scheduler is not None:
-            training.scheduler.step(epoch + 1, metric)
-        if not self.primary:
-            return
-        row = OrderedDict(epoch=epoch, train_loss=trained['loss'])
-        row.update((f'eval_{key}', value) for key, value in (validated or {}).items())
-        row['lr'] = rate
-        self._save(lambda: add_summary(self.folder / 'summary.csv', row))
-        self.trackers.log(row)
-        self._save(lambda: self.saver.save(capture(training), epoch, metric))
-        shown = f', top-1 {validated["top1"]:.2f} %, top-5 {validated["top5"]:.2f} %' if validated else ''
-        best = f' (best {self.metric} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch})' if (
-            self.saver.best_metric is not None) else ''
-        progress.line(f'epoch {epoch} of {epochs}: loss {trained["loss"]:.4f}{shown}{best}, lr {rate:.2e}, '
-                      f'{trained["images_per_second"]:.0f} images/s, data loading {100 * trained["waiting"]:.0f} %',
-                      always=True)
-        if args.fuse_every and (epoch + 1) % args.fuse_every == 0 and epoch + 1 != epochs:
-            self.fuse()
-
-    def fuse(self, measure: bool = False) -> dict[str, Any] | None:
-        """Fuse the best checkpoint into the run folder; None where there are no images to compare on."""
-        if self.training.loaders.eval is None:
-            _logger.warning('No fused model is written: there are no validation images to compare it on (--val-split).')
-            return None
-        best = self.saver.best
-        if best is None:
-            raise Stopped('no checkpoint was written: there is nothing to fuse')
-        loader = self.training.loaders.eval
-        if self.args.distributed:  # which has a part of the images only
-            loader = make_eval_loader(self.args, self.data_config, self.datasets[1], self.device, self.training.dtype,
-                                      distributed=False)
-        return fuse_checkpoint(best, self.folder, self.args, self.data_config, loader, self.device, self.use_ema,
-                               measure)
-
-    def train(self, first: int, epochs: int) -> int:
-        """Run the epochs from ``first`` on, and what comes after them."""
-        updates = self.training.updates_per_epoch
-        with Progress(epochs * updates, first * updates, not self.args.no_progress and self.primary) as progress:
-            for epoch in range(first, epochs):
-                self.epoch(epoch, epochs, progress)
-        leave_others(self.args)
-        return self.finish() if self.primary else 0
-
-    def finish(self) -> int:
-        """Fuse, plot, and print the table."""
-        best = self.saver.best
-        if self.saver.best_metric is not None:
-            _logger.info(f'Best {self.metric}: {self.saver.best_metric:.4f} in epoch {self.saver.best_epoch}.')
-        metrics = None if self.args.no_fuse else self.fuse(measure=True)
-        plot_run(self.folder, model_of(best, self.args, self.use_ema) if best is not None else None)
-        if metrics is not None:
-            print(table(metrics))
-        print(f'Results: {self.folder}')
-        return 0
-
-    def command(self) -> str:
-        """The command that goes on from the last checkpoint."""
-        words = [word for i, word in enumerate(self.argv) if not (
-            word == '--resume' or word.startswith('--resume=') or (i and self.argv[i - 1] == '--resume'))]
-        script = Path(sys.argv[0])
-        start = f'python {shlex.quote(str(script))}' if script.name == 'train.py' else 'python -m timm_asr train'
-        return f'{start} {shlex.join([*words, "--resume", str(self.saver.last)])}'
-
-
-def run(argv: Sequence[str]) -> int:
-    """Everything between the command line and the exit status."""
-    setup_logging(os.environ.get('RANK', '0') == '0')
-    args = parse_args(argv)
-    job = Run(args, argv)
-    if args.print_config:
-        if job.primary:
-            data = {key: list(value) if isinstance(value, tuple) else value for key, value in job.data_config.items()
-                    if key != 'crop_mode'}
-            print(as_yaml(options_of(args) | data), end='')
-        return 0
-    return carry_out(job)
-
-
-def carry_out(job: Run) -> int:
-    """Train, or go on training, and fuse; returns the exit status: 0, or 130 after a signal.
-
-    Raises:
-        Stopped: If training cannot go on, or the fused model must not be written.
-    """
-    first, epochs = job.prepare()
-    try:
-        with deferred_interrupts():
-            return job.train(first, epochs)
-    except KeyboardInterrupt:
-        if job.primary:
-            last = job.saver.last
-            _logger.info(f'Stopped. The last checkpoint is {last}; go on with\n  {job.command()}' if last else
-                         'Stopped before the first checkpoint.')
-        return 130
-    except (Stopped, SaveFailed) as stopped:
-        last = job.saver.last
-        text = str(stopped)
-        raise Stopped(text if str(last) in text else f'{text}; the last checkpoint is {last}' if last else
-                      f'{text}; no checkpoint was written') from None
-    finally:
-        leave_others(job.args)
-        if job.primary:
-            job.trackers.close()
-
-
-def leave_others(args: argparse.Namespace) -> None:
-    """End the work with other processes; the first may then take its time alone."""
-    if args.distributed and dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``train.py`` with this command line (that of the process if None); returns the exit status.
-
-    Raises:
-        BadInput: For anything wrong with the options, the data or a checkpoint.
-        Stopped: If training cannot go on, or the fused model must not be written.
-    """
-    return run(list(sys.argv[1:] if argv is None else argv))

@@ -1,367 +1,53 @@
-"""``validate.py``: accuracy of one model, several, or all checkpoints of a folder, on a data set."""
+"""Measure the accuracy of models on a data set."""
 
-import argparse
-import json
-import logging
-import math
-import time
-from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import timm.utils
-import torch
-from timm.data import RealLabelsImagenet, create_loader, resolve_data_config
-from timm.layers import apply_test_time_pool, set_fast_norm
-from timm.utils import check_batch_size_retry, decay_batch_step, natural_key
-from torch import nn
+from ..flags import COMPILE, DATA, DEVICE, IMAGE, INFERENCE_FORM, MODEL, RESULTS, SEED, pick
+from ..options import Option, group, parse, switch, value
 
-from ...checkpoints.load_model import expand_names, is_folder_of_weights, load_model
-from ...errors import BadInput
-from ..device import find_device
-from ..eval_options import VALIDATE_OPTIONS, VALIDATE_REFUSED
-from ..evaluate import Totals, evaluate
-from ..interrupt import deferred_interrupts
-from ..loaders import classes_of, open_dataset
-from ..measure import count_parameters
-from ..options import parse
-from ..prepare import DTYPES, autocast, compiled, fast_matmul, inference_form
-from ..progress import setup_logging
-from ..reports import check_results_file, write_results
-from ..workers import quiet_workers
+DEFAULT_MODEL = 'dpn92'
 
-_logger = logging.getLogger(__name__)
-
-_DEFAULT_MODEL = next(option.default for option in VALIDATE_OPTIONS if option.name == '--model')
-# Pretrained weights of these were not trained on the 1,000 classes of ImageNet.
-_NOT_IMAGENET = ('*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer')
-
-
-class Predictions:
-    """Predicted and true classes of all images, for precision, recall and F1."""
-
-    def __init__(self) -> None:
-        self.pairs: list[torch.Tensor] = []
-
-    def add(self, output: torch.Tensor, target: torch.Tensor) -> None:
-        self.pairs.append(torch.stack([target, output.argmax(1)]).cpu())
-
-    def scores(self, average: str) -> dict[str, float]:
-        """Precision, recall and F1 in percent; a class that is never predicted, or never there, counts as 0.
-
-        Args:
-            average: ``micro`` (over images), ``macro`` (over the classes that occur or are predicted) or ``weighted``
-                (the same, by how often each occurs).
-        """
-        target, predicted = torch.cat(self.pairs, dim=1)
-        size = int(max(target.max(), predicted.max())) + 1
-        support = torch.bincount(target, minlength=size).double()
-        claimed = torch.bincount(predicted, minlength=size).double()
-        hits = torch.bincount(target[target == predicted], minlength=size).double()
-        if average == 'micro':
-            precision = recall = f1 = hits.sum() / support.sum()
-        else:
-            there = (support + claimed) > 0
-            weight = support if average == 'weighted' else there.double()
-            weight = weight / weight.sum()
-            precision = (hits / claimed.clamp(min=1) * weight).sum()
-            recall = (hits / support.clamp(min=1) * weight).sum()
-            f1 = (2 * hits / (support + claimed).clamp(min=1) * weight).sum()
-        return {f'{average}_{key}': round(100 * float(value), 4)
-                for key, value in (('precision', precision), ('recall', recall), ('f1_score', f1))}
+OPTIONS: list[Option] = [
+    *DATA,
+    *IMAGE,
+    *pick('model', default=DEFAULT_MODEL, help='registry name, hf-hub: name, folder with config.json, training '
+          'checkpoint, wildcard, all, or a text file of names'),
+    *(option for option in MODEL if option.key not in ('model', 'checkpoint', 'pretrained')),
+    *pick('pretrained', help='load the pretrained weights (always, where no checkpoint is named)'),
+    *pick('checkpoint', help='weight file, folder with config.json, or a folder whose every .pth and .pth.tar is '
+          'validated'),
+    *group('Model', switch('--test-pool', 'pool at test time over larger images (test-time pooling)')),
+    *INFERENCE_FORM,
+    *DEVICE,
+    *COMPILE,
+    SEED,
+    *group(
+        'Running',
+        value('--num-gpu', int, 1, 'GPUs to use, by DataParallel', metavar='N'),
+        value('--log-freq', int, 10, 'batches between log lines', metavar='N'),
+        switch('--retry', 'on an error, such as too little memory, try again with smaller batches'),
+        switch('--tf-preprocessing', "use TensorFlow's preprocessing, which must be installed"),
+    ),
+    *RESULTS,
+    *group(
+        'Results',
+        value('--real-labels', str, '', 'JSON file of the ImageNet Real labels to count instead', metavar='FILE'),
+        value('--valid-labels', str, '', 'text file of the class indices that count, one a line', metavar='FILE'),
+        value('--metrics-avg', str, None, 'also give precision, recall and F1, averaged so over classes',
+              choices=('micro', 'macro', 'weighted')),
+    ),
+]
+FUSER = "PyTorch's JIT fusers are superseded; use --torchcompile"
+AOT = 'it hands the graph to a JIT fuser, which is superseded; use --torchcompile, or --torchcompile aot_eager'
+_NAFLEX = 'NaFlex loading is not part of this engine; use `timm-asr run TIMM/validate.py`'
+#: Flags of timm's validate.py that are left out on purpose, each with the sentence that says so.
+REFUSED = {'--fuser': FUSER, '--aot-autograd': AOT, '--naflex-loader': _NAFLEX, '--naflex-max-seq-len': _NAFLEX}
 
 
-def _check(args: argparse.Namespace) -> torch.device:
-    """Everything about the options that can be wrong before a model is made."""
-    device = find_device(args.device)
-    check_results_file(args.results_file, args.results_format)
-    if args.amp and args.model_dtype not in (None, 'float32'):
-        raise BadInput(f'--amp keeps the model in float32: leave out --model-dtype {args.model_dtype}')
-    if args.num_gpu > 1 and (device.type != 'cuda' or torch.cuda.device_count() < args.num_gpu):
-        count = torch.cuda.device_count() if device.type == 'cuda' else 0
-        raise BadInput(f'--num-gpu {args.num_gpu}: this run can use {count} GPUs')
-    if args.batch_size < 1 or args.log_freq < 1:
-        raise BadInput('--batch-size and --log-freq must be at least 1')
-    if args.tf_preprocessing:
-        try:
-            import tensorflow  # noqa: F401
-        except ImportError:
-            raise BadInput('--tf-preprocessing needs TensorFlow (pip install tensorflow)') from None
-    for flag, path in (('--real-labels', args.real_labels), ('--valid-labels', args.valid_labels)):
-        if path and not Path(path).is_file():
-            raise BadInput(f'{flag}: no file at {path}')
-    return device
-
-
-def _valid_labels(path: str, num_classes: int) -> list[int] | None:
-    if not path:
-        return None
-    try:
-        labels = [int(line) for line in Path(path).read_text(encoding='utf-8').split()]
-    except ValueError as error:
-        raise BadInput(f'--valid-labels {path}: expected a class index on each line ({error})') from None
-    if not labels or min(labels) < 0 or max(labels) >= num_classes:
-        raise BadInput(f'--valid-labels {path}: indices must lie between 0 and {num_classes - 1}')
-    return labels
-
-
-def _make_model(args: argparse.Namespace) -> nn.Module:
-    name = '' if args.checkpoint and args.model == _DEFAULT_MODEL else args.model
-    return load_model(
-        name,
-        args.checkpoint or '',
-        pretrained=args.pretrained or not args.checkpoint,
-        use_ema=args.use_ema,
-        num_classes=args.num_classes,
-        in_chans=args.in_chans,
-        img_size=args.img_size,
-        input_size=args.input_size,
-        global_pool=args.gp,
-        scriptable=args.torchscript or None,
-        asr=args.asr,
-        model_kwargs=args.model_kwargs,
-    )
-
-
-def _open(args: argparse.Namespace, channels: int, num_outputs: int) -> Any:
-    img_mode = args.input_img_mode or ('RGB' if channels == 3 else 'L')
-    named = argparse.Namespace(**vars(args), val_split=args.split, val_num_samples=args.num_samples)
-    dataset = open_dataset(named, False, img_mode)
-    classes = classes_of(dataset)
-    count = max(classes.values()) + 1 if classes else None
-    if count is not None and count > num_outputs:
-        raise BadInput(f'the data has {count} classes, and the model tells only {num_outputs} apart')
-    if count is not None and count < num_outputs and not args.class_map:
-        _logger.warning(f'The data has {count} classes, the model {num_outputs} outputs: class indices are those of '
-                        'the sorted class names (--class-map names others).')
-    if args.tf_preprocessing:
-        dataset.dataset.load_bytes = True
-    return dataset
-
-
-def _data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
-    """timm's data configuration, with the channels that the model was made with."""
-    config = resolve_data_config(vars(args), model=model, use_test_size=not args.use_train_size)
-    channels = getattr(model, 'in_chans', config['input_size'][0])
-    config['input_size'] = (channels, *config['input_size'][1:])
-    for key in ('mean', 'std'):
-        values = config[key]
-        if len(values) != channels:
-            config[key] = (sum(values) / len(values),) * channels
-    _logger.info('Data: ' + ', '.join(f'{key} {value}' for key, value in config.items()))
-    return config
-
-
-class _Log:
-    """Log lines in the form of timm's validate.py."""
-
-    def __init__(self, length: int, every: int) -> None:
-        self.length, self.every = length, every
-        self.start = self.last = time.perf_counter()
-
-    def __call__(self, index: int, size: int, totals: Totals) -> None:
-        if index % self.every:
-            return
-        now = totals.averages()  # waits for the device
-        clock = time.perf_counter()
-        rate = now['count'] / (clock - self.start)
-        _logger.info(
-            f'Test: [{index:>4d}/{self.length}]  Time: {clock - self.last:.3f}s ({rate:>7.2f}/s)  '
-            f'Loss: {now["loss"]:>6.4f}  Acc@1: {now["top1"]:>7.3f}  Acc@5: {now["top5"]:>7.3f}')
-        self.last = clock
-
-
-def validate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
-    """Validate one model.
-
-    Args:
-        args: The options; ``model`` is a single name.
-
-    Returns:
-        The result row of timm's script: model, top1, top1_err, top5, top5_err, param_count (millions), img_size,
-        crop_pct, interpolation.
-
-    Raises:
-        BadInput: If the options, the weights or the data cannot work.
-    """
-    device = _check(args)
-    fast_matmul(device)
-    dtype = DTYPES[args.model_dtype] if args.model_dtype else torch.float32
-    timm.utils.random_seed(args.seed)
-    set_fast_norm(args.fast_norm)
-
-    model = _make_model(args).eval()
-    name = args.checkpoint if args.checkpoint and args.model == _DEFAULT_MODEL else args.model
-    model = inference_form(model, name, args.reparam, args.fold_bn)
-    param_count = count_parameters(model)
-    _logger.info(f'Model {name} created, param count: {param_count}')
-    num_classes = model.num_classes
-    data_config = _data_config(args, model)
-    valid_labels = _valid_labels(args.valid_labels, num_classes)
-    dataset = _open(args, data_config['input_size'][0], len(valid_labels) if valid_labels else num_classes)
-    test_time_pool = False
-    if args.test_pool:
-        model, test_time_pool = apply_test_time_pool(model, data_config)
-    crop_pct = 1.0 if test_time_pool else data_config['crop_pct']
-    real_labels = _real_labels(args, dataset)
-
-    model = model.to(device=device, dtype=dtype)
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    model = compiled(model, args)
-    if args.num_gpu > 1:
-        model = nn.DataParallel(model, device_ids=list(range(args.num_gpu)))
-    _logger.info(f'Validating in {args.amp_dtype + " mixed precision" if args.amp else dtype}.')
-    loader = create_loader(
-        dataset,
-        input_size=data_config['input_size'],
-        batch_size=args.batch_size,
-        use_prefetcher=not args.no_prefetcher,
-        interpolation=data_config['interpolation'],
-        mean=data_config['mean'],
-        std=data_config['std'],
-        num_workers=args.workers,
-        crop_pct=crop_pct,
-        crop_mode=data_config['crop_mode'],
-        crop_border_pixels=args.crop_border_pixels,
-        pin_memory=args.pin_mem,
-        device=device,
-        img_dtype=dtype,
-        tf_preprocessing=args.tf_preprocessing,
-    )
-    quiet_workers(loader)
-    predictions = Predictions()
-
-    def on_output(output: torch.Tensor, target: torch.Tensor) -> None:
-        if args.metrics_avg:
-            predictions.add(output, target)
-        if real_labels is not None:
-            real_labels.add_result(output)
-
-    with deferred_interrupts():
-        figures = evaluate(
-            model,
-            loader,
-            nn.CrossEntropyLoss().to(device),
-            device=device,
-            dtype=dtype,
-            amp_autocast=autocast(device, DTYPES[args.amp_dtype] if args.amp else None),
-            channels_last=args.channels_last,
-            valid_labels=valid_labels,
-            on_output=on_output,
-            on_batch=_Log(len(loader), args.log_freq),
-        )
-    if not math.isfinite(figures['loss']):
-        _logger.warning(f'The loss of {name} is {figures["loss"]}: its accuracy means nothing.')
-    top1, top5 = figures['top1'], figures['top5']
-    if real_labels is not None:
-        top1, top5 = real_labels.get_accuracy(k=1), real_labels.get_accuracy(k=5)
-    scores = predictions.scores(args.metrics_avg) if args.metrics_avg else {}
-    results = OrderedDict(
-        model=name,
-        top1=round(top1, 4), top1_err=round(100 - top1, 4),
-        top5=round(top5, 4), top5_err=round(100 - top5, 4),
-        **scores,
-        param_count=round(param_count / 1e6, 2),
-        img_size=data_config['input_size'][-1],
-        crop_pct=crop_pct,
-        interpolation=data_config['interpolation'],
-    )
-    more = ''.join(f' | {key} {value:.3f}' for key, value in scores.items())
-    _logger.info(f' * Acc@1 {top1:.3f} ({100 - top1:.3f}) Acc@5 {top5:.3f} ({100 - top5:.3f}){more}')
-    return results
-
-
-def _real_labels(args: argparse.Namespace, dataset: Any) -> RealLabelsImagenet | None:
-    if not args.real_labels:
-        return None
-    try:
-        return RealLabelsImagenet(dataset.filenames(basename=True), real_json=args.real_labels)
-    except (AssertionError, ValueError, AttributeError, KeyError):
-        raise BadInput(f'--real-labels {args.real_labels}: it must hold a list of labels for each of the images, which '
-                       'must be the 50,000 of the ImageNet validation set') from None
-
-
-def _try_run(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
-    """Validate with smaller and smaller batches; the row of a model that fails has ``error`` instead of figures."""
-    batch_size, reason = args.batch_size, ''
-    while batch_size:
-        args.batch_size = batch_size * args.num_gpu
-        try:
-            return validate(args)
-        except BadInput as error:
-            reason = str(error)
-            break
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            _logger.error(f'"{reason}" while running validation.')
-            if not check_batch_size_retry(str(error)):
-                break
-        batch_size = decay_batch_step(batch_size)
-        _logger.warning(f'Reducing batch size to {batch_size} for retry.')
-    _logger.error(f'{args.model} failed to validate ({reason}).')
-    return OrderedDict(model=args.model, error=reason)
-
-
-def _runs(args: argparse.Namespace) -> list[tuple[str, str]] | None:
-    """(model, checkpoint) of each run of a bulk validation; None for a single run."""
-    if args.checkpoint and Path(args.checkpoint).is_dir() and not is_folder_of_weights(args.checkpoint):
-        files = [*Path(args.checkpoint).glob('*.pth.tar'), *Path(args.checkpoint).glob('*.pth')]
-        if not files:
-            raise BadInput(f'--checkpoint {args.checkpoint}: no config.json, *.pth or *.pth.tar in this folder')
-        return [(args.model, str(path)) for path in sorted(files, key=lambda path: natural_key(str(path)))]
-    if args.checkpoint:
-        return None
-    names = expand_names(args.model, pretrained=True, exclude=_NOT_IMAGENET if args.model == 'all' else ())
-    return None if names is None else [(name, '') for name in names]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``validate.py`` with this command line; returns the exit status."""
-    setup_logging()
-    args = parse(VALIDATE_OPTIONS, VALIDATE_REFUSED, argv, prog='validate.py',
-                 description='Validate models on a data set.')
-    args.data_dir = args.data or args.data_dir
-    device = _check(args)
-    if not args.dataset and not args.data_dir:
-        raise BadInput('no data: give the folder of the images (--data-dir DIR) or the name of a data set '
-                       '(--dataset NAME)')
-    if not args.dataset and not Path(args.data_dir).exists():
-        raise BadInput(f'no data at {args.data_dir}')
-    runs = _runs(args)
-    results: Any
-    if runs is None:
-        results = _try_run(args) if args.retry else _validate_one(args)
-        failed = 'error' in results
-    else:
-        _logger.info(f'Running bulk validation of {len(runs)} models on {device}.')
-        rows = _bulk(args, runs)
-        results = sorted((row for row in rows if 'error' not in row), key=lambda row: row['top1'], reverse=True)
-        failed = not results
-    if args.results_file and not failed:
-        write_results(args.results_file, results, args.results_format)
-    # The delimiter is what timm's bulk_runner.py looks for.
-    print(f'--result\n{json.dumps(results, indent=4)}')
-    return int(failed)
-
-
-def _bulk(args: argparse.Namespace, runs: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    try:
-        for model, checkpoint in runs:
-            row = _try_run(argparse.Namespace(**{**vars(args), 'model': model, 'checkpoint': checkpoint}))
-            if checkpoint:
-                row['checkpoint'] = checkpoint
-            rows.append(row)
-    except KeyboardInterrupt:
-        _logger.warning(f'Interrupted: {len(rows)} of {len(runs)} models are validated.')
-    return rows
-
-
-def _validate_one(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
-    try:
-        return validate(args)
-    except torch.OutOfMemoryError as error:
-        raise BadInput(f'too little memory for --batch-size {args.batch_size}: use a smaller one, or --retry '
-                       f'({str(error).splitlines()[0][:120]})') from None
+def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr validate') -> int:
+    """Run the command; returns the exit status."""
+    args = parse(OPTIONS, REFUSED, argv, prog, __doc__)
+    if args.checkpoint and args.model == DEFAULT_MODEL:
+        args.model = ''  # the checkpoint says what it is
+    from .. import validation
+    return validation.main(args)

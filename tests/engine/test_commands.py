@@ -1,0 +1,61 @@
+"""The console command: what it finds, how fast it answers, what it calls itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from timm_asr.engine.commands import names, summary
+
+ROOT = Path(__file__).parents[2]
+
+
+def call(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_every_file_is_a_command_that_says_what_it_does() -> None:
+    assert {'train', 'validate', 'benchmark', 'export', 'freeze', 'publish', 'run'} <= set(names())
+    for name in names():
+        assert summary(name).endswith('.'), name
+
+
+def test_help_imports_no_torch() -> None:
+    """Of the console command and of each of its commands: torch alone takes seconds."""
+    code = (
+        'import contextlib, io, sys, timm_asr_cli\n'
+        'printed = io.StringIO()\n'
+        'for words in sys.argv[1:]:\n'
+        '    sys.argv = ["timm-asr", *words.split()]\n'
+        '    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):\n'
+        '        timm_asr_cli.main()\n'
+        'assert not {"torch", "timm", "numpy"} & set(sys.modules), sorted(sys.modules)\n'
+        'print(printed.getvalue())\n')
+    done = call('-c', code, '--help', *(f'{name} --help' for name in names()))
+    assert done.returncode == 0, done.stderr
+    for name in names():
+        assert f'  {name:<12}{summary(name)}' in done.stdout
+        assert f'usage: timm-asr {name} ' in done.stdout
+
+
+@pytest.mark.parametrize(('line', 'prog'), [
+    (['-m', 'timm_asr', 'validate'], 'python -m timm_asr validate'),
+    (['validate.py'], 'validate.py'),
+    (['timm_asr_cli.py', 'validate'], 'timm-asr validate'),
+])
+def test_messages_name_the_command_as_it_was_called(line: list[str], prog: str) -> None:
+    assert call(*line, '--help').stdout.startswith(f'usage: {prog} ')
+    done = call(*line, '--bach-size', '3')
+    assert (done.returncode, done.stderr) == (
+        2, f'{prog}: error: unknown option --bach-size; did you mean --batch-size?\n')
+    done = call(*line, '--data-dir', 'nowhere')
+    assert (done.returncode, done.stderr) == (2, f'{prog}: error: no data at nowhere\n')
+
+
+def test_an_unknown_command_names_the_nearest() -> None:
+    done = call('timm_asr_cli.py', 'exprot')
+    assert (done.returncode, done.stderr) == (
+        2, "timm-asr: error: unknown command 'exprot'; did you mean 'export'?\n")
+    done = call('timm_asr_cli.py')
+    assert (done.returncode, done.stdout.splitlines()[0]) == (2, 'usage: timm-asr COMMAND [options]')

@@ -1,0 +1,218 @@
+"""Speed, memory and size of models, alone or against each other."""
+
+import argparse
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import set_fast_norm
+from timm.models import list_models
+from timm.utils import check_batch_size_retry, decay_batch_step, random_seed
+
+from ..checkpoints.load_model import check_model_name, expand_names, read_model_list, source_of
+from ..errors import BadInput
+from .bench_steps import InferenceStep, Step, TrainStep, split_asr, split_name
+from .device import find_device, synchronize
+from .prepare import fast_matmul
+from .progress import setup_logging
+from .reports import as_markdown, check_results_file, write_results
+from .versus import compare, interleave
+
+_logger = logging.getLogger(__name__)
+
+_STEPS: dict[str, tuple[type[Step], ...]] = {
+    'inference': (InferenceStep,), 'train': (TrainStep,), 'both': (InferenceStep, TrainStep), 'profile': ()}
+
+
+def run_step(step: Step, num_warm_iter: int, num_bench_iter: int) -> dict[str, Any]:
+    """Time one step and collect its columns, with its prefix (``infer_``, ``train_``).
+
+    Returns:
+        ``samples_per_sec``, ``step_time`` (ms), with detail ``fwd_time``, ``bwd_time``, ``opt_time`` (ms), batch and
+        image size, ``memory_mb`` (peak of a step, 10^6 bytes), and for inference ``gmacs`` and ``macts``, for training
+        ``saved_mb`` (kept for the backward pass).
+    """
+    _logger.info(f'Running {step.prefix} benchmark on {step.name} for {num_bench_iter} steps w/ input size '
+                 f'{step.input_size} and batch size {step.batch_size}.')
+    for _ in range(num_warm_iter):
+        step()
+    detail = isinstance(step, TrainStep) and step.detail
+    if isinstance(step, TrainStep):
+        step.detailed = dict.fromkeys(step.detailed, 0.0)
+    synchronize(step.device)
+    start = time.perf_counter()
+    for _ in range(num_bench_iter):
+        step()
+    synchronize(step.device)
+    seconds = time.perf_counter() - start
+    figures = {
+        'samples_per_sec': round(num_bench_iter * step.batch_size / seconds, 2),
+        'step_time': round(1000 * seconds / num_bench_iter, 3),
+    }
+    if detail and isinstance(step, TrainStep):
+        figures |= {f'{key}_time': round(1000 * total / num_bench_iter, 3) for key, total in step.detailed.items()}
+    figures |= step.about()
+    _logger.info(f'{step.name}: {figures["samples_per_sec"]:.2f} samples/sec, {figures["step_time"]:.2f} ms/step.')
+    return {f'{step.prefix}_{key}': value for key, value in figures.items()}
+
+
+def _with_retries(name: str, kind: type[Step], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """One kind of step at the largest batch that works; ``error`` instead of figures where none does."""
+    batch_size, reason = args.batch_size, ''
+    while batch_size:
+        try:
+            if device.type == 'cuda':
+                torch.cuda.empty_cache()
+            step = kind(name, args, device, batch_size)
+            return {**run_step(step, args.num_warm_iter, args.num_bench_iter),
+                    'param_count': round(step.param_count / 1e6, 2)}
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            _logger.error(f'"{reason}" while running benchmark.')
+            if args.no_retry or not check_batch_size_retry(str(error)):
+                break
+        batch_size = decay_batch_step(batch_size)
+        _logger.warning(f'Reducing batch size to {batch_size} for retry.')
+    return {'error': reason}
+
+
+def _profile(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    step = InferenceStep(name, args, device, 1)
+    figures = {key: value for key, value in step.about().items() if key != 'memory_mb'}
+    return {**figures, 'param_count': round(step.param_count / 1e6, 2)}
+
+
+def benchmark(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """The row of one model; ``error`` where it could not be measured."""
+    row: dict[str, Any] = {'model': name}
+    if args.bench == 'profile':
+        return row | _profile(name, args, device)
+    for kind in _STEPS[args.bench]:
+        row |= _with_retries(name, kind, args, device)
+        if 'error' in row:
+            break
+    if 'param_count' in row:
+        row['param_count'] = row.pop('param_count')  # the last column
+    return row
+
+
+def versus(names: Sequence[str], args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """The rows of models that ran in turns in this process; ratios are to the first, whose image size all take."""
+    rows: dict[str, dict[str, Any]] = {name: {'model': name} for name in names}
+    iters = max(1, math.ceil(args.num_bench_iter / args.rounds))
+    for kind in _STEPS[args.bench]:
+        random_seed(args.seed)
+        first = kind(names[0], args, device, args.batch_size)
+        same = argparse.Namespace(**{**vars(args), 'img_size': None, 'input_size': first.input_size})
+        steps = {names[0]: first} | {name: kind(name, same, device, args.batch_size) for name in names[1:]}
+        _logger.info(f'Running {kind.prefix} of {len(names)} models in turns, {args.rounds} rounds of {iters} steps.')
+        times = interleave(steps, rounds=args.rounds, iters=iters, warmup=args.num_warm_iter, device=device)
+        for name, columns in compare(times, names[0], args.batch_size, kind.prefix).items():
+            about = {f'{kind.prefix}_{key}': value for key, value in steps[name].about().items()}
+            rows[name] |= columns | about
+            rows[name]['param_count'] = round(steps[name].param_count / 1e6, 2)
+        del steps, first
+    for row in rows.values():
+        row['param_count'] = row.pop('param_count')
+    return list(rows.values())
+
+
+def ratio_lines(rows: Sequence[dict[str, Any]], rounds: int) -> list[str]:
+    """What ``--versus`` prints: for each model and kind of step, the ratio of times and its quartiles."""
+    lines = []
+    for prefix, what in (('infer', 'inference'), ('train', 'training step')):
+        key = f'{prefix}_time_ratio'
+        for row in rows[1:]:
+            if key in row:
+                lines.append(
+                    f'{what}: {row["model"]} takes {row[key]:.3f} times as long as {rows[0]["model"]} '
+                    f'(median of {rounds} rounds, quartiles {row[f"{key}_q1"]:.3f} to {row[f"{key}_q3"]:.3f})')
+    return lines
+
+
+def _check(args: argparse.Namespace) -> torch.device:
+    device = find_device(args.device)
+    check_results_file(args.results_file, args.results_format)
+    if args.amp:
+        _logger.warning("Overriding precision to 'amp' since --amp flag set.")
+        args.precision = f'amp_{args.amp_dtype}'
+    if args.precision == 'tf32' and device.type != 'cuda':
+        raise BadInput(f'--precision tf32: a number format of CUDA GPUs; this run is on {device.type}')
+    for flag in ('batch_size', 'num_bench_iter', 'rounds'):
+        if getattr(args, flag) < 1:
+            raise BadInput(f'--{flag.replace("_", "-")} must be at least 1')
+    if args.versus and args.bench == 'profile':
+        raise BadInput('--versus compares times: use --bench inference, train or both')
+    return device
+
+
+def _names(args: argparse.Namespace) -> tuple[list[str], bool]:
+    """The models to measure, each known to exist, and whether they are a list."""
+    if args.model_list:
+        names, many = read_model_list(args.model_list), True
+    elif args.model == 'all':
+        names, many = list_models(pretrained=True, exclude_filters=['*in21k']), True
+    else:
+        found = expand_names(args.model)
+        names, many = found or [args.model], found is not None
+    if args.asr:  # those of --versus say it themselves
+        names = [name.replace(base := split_name(name)[0], f'{base}+asr-{args.asr}', 1) for name in names]
+    names = list(dict.fromkeys([*names, *(args.versus or [])]))
+    for name in names:
+        base = split_asr(split_name(name)[0])[0]
+        if not source_of(base) and not Path(base).exists():
+            check_model_name(base)
+    if args.versus and len(names) < 2:
+        raise BadInput(f'--versus {names[0]}: name another model than --model')
+    return names, many
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure what the options name, print and write the results; returns the exit status."""
+    setup_logging()
+    device = _check(args)
+    names, many = _names(args)
+    fast_matmul(device)
+    set_fast_norm(args.fast_norm)
+    random_seed(args.seed)
+    _logger.info(f'Benchmarking on {device} in {args.precision} precision. '
+                 f'{"NHWC" if args.channels_last else "NCHW"} layout. {torch.get_num_threads()} CPU threads.')
+    results: Any
+    if args.versus:
+        results = versus(names, args, device)
+    elif many:
+        results = _bulk(names, args, device)
+    else:
+        results = benchmark(names[0], args, device)
+    rows = results if isinstance(results, list) else [results]
+    failed = not rows or all('error' in row for row in rows)
+    if args.results_file and not failed:
+        write_results(args.results_file, results, args.results_format)
+    print(as_markdown(rows), end='')
+    for line in ratio_lines(rows, args.rounds) if args.versus else []:
+        print(line)
+    # The delimiter is what timm's bulk_runner.py looks for.
+    print(f'--result\n{json.dumps(results, indent=4)}')
+    return int(failed)
+
+
+def _bulk(names: Sequence[str], args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """The rows of many models, the fastest first; those that could not be measured come last."""
+    rows: list[dict[str, Any]] = []
+    try:
+        for name in names:
+            try:
+                rows.append(benchmark(name, args, device))
+            except BadInput as error:
+                _logger.error(str(error))
+                rows.append({'model': name, 'error': str(error)})
+    except KeyboardInterrupt:
+        _logger.warning(f'Interrupted: {len(rows)} of {len(names)} models are measured.')
+    key = {'train': 'train_samples_per_sec', 'profile': 'gmacs'}.get(args.bench, 'infer_samples_per_sec')
+    good = sorted((row for row in rows if key in row), key=lambda row: row[key], reverse=True)
+    return good + [row for row in rows if key not in row]

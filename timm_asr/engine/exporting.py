@@ -1,0 +1,221 @@
+"""What ``timm-asr export`` does: folded weights as a folder, an ONNX file or a program of torch.export."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import create_loader
+from timm.data.model_config import resolve_input_data_config
+from tqdm import tqdm
+
+from ..checkpoints.open import open_source, used_data_config
+from ..checkpoints.source import Source
+from ..errors import BadInput, Stopped
+from ..export.graph import UnfusedExport, check_packages, write_onnx, write_program
+from ..export.place import WEIGHTS, refuse_other
+from ..export.provenance import dataset_name, file_sha256
+from ..export.save import Options, write_fused
+from .build import first_line
+from .device import find_device
+from .export import compare_fused, figures
+from .interrupt import deferred_interrupts
+from .loaders import classes_of, label_names, open_dataset
+from .progress import setup_logging
+from .workers import quiet_workers
+
+#: Real images that an ONNX file or a program is run on.
+GRAPH_IMAGES = 256
+
+
+def step(name: str, text: str) -> None:
+    """Print one step."""
+    print(f'{name:<8} {text}', flush=True)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Check the options against each other.
+
+    Raises:
+        BadInput: Nothing is to be written, or an option belongs to something that is not.
+    """
+    graphs = args.onnx or args.torch_export
+    if not args.output and not graphs:
+        raise BadInput('nothing to write: give --output FOLDER, --onnx FILE or --torch-export FILE')
+    for name, given, needs, there in (
+            ('--keep-trainable', args.keep_trainable, '--output', args.output),
+            ('--dtype', args.dtype != 'float32', '--output', args.output),
+            ('--tag', args.tag, '--output', args.output),
+            ('--unfused', args.unfused, '--onnx or --torch-export', graphs),
+            ('--fold-bn', args.fold_bn, '--onnx or --torch-export', graphs),
+            ('--opset', args.opset, '--onnx', args.onnx)):
+        if given and not there:
+            raise BadInput(f'{name} goes with {needs}')
+    if args.unfused and args.fold_bn:
+        raise BadInput('--unfused and --fold-bn exclude each other')
+    for path in (args.onnx, args.torch_export):
+        if path and Path(path).exists() and not args.force:
+            raise BadInput(f'{path} is there already; choose another name, or replace it (--force)')
+    if args.onnx:
+        check_packages()
+
+
+def describe(source: Source) -> str:
+    """The source in one line."""
+    facts = source.facts
+    parts = [facts.get('model') or type(source.model).__name__]
+    if facts.get('epoch') is not None:
+        parts.append(f'epoch {facts["epoch"]}')
+    if facts.get('weights'):
+        parts.append({'ema': 'averaged weights', 'raw': 'weights as trained'}[facts['weights']])
+    if source.has_ema and facts.get('weights') == 'raw':
+        parts[-1] += ' (averaged ones are there too: --use-ema)'
+    return ', '.join(parts) + (f', from {facts["source"]["file"]}' if facts.get('source') else '')
+
+
+def read_labels(path: str) -> list[str] | None:
+    """The names in a text file, one a line."""
+    if not path:
+        return None
+    try:
+        return Path(path).read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f'--labels {path}: {getattr(error, "strerror", None) or "not a text file"}') from None
+
+
+def apply_data_options(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    """What the images go through: the options, else the checkpoint, else the model's cfg; also set in the source."""
+    given = {key: getattr(args, key) for key in ('mean', 'std', 'crop_pct', 'interpolation') if getattr(args, key)}
+    known = {**(source.data_config or {}), **given}
+    cfg, channels = getattr(source.model, 'pretrained_cfg', None) or {}, getattr(source.model, 'in_chans', 3)
+    for key in ('mean', 'std'):  # of RGB, for a model of other images: their average, as in training
+        if key not in known and len(cfg.get(key) or ()) not in (0, 1, channels):
+            known[key] = (sum(cfg[key]) / len(cfg[key]),)
+    try:
+        config = resolve_input_data_config(source.model, args=known)
+    except (AssertionError, ValueError):
+        raise BadInput('--mean and --std take one value, or one for each input channel') from None
+    if source.data_config or given:
+        source.data_config = used_data_config(config)
+    return config
+
+
+def open_images(args: argparse.Namespace, source: Source, config: dict[str, Any], device: torch.device) -> Any:
+    """Loader of the images to compare on; None where none were named and the run's own are not at hand.
+
+    Raises:
+        BadInput: There are no such images, or they have more classes than the model.
+    """
+    if not args.dataset and not args.data_dir:
+        if source.args.get('dataset') != 'digits' or source.model.num_classes != 10:
+            return None
+        args.dataset = 'digits'  # which come with this package
+    if not args.dataset and not Path(args.data_dir).exists():
+        raise BadInput(f'no data at {args.data_dir}')
+    named = argparse.Namespace(**vars(args), val_split=args.split, val_num_samples=None, input_key=None,
+                               target_key=None, dataset_trust_remote_code=False)
+    dataset = open_dataset(named, False, 'RGB' if config['input_size'][0] == 3 else 'L')
+    classes = classes_of(dataset)
+    count = max(classes.values()) + 1 if classes else 0
+    if count > source.model.num_classes:
+        raise BadInput(f'the data has {count} classes, and the model tells only {source.model.num_classes} apart')
+    if source.label_names is None:
+        source.label_names = label_names(dataset, source.model.num_classes)
+    loader = create_loader(
+        dataset, input_size=config['input_size'], batch_size=args.batch_size, is_training=False,
+        interpolation=config['interpolation'], mean=config['mean'], std=config['std'], crop_pct=config['crop_pct'],
+        num_workers=min(args.workers, os.cpu_count() or 1), device=device)
+    quiet_workers(loader)
+    return loader
+
+
+def compare_images(args: argparse.Namespace, source: Source, loader: Iterable, device: torch.device) -> None:
+    """Run the model and its inference form over the images, and keep the figures in the source."""
+    model = source.model.float().eval().to(device)
+    facts = {**source.facts, 'dataset': dataset_name(vars(args))}
+    shown = tqdm(loader, 'compare', unit='batch', disable=args.no_progress or not sys.stderr.isatty())
+    fused, found = compare_fused(model, shown, device, args.checkpoint)
+    source.metrics = figures(facts, model, fused, found)
+    source.facts.setdefault('dataset', facts['dataset'])
+    before, after = found.top1 or (0.0, 0.0)
+    step('compare', f'top-1 on {found.images} images {before:.2f} % before and {after:.2f} % after; logits differ by '
+                    f'{found.relative:.1g} of the largest')
+
+
+def some_images(loader: Iterable | None) -> Iterator[torch.Tensor]:
+    """The first real images, in batches on the CPU."""
+    count = 0
+    for images, _ in loader or ():
+        yield images.cpu().float()
+        count += len(images)
+        if count >= GRAPH_IMAGES:
+            return
+
+
+def list_files(folder: Path) -> None:
+    """Print what a folder holds, with sizes, and the hash of its weights."""
+    for path in sorted(folder.rglob('*')):
+        if path.is_file():
+            print_file(path, str(path.relative_to(folder)), path.name == WEIGHTS)
+
+
+def print_file(path: Path, name: str, with_hash: bool = True) -> None:
+    """Print the name and size of a file, and its hash."""
+    hashed = f'  sha256 {file_sha256(path)}' if with_hash else ''
+    print(f'{"":<8} {path.stat().st_size:>13,}  {name}{hashed}', flush=True)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Everything between the options and what is written.
+
+    Raises:
+        BadInput: The checkpoint, the images or the target cannot be used.
+        Stopped: The fused model is not the same function, or what was written does not load back. Nothing is kept.
+    """
+    device = find_device(args.device)
+    labels = read_labels(args.labels)
+    source = open_source(
+        args.checkpoint, args.use_ema, args.model, num_classes=args.num_classes, in_chans=args.in_chans,
+        img_size=args.img_size, model_kwargs=args.model_kwargs)
+    step('export', describe(source))
+    if args.output:
+        refuse_other(Path(args.output), source.facts, args.force)
+    source.label_names = labels or source.label_names
+    loader = open_images(args, source, apply_data_options(args, source), device)
+    try:
+        if loader is not None:
+            with deferred_interrupts():
+                compare_images(args, source, loader, device)
+        if args.output:
+            folder = write_fused(source, args.output, Options(
+                keep_trainable=args.keep_trainable, tag=args.tag, dtype=args.dtype, overwrite=args.force, report=step))
+            step('written', str(folder))
+            list_files(folder)
+        if args.onnx:
+            write_onnx(source, args.onnx, args.unfused, args.fold_bn, args.opset, some_images(loader), args.force, step)
+            step('written', args.onnx)
+            print_file(Path(args.onnx), Path(args.onnx).name)
+        if args.torch_export:
+            write_program(source, args.torch_export, args.unfused, args.fold_bn, some_images(loader), args.force, step)
+            step('written', args.torch_export)
+            print_file(Path(args.torch_export), Path(args.torch_export).name)
+    except ValueError as error:
+        raise Stopped(first_line(error)) from None
+
+
+def main(args: argparse.Namespace) -> int:
+    """Export what the options name; returns the exit status."""
+    setup_logging()
+    check(args)
+    logger = logging.getLogger('timm_asr')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        warnings.simplefilter('always', UnfusedExport)
+        warnings.showwarning = lambda message, *_, **__: logger.warning(str(message))  # type: ignore[assignment]
+        export(args)
+    return 0

@@ -1,0 +1,136 @@
+"""The model and the images that the shared flags name (:mod:`timm_asr.engine.flags`)."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import create_loader, resolve_data_config
+from torch import nn
+
+from ..checkpoints.load_model import load_model
+from ..errors import BadInput
+from .loaders import classes_of, open_dataset
+from .workers import quiet_workers
+
+_logger = logging.getLogger(__name__)
+
+
+def open_model(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
+    """The model of ``--model``, ``--checkpoint`` and the flags beside them.
+
+    Returns:
+        The model on the CPU, in float32 and in eval mode, as it was trained; and what its images go through, as
+        ``timm.data.resolve_data_config`` says it: ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``,
+        ``crop_mode``.
+
+    Raises:
+        BadInput: If there is no such model, or the weights do not fit it.
+    """
+    model = load_model(
+        args.model,
+        args.checkpoint,
+        pretrained=args.pretrained or not args.checkpoint,
+        use_ema=args.use_ema,
+        num_classes=args.num_classes,
+        in_chans=args.in_chans,
+        img_size=args.img_size,
+        input_size=args.input_size,
+        global_pool=args.gp,
+        scriptable=getattr(args, 'torchscript', False) or None,
+        asr=args.asr,
+        model_kwargs=args.model_kwargs,
+    ).eval()
+    return model, _data_config(args, model)
+
+
+def _data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
+    config = resolve_data_config(vars(args), model=model, use_test_size=not args.use_train_size)
+    channels = getattr(model, 'in_chans', config['input_size'][0])
+    config['input_size'] = (channels, *config['input_size'][1:])
+    for key in ('mean', 'std'):  # of RGB, for a model of other images: their average, as in training
+        values = config[key]
+        if len(values) != channels:
+            config[key] = (sum(values) / len(values),) * channels
+    _logger.info('Data: ' + ', '.join(f'{key} {value}' for key, value in config.items()))
+    return config
+
+
+def check_data(args: argparse.Namespace) -> None:
+    """Settle ``args.data_dir``.
+
+    Raises:
+        BadInput: No data is named, or there is none at that place.
+    """
+    args.data_dir = args.data or args.data_dir
+    if not args.dataset and not args.data_dir:
+        raise BadInput('no data: give the folder of the images (--data-dir DIR) or the name of a data set '
+                       '(--dataset NAME)')
+    if not args.dataset and not Path(args.data_dir).exists():
+        raise BadInput(f'no data at {args.data_dir}')
+
+
+def open_data(args: argparse.Namespace, data_config: dict[str, Any], num_outputs: int) -> Any:
+    """The data set, whose classes a model of so many outputs can tell apart.
+
+    Raises:
+        BadInput: If it cannot be opened, or has more classes.
+    """
+    check_data(args)
+    img_mode = args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
+    named = argparse.Namespace(**vars(args), val_split=args.split, val_num_samples=args.num_samples)
+    dataset = open_dataset(named, False, img_mode)
+    classes = classes_of(dataset)
+    count = max(classes.values()) + 1 if classes else None
+    if count is not None and count > num_outputs:
+        raise BadInput(f'the data has {count} classes, and the model tells only {num_outputs} apart')
+    if count is not None and count < num_outputs and not args.class_map:
+        _logger.warning(f'The data has {count} classes, the model {num_outputs} outputs: class indices are those of '
+                        'the sorted class names (--class-map names others).')
+    if getattr(args, 'tf_preprocessing', False):
+        dataset.dataset.load_bytes = True
+    return dataset
+
+
+def make_loader(
+        args: argparse.Namespace,
+        dataset: Any,
+        data_config: dict[str, Any],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+) -> Any:
+    """timm's loader over a data set: normalized images (B, C, H, W) and labels (B,), on the device."""
+    loader = create_loader(
+        dataset,
+        input_size=data_config['input_size'],
+        batch_size=args.batch_size,
+        use_prefetcher=not args.no_prefetcher,
+        interpolation=data_config['interpolation'],
+        mean=data_config['mean'],
+        std=data_config['std'],
+        num_workers=args.workers,
+        crop_pct=data_config['crop_pct'],
+        crop_mode=data_config['crop_mode'],
+        crop_border_pixels=args.crop_border_pixels,
+        pin_memory=args.pin_mem,
+        device=device,
+        img_dtype=dtype,
+        tf_preprocessing=getattr(args, 'tf_preprocessing', False),
+    )
+    quiet_workers(loader)
+    return loader
+
+
+def open_images(
+        args: argparse.Namespace,
+        model: nn.Module,
+        data_config: dict[str, Any],
+        device: torch.device,
+) -> Any:
+    """The loader of the images that the flags name, for a model that :func:`open_model` returned.
+
+    Raises:
+        BadInput: If there are no such images, or they have more classes than the model.
+    """
+    return make_loader(args, open_data(args, data_config, model.num_classes), data_config, device)

@@ -1,0 +1,350 @@
+"""A training run: a timm model by name, the checkpoints that matter, and the folded model at the end."""
+
+import argparse
+import importlib
+import logging
+import os
+import shlex
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.layers import set_fast_norm
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.utils import NativeScaler, distribute_bn, init_distributed_device, random_seed
+from torch import nn
+
+from ..errors import BadInput, Stopped
+from .build import (
+    Task,
+    build_model,
+    data_config_of,
+    make_loss,
+    make_optimizer,
+    prepare_model,
+    resolve_learning_rate,
+    title_of,
+)
+from .checkpoint import SaveFailed, Saver, write_atomically
+from .device import find_device
+from .evaluate import evaluate
+from .export import fuse_checkpoint, model_of
+from .interrupt import deferred_interrupts
+from .loaders import make_eval_loader, make_loaders, open_datasets
+from .loop import Training, train_one_epoch
+from .options import as_yaml
+from .prepare import DTYPES, autocast, fast_matmul
+from .progress import Progress, setup_logging
+from .resume import adopt_asr, capture, locate, place_schedule, read_state, restore, restore_weights
+from .seeding import start_epoch
+from .summary import Trackers, add_summary, plot_run, table
+
+_logger = logging.getLogger(__name__)
+
+
+def start_device(args: argparse.Namespace) -> torch.device:
+    """Find the device, join the other processes if there are any, and seed."""
+    for module in args.device_modules or ():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise BadInput(f'--device-modules {module}: {error}') from None
+    if args.local_rank and 'WORLD_SIZE' in os.environ:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    args.device = str(find_device(args.device))
+    device = init_distributed_device(args)
+    fast_matmul(device)
+    if args.fast_norm:
+        set_fast_norm()
+    random_seed(args.seed, args.rank)
+    return device
+
+
+def build_training(
+        args: argparse.Namespace,
+        device: torch.device,
+) -> tuple[Training, dict[str, Any], tuple[Any, Any]]:
+    """Model, data, loss and optimizer; also the data configuration and the data sets."""
+    if args.torchcompile and args.torchcompile not in torch._dynamo.list_backends(exclude_tags=()):
+        raise BadInput(f'--torchcompile {args.torchcompile}: PyTorch has '
+                       f'{", ".join(torch._dynamo.list_backends(exclude_tags=()))}')
+    adopt_asr(args)
+    model = build_model(args)
+    if args.num_classes is None:
+        args.num_classes = model.num_classes
+    data_config = data_config_of(model, args)
+    datasets = open_datasets(args, data_config['input_size'][0])
+    dtype = DTYPES[args.model_dtype] if args.model_dtype else None
+    count = sum(parameter.numel() for parameter in model.parameters())
+    model = prepare_model(model, args, device)
+    if args.sync_bn and args.distributed and device.type == 'cpu':
+        raise BadInput('--sync-bn: PyTorch computes SyncBatchNorm on GPUs only; without it, --dist-bn makes the '
+                       'statistics of all processes equal after each epoch')
+    loaders = make_loaders(args, data_config, datasets, device, dtype)
+    resolve_learning_rate(args, loaders.batch_size)
+    task = Task(model, make_loss(args, loaders.mixing), device, dtype)
+    optimizer = make_optimizer(model, args)
+    scaler = None
+    if args.amp and args.amp_dtype == 'float16' and device.type == 'cuda':
+        scaler = NativeScaler(device=device.type)
+    amp = DTYPES[args.amp_dtype] if args.amp else None
+    training = Training(args, task, loaders, optimizer, None, device, autocast(device, amp), scaler, dtype)
+    size = 'x'.join(map(str, data_config['input_size']))
+    _logger.info(f'{title_of(args)}, {count:,} parameters, on {args.device}'
+                 + (f' in {args.world_size} processes' if args.distributed else '')
+                 + f', input {size}, {args.num_classes} classes'
+                 + (f', AMP in {args.amp_dtype}' if args.amp else f', {args.model_dtype or "float32"}') + '.')
+    return training, data_config, datasets
+
+
+def wrap(training: Training, content: dict[str, Any] | None, checkpoint: Path | None) -> None:
+    """Resume, average, compile and distribute the model, in the order in which these depend on each other."""
+    args, task = training.args, training.task
+    if content is not None and checkpoint is not None:
+        restore_weights(training, content, checkpoint)
+    if args.model_ema:
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
+                       device=torch.device('cpu') if args.model_ema_force_cpu else None)
+    if content is not None and checkpoint is not None:
+        restore(training, content, checkpoint)
+    if args.torchcompile:
+        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+        if task.has_ema():
+            task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+    if args.distributed:
+        ids = None if training.device.type == 'cpu' else [training.device]
+        task.prepare_distributed(device_ids=ids, broadcast_buffers=not args.no_ddp_bb)
+
+
+def validate_epoch(training: Training, progress: Progress) -> 'OrderedDict[str, float] | None':
+    """Metrics of the raw model, or of the averaged one where there is one, as timm does; None without data."""
+    args, task = training.args, training.task
+    if training.loaders.eval is None:
+        return None
+
+    def run(model: nn.Module, name: str) -> 'OrderedDict[str, float]':
+        found = evaluate(model, training.loaders.eval, nn.CrossEntropyLoss(), device=training.device,
+                         dtype=training.dtype, amp_autocast=training.amp_autocast, channels_last=args.channels_last)
+        progress.line(f'validation{name}: top-1 {found["top1"]:.2f} %, top-5 {found["top5"]:.2f} %, '
+                      f'loss {found["loss"]:.4f}, {found["count"]} images')
+        found.pop('count')
+        return found
+
+    metrics = run(task.get_eval_model(), '')
+    if task.has_ema() and not args.model_ema_force_cpu:
+        if args.distributed and args.dist_bn:
+            distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
+        metrics = run(task.get_eval_model(ema=True), ' of the averaged weights')
+    return metrics
+
+
+class Run:
+    """A run from its first epoch to the fused model."""
+
+    def __init__(self, args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-asr train') -> None:
+        self.args, self.argv, self.prog = args, list(argv), prog
+        self.option_names = tuple(vars(args))
+        self.device = start_device(args)
+        self.primary = args.rank == 0
+        self.training, self.data_config, self.datasets = build_training(args, self.device)
+        self.metric = args.eval_metric if self.training.loaders.eval is not None else 'loss'
+        self.use_ema = args.model_ema and not args.model_ema_force_cpu
+
+    def options(self) -> dict[str, Any]:
+        return {name: getattr(self.args, name) for name in self.option_names}
+
+    def prepare(self) -> tuple[int, int]:
+        """Find the folder, resume if asked, make schedule and saver; returns first epoch and end."""
+        args, training = self.args, self.training
+        self.folder, checkpoint = locate(args, self.data_config['input_size'][-1])
+        content = read_state(checkpoint, args) if checkpoint is not None else None
+        wrap(training, content, checkpoint)
+        training.scheduler, epochs = create_scheduler_v2(
+            training.optimizer, **scheduler_kwargs(args, decreasing_metric=self.metric == 'loss'),
+            updates_per_epoch=training.updates_per_epoch)
+        first = 0
+        if content is not None:
+            first = int(content.get('epoch', -1)) + (0 if content.get('recovery') else 1)
+        if args.start_epoch is not None:
+            first = args.start_epoch
+        place_schedule(training, content, first)
+        self.saver = Saver(self.folder, decreasing=self.metric == 'loss', keep=args.checkpoint_hist)
+        if content is not None and 'saver' in content:
+            self.saver.load_state_dict(content['saver'])
+        if self.primary:
+            self._open_folder(content, checkpoint, first)
+        return first, epochs
+
+    def _open_folder(self, content: dict[str, Any] | None, checkpoint: Path | None, first: int) -> None:
+        args = self.args
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / 'args.yaml', lambda file: file.write(as_yaml(self.options()).encode()))
+        except (OSError, SaveFailed) as error:
+            raise BadInput(f'cannot write into the folder {self.folder} ({error})') from None
+        _logger.info(f'Results go to {self.folder}')
+        if content is not None and checkpoint is not None:
+            _logger.info(f'Going on from {checkpoint} at epoch {first}.')
+            if checkpoint.resolve().parent != self.folder.resolve():
+                self.saver.adopt_best(checkpoint.parent)
+            elif self.saver.last is not None and checkpoint.samefile(self.saver.last):
+                self.saver.settle(int(content['epoch']))
+        elif self.saver.last is not None:
+            _logger.warning(f'{self.folder} holds an earlier run, which this one replaces; --resume auto would go on.')
+        self.trackers = Trackers(args, self.folder.name, self.folder)
+        if args.save_images:
+            self.training.save_images = self.folder
+        if args.recovery_interval:
+            self.training.save_recovery = lambda epoch, update: self._save(
+                lambda: self.saver.save_recovery(capture(self.training), epoch, update))
+
+    def _save(self, save: Any) -> None:
+        try:
+            save()
+        except SaveFailed as error:
+            last = self.saver.last
+            left = f'the last whole checkpoint is {last}' if last else 'there is no earlier checkpoint'
+            raise Stopped(f'{error}; {left}') from None
+
+    def epoch(self, epoch: int, epochs: int, progress: Progress) -> None:
+        """Train, validate, log and save one epoch."""
+        args, training = self.args, self.training
+        start_epoch(training.loaders.train, args.seed, epoch, args.rank)
+        trained = train_one_epoch(training, epoch, progress)
+        if args.distributed and args.dist_bn:
+            distribute_bn(training.task.get_trainable_module(), args.world_size, args.dist_bn == 'reduce')
+        rate = training.learning_rate
+        if (epoch + 1) % args.val_interval and epoch + 1 != epochs:
+            if training.scheduler is not None:
+                training.scheduler.step(epoch + 1, None)
+            if self.primary:
+                self._save(lambda: self.saver.save_last(capture(training), epoch))
+                progress.line(f'epoch {epoch} of {epochs}: loss {trained["loss"]:.4f}, lr {rate:.2e}, '
+                              f'{trained["images_per_second"]:.0f} images/s', always=True)
+            return
+        validated = validate_epoch(training, progress)
+        metric = (validated if validated is not None else trained)[self.metric]
+        if training.scheduler is not None:
+            training.scheduler.step(epoch + 1, metric)
+        if not self.primary:
+            return
+        row = OrderedDict(epoch=epoch, train_loss=trained['loss'])
+        row.update((f'eval_{key}', value) for key, value in (validated or {}).items())
+        row['lr'] = rate
+        self._save(lambda: add_summary(self.folder / 'summary.csv', row))
+        self.trackers.log(row)
+        self._save(lambda: self.saver.save(capture(training), epoch, metric))
+        shown = f', top-1 {validated["top1"]:.2f} %, top-5 {validated["top5"]:.2f} %' if validated else ''
+        best = f' (best {self.metric} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch})' if (
+            self.saver.best_metric is not None) else ''
+        progress.line(f'epoch {epoch} of {epochs}: loss {trained["loss"]:.4f}{shown}{best}, lr {rate:.2e}, '
+                      f'{trained["images_per_second"]:.0f} images/s, data loading {100 * trained["waiting"]:.0f} %',
+                      always=True)
+        if args.fuse_every and (epoch + 1) % args.fuse_every == 0 and epoch + 1 != epochs:
+            self.fuse()
+
+    def fuse(self, measure: bool = False) -> dict[str, Any] | None:
+        """Fuse the best checkpoint into the run folder; None where there are no images to compare on."""
+        if self.training.loaders.eval is None:
+            _logger.warning('No fused model is written: there are no validation images to compare it on (--val-split).')
+            return None
+        best = self.saver.best
+        if best is None:
+            raise Stopped('no checkpoint was written: there is nothing to fuse')
+        loader = self.training.loaders.eval
+        if self.args.distributed:  # which has a part of the images only
+            loader = make_eval_loader(self.args, self.data_config, self.datasets[1], self.device, self.training.dtype,
+                                      distributed=False)
+        return fuse_checkpoint(best, self.folder, self.args, self.data_config, loader, self.device, self.use_ema,
+                               measure)
+
+    def train(self, first: int, epochs: int) -> int:
+        """Run the epochs from ``first`` on, and what comes after them."""
+        updates = self.training.updates_per_epoch
+        with Progress(epochs * updates, first * updates, not self.args.no_progress and self.primary) as progress:
+            for epoch in range(first, epochs):
+                self.epoch(epoch, epochs, progress)
+        leave_others(self.args)
+        return self.finish() if self.primary else 0
+
+    def finish(self) -> int:
+        """Fuse, plot, and print the table."""
+        best = self.saver.best
+        if self.saver.best_metric is not None:
+            _logger.info(f'Best {self.metric}: {self.saver.best_metric:.4f} in epoch {self.saver.best_epoch}.')
+        metrics = None if self.args.no_fuse else self.fuse(measure=True)
+        plot_run(self.folder, model_of(best, self.args, self.use_ema) if best is not None else None)
+        if metrics is not None:
+            print(table(metrics))
+        print(f'Results: {self.folder}')
+        return 0
+
+    def command(self) -> str:
+        """The command that goes on from the last checkpoint."""
+        words = [word for i, word in enumerate(self.argv) if not (
+            word == '--resume' or word.startswith('--resume=') or (i and self.argv[i - 1] == '--resume'))]
+        start = f'python {shlex.quote(sys.argv[0])}' if self.prog.endswith('.py') else self.prog
+        return f'{start} {shlex.join([*words, "--resume", str(self.saver.last)])}'
+
+
+def main(args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-asr train') -> int:
+    """Train as the options say.
+
+    Args:
+        args: The options.
+        argv: The line that they came from, to say how to go on.
+        prog: The program as it was called.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        BadInput: For anything wrong with the options, the data or a checkpoint.
+        Stopped: If training cannot go on, or the folded model must not be written.
+    """
+    setup_logging(os.environ.get('RANK', '0') == '0')
+    job = Run(args, argv, prog)
+    if args.print_config:
+        if job.primary:
+            data = {key: list(value) if isinstance(value, tuple) else value for key, value in job.data_config.items()
+                    if key != 'crop_mode'}
+            print(as_yaml(job.options() | data), end='')
+        return 0
+    return carry_out(job)
+
+
+def carry_out(job: Run) -> int:
+    """Train, or go on training, and fold; returns the exit status: 0, or 130 after a signal.
+
+    Raises:
+        Stopped: If training cannot go on, or the folded model must not be written.
+    """
+    first, epochs = job.prepare()
+    try:
+        with deferred_interrupts():
+            return job.train(first, epochs)
+    except KeyboardInterrupt:
+        if job.primary:
+            last = job.saver.last
+            _logger.info(f'Stopped. The last checkpoint is {last}; go on with\n  {job.command()}' if last else
+                         'Stopped before the first checkpoint.')
+        return 130
+    except (Stopped, SaveFailed) as stopped:
+        last = job.saver.last
+        text = str(stopped)
+        raise Stopped(text if str(last) in text else f'{text}; the last checkpoint is {last}' if last else
+                      f'{text}; no checkpoint was written') from None
+    finally:
+        leave_others(job.args)
+        if job.primary:
+            job.trackers.close()
+
+
+def leave_others(args: argparse.Namespace) -> None:
+    """End the work with other processes; the first may then take its time alone."""
+    if args.distributed and dist.is_initialized():
+        dist.destroy_process_group()
