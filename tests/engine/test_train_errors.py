@@ -25,7 +25,7 @@ def refused(capsys, tmp_path, monkeypatch):
         words = ['--device', 'cpu', *map(str, argv), '--workers', '0', '--epochs', '1']
         words += ['--output', str(tmp_path / 'out')]
         try:
-            code = run_main(lambda: main(words), 'train.py')
+            code = run_main(lambda: main(words, 'train.py'), 'train.py')
         except SystemExit as exit:  # argparse's own errors
             code = exit.code
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('train.py: error: ')]
