@@ -1,8 +1,8 @@
 """Build the documentation site into `site/`: ``python docs/build_site.py``; the extra `docs` has what it needs.
 
 The pages are those that GitHub shows. They are copied to `build/pages` with everything they link to, so that
-`docs/x.md` becomes `x.md` and `../results/y.md` becomes `results/y.md`. Then zensical builds them. A warning is an error:
-a link or an anchor that leads nowhere, a name without a docstring.
+`docs/x.md` becomes `x.md` and `../results/y.md` becomes `results/y.md`. Then zensical builds them. A warning is an
+error: a link or an anchor that leads nowhere, a name without a docstring.
 """
 
 import os
