@@ -132,7 +132,7 @@ class LightLSTMCell(LSTMCell):
     """The light cell: a bottleneck on the input, then four gates that see every channel alone (DIA paper, Eq. 5).
 
     y' = V relu(U y), (i, f, g, o) = w * y' + u * h + b, C^2 rd_ratio + 12 C parameters. The paper only draws it; this
-    reading meets its counts, see docs/attention.md.
+    reading meets its counts, see docs/readings.md.
 
     w and u start as a linear layer of two inputs does, uniform in +-sqrt(1/2), and not at 0: at 0 the bottleneck has
     no gradient.
