@@ -14,7 +14,8 @@ from timm_asr.errors import BadInput
 
 
 def optimizer(model, **changes):
-    options = {'opt': 'sgd', 'lr': 0.1, 'weight_decay': 0.0, 'momentum': 0.9, 'decay_all': False, 'site_lr': None,
+    options = {'opt': 'sgd', 'lr': 0.1, 'weight_decay': 0.0, 'momentum': 0.9, 'decay_all': False, 'psi_lr': None,
+               'site_lr': None,
                'layer_decay': None, 'opt_kwargs': {'nesterov': False}}
     return make_optimizer(model, argparse.Namespace(**options | changes))
 
@@ -40,6 +41,14 @@ def test_sites_learn_at_their_own_rate(decay_all):
         assert sum(len(group['params']) for group in found.param_groups) == len(list(model.parameters()))
     with pytest.raises(BadInput, match='layer-decay'):
         optimizer(model, site_lr=0.25, layer_decay=0.9)
+
+
+def test_psi_learns_at_its_own_rate():
+    model = small('resnet20_asr_se')
+    found = optimizer(model, psi_lr=10.0, site_lr=0.25)
+    rates = {id(p): group.get('lr_scale', 1) for group in found.param_groups for p in group['params']}
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == (10 if name.endswith('psi') else 0.25 if '.layer.' in name else 1), name
 
 
 def train(model, batches, **options):

@@ -174,20 +174,25 @@ def resolve_learning_rate(args: argparse.Namespace, batch_size: float) -> None:
 
 
 def parameter_groups(model: nn.Module, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Groups with their weight decay, and with a factor of the learning rate (``lr_scale``) on sites of ASR."""
+    """Groups with their weight decay, and a factor of the learning rate (``lr_scale``) on sites of ASR and on psi."""
     if args.decay_all:
         groups = [{'params': [p for p in model.parameters() if p.requires_grad], 'weight_decay': args.weight_decay}]
     else:
         keep: set[str] = getattr(model, 'no_weight_decay', set)()
         groups = param_groups_weight_decay(model, args.weight_decay, no_weight_decay_list=keep)
-    if args.site_lr is None:
-        return groups
-    layers = [module.layer for module in model.modules() if isinstance(module, ASR)]
-    layers = layers or [model.get_submodule(name) for name in known_sites(model)]
-    scaled = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    parts = [({**group, 'params': [p for p in group['params'] if (id(p) in scaled) == inside]}, inside)
-             for group in groups for inside in (False, True)]
-    return [{**group, 'lr_scale': args.site_lr} if inside else group for group, inside in parts if group['params']]
+    factors: dict[int, float] = {}  # by parameter
+    if args.site_lr is not None:
+        layers = [module.layer for module in model.modules() if isinstance(module, ASR)]
+        layers = layers or [model.get_submodule(name) for name in known_sites(model)]
+        factors |= {id(parameter): args.site_lr for layer in layers for parameter in layer.parameters()}
+    if args.psi_lr is not None:
+        factors |= {id(p): args.psi_lr for name, p in model.named_parameters() if name.endswith('.psi')}
+    found = []
+    for group in groups:
+        for factor in dict.fromkeys(factors.get(id(parameter), 1.0) for parameter in group['params']):
+            own = [parameter for parameter in group['params'] if factors.get(id(parameter), 1.0) == factor]
+            found.append({**group, 'params': own, **({} if factor == 1 else {'lr_scale': factor})})
+    return found
 
 
 def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
@@ -198,9 +203,9 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Op
         raise BadInput(f'unknown optimizer {args.opt!r} (--opt); the nearest are '
                        f'{", ".join(nearest(name, sorted(names), 3))}')
     keywords = {**optimizer_kwargs(cfg=args), **args.opt_kwargs}
-    if args.decay_all or args.site_lr is not None:
+    if args.decay_all or args.site_lr is not None or args.psi_lr is not None:
         if args.layer_decay is not None:
-            raise BadInput('--layer-decay goes with neither --decay-all nor --site-lr: each groups the parameters')
+            raise BadInput('--layer-decay excludes --decay-all, --site-lr and --psi-lr: each groups the parameters')
         keywords['param_group_fn'] = partial(parameter_groups, args=args)
     try:
         return create_optimizer_v2(model, **keywords)

@@ -9,6 +9,7 @@
     baseline: plain
 
 An arm may also name the arm that it is compared with (``versus``), and what a paper reports for it (``reported``).
+With ``halving: {epochs: [2, 4, 8], keep: 0.5}`` it is a search: see ``search.py``.
 """
 
 import math
@@ -24,7 +25,7 @@ from ..engine.recipes import find_recipe
 from ..errors import BadInput, nearest
 
 TABLES = Path(__file__).resolve().parent / 'tables'
-_KEYS = ('name', 'base', 'arms', 'seeds', 'baseline', 'note')
+_KEYS = ('name', 'base', 'arms', 'seeds', 'baseline', 'note', 'halving')
 #: Options that count epochs; a budget scales them.
 _EPOCHS = ('epochs', 'warmup_epochs', 'cooldown_epochs', 'decay_epochs', 'decay_milestones', 'patience_epochs')
 #: What every run has unless the plan says otherwise: only its last epoch is measured, and only that is kept.
@@ -76,6 +77,8 @@ class Plan:
         baseline: Arm that the others are compared with, where they name no other.
         note: What tables say above themselves.
         budget: Factor that epochs, images and seeds were scaled by.
+        halving: Epochs of each round of a search; none for an experiment.
+        keep: Share of the arms that a round of a search leaves.
     """
 
     name: str
@@ -84,6 +87,8 @@ class Plan:
     baseline: str
     note: str = ''
     budget: float = 1.0
+    halving: tuple[int, ...] = ()
+    keep: float = 0.5
     runs: tuple[Run, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,20 +129,41 @@ def _merge(*parts: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _scaled(options: dict[str, Any], budget: float) -> dict[str, Any]:
-    """The options of a run that costs less."""
-    if budget == 1:
-        return options
+def scale_epochs(options: dict[str, Any], factor: float) -> dict[str, Any]:
+    """The options of a run with fewer epochs, its schedule in proportion."""
     found = dict(options)
     for key in _EPOCHS:
         if key in found:
             values = found[key] if isinstance(found[key], list) else [found[key]]
             least = int(key in ('epochs', 'decay_milestones', 'patience_epochs'))
-            scaled = [max(least, round(value * budget)) for value in values]
+            scaled = [max(least, round(value * factor)) for value in values]
             found[key] = scaled if isinstance(found[key], list) else scaled[0]
+    return found
+
+
+def _scaled(options: dict[str, Any], budget: float) -> dict[str, Any]:
+    """The options of a run that costs less."""
+    if budget == 1:
+        return options
+    found = scale_epochs(options, budget)
     images = found.get('train_images') or 1
     found['train_images'] = round(images * budget) if images > 1 else budget
     return found
+
+
+def _halving(path: str | Path, said: Any, arms: list[Arm]) -> tuple[tuple[int, ...], float]:
+    """Rounds and share of a search, which must not choose on test images."""
+    if said is None:
+        return (), 0.5
+    epochs, keep = (said.get('epochs'), said.get('keep', 0.5)) if isinstance(said, dict) else (None, 0)
+    if not isinstance(epochs, list) or not epochs or not all(type(e) is int for e in epochs) or not 0 < keep < 1:
+        raise BadInput(f'{path}: halving is {{epochs: [2, 4, 8], keep: 0.5}}: the epochs of each round, and the share '
+                       'of the arms that it leaves')
+    for arm in arms:
+        if not arm.options.get('holdout'):
+            raise BadInput(f'{path}: a search chooses, so it needs images held out of the training set (holdout), '
+                           f'which the arm {arm.name!r} has not')
+    return tuple(epochs), float(keep)
 
 
 def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) -> Plan:
@@ -179,9 +205,10 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
         options = _merge(below, base, {k: v for k, v in own.items() if k not in ('versus', 'reported')})
         options.pop('config', None)
         found.append(Arm(str(name), _scaled(options, budget), against, own.get('reported')))
+    halving, keep = _halving(path, content.get('halving'), found)
     plan = Plan(str(content.get('name', Path(path).stem)), tuple(found),
                 tuple(dict.fromkeys(seeds))[:max(1, math.ceil(len(seeds) * budget))], baseline,
-                str(content.get('note', '')).strip(), budget)
+                str(content.get('note', '')).strip(), budget, halving, keep)
     names = [run.name for run in plan.runs]
     if len(set(names)) < len(names):
         raise BadInput(f'{path}: two arms would share a folder; give them names that differ in letters or digits')

@@ -84,6 +84,7 @@ OPTIONS: list[Option] = [
         value('--layer-decay-min-scale', float, 0.0, 'smallest such factor'),
         value('--layer-decay-no-opt-scale', float, None, 'layers below this factor are not trained'),
         switch('--decay-all', 'decay norms, biases and ASR vectors too, as the code of the papers does'),
+        value('--psi-lr', float, None, 'factor of the learning rate of psi, the input of ASR', metavar='X'),
         value('--site-lr', float, None, 'factor of the learning rate of layers that ASR scales, or would scale; v^2 '
               'makes a plain network train as one whose ASR stays at v', metavar='X'),
         pairs('--opt-kwargs', 'more keywords of the optimizer'),
