@@ -20,8 +20,9 @@ import torch
 from speed import machine
 
 from timm_asr.engine import memory
-from timm_asr.engine.commands.train import Run, parse_args
+from timm_asr.engine.commands.train import parse_args
 from timm_asr.engine.reports import as_markdown, write_results
+from timm_asr.engine.training import Run
 from timm_asr.errors import BadInput, run_main
 
 HERE = Path(__file__).parent
@@ -70,9 +71,9 @@ def speed(data: str, model: str, loader: str, runs: int) -> float:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return f"""# Images in memory
 
-{machine()}; PyTorch {torch.__version__}, one thread a run, batch {BATCH}, bf16 autocast, channels_last. Images per second
-of training steps on CIFAR-10 from one archive, median of {TURNS} turns of {STEPS} steps; "over timm's" is the ratio to
-timm's loader without a worker. A worker needs a core of its own, which two runs on two cores have not.
+{machine()}; PyTorch {torch.__version__}, one thread a run, batch {BATCH}, bf16 autocast, channels_last.
+Images per second of training steps on CIFAR-10 from one archive, median of {TURNS} turns of {STEPS} steps; "over timm's"
+is the ratio to timm's loader without a worker. A worker needs a core of its own, which two runs on two cores have not.
 
 {as_markdown(rows)}"""
 
