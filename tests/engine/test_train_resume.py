@@ -7,8 +7,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import kill_runs
 import pytest
 import torch
+from kill_runs import assert_same, outcome
 from train_helpers import make_images, run, start
 
 COMMON = ['--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6, '--epochs', 5, '--no-fuse',
@@ -43,29 +45,10 @@ def images(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp('data') / 'images')
 
 
-def assert_same(a, b, where='checkpoint'):
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            assert_same(a[key], b[key], f'{where}[{key!r}]')
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f'{where}[{i}]')
-    else:
-        assert a == b, where
-
-
-def outcome(folder):
-    """All that must be equal: the checkpoints, their names, and the summary."""
-    files = {path.name: torch.load(path, weights_only=True) for path in folder.glob('*.pth.tar')}
-    for content in files.values():
-        for key in ('output', 'resume'):
-            content['args'].pop(key)
-    return files, (folder / 'summary.csv').read_bytes()
+@pytest.mark.slow
+@pytest.mark.parametrize(('processes', 'kills'), [(1, 6), (2, 4)])
+def test_killed_at_random_moments(processes, kills, tmp_path):
+    assert kill_runs.check(tmp_path, kills, processes) >= 1
 
 
 @pytest.mark.slow
