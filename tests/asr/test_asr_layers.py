@@ -64,6 +64,15 @@ LAYERS = {
     'Conv2d depthwise': (lambda: nn.Conv2d(C, C, 3, padding=1, groups=C), MAP),
     'Conv2d dilated': (lambda: nn.Conv2d(C, C, 3, padding=2, dilation=2), MAP),
     'Conv2d same': (lambda: tl.Conv2dSame(C, C, 3, stride=2), MAP),
+    'Conv3d': (lambda: nn.Conv3d(C, C, 3, padding=1), (2, C, 3, 4, 5)),
+    'ConvTranspose1d': (lambda: nn.ConvTranspose1d(4, C, 3, stride=2), (4, 4, 7)),
+    'ConvTranspose2d': (lambda: nn.ConvTranspose2d(8, C, 3, stride=2, output_padding=1), (4, 8, 5, 6)),
+    'ConvTranspose2d grouped': (lambda: nn.ConvTranspose2d(8, C, 3, groups=4, bias=False), (4, 8, 5, 6)),
+    'ConvTranspose3d': (lambda: nn.ConvTranspose3d(4, C, 2), (2, 4, 3, 4, 5)),
+    'InstanceNorm1d': (lambda: nn.InstanceNorm1d(C, affine=True), (4, C, 7)),
+    'InstanceNorm2d': (lambda: nn.InstanceNorm2d(C, affine=True), MAP),
+    'InstanceNorm2d tracked': (lambda: nn.InstanceNorm2d(C, affine=True, track_running_stats=True), MAP),
+    'InstanceNorm3d': (lambda: nn.InstanceNorm3d(C, affine=True), (2, C, 3, 4, 5)),
     'ScaledStdConv2d': (lambda: tl.ScaledStdConv2d(C, C, 3), MAP),
     'ScaledStdConv2d same': (lambda: tl.ScaledStdConv2dSame(C, C, 3, stride=2), MAP),
     'LayerScale': (lambda: tl.LayerScale(C), TOKENS),
@@ -84,7 +93,8 @@ def multiplied(name, layer, x, v):
         y = layer(x)
         return act(y * v.view(1, -1, 1, 1))
     y = layer(x)
-    last = (x.ndim == 3 and name not in ('BatchNorm1d sequence', 'Conv1d')) or x.ndim == 2
+    last = (x.ndim == 3 and name not in ('BatchNorm1d sequence', 'Conv1d', 'ConvTranspose1d', 'InstanceNorm1d')
+            ) or x.ndim == 2
     return y * v if last else y * v.view(1, -1, *[1] * (y.ndim - 2))
 
 
@@ -134,7 +144,7 @@ def test_every_scalable_type_is_tested():
     tested = {type(make()) for make, _ in LAYERS.values()}
     alike = {
         nn.SyncBatchNorm,  # needs several processes; its conversion is tested with the models
-        norm_act.SyncBatchNormAct, nn.Conv3d, tl.GroupNorm, tl.RmsNorm2d, tl.LayerNormAct, norm_act.RmsNormAct,
+        norm_act.SyncBatchNormAct, tl.GroupNorm, tl.RmsNorm2d, tl.LayerNormAct, norm_act.RmsNormAct,
         # these compute in float32
         tl.LayerNormFp32, tl.LayerNorm2dFp32, norm.RmsNormFp32, norm.RmsNorm2dFp32, norm.SimpleNormFp32,
         norm.SimpleNorm2dFp32, norm_act.LayerNormActFp32, norm_act.LayerNormAct2dFp32, norm_act.RmsNormActFp32,
@@ -147,7 +157,7 @@ def test_every_scalable_type_is_tested():
     (lambda: nn.BatchNorm2d(C, affine=False), 'has no weight to scale'),
     (lambda: nn.LayerNorm((C, 4)), r'over the shape \(16, 4\) has no channel weights'),
     (lambda: tl.StdConv2d(C, C, 3), 'A StdConv2d cannot be scaled'),
-    (lambda: nn.ConvTranspose2d(C, C, 3), 'A ConvTranspose2d cannot be scaled'),
+    (lambda: nn.InstanceNorm2d(C), 'This InstanceNorm2d has no weight to scale'),
     (lambda: nn.ReLU(), 'A ReLU cannot be scaled'),
 ])
 def test_what_cannot_be_scaled_is_refused(layer, sentence):
@@ -157,8 +167,8 @@ def test_what_cannot_be_scaled_is_refused(layer, sentence):
 
 def test_a_layer_that_turns_unscalable_fails_loudly():
     asr = ASR(nn.BatchNorm2d(C), asr_gate('se'))
-    asr.layer = nn.InstanceNorm2d(C)
-    with pytest.raises(TypeError, match='A InstanceNorm2d cannot be scaled'):
+    asr.layer = nn.LocalResponseNorm(2)
+    with pytest.raises(TypeError, match='A LocalResponseNorm cannot be scaled'):
         asr(torch.randn(MAP))
 
 

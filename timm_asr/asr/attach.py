@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from ..gates.gate import ChannelGate
+from .checks import has_hooks, is_fresh, refuse_scripted, refuse_shared, sharing
 from .sites import known_sites, match_sites
 from .ungated import vector_maker
 from .vector import ASR, MAX_DEPTH, wrap
@@ -18,7 +19,7 @@ def attach_asr(
         init: float | str | None = None,
         learnable: bool = True,
         rd_ratio: float | None = None,
-        preserve: bool = False,
+        preserve: bool | None = None,
         stack: bool = False,
         constant: bool = False,
         gain: float = 1.0,
@@ -37,7 +38,8 @@ def attach_asr(
         learnable: Whether psi is trained.
         rd_ratio: Hidden width of the gate over its channels, for gates with a hidden layer.
         preserve: Divide each layer's parameters by the initial v, so that the model computes exactly what it did
-            before: the way to fine-tune pretrained weights.
+            before: the way to fine-tune pretrained weights. By default where the model does not look fresh: its running
+            statistics have moved, or the weights of a norm or layer scale differ from channel to channel.
         stack: Where a site has ASR already, add vectors to it instead of refusing.
         constant: Train neither psi nor the gate: v stays what it starts as.
         gain: Factor of each vector's v, which folds like the rest: with 2, v = 2 sigmoid(F(psi)) starts near one.
@@ -50,6 +52,7 @@ def attach_asr(
             not fit the layer's channels. The model is unchanged.
         TypeError: A site's layer cannot be scaled through its parameters. The model is unchanged.
     """
+    refuse_scripted(model, 'attach ASR')
     if isinstance(gate, str):
         gate = vector_maker(gate, rd_ratio)
     elif rd_ratio is not None:
@@ -58,9 +61,14 @@ def attach_asr(
     names = known_sites(model) if sites is None else match_sites(
         model, [sites] if isinstance(sites, str) else list(sites))
 
+    if not names:
+        raise ValueError("sites is empty; name layers such as 'layer4.*.bn3', or leave it out.")
+    if preserve is None:
+        preserve = not is_fresh(model)
+
     wrappers: dict[nn.Module, ASR] = {}  # by layer, since a shared layer is one site under several names
     grown: dict[ASR, ASR] = {}
-    owners = _owners(model)
+    shared = sharing(model)
     for name in names:
         layer = model.get_submodule(name)
         if isinstance(layer, ASR) and not stack:
@@ -73,13 +81,17 @@ def attach_asr(
                 if depth + len(layer.vectors) > MAX_DEPTH:
                     raise ValueError(
                         f'it has {len(layer.vectors)} vectors, and {depth} more would exceed {MAX_DEPTH}.')
-                grown[layer] = wrap(layer.layer, gate, depth, **options)
+                new = grown[layer] = wrap(layer.layer, gate, depth, **options)
             else:
-                _refuse_tied_weights(owners, layer)
+                refuse_shared(shared, layer)
+                if has_hooks(layer):
+                    raise ValueError('it has hooks (pruning and weight_norm work by them), which would undo the scale.')
                 outer = next((n for n in names if name.startswith(f'{n}.')), None)
                 if outer is not None:
                     raise ValueError(f"it is inside '{outer}', another site.")
-                wrappers[layer] = wrap(layer, gate, depth, **options)
+                new = wrappers[layer] = wrap(layer, gate, depth, **options)
+            if preserve:
+                new.check_preservable()
         except (TypeError, ValueError) as error:
             raise type(error)(f"ASR does not fit the site '{name}': {error}") from None
 
@@ -95,21 +107,3 @@ def attach_asr(
         if child in wrappers:
             setattr(parent, name, wrappers[child])
     return model
-
-
-def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
-    """Of every parameter, by identity: the modules that hold it, with their names."""
-    owners: dict[int, list[tuple[str, nn.Module]]] = {}
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append((name, module))
-    return owners
-
-
-def _refuse_tied_weights(owners: dict[int, list[tuple[str, nn.Module]]], layer: nn.Module) -> None:
-    """Folding changes a layer's parameters in place, which must not reach another layer that uses them as its own."""
-    inside = set(layer.modules())
-    for parameter in layer.parameters():
-        for name, owner in owners[id(parameter)]:
-            if owner not in inside:
-                raise ValueError(f"it shares its parameters with '{name}', which would be scaled too.")

@@ -6,6 +6,8 @@ needs neither a pass over the feature map nor anything saved for the backward pa
 """
 
 import difflib
+from collections.abc import Mapping
+from typing import Any
 
 import timm.layers as tl
 import timm.layers.norm as norm
@@ -21,10 +23,11 @@ from .blocks import facts_of
 
 _WEIGHT_BIAS = ('weight', 'bias')
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 # Exact types, since a subclass may do anything with its weight (a weight-standardised convolution divides a scale
-# out again, unless it has a gain). The value names the tensors whose first dimension is the output channel, the one
-# that must be there first.
+# out again, unless it has a gain). The value names the tensors whose first dimension is the output channel (the second
+# of a transposed convolution's weight), the one that must be there first.
 SCALABLE: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys(_BATCH_NORMS, _WEIGHT_BIAS),
     **dict.fromkeys((nn.SyncBatchNorm, FrozenBatchNorm2d, tl.SplitBatchNorm2d), _WEIGHT_BIAS),
@@ -34,6 +37,7 @@ SCALABLE: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys((tl.SimpleNorm, tl.SimpleNorm2d, norm.SimpleNormFp32, norm.SimpleNorm2dFp32), ('weight',)),
     **dict.fromkeys((tl.EvoNorm2dS0, tl.EvoNorm2dS0a), _WEIGHT_BIAS),
     **dict.fromkeys((nn.Linear, tl.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, tl.Conv2dSame), _WEIGHT_BIAS),
+    **dict.fromkeys((*_TRANSPOSED, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _WEIGHT_BIAS),
     **dict.fromkeys((tl.ScaledStdConv2d, tl.ScaledStdConv2dSame), ('gain', 'bias')),
     **dict.fromkeys((tl.LayerScale, tl.LayerScale2d), ('gamma',)),
 }
@@ -107,6 +111,8 @@ def out_channels(layer: nn.Module) -> int:
     """
     names = scaled_names(layer)
     tensor = _tensor(layer, names[0])
+    if type(layer) in _TRANSPOSED:
+        return layer.out_channels  # type: ignore[return-value]
     if any(_tensor(layer, name).shape[0] != tensor.shape[0] for name in names):
         raise TypeError(f'The branches of this {type(layer).__name__} differ in their number of channels.')
     if isinstance(layer, nn.LayerNorm | nn.RMSNorm) and tensor.ndim != 1:
@@ -123,7 +129,13 @@ def channel_dim(layer: nn.Module) -> int:
     return -1 if type(layer) in _CHANNELS_LAST else 1
 
 
-def _along_rows(v: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+def factor_for(layer: nn.Module, name: str, v: torch.Tensor) -> torch.Tensor:
+    """v, (C,), in the shape in which it multiplies the layer's tensor of this name."""
+    path, _, leaf = name.rpartition('.')
+    owner, tensor = layer.get_submodule(path), _tensor(layer, name)
+    if type(owner) in _TRANSPOSED and leaf == 'weight':  # (input channels, output channels of a group, ...)
+        rows = v.view(owner.groups, 1, -1).expand(-1, tensor.shape[0] // owner.groups, -1)
+        return rows.reshape(*tensor.shape[:1], -1, *[1] * (tensor.ndim - 2))
     return v.view(-1, *[1] * (tensor.ndim - 1))
 
 
@@ -132,36 +144,58 @@ def _tensor(layer: nn.Module, name: str) -> torch.Tensor:
     return getattr(layer.get_submodule(path), leaf)
 
 
-def scaled_forward(layer: nn.Module, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """layer(x) with its output channels multiplied by v, (C,), before any activation that the layer applies.
+def scaled_tensors(layer: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors of a layer that v, (C,), multiplies, multiplied by it.
 
     Raises:
         TypeError: The layer cannot be scaled.
     """
+    return {name: _tensor(layer, name) * factor_for(layer, name, v) for name in scaled_names(layer)}
+
+
+def run_with(layer: nn.Module, tensors: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """layer(x) with these tensors in the place of its own of the same names. The layer is not touched.
+
+    ``torch.func.functional_call`` would swap them in and out, which two threads cannot do at once.
+    """
     kind = type(layer)
-    if kind in _BATCH_NORMS and layer.momentum is not None:
-        return _batch_norm(layer, x, v)
+    if kind in _BATCH_NORMS and layer.momentum is not None:  # the most common one, without a stand-in
+        return _batch_norm(layer, x, tensors['weight'], tensors['bias'])
     if kind in (nn.Linear, tl.Linear):
-        return F.linear(x, layer.weight * v[:, None], None if layer.bias is None else layer.bias * v)
-    tensors = {name: _tensor(layer, name) for name in scaled_names(layer)}
-    return functional_call(layer, {name: t * _along_rows(v, t) for name, t in tensors.items()}, (x,))
+        return F.linear(x, tensors['weight'], tensors.get('bias'))
+    if torch.compiler.is_compiling():  # where it is traced, nothing is swapped
+        return functional_call(layer, dict(tensors), (x,))
+    return stand_in(layer, tensors)(x)
 
 
-def _batch_norm(bn: nn.Module, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    # The functional form: swapping parameters in and out costs 3 % of a training step of ResNet-164.
+def stand_in(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """A module that computes what this one does, with other tensors: their names as in ``module.named_parameters()``.
+
+    It has the module's class and settings and shares everything else with it, running statistics included. The module
+    itself is not touched, so that several threads may do this at once.
+    """
+    twin = object.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    children: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        head, _, rest = name.partition('.')
+        if rest:
+            children.setdefault(head, {})[rest] = tensor
+        else:
+            twin.__dict__[name] = tensor  # found before a parameter or buffer of that name
+    if children:
+        twin.__dict__['_modules'] = {
+            **module._modules, **{name: stand_in(module._modules[name], own) for name, own in children.items()}}  # type: ignore[arg-type]
+    return twin
+
+
+def _batch_norm(bn: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     if bn.training and bn.track_running_stats:
         bn.num_batches_tracked.add_(1)
     track = not bn.training or bn.track_running_stats
     return F.batch_norm(
-        x,
-        bn.running_mean if track else None,
-        bn.running_var if track else None,
-        bn.weight * v,
-        bn.bias * v,
-        bn.training or bn.running_mean is None,
-        bn.momentum,
-        bn.eps,
-    )
+        x, bn.running_mean if track else None, bn.running_var if track else None, weight, bias,
+        bn.training or bn.running_mean is None, bn.momentum, bn.eps)
 
 
 @torch.no_grad()
@@ -172,8 +206,7 @@ def scale_(layer: nn.Module, v: torch.Tensor) -> None:
         TypeError: The layer cannot be scaled.
     """
     for name in scaled_names(layer):
-        tensor = _tensor(layer, name)
-        tensor.mul_(_along_rows(v, tensor))
+        _tensor(layer, name).mul_(factor_for(layer, name, v))
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -9,6 +9,7 @@ from timm.models import get_model_args
 from torch import nn
 
 from .blocks import BLOCKS, facts_of
+from .checks import has_hooks
 from .residual_ends import BranchEnds, conv_norms
 from .scaled import SCALABLE, nearest, scaled_names
 from .trace import Graph, follow
@@ -49,7 +50,7 @@ def known_sites(model: nn.Module) -> list[str]:
             f'No place for ASR is known in a {type(model).__name__}: {reason}, and none of its blocks is of a known '
             f'class ({", ".join(kind.__name__ for kind, block in BLOCKS.items() if block.sites)}). '
             "Name the layers yourself, e.g. sites=['layer1.*.bn2'] (names as in model.named_modules()).")
-    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    order = {name: i for i, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     return sorted(sites, key=order.__getitem__)
 
 
@@ -62,7 +63,7 @@ def class_sites(model: nn.Module) -> list[str]:
             layers = [module.get_submodule(inner) for inner in inside]
         except AttributeError:
             continue
-        if all(_is_scalable(layer) for layer in layers):
+        if all(isinstance(m, ASR) or (_is_scalable(m) and not has_hooks(m)) for m in layers):
             sites += [f'{name}.{inner}'.strip('.') for inner in inside]
     return sites
 
@@ -121,7 +122,7 @@ def _usable(model: nn.Module, graph: Graph) -> set[str]:
     return {
         name for name, layer in graph.layers.items()
         if graph.calls[name] == 1 and name not in graph.bypassed and _is_scalable(layer)
-        and not layer._forward_hooks and not layer._forward_pre_hooks  # which its scaled form would not call
+        and not has_hooks(layer)  # which its scaled form would not call
         and all(owners[id(p)] == 1 for p in layer.parameters())}
 
 

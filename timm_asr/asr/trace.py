@@ -1,5 +1,6 @@
 """What a network does to an image, followed on tensors without content: a graph of layers and operations."""
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -116,17 +116,6 @@ class _Recorder(TorchDispatchMode):
 
 
 @contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
 def _quiet(name: str) -> Iterator[None]:
     """Silence a logger that prints the traceback of an error besides raising it."""
     logger = logging.getLogger(name)
@@ -137,26 +126,35 @@ def _quiet(name: str) -> Iterator[None]:
         logger.disabled = before
 
 
-@contextmanager
-def _short_recurrence(model: nn.Module) -> Iterator[None]:
+def _shorten_recurrence(model: nn.Module) -> None:
     """Let recurrent layers give a tensor of the right shape at once: fake tensors would go through every step."""
-    cells = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
-    for cell in cells:
-        width = (cell.proj_size or cell.hidden_size) * (2 if cell.bidirectional else 1)
-        # An instance attribute hides the method until it is deleted.
-        cell.forward = lambda x, hx=None, width=width: (x.sum(-1, keepdim=True).expand(*x.shape[:-1], width), hx)
-    try:
-        yield
-    finally:
-        for cell in cells:
-            del cell.forward
+    for cell in model.modules():
+        if isinstance(cell, nn.RNNBase):
+            width = (cell.proj_size or cell.hidden_size) * (2 if cell.bidirectional else 1)
+            cell.forward = lambda x, hx=None, width=width: (  # type: ignore[method-assign]
+                x.sum(-1, keepdim=True).expand(*x.shape[:-1], width), hx)
+
+
+def _skeleton(model: nn.Module, empty: bool) -> nn.Module:
+    """A copy of the model's modules, so that nothing that is done to it reaches the model.
+
+    Its tensors are those of the model, or (``empty``) without content on the 'meta' device; what is the same tensor
+    there is the same tensor here.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    empties = {id(t): nn.Parameter(t.detach().to('meta'), requires_grad=False) if isinstance(t, nn.Parameter)
+               else t.to('meta') for t in tensors} if empty else {}
+    computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, torch.Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {
+        **{id(t): empties.get(id(t), t) for t in tensors},
+        **{id(t): t.detach() for t in computed}})  # by weight_norm, say; deepcopy refuses those
 
 
 @torch.no_grad()
 def follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, ...]) -> Graph:
-    """Send an image without content through a model, in eval mode, and record what happens to it.
+    """Send an image without content through a copy of a model, in eval mode, and record what happens to it.
 
-    Nothing is computed, no memory is taken for activations, and the model is left as it was.
+    Nothing is computed, no memory is taken for activations, and the model itself does not take part.
 
     Args:
         model: The model, on any device, 'meta' too.
@@ -175,32 +173,23 @@ def follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, .
 
 def _follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, ...], fake: bool) -> Graph:
     graph = Graph(layers)
-    state: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    state |= dict(model.named_buffers(remove_duplicate=False))
-    like = next(t for t in state.values() if t.is_floating_point())
-    device = like.device if fake else torch.device('meta')
-    if not fake:
-        light = {id(t): t.to('meta') for t in state.values()}
-        state = {name: light[id(t)] for name, t in state.items()}
-    for name, module in layers.items():
-        for inner, _ in (*module.named_parameters(), *module.named_buffers()):
-            graph.owners[id(state[f'{name}.{inner}'])] = name
-    recorder = _Recorder(graph, model)
+    skeleton = _skeleton(model, empty=not fake).eval()
+    _shorten_recurrence(skeleton)
+    for name in layers:
+        inside = skeleton.get_submodule(name)
+        graph.owners.update({id(t): name for t in (*inside.parameters(), *inside.buffers())})
+    recorder = _Recorder(graph, skeleton)
+    for module in skeleton.modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            module.register_forward_pre_hook(recorder.enter, with_kwargs=True, prepend=True)
+            module.register_forward_hook(recorder.leave, with_kwargs=True)
+    like = next(t for t in (*skeleton.parameters(), *skeleton.buffers()) if t.is_floating_point())
     with ExitStack() as stack:
-        stack.enter_context(_eval(model))
-        stack.enter_context(_short_recurrence(model))
-        for module in model.modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                stack.callback(module.register_forward_pre_hook(recorder.enter, with_kwargs=True, prepend=True).remove)
-                stack.callback(module.register_forward_hook(recorder.leave, with_kwargs=True).remove)
         if fake:
             stack.enter_context(_quiet('torch._subclasses.fake_tensor'))
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        image = torch.zeros(1, *size, device=device, dtype=like.dtype)
+        image = torch.zeros(1, *size, device=like.device, dtype=like.dtype)
         graph.start(image)
         stack.enter_context(recorder)
-        if fake:
-            model(image)
-        else:
-            functional_call(model, state, (image,))
+        skeleton(image)
     return graph

@@ -10,7 +10,8 @@ from torch import nn
 
 from ..gates.gate import ChannelGate
 from .blocks import facts_of
-from .scaled import WITH_ACTIVATION, channel_dim, out_channels, scale_, scaled_forward, scaled_names
+from .checks import refuse_scripted, refuse_shared, sharing
+from .scaled import WITH_ACTIVATION, channel_dim, out_channels, run_with, scale_, scaled_names, scaled_tensors
 from .ungated import Ungated
 
 MAX_DEPTH = 4
@@ -103,6 +104,8 @@ class ASRVector(nn.Module):
             raise ValueError(
                 f'The gate {type(self.gate).__name__} gives weights of shape {tuple(v.shape)} '
                 f'where the layer has {channels} channels.')
+        if not isinstance(self.gate, Ungated) and not v.is_meta and not ((v != 0) & v.isfinite()).all():
+            raise ValueError(f'asr_init={init!r} makes channel weights that are zero or not finite; use 0.1, say.')
         u = self.gate.describe(self.psi)
         hidden = self.gate.hidden(u)
         if hidden is None or hidden.is_meta:
@@ -189,10 +192,10 @@ class ASR(nn.Module):
         if torch.jit.is_scripting():  # TorchScript cannot run a layer with other parameters than its own
             return self.scripted(x, self.attention_vector())
         else:  # noqa: RET505 - TorchScript compiles what follows a return
-            return scaled_forward(self.layer, x, self._full_precision_vector())
+            return run_with(self.layer, scaled_tensors(self.layer, self._full_precision_vector()), x)
 
     def scripted(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """What TorchScript compiles in the place of :func:`scaled_forward`."""
+        """What TorchScript compiles in the place of :func:`run_with`."""
         y = self.layer(x)
         shape = [1] * y.ndim
         shape[self.channel_dim] = -1
@@ -230,6 +233,20 @@ class ASR(nn.Module):
         if callable(getattr(layer, 'fuse', None)):
             self.layer = layer = layer.fuse()
         return layer
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def check_preservable(self) -> None:
+        """Refuse a v by which the layer's parameters cannot be divided.
+
+        Raises:
+            ValueError: A parameter would be infinite.
+        """
+        scaled = scaled_tensors(self.layer, self._full_precision_vector().reciprocal())
+        if not all(t.is_meta or t.isfinite().all() for t in scaled.values()):
+            raise ValueError(
+                'a channel weight is zero or so small that dividing by it gives infinite parameters; start nearer to '
+                'one (asr_init), or pass preserve=False.')
 
     @torch.jit.ignore
     @torch.no_grad()
@@ -279,7 +296,19 @@ def fold_asr(module: nn.Module) -> nn.Module:
 
     Returns:
         The module (for an ASR layer, the layer inside).
+
+    Raises:
+        TypeError: The module is scripted.
+        ValueError: A layer shares its parameters with another. The module is unchanged.
     """
+    refuse_scripted(module, 'fold ASR')
+    layers = {name: m for name, m in module.named_modules() if isinstance(m, ASR) and len(m.vectors)}
+    shared = sharing(module) if layers else {}
+    for name, asr in layers.items():
+        try:
+            refuse_shared(shared, asr.layer)
+        except ValueError as error:
+            raise ValueError(f"ASR of the site '{name}' cannot be folded: {error}") from None
     if isinstance(module, ASR):
         return module.fold()
     for parent in list(module.modules()):

@@ -78,7 +78,7 @@ class ZooModel(Reparameterizable):
         if last_norm_init is not None:
             init_last_norms(self, last_norm_init, sites)  # type: ignore[arg-type]
         if asr is not None:
-            attach_asr(self, asr_layer, sites=sites, **options)  # type: ignore[arg-type]
+            attach_asr(self, asr_layer, sites=sites, preserve=False, **options)  # type: ignore[arg-type]
         built_for_inference(self, reparameterized)  # type: ignore[arg-type]
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
