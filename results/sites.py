@@ -142,7 +142,8 @@ def first_output(model: Any, cfg: dict[str, Any]) -> tuple[Any, Any]:
 def check(name: str, **kwargs: Any) -> dict[str, Any]:
     """Everything that must hold, on one model in float64: its largest relative error, and what went wrong.
 
-    Attaching with preserve=True changes nothing; folding keeps the function; the folded weights load strictly into the
+    Looking for sites leaves every tensor the same object with the same content. Attaching with preserve=True changes
+    nothing; folding keeps the function; the folded weights load strictly into the
     stock model, which then computes the same; the inference form does, too, ours and that of timm's own function;
     every psi and gate gets a finite gradient in training mode, and psi one that is not zero.
     """
@@ -151,12 +152,18 @@ def check(name: str, **kwargs: Any) -> dict[str, Any]:
     from timm.utils import reparameterize_model
 
     import timm_asr
+    from timm_asr.asr.sites import known_sites
     from timm_asr.asr.vector import ASR
 
     torch.manual_seed(SEED)
     model = timm.create_model(name, **kwargs).double().eval()
     randomize(model)
     images, before = first_output(model, model.pretrained_cfg)
+    tensors = {key: (id(t), t.clone()) for key, t in model.state_dict(keep_vars=True).items()}
+    known_sites(model)
+    for key, t in model.state_dict(keep_vars=True).items():
+        if id(t) != tensors[key][0] or t.is_meta or not torch.equal(t, tensors[key][1]):
+            return {'problem': f'looking for sites changes {key}'}
     with torch.no_grad():
         timm_asr.attach_asr(model, 'se', preserve=True)
         if difference(before, model(images)) > PRESERVED:
