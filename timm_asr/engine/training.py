@@ -150,9 +150,17 @@ class Run:
         self.option_names = tuple(vars(args))
         self.device = start_device(args)
         self.primary = args.rank == 0
-        self.training, self.data_config, self.datasets = build_training(args, self.device)
+        self.training, self.data_config, self.datasets = self.build()
         self.metric = args.eval_metric if self.training.loaders.eval is not None else 'loss'
         self.use_ema = args.model_ema and not args.model_ema_force_cpu
+
+    def build(self) -> tuple[Training, dict[str, Any], tuple[Any, Any]]:
+        """What is trained: see :func:`build_training`."""
+        return build_training(self.args, self.device)
+
+    def validate(self, progress: Progress) -> 'OrderedDict[str, float] | None':
+        """The metrics of an epoch, by the names that they have in ``summary.csv`` after ``eval_``."""
+        return validate_epoch(self.training, progress)
 
     def options(self) -> dict[str, Any]:
         return {name: getattr(self.args, name) for name in self.option_names}
@@ -226,7 +234,7 @@ class Run:
                 progress.line(f'epoch {epoch} of {epochs}: loss {trained["loss"]:.4f}, lr {rate:.2e}, '
                               f'{trained["images_per_second"]:.0f} images/s', always=True)
             return
-        validated = validate_epoch(training, progress)
+        validated = self.validate(progress)
         metric = (validated if validated is not None else trained)[self.metric]
         if training.scheduler is not None:
             training.scheduler.step(epoch + 1, metric)
@@ -238,7 +246,7 @@ class Run:
         self._save(lambda: add_summary(self.folder / 'summary.csv', row))
         self.trackers.log(row)
         self._save(lambda: self.saver.save(capture(training), epoch, metric))
-        shown = f', top-1 {validated["top1"]:.2f} %, top-5 {validated["top5"]:.2f} %' if validated else ''
+        shown = ''.join(f', {name} {value:.4g}' for name, value in (validated or {}).items() if name != 'loss')
         best = f' (best {self.metric} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch})' if (
             self.saver.best_metric is not None) else ''
         progress.line(f'epoch {epoch} of {epochs}: loss {trained["loss"]:.4f}{shown}{best}, lr {rate:.2e}, '
