@@ -53,7 +53,7 @@ def measure(run: Path, images: Path) -> dict[str, Any]:
         use_prefetcher=False, num_workers=0, **config)
     model = source.model.eval()
     fused = timm_asr.fold_asr(copy.deepcopy(model))
-    found = compare(model, fused, loader, torch.device('cpu'))
+    found, = compare(model, [fused], loader, torch.device('cpu'))
     with (run / 'summary.csv').open(newline='') as file:
         rows = list(csv.DictReader(file))
     return {

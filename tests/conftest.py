@@ -4,7 +4,6 @@ import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-import fresh_processes
 import pytest
 import torch
 from hub_client import _started_hub, hub, hub_client, stock_client  # noqa: F401 - fixtures
@@ -27,13 +26,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _shared_fresh_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if 'fresh_process' not in request.keywords:
-        monkeypatch.setattr('timm_asr.export.save.FreshProcess', fresh_processes.SharedProcess)
-
-
-def pytest_sessionfinish() -> None:
-    fresh_processes.end()

@@ -4,7 +4,7 @@ from . import _requirements  # noqa: F401 - first: an older timm would fail furt
 from .asr.attach import attach_asr
 from .asr.vector import fold_asr, has_asr
 from .export.graph import export_onnx, export_program
-from .export.load import list_published, load_trainable, verify_weights
+from .export.load import list_published, load_trainable
 from .export.push import push_to_hub
 from .export.save import save_fused
 from .freeze import freeze_attention
@@ -35,5 +35,4 @@ __all__ = [
     'push_to_hub',
     'reparameterize',
     'save_fused',
-    'verify_weights',
 ]

@@ -13,7 +13,7 @@ from test_docs import blocks
 from train_helpers import make_images, run
 
 import timm_asr
-from timm_asr.checkpoints.load_model import load_model
+from timm_asr.checkpoints.open import load_model
 from timm_asr.engine.commands import benchmark, validate
 from timm_asr.errors import BadInput
 

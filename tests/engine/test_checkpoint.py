@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from timm_asr.checkpoints.load_model import read_checkpoint
+from timm_asr.checkpoints.read import read_checkpoint
 from timm_asr.engine.checkpoint import SaveFailed, Saver, find_checkpoint, write_atomically
 
 _CONTEXT = multiprocessing.get_context('fork')

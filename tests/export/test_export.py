@@ -13,9 +13,11 @@ from helpers import images, randomize, relative_error
 from safetensors.torch import load_file, save_file
 
 import timm_asr
+from timm_asr.__main__ import COMMANDS
+from timm_asr.checkpoints.provenance import base_name, file_sha256, git_commit, public_arguments
+from timm_asr.checkpoints.read import read_config
 from timm_asr.engine.commands.export import main
 from timm_asr.errors import BadInput, run_main
-from timm_asr.export.provenance import base_name, file_sha256, git_commit, public, read_provenance
 
 
 @pytest.fixture(scope='module')
@@ -27,6 +29,10 @@ def model():
 def checkpoint(model, tmp_path):
     (tmp_path / 'run').mkdir()
     return our_checkpoint(tmp_path / 'run' / 'last.pth.tar', model, nudged(model))
+
+
+def read_provenance(folder):
+    return read_config(folder)['timm_asr']
 
 
 def reload(folder):
@@ -64,9 +70,9 @@ def test_provenance(checkpoint, tmp_path):
     assert (told['model'], told['recipe'], told['seed'], told['dataset'], told['epoch']) == (
         'resnet20_asr_se', 'digits', 42, 'digits', 7)
     assert told['metrics'] == {'before': {'top1': 91.5}, 'after': None}
-    assert told['arguments']['lr'] == 0.1  # the recipe's
-    assert 'momentum' not in told['arguments']  # train.py's own default
-    assert told['created'].endswith('+00:00')
+    assert told['arguments']['lr'] == 0.1
+    assert told['files'] == {name: file_sha256(folder / name) for name in told['files']}
+    assert {*told['files'], 'config.json'} == {path.name for path in folder.iterdir()}
     # timm would refuse an unknown key inside pretrained_cfg.
     assert 'timm_asr' not in json.loads((folder / 'config.json').read_text())['pretrained_cfg']
 
@@ -75,17 +81,30 @@ def test_neither_paths_nor_secrets_leak(checkpoint, tmp_path):
     (checkpoint.parent / 'summary.csv').write_text('epoch\n0\n')
     folder = timm_asr.save_fused(checkpoint, tmp_path / 'out')
     assert sorted(p.name for p in folder.iterdir()) == [
-        'args.yaml', 'config.json', 'model.safetensors', 'summary.csv']
+        'args.yaml', 'config.json', 'model.safetensors', 'modeling_timm_asr.py', 'summary.csv']
     for path in folder.iterdir():
         content = path.read_bytes()
         assert str(tmp_path).encode() not in content
         assert SECRET.encode() not in content
-    assert yaml.safe_load((folder / 'args.yaml').read_text())['data_dir'] == 'run'
-    kept = ['torch/cifar10', 'hf-hub:me/net', 'rand-m9-mstd0.5', 'resnet50', 0.1, None, True]
-    assert [public(value) for value in kept] == kept
-    local = ['/home/me/x', '~/x', './x', '../a/x', 'C:\\me\\x', 'local-dir:/home/x', 'file:///home/x']
-    assert {public(value) for value in local} == {'x'}
-    assert public({'a': ['/home/x'], 'hub_token': 'secret'}) == {'a': ['x']}
+    assert 'data_dir' not in yaml.safe_load((folder / 'args.yaml').read_text())
+
+
+def test_arguments_go_out_by_name_and_then_by_value():
+    kept = {'model': 'resnet50', 'dataset': 'torch/cifar10', 'aa': 'rand-m9-mstd0.5', 'lr': 0.1, 'mean': [0.5, 0.4],
+            'amp': True, 'sched': 'cosine', 'model_kwargs': {'depth': 2, 'act_layer': 'relu'}, 'seed': 0}
+    assert public_arguments(kept) == {key: kept[key] for key in sorted(kept)}
+    assert public_arguments({'model': 'hf-hub:me/net', 'dataset': 'hfds/me/images'}) == {
+        'dataset': 'hfds/me/images', 'model': 'hf-hub:me/net'}
+    tokens = [f'{start}{"a1B2" * 9}' for start in ('hf_', 'ghp_', 'sk-', 'glpat-', 'AKIA', 'xoxb-', 'api_', '', 'eyJ')]
+    tokens += ['https://me:secret@host/x', 'a=/home/me/x', 'Bearer abc', '/home/me', '~/x', 'C:\\me', '../x']
+    for name in ('opt', 'sched', 'aa', 'interpolation'):
+        assert [public_arguments({name: token}) for token in tokens] == [{}] * len(tokens)
+    assert public_arguments({'opt_kwargs': {'a': tokens[0], 'b': ['/home/x', 1]}}) == {'opt_kwargs': {'b': [None, 1]}}
+    unknown = ('data_dir', 'wandb_tags', 'output', 'hub_token', 'device_modules', 'pretrained_path', 'resume', 'new')
+    assert public_arguments(dict.fromkeys(unknown, 'word')) == {}
+    for folder in ('/home/me/x', 'hfds//home/me/x', 'wds/home/me/x', 'file:///home/me/x', 'a=b:/home/me/x'):
+        assert public_arguments({'dataset': folder}) == {'dataset': 'x'}
+    assert public_arguments({'model': 'local-dir:/home/me/x'}) == {'model': 'x'}
     assert base_name('a/b/') == 'b'
 
 
@@ -154,16 +173,16 @@ def test_the_command_says_what_it_does(model, checkpoint, tmp_path, capsys):
     steps = [line.split()[0] for line in out.splitlines() if line[0] != ' ']
     assert steps == ['export', 'compare', 'fold', 'check', 'check', 'written']
     assert 'epoch 7, weights as trained (averaged ones are there too: --use-ema), from last.pth.tar' in out
-    assert 'loads by timm and timm_asr in a fresh process' in out
+    assert 'loads by timm and timm_asr; logits differ' in out
     size = f'{(folder / "model.safetensors").stat().st_size:,}'
     assert f'{size}  model.safetensors  sha256 {file_sha256(folder / "model.safetensors")}' in out
     assert {p.name for p in folder.iterdir()} == {
-        'args.yaml', 'config.json', 'metrics.json', 'model.safetensors', 'trainable'}
+        'args.yaml', 'config.json', 'metrics.json', 'model.safetensors', 'modeling_timm_asr.py', 'trainable'}
     metrics = json.loads((folder / 'metrics.json').read_text())  # on the embedded digits, which the run was trained on
     assert (metrics['images'], metrics['dataset'], metrics['epoch']) == (359, 'digits', 7)
     told = read_provenance(folder)['metrics']
     assert told['before'] == {'top1': metrics['top1'], 'top5': metrics['top5']}
-    assert told['after'] == {'top1': metrics['top1_fused'], 'top5': metrics['top5_fused']}
+    assert told['after'] == {'top1': metrics['top1_folded'], 'top5': metrics['top5_folded']}
     tag = json.loads((folder / 'config.json').read_text())['pretrained_cfg']['tag']
     assert tag == 'asr_se_mine'
     # A second time changes nothing; other weights need --force, and take nothing of the first along.
@@ -188,29 +207,23 @@ def test_a_folder_and_a_bare_state_dict(model, tmp_path, capsys):
     assert timm.data.resolve_model_data_config(reload(first))['crop_pct'] == 0.9
     assert export(capsys, first, '--output', second)[0] == 0
     a, b = (json.loads((f / 'config.json').read_text()) for f in (first, second))
-    for config in (a, b):
-        config['timm_asr'].pop('created')
     assert a == b
     assert list(b['label_names']) == list('abcdefghij')
     assert file_sha256(first / 'model.safetensors') == file_sha256(second / 'model.safetensors')
 
 
-def test_published_weights_are_a_source(tmp_path, monkeypatch, model):
-    def load(name, pretrained):
-        assert (name, pretrained) == ('resnet18.a1_in1k', True)
-        return model
-    monkeypatch.setattr('timm_asr.checkpoints.open.load_model', load)
-    folder = timm_asr.save_fused('resnet18.a1_in1k', tmp_path / 'a')
-    assert read_provenance(folder)['source'] == {'file': 'resnet18.a1_in1k', 'sha256': None}
+def test_published_weights_are_a_source(tmp_path):
+    folder = timm_asr.save_fused('resnet20_asr_se.cifar10', tmp_path / 'a')
+    assert read_provenance(folder)['source'] == {'file': 'resnet20_asr_se.cifar10', 'sha256': None}
     with pytest.raises(BadInput, match='published weights, which have no averaged ones'):
-        timm_asr.save_fused('resnet18.a1_in1k', tmp_path / 'b', use_ema=True)
+        timm_asr.save_fused('resnet20_asr_se.cifar10', tmp_path / 'b', use_ema=True)
 
 
 @pytest.mark.parametrize(('argv', 'sentence'), [
     ('{c}', 'nothing to write: give --output FOLDER, --onnx FILE or --torch-export FILE'),
     ('{t}/nowhere.pth --output {t}/x', 'no checkpoint at {t}/nowhere.pth'),
-    ('{t}/run --output {t}/x', '{t}/run is a folder without config.json: name a checkpoint, or a folder that was exp'),
-    ('{t}/nothing --output {t}/x', 'no checkpoint at {t}/nothing'),
+    ('{t}/run --output {t}/x', '{t}/run is a folder without config.json: name a checkpoint file, or a folder'),
+    ('{t}/nothing --output {t}/x', 'nothing at {t}/nothing: name a folder'),
     ('{t}/text.pth --output {t}/x', '{t}/text.pth is not a checkpoint'),
     ('{t}/half.pth.tar --output {t}/x', '{t}/half.pth.tar is truncated'),
     ('{t}/bare.safetensors --output {t}/x', '{t}/bare.safetensors does not say which model it is: name that with'),
@@ -252,11 +265,12 @@ def test_the_folder_of_a_run_names_its_best(model, tmp_path, capsys):
 def test_figures_and_plots_of_the_best_checkpoint_go_along(model, tmp_path):
     best = our_checkpoint(tmp_path / 'model_best.pth.tar', model)
     other = our_checkpoint(tmp_path / 'last.pth.tar', nudged(model), epoch=8)
-    (tmp_path / 'attention.png').write_bytes(b'plot')
+    plot = b'\x89PNG\r\n\x1a\nplot'
+    (tmp_path / 'attention.png').write_bytes(plot)
     (tmp_path / 'metrics.json').write_text(json.dumps({
         'model': 'resnet20_asr_se', 'epoch': 7, 'weights': 'raw', 'top1': 91.5, 'top1_fused': 91.5, 'images': 359}))
     folder = timm_asr.save_fused(best, tmp_path / 'a')
-    assert (folder / 'attention.png').read_bytes() == b'plot'
+    assert (folder / 'attention.png').read_bytes() == plot
     assert read_provenance(folder)['metrics']['after'] == {'top1': 91.5}
     folder = timm_asr.save_fused(other, tmp_path / 'b')
     assert not {'attention.png', 'metrics.json'} & {p.name for p in folder.iterdir()}
@@ -266,11 +280,12 @@ def test_figures_and_plots_of_the_best_checkpoint_go_along(model, tmp_path):
 @pytest.mark.slow
 def test_as_users_run_it(checkpoint, tmp_path):
     """The whole program, and a fresh process of its own that checks."""
+    assert 'export' in COMMANDS
     line = [sys.executable, '-m', 'timm_asr', 'export', str(checkpoint), '--output', 'out', '--workers', '0']
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'check    loads by timm and timm_asr in a fresh process' in done.stdout
     line[4] = 'nowhere.pth.tar'
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, 'python -m timm_asr export: error: no checkpoint at nowhere.pth.tar\n')
+    assert (done.returncode, done.stderr) == (2, 'timm_asr export: error: no checkpoint at nowhere.pth.tar\n')
     assert load_file(tmp_path / 'out' / 'model.safetensors')

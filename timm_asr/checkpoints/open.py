@@ -1,132 +1,267 @@
-"""What the user names for export, opened: a training checkpoint, or a folder that was written before."""
+"""What the user names, opened: a checkpoint, a folder that was exported, a name on the Hub, a registered name.
 
-import argparse
-import json
+::
+
+    source = open_source('run/model_best.pth.tar')
+    source.model, source.data_config, source.label_names
+
+Everything that can be wrong with a name or a file is said in one sentence, before any long work starts.
+"""
+
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
+import timm
+import torch
+from timm.models import resolve_model_input_args
 from torch import nn
 
-from ..engine.build import data_config_of
-from ..engine.checkpoint import BEST
-from ..engine.commands.train import OPTIONS as TRAIN_OPTIONS
-from ..errors import BadInput, Stopped
-from ..export.contents import read_config
-from ..export.place import CONFIG, METRICS, TRAINABLE, WEIGHTS
-from ..export.provenance import chosen_arguments, dataset_name, file_sha256, public, public_arguments, read_provenance
-from ..export.trainable import create_trainable
-from .load_model import check_folder, is_folder_of_weights, load_model, read_checkpoint, source_of
-from .source import Source, name_of
+from ..errors import BadInput
+from ..models.create import create_model
+from .find import FOLDER_PREFIX, HUB_PREFIXES, check_model_name, source_of
+from .names import ARGS, ATTENTION, BEST, CONFIG, CURVE, KEY, METRICS, SUMMARY, TRAINABLE, WEIGHT_SUFFIXES, WEIGHTS
+from .provenance import (
+    as_yaml,
+    base_model_of,
+    base_name,
+    dataset_name,
+    file_sha256,
+    modern_metrics,
+    public_arguments,
+    public_model,
+)
+from .read import (
+    arguments_of,
+    first_line,
+    is_folder_of_weights,
+    is_regular,
+    read_checkpoint,
+    read_config,
+    read_json,
+    read_yaml,
+)
+from .source import Source, data_config_of, label_names_of, live_source, name_of, used_data_config
+from .trainable import create_trainable
+from .weights import load_weights, state_dict_of
 
-_DATA_KEYS = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
+_PNG = b'\x89PNG\r\n\x1a\n'
 
 
-def open_source(what: str | os.PathLike, use_ema: bool = False, name: str = '', **options: Any) -> Source:
-    """Load what is to be exported, with all that is known about it.
-
-    Args:
-        what: The path of a training checkpoint (of this package or of timm's ``train.py``) or of a folder that
-            ``save_fused`` wrote, or the name of weights that exist (``hf-hub:...``, a registry name).
-        use_ema: The averaged weights of a checkpoint.
-        name: Of the model, where a checkpoint does not say it.
-        options: More keywords of :func:`load_model`.
+def as_source(what: nn.Module | str | os.PathLike, use_ema: bool = False) -> Source:
+    """A model in memory, or what a path or name stands for, as a source.
 
     Raises:
-        BadInput: One sentence for anything that cannot be loaded.
+        BadInput: The path or name cannot be loaded.
+        ValueError: ``what`` is neither a model nor a path.
+    """
+    return open_source(what, use_ema) if isinstance(what, str | os.PathLike) else live_source(what)
+
+
+def open_source(
+        what: str | os.PathLike,
+        use_ema: bool = False,
+        name: str = '',
+        *,
+        pretrained: bool = True,
+        num_classes: int | None = None,
+        in_chans: int | None = None,
+        img_size: int | None = None,
+        input_size: Sequence[int] | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+) -> Source:
+    """The model that the user names, with all that is known about it.
+
+    Args:
+        what: A training checkpoint (of this package or of timm's ``train.py``), a weight file, a folder that
+            ``save_fused`` wrote, or a name: of the registry (``resnet50_asr_se``) or the Hub (``hf-hub:user/model``).
+        use_ema: Take a checkpoint's averaged weights.
+        name: Of the model, where a checkpoint does not say it.
+        pretrained: Load the weights that belong to a registry or Hub name; those of a folder are always loaded.
+        num_classes: Number of classes; None takes that of the weights, or the architecture's own.
+        in_chans: Channels of the input; None takes that of the checkpoint, or 3.
+        img_size: Side of the input in pixels, for architectures whose weights depend on it.
+        input_size: (channels, height, width), the same.
+        model_kwargs: More keywords of :func:`timm_asr.create_model`, ``asr`` among them.
+        **kwargs: The same; entries that are None are left out.
+
+    Returns:
+        The source; its model is on the CPU, in train mode, its ASR not folded.
+
+    Raises:
+        BadInput: One sentence for an unknown name, a file that is truncated, foreign or would run code, weights of
+            another model, a wrong class count, or a Hub that cannot be reached.
     """
     path = str(what)
-    if is_folder_of_weights(path.removeprefix('local-dir:')):
-        return _open_folder(Path(path.removeprefix('local-dir:')), use_ema)
-    if Path(path).is_dir():
-        best = Path(path) / BEST
-        raise BadInput(f'{path} is the folder of a run, not a checkpoint: name {best}' if best.is_file() else
-                       f'{path} is a folder without config.json: name a checkpoint, or a folder that was exported')
-    if source_of(path) in ('hub', 'registry'):
-        if use_ema:
-            raise BadInput(f'{path} is the name of published weights, which have no averaged ones beside them')
-        model = load_model(path, pretrained=True, **options)
-        facts = {'model': name_of(model), 'source': {'file': public(path), 'sha256': None}}
-        return Source(model, facts, label_names=label_names_of(model, model.pretrained_cfg))  # type: ignore[arg-type]
-    return _open_checkpoint(Path(path), use_ema, name, options)
+    shape: dict[str, Any] = {'in_chans': in_chans, 'img_size': img_size, 'input_size': input_size}
+    kwargs = {'num_classes': num_classes, **kwargs, **(model_kwargs or {})}
+    if not name and Path(path).name == WEIGHTS and is_folder_of_weights(Path(path).parent):
+        path = str(Path(path).parent)  # a weight file beside its config.json is the folder that holds it
+    kind = source_of(path)
+    if kind == 'file' or (not kind and path.endswith(WEIGHT_SUFFIXES)):
+        return _open_checkpoint(Path(path), use_ema, name, shape, kwargs)
+    if kind == 'folder':
+        return _open_folder(Path(path.removeprefix(FOLDER_PREFIX)), use_ema, shape, kwargs)
+    if not kind:
+        _refuse_nothing(path)
+    if use_ema:
+        raise BadInput(f'{path} is the name of published weights, which have no averaged ones beside them')
+    if kind == 'registry':
+        check_model_name(path)
+        cfg = timm.get_pretrained_cfg(path) if pretrained else None
+        if num_classes is not None and cfg is not None and cfg.num_classes != num_classes and cfg.has_weights:
+            raise BadInput(f'the pretrained weights of {path} have {cfg.num_classes} classes, but {num_classes} were '
+                           'asked for; leave --num-classes out')
+    model = _create(path, pretrained, shape, kwargs)
+    facts = {'model': name_of(model), 'asr': getattr(model, 'asr_options', None),
+             'source': {'file': public_model(path), 'sha256': None}, 'base_model': base_model_of(path, pretrained)}
+    return Source(model, facts, label_names=label_names_of(model, model.pretrained_cfg))  # type: ignore[arg-type]
 
 
-def _open_folder(folder: Path, use_ema: bool) -> Source:
+def load_model(name: str, checkpoint: str | Path = '', *, pretrained: bool = False, **options: Any) -> nn.Module:
+    """The model that the user names; keywords and errors are those of :func:`open_source`.
+
+    Args:
+        name: As ``what`` of :func:`open_source`; beside a checkpoint, the name of its model.
+        checkpoint: A weight file to load into the model ``name``, or an exported folder.
+        pretrained: Load the weights that belong to a registry or Hub name.
+        **options: More keywords of :func:`open_source`.
+    """
+    if checkpoint:
+        return open_source(checkpoint, name=name, **options).model
+    return open_source(name, pretrained=pretrained, **options).model
+
+
+def _refuse_nothing(name: str) -> None:
+    """Say why a name that is nothing is nothing."""
+    path = Path(name)
+    if name and path.is_dir():
+        best = path / BEST
+        raise BadInput(f'{name} is the folder of a run, not a checkpoint: name {best}' if best.is_file() else
+                       f'{name} is a folder without config.json: name a checkpoint file, or a folder that was exported')
+    if '/' in name:
+        raise BadInput(f'nothing at {name}: name a folder, a checkpoint file, hf-hub:{name} or a registry name')
+    check_model_name(name)
+
+
+def _create(name: str, pretrained: bool, shape: Mapping[str, Any], kwargs: Mapping[str, Any]) -> nn.Module:
+    """:func:`timm_asr.create_model` whose errors are one sentence."""
+    if name.startswith(FOLDER_PREFIX) and not is_folder_of_weights(name.removeprefix(FOLDER_PREFIX)):
+        raise BadInput(f'there is no folder of weights at {name.removeprefix(FOLDER_PREFIX)}; name the architecture '
+                       'that it had (--model NAME)')
+    try:
+        resolved = resolve_model_input_args(name, dict(shape), **kwargs)
+        return create_model(**resolved, pretrained=pretrained)
+    except Exception as error:  # timm, safetensors and constructors raise whatever they like
+        reason = first_line(error)
+        if name.startswith(HUB_PREFIXES):
+            raise BadInput(f'cannot load {name} from the Hugging Face Hub: {reason}') from None
+        if 'No pretrained weights exist' in reason:
+            raise BadInput(f'{name} has no pretrained weights; name the weights with --checkpoint FILE, '
+                           'or an exported folder as the model') from None
+        raise BadInput(f'cannot create {name}: {reason}') from None
+
+
+def _open_folder(folder: Path, use_ema: bool, shape: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Source:
     if use_ema:
         raise BadInput(f'{folder} is an exported folder, which has no averaged weights beside the others')
-    check_folder(folder, None)
-    facts = read_provenance(folder)
+    config = read_config(folder)
+    check_model_name(config['architecture'])
+    classes, asked = config.get('num_classes', (config.get('pretrained_cfg') or {}).get('num_classes')), kwargs.get(
+        'num_classes')
+    if asked is not None and classes is not None and asked != classes:
+        raise BadInput(f'{folder} has {classes} classes, but {asked} were asked for; leave --num-classes out')
+    weights = next((path for path in folder.iterdir() if path.name.endswith(WEIGHT_SUFFIXES)), None)
+    if weights is None:
+        raise BadInput(f'{folder} has a config.json and no weights (model.safetensors)')
+    facts = dict(config.get(KEY) or {})
     attached = facts.get('form') == 'trainable' and facts.get('asr')
-    model = create_trainable(folder) if attached else load_model(str(folder))
+    model = create_trainable(folder) if attached else _create(f'{FOLDER_PREFIX}{folder}', True, shape, kwargs)
     if not facts:
-        weights = folder / WEIGHTS
-        facts = {'model': name_of(model)}
-        if weights.is_file():
-            facts['source'] = {'file': weights.name, 'sha256': file_sha256(weights)}
-    facts = {key: value for key, value in facts.items() if key not in ('weights_sha256', 'created', 'exported_with')}
-    unfused = folder / TRAINABLE
-    load_unfused = partial(create_trainable, unfused) if (unfused / CONFIG).is_file() else None
+        facts = {'model': name_of(model), 'source': {'file': weights.name, 'sha256': file_sha256(weights)}}
+    for key in ('weights_sha256', 'created', 'exported_with', 'files', 'format', 'code'):
+        facts.pop(key, None)
+    trainable = folder / TRAINABLE
+    unfolded = partial(create_trainable, trainable) if (trainable / CONFIG).is_file() else None
     return Source(
-        model, facts, label_names=label_names_of(model, read_config(folder)), metrics=_read_metrics(folder),
-        files=_files_beside(folder, {}, True), unfused=load_unfused)
+        model, facts, label_names=label_names_of(model, config), metrics=read_metrics(folder),
+        files=_files_beside(folder, {}, True), unfolded=unfolded)
 
 
 def _files_beside(folder: Path, args: Mapping[str, Any], is_best: bool) -> dict[str, bytes]:
     """Plots, curve and options of a run; the plot of the attention is that of its best checkpoint."""
-    names = ('summary.csv', 'curve.png', *(('attention.png',) if is_best else ()))
-    try:
-        files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
-        if not args and (folder / 'args.yaml').is_file():
-            args = yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8'))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    if isinstance(args, Mapping) and args:
-        files['args.yaml'] = yaml.safe_dump(public_arguments(args), sort_keys=True, width=100).encode()
+    files: dict[str, bytes] = {}
+    for name, start in ((SUMMARY, b'epoch'), (CURVE, _PNG), *(((ATTENTION, _PNG),) if is_best else ())):
+        path = folder / name
+        if is_regular(path) and (content := path.read_bytes()).startswith(start):
+            files[name] = content
+    if not args and is_regular(folder / ARGS):
+        args = read_yaml(folder / ARGS)
+    if args:
+        files[ARGS] = as_yaml(public_arguments(args)).encode()
     return files
 
 
-def _read_metrics(folder: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads((folder / METRICS).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """The figures that lie in a folder; None where there are none."""
+    return modern_metrics(read_json(folder / METRICS)) if is_regular(folder / METRICS) else None
 
 
-def _open_checkpoint(path: Path, use_ema: bool, name: str, options: Mapping[str, Any]) -> Source:
-    digest = file_sha256(path) if path.is_file() else None
+def trained_as(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training checkpoint says about its model: ``model`` and the options that shaped it; empty if nothing."""
+    args = arguments_of(content)
+    keys = ('num_classes', 'in_chans', 'img_size', 'input_size', 'gp', 'model_kwargs', 'asr', 'last_norm_init')
+    found = {key: args[key] for key in keys if args.get(key) not in (None, '', {})}
+    name = content.get('arch') or args.get('model')
+    return {'model': name, **found} if isinstance(name, str) else found
+
+
+def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any], kwargs: dict[str, Any]) -> Source:
     content = read_checkpoint(path)
-    has_ema = any(key in content for key in ('state_dict_ema', 'model_ema'))
-    if use_ema and not has_ema:
-        raise BadInput(f'{path} has no averaged weights; leave out --use-ema (use_ema) to export those it has')
-    model = load_model(name, path, use_ema=use_ema, **options)
+    # Split BN keeps the statistics of the augmented parts beside those that inference uses.
+    weights = {key: value for key, value in state_dict_of(content, use_ema, path).items() if '.aux_bn.' not in key}
+    said = trained_as(content)
+    name = name or said.get('model', '')
+    if not name:
+        raise BadInput(f'{path} does not say which model it is: name that with --model')
+    if not name.startswith((*HUB_PREFIXES, FOLDER_PREFIX)):
+        check_model_name(name)
+    if shape['img_size'] is None and shape['input_size'] is None:
+        shape = {**shape, 'img_size': said.get('img_size'), 'input_size': said.get('input_size')}
+    if shape['in_chans'] is None and shape['input_size'] is None:
+        shape = {**shape, 'in_chans': said.get('in_chans') or (said.get('input_size') or [None])[0]}
+    kwargs = {**(said.get('model_kwargs') or {}), 'global_pool': said.get('gp'), 'asr': said.get('asr'),
+              **{key: value for key, value in kwargs.items() if value is not None}}
+    if kwargs['asr']:
+        # The weights know their sites, whatever is found by default.
+        kwargs.setdefault('asr_sites', list(dict.fromkeys(
+            key.partition('.vectors.')[0] for key in weights if '.vectors.' in key)) or None)
+    if 'num_classes' not in kwargs:
+        kwargs['num_classes'] = _classes_in(weights, name) or said.get('num_classes')
+    model = _create(name, False, shape, kwargs)
+    load_weights(model, path, weights, name)
     facts = checkpoint_facts(path, content, use_ema)
-    if facts['source']['sha256'] != digest:
-        raise Stopped(f'{path} was replaced while it was read; open it again')
-    facts.setdefault('model', name_of(model))
-    facts['asr'] = getattr(model, 'asr_options', None)
-    metrics = _read_metrics(path.parent)
+    facts |= {'model': name_of(model), 'asr': getattr(model, 'asr_options', None)}
+    metrics = read_metrics(path.parent)
     # A run folder has the figures of one checkpoint, the best.
     fits = metrics is not None and all(metrics.get(key) == facts.get(key) for key in ('model', 'epoch', 'weights'))
     args = arguments_of(content)
-    return Source(model, facts, checkpoint_data_config(model, args) if args else None,
-                  label_names_of(model, content), metrics if fits else None, args, has_ema=has_ema,
+    data = used_data_config(data_config_of(model, args)) if args else None
+    return Source(model, facts, data, label_names_of(model, content), metrics if fits else None, args,
+                  has_ema='state_dict_ema' in content or 'model_ema' in content,
                   files=_files_beside(path.parent, args, fits or path.name == BEST))
 
 
-def label_names_of(model: nn.Module, content: Mapping[str, Any]) -> list[str] | None:
-    """The names of the classes that a checkpoint or configuration holds, if they are those of the model."""
-    names = content.get('label_names')
-    return list(names) if isinstance(names, list | tuple) and len(names) == model.num_classes else None
-
-
-def arguments_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a checkpoint, of this engine or of timm's script, was trained with; empty if it does not say."""
-    args = content.get('args')
-    return dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args) if isinstance(args, dict) else {}
+def _classes_in(weights: Mapping[str, Any], name: str) -> int | None:
+    """The number of classes by the classifier itself, the best witness, under the name that the model has for it."""
+    known = None if name.startswith((*HUB_PREFIXES, FOLDER_PREFIX)) else timm.get_pretrained_cfg(name)
+    head = getattr(known, 'classifier', None)
+    head = head[0] if isinstance(head, list | tuple) and head else head
+    weight = weights.get(f'{head}.weight')
+    return weight.shape[0] if isinstance(weight, torch.Tensor) else None
 
 
 def checkpoint_facts(path: Path, content: Mapping[str, Any], use_ema: bool) -> dict[str, Any]:
@@ -138,16 +273,15 @@ def checkpoint_facts(path: Path, content: Mapping[str, Any], use_ema: bool) -> d
         use_ema: Whether its averaged weights are taken.
     """
     args = arguments_of(content)
-    defaults = {option.key: option.start for option in TRAIN_OPTIONS}
-    recipe = public(args.get('config') or None, is_path=True)
     metric = content.get('metric')
     facts: dict[str, Any] = {
         **(content.get('made_by') or {}),
         'model': content.get('arch') or args.get('model'),
-        'recipe': recipe.rsplit('.', 1)[0] if recipe else None,
-        'arguments': chosen_arguments(args, defaults) or None,
+        'recipe': base_name(args['config']).rsplit('.', 1)[0] if args.get('config') else None,
+        'arguments': public_arguments(args) or None,
         'seed': args.get('seed'),
         'dataset': dataset_name(args),
+        'base_model': base_model_of(str(args.get('model') or ''), bool(args.get('pretrained'))),
         'weights': 'ema' if use_ema else 'raw',
         'epoch': content.get('epoch'),
         'source': {'file': path.name, 'sha256': file_sha256(path)},
@@ -155,16 +289,3 @@ def checkpoint_facts(path: Path, content: Mapping[str, Any], use_ema: bool) -> d
     if isinstance(metric, int | float) and args.get('eval_metric') in ('top1', 'top5'):
         facts['metrics'] = {'before': {args['eval_metric']: metric}, 'after': None}
     return {key: value for key, value in facts.items() if value is not None}
-
-
-def checkpoint_data_config(model: nn.Module, args: Mapping[str, Any]) -> dict[str, Any]:
-    """What the images of a training run went through: its options, and for the rest the model's own cfg."""
-    known = {'input_size': None, 'in_chans': None, **args}
-    known['in_chans'] = known['in_chans'] or getattr(model, 'in_chans', 3)
-    config = data_config_of(model, argparse.Namespace(**known))
-    return used_data_config(config)
-
-
-def used_data_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What training and validation take of timm's data configuration: all but the way of cropping."""
-    return {key: config[key] for key in _DATA_KEYS}

@@ -1,31 +1,34 @@
-"""What is to be exported: a model with what is known about it."""
+"""A model with what is known about it: what every command that opens something works on."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 from timm.utils import unwrap_model
 from torch import nn
 
 from ..asr.vector import has_asr
-from ..export.provenance import git_commit
+from ..errors import BadInput
+from .provenance import git_commit
+
+_DATA_KEYS = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
 @dataclass
 class Source:
     """A model with what is known about it.
 
-    Args:
+    Attributes:
         model: Unwrapped, its weights loaded, as it was trained.
         facts: Entries of the provenance.
         data_config: What its images went through, in timm's words; None where the model's own cfg says it.
         label_names: A name for each class, or None.
         metrics: The content of a ``metrics.json``, or None.
         args: All options of the training run, or none.
-        unfused: Loads the unfused model that lies beside a fused one, where there is one.
+        unfolded: Loads the trainable model that lies beside a folded one, where there is one.
         has_ema: Whether the checkpoint has averaged weights too.
         files: What lies beside it and may go along, by name: curves, the attention plot, the options.
     """
@@ -36,20 +39,20 @@ class Source:
     label_names: Sequence[str] | None = None
     metrics: dict[str, Any] | None = None
     args: dict[str, Any] = field(default_factory=dict)
-    unfused: Callable[[], nn.Module] | None = None
+    unfolded: Callable[[], nn.Module] | None = None
     has_ema: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
 
 
 def class_names(source: Source, given: Sequence[str] | None = None) -> list[str] | None:
-    """The names of a source's classes; None where nobody says them.
+    """The names of a source's classes; None where they are not known.
 
     The model's own cfg is believed only where it is not that of its registered name: timm gives the configuration of
     pretrained weights, label names among them, to a network that starts without them too.
 
     Args:
         source: The model, and what is known about it.
-        given: Names that somebody gave, which count before all others.
+        given: Names that count before all others.
 
     Raises:
         ValueError: There are more or fewer names than classes.
@@ -65,6 +68,12 @@ def class_names(source: Source, given: Sequence[str] | None = None) -> list[str]
     return [str(name) for name in names]
 
 
+def label_names_of(model: nn.Module, content: Mapping[str, Any]) -> list[str] | None:
+    """The names of the classes that a checkpoint or configuration holds, if they are those of the model."""
+    names = content.get('label_names')
+    return list(names) if isinstance(names, list | tuple) and len(names) == model.num_classes else None
+
+
 def name_of(model: nn.Module) -> str:
     """The registered name of a model, ``''`` if it has none that it could be saved by."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
@@ -72,36 +81,68 @@ def name_of(model: nn.Module) -> str:
 
 
 def unwrap(model: Any) -> nn.Module:
-    """The model inside averaging, DDP and compiled wrappers, whichever way they are nested."""
+    """The model inside averaging, DDP, compiled and Lightning wrappers, whichever way they are nested."""
     inner = unwrap_model(model)
     if not isinstance(inner, nn.Module):
         raise ValueError(f'A {type(inner).__name__} cannot be exported: give a model, or the path of a checkpoint or '
                          'of an exported folder.')
-    return inner if inner is model else unwrap(inner)
+    if inner is not model:
+        return unwrap(inner)
+    if any(kind.__name__ == 'LightningModule' for kind in type(inner).__mro__):
+        named = models_inside(inner)
+        if len(named) == 1:
+            return unwrap(inner.get_submodule(named[0]))
+    return inner
 
 
-def as_source(what: nn.Module | str | os.PathLike, use_ema: bool = False) -> Source:
-    """A model as a source; what a path or name stands for is opened by :func:`timm_asr.checkpoints.open.open_source`.
+def models_inside(module: nn.Module) -> list[str]:
+    """The attributes of a module that are models with a registered name."""
+    return [name for name, part in module.named_children() if name_of(unwrap_model(part))]
+
+
+def live_source(model: nn.Module) -> Source:
+    """A model in memory as a source.
 
     Raises:
-        BadInput: The path or name cannot be loaded.
-        ValueError: ``what`` is neither a model nor a path.
+        ValueError: It is no model.
     """
-    if isinstance(what, str | os.PathLike):
-        from .open import open_source  # the one place where this package reaches up: checkpoints are its
-        return open_source(what, use_ema)
-    model = unwrap(what)
+    model = unwrap(model)
     return Source(model, {'model': name_of(model), 'asr': getattr(model, 'asr_options', None),
                           'git_commit': git_commit()})
 
 
 def trainable_of(source: Source) -> nn.Module | None:
-    """The unfused model: the source itself, or what lies beside it in an exported folder; None if there is none."""
+    """The trainable model: the source itself, or what lies beside it in an exported folder; None if there is none."""
     if has_asr(source.model):
         return source.model
-    return source.unfused() if source.unfused is not None else None
+    return source.unfolded() if source.unfolded is not None else None
 
 
 def to_float32(model: nn.Module) -> nn.Module:
-    """Float32 in place: what every loader makes of the weights, so that folding rounds once."""
+    """Float32 on the CPU, in place: what every loader makes of the weights, so that folding rounds once."""
     return model.to(device='cpu', dtype=torch.float32).eval()
+
+
+def data_config_of(model: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Size, mean, standard deviation, crop and interpolation of the images, from the options of a run and the model.
+
+    Raises:
+        BadInput: There are more or fewer means than channels.
+    """
+    options = {'input_size': None, 'img_size': None, 'in_chans': None, **options}
+    try:
+        config = resolve_data_config(dict(options), model=model)
+    except AssertionError:
+        raise BadInput('--mean and --std take one value, or one for each input channel') from None
+    size = options['input_size']
+    channels = size[0] if size else options['in_chans'] or getattr(model, 'in_chans', None) or 3
+    config['input_size'] = (channels, *config['input_size'][1:])
+    for key in ('mean', 'std'):  # of RGB, for images of other channels: their average
+        if len(config[key]) != channels:
+            config[key] = (sum(config[key]) / len(config[key]),) * channels
+    return config
+
+
+def used_data_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What training and validation take of timm's data configuration: all but the way of cropping."""
+    return {key: config[key] for key in _DATA_KEYS}

@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import dispatch_clip_grad
 from torch import nn
 
-from ..checkpoints.load_model import load_model
+from ..checkpoints.open import load_model
 from ..errors import BadInput
 from ..models.auxiliary import auxiliary_loss
 from .device import synchronize

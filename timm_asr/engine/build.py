@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import resolve_model_input_args
@@ -17,7 +16,9 @@ from torch import nn
 
 from ..asr.sites import known_sites
 from ..asr.vector import ASR
-from ..checkpoints.load_model import check_model_name, load_weights, read_checkpoint, state_dict_of
+from ..checkpoints.find import check_model_name
+from ..checkpoints.read import read_checkpoint
+from ..checkpoints.weights import load_weights, state_dict_of
 from ..errors import BadInput, nearest
 from ..models.auxiliary import auxiliary_loss
 from ..models.create import create_model
@@ -80,20 +81,6 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
     if weights:
         _start_head(model, args)
     return model
-
-
-def data_config_of(model: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
-    """Size, mean, standard deviation, crop and interpolation of the images, from the options and the model."""
-    try:
-        config = resolve_data_config(vars(args), model=model)
-    except AssertionError:
-        raise BadInput('--mean and --std take one value, or one for each input channel') from None
-    channels = args.input_size[0] if args.input_size else args.in_chans or 3
-    config['input_size'] = (channels, *config['input_size'][1:])
-    for key in ('mean', 'std'):
-        if len(config[key]) != channels:
-            config[key] = (sum(config[key]) / len(config[key]),) * channels
-    return config
 
 
 @torch.no_grad()

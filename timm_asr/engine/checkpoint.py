@@ -13,11 +13,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ..checkpoints.load_model import read_checkpoint
+from ..checkpoints.names import BEST, LAST
+from ..checkpoints.read import read_checkpoint
 from ..errors import BadInput
 
-LAST = 'last.pth.tar'
-BEST = 'model_best.pth.tar'
 _NUMBERED = re.compile(r'checkpoint-(\d+)\.pth\.tar')
 _RECOVERY = re.compile(r'recovery-(\d+)-(\d+)\.pth\.tar')
 

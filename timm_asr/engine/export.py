@@ -1,36 +1,38 @@
-"""From a checkpoint to the fused model: fold, compare with the unfused model on real images, and only then write."""
+"""From a checkpoint to the folded network: fold, compare on real images, and only then write."""
 
 import argparse
 import copy
 import gc
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..asr.vector import has_asr
-from ..checkpoints.load_model import load_weights, read_checkpoint, state_dict_of
-from ..checkpoints.open import checkpoint_facts, label_names_of, used_data_config
-from ..checkpoints.source import Source
+from ..asr.vector import fold_asr, has_asr
+from ..checkpoints.names import SUMMARY
+from ..checkpoints.open import open_source
+from ..checkpoints.source import used_data_config
 from ..errors import BadInput, Stopped
 from ..export.save import Options, write_fused
 from ..inference.compare import Comparison, tolerance
-from ..inference.reparameterize import reparameterize
+from ..inference.reparameterize import is_foldable, reparameterize
 from ..models.registry import plain_architecture
 from .build import build_model, first_line
 from .interrupt import stoppable
 from .measure import count_parameters
+from .summary import read_summary
 from .versus import interleave
 
 _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def exact_float32() -> Any:
+def exact_float32() -> Iterator[None]:
     """No TF32 inside: a comparison to 1e-5 needs all bits of float32."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -40,41 +42,71 @@ def exact_float32() -> Any:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def compare(first: nn.Module, second: nn.Module, loader: Iterable, device: torch.device) -> Comparison:
-    """Run both models over a loader in float32.
+def compare(model: nn.Module, others: Sequence[nn.Module], loader: Iterable, device: torch.device) -> list[Comparison]:
+    """Compare a model with others over a loader in float32.
 
     Args:
-        first: In eval mode, on the device.
-        second: The same.
+        model: In eval mode, on the device.
+        others: The same.
         loader: Yields images (B, C, H, W) and class indices (B,).
         device: Where the models are.
     """
-    found = Comparison(tolerance(first))
+    found = [Comparison(tolerance(model)) for _ in others]
     with torch.inference_mode(), exact_float32():
         for images, target in stoppable(loader):
             images = images.to(device, torch.float32)
-            found.update(first(images), second(images), target)
+            logits = model(images)
+            for one, other in zip(found, others, strict=True):
+                one.update(logits, other(images), target)
     return found
 
 
-def model_of(checkpoint: Path, args: argparse.Namespace, ema: bool) -> nn.Module:
-    """The model of a checkpoint as it was trained, unfused, in eval mode on the CPU in float32."""
-    content = read_checkpoint(checkpoint)
-    model = build_model(args, weights=False)
-    weights = state_dict_of(content, use_ema=ema, path=checkpoint)
-    # Split BN keeps the statistics of the augmented parts beside those that inference uses.
-    weights = {name: value for name, value in weights.items() if '.aux_bn.' not in name}
-    load_weights(model, checkpoint, weights, args.model)
-    return model.float().eval()
+@dataclass
+class Forms:
+    """A trained network and what is made of it, compared.
+
+    Attributes:
+        model: As it was trained.
+        folded: Without ASR: what an export writes. The model itself where there is no ASR.
+        inference: The inference form; the folded network itself where nothing is left to simplify.
+        to_folded: The logits of the folded network beside those of the model.
+        to_inference: The same for the inference form.
+    """
+
+    model: nn.Module
+    folded: nn.Module
+    inference: nn.Module
+    to_folded: Comparison
+    to_inference: Comparison
+
+    def figures(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """The content of ``metrics.json``: figures of the trained network, ``_folded`` for the one in the folder, and
+        ``_inference`` for the inference form, where that is another.
+
+        Args:
+            facts: What is known of the checkpoint: ``model``, ``asr``, ``dataset``, ``epoch``, ``weights``.
+        """
+        found = {
+            'model': facts.get('model'), 'plain': plain_architecture(facts.get('model') or ''),
+            **({'asr': facts['asr']['asr']} if facts.get('asr') else {}),
+            **{key: facts.get(key) for key in ('dataset', 'epoch', 'weights')}, 'was_asr': has_asr(self.model),
+            'images': self.to_folded.images, **self._of('', self.model, self.to_folded, 0),
+            **self._of('_folded', self.folded, self.to_folded, 1)}
+        if self.inference is not self.folded:
+            found |= self._of('_inference', self.inference, self.to_inference, 1)
+        for end, one in (('', self.to_folded), ('_inference', self.to_inference)):
+            if not end or self.inference is not self.folded:
+                found |= {f'logit_difference{end}': one.largest, f'logit_difference_relative{end}': one.relative}
+        return found
+
+    @staticmethod
+    def _of(end: str, model: nn.Module, found: Comparison, which: int) -> dict[str, Any]:
+        top1, top5 = found.top1 or (None, None), found.top5 or (None, None)
+        return {f'top1{end}': top1[which], f'top5{end}': top5[which], f'parameters{end}': count_parameters(model)}
 
 
-def compare_fused(
-        model: nn.Module,
-        loader: Iterable,
-        device: torch.device,
-        what: str,
-) -> tuple[nn.Module, Comparison]:
-    """The inference form of a model, after both have seen all images of a loader.
+def compare_forms(model: nn.Module, loader: Iterable, device: torch.device, what: str) -> Forms:
+    """The folded network and the inference form of a model, after all have seen all images of a loader.
 
     Args:
         model: In eval mode, on the device.
@@ -83,40 +115,19 @@ def compare_fused(
         what: The checkpoint, as the error names it.
 
     Raises:
-        Stopped: If the logits differ beyond the contract.
+        Stopped: If logits differ beyond the contract.
     """
-    fused = reparameterize(copy.deepcopy(model))
-    found = compare(model, fused, loader, device)
-    if not found.same:
-        raise Stopped(
-            f'the fused model is not written: its logits differ by {found.relative:.1e} of the largest (allowed '
-            f'{found.allowed:.0e}) and {found.flipped} of {found.images} predictions change; the checkpoint is {what}')
-    return fused, found
-
-
-def figures(
-        facts: Mapping[str, Any],
-        model: nn.Module,
-        fused: nn.Module,
-        found: Comparison,
-) -> dict[str, Any]:
-    """The content of ``metrics.json``.
-
-    Args:
-        facts: What is known of the checkpoint: ``model``, ``asr``, ``dataset``, ``epoch``, ``weights``.
-        model: The trained model.
-        fused: Its inference form.
-        found: Both compared.
-    """
-    (top1, top1_fused), (top5, top5_fused) = found.top1 or (None, None), found.top5 or (None, None)
-    return {
-        'model': facts.get('model'), 'plain': plain_architecture(facts.get('model') or ''),
-        **({'asr': facts['asr']['asr']} if facts.get('asr') else {}),
-        **{key: facts.get(key) for key in ('dataset', 'epoch', 'weights')}, 'was_asr': has_asr(model),
-        'images': found.images, 'top1': top1, 'top1_fused': top1_fused, 'top5': top5, 'top5_fused': top5_fused,
-        'logit_difference': found.largest,
-        'logit_difference_relative': found.relative, 'parameters': count_parameters(model),
-        'parameters_fused': count_parameters(fused)}
+    folded = fold_asr(copy.deepcopy(model)) if has_asr(model) else model
+    inference = reparameterize(copy.deepcopy(folded)) if is_foldable(folded) else folded
+    others = list(dict.fromkeys((folded, inference)))
+    found = dict(zip(others, compare(model, others, loader, device), strict=True))
+    for other, name in ((folded, 'folded network'), (inference, 'inference form')):
+        one = found[other]
+        if not one.same:
+            raise Stopped(
+                f'nothing is written: the logits of the {name} differ by {one.relative:.1e} of the largest (allowed '
+                f'{one.allowed:.0e}) and {one.flipped} of {one.images} predictions change; the checkpoint is {what}')
+    return Forms(model, folded, inference, found[folded], found[inference])
 
 
 def _speed(models: dict[str, nn.Module], shape: tuple[int, ...], device: torch.device) -> dict[str, float]:
@@ -130,7 +141,7 @@ def _speed(models: dict[str, nn.Module], shape: tuple[int, ...], device: torch.d
     return {name: shape[0] / sorted(own)[len(own) // 2] for name, own in times.items()}
 
 
-def fuse_checkpoint(
+def export_run(
         checkpoint: Path,
         folder: Path,
         args: argparse.Namespace,
@@ -140,7 +151,7 @@ def fuse_checkpoint(
         ema: bool = False,
         measure: bool = False,
 ) -> dict[str, Any]:
-    """Fuse the model of a checkpoint and write ``model.safetensors``, ``config.json`` and ``metrics.json``.
+    """Fold the model of a checkpoint and write ``model.safetensors``, ``config.json`` and ``metrics.json``.
 
     Args:
         checkpoint: What the run saved.
@@ -156,31 +167,42 @@ def fuse_checkpoint(
         What ``metrics.json`` holds.
 
     Raises:
-        Stopped: If the fused model differs from the unfused one beyond the contract. Nothing is written.
+        Stopped: If the folded network differs beyond the contract, or cannot be written. Nothing is written.
     """
-    content = read_checkpoint(checkpoint)
-    facts = checkpoint_facts(checkpoint, content, ema)
-    model = model_of(checkpoint, args, ema).to(device)
+    source = open_source(checkpoint, ema)
+    source.model.float().eval().to(device)
     if args.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    facts['asr'] = getattr(model, 'asr_options', None)
-    fused, found = compare_fused(model, loader, device, str(checkpoint))
-    metrics = figures(facts, model, fused, found)
+        source.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    forms = compare_forms(source.model, loader, device, str(checkpoint))
+    metrics = {**forms.figures(source.facts), 'split': args.val_split, **_last_epoch(folder)}
     if measure:
-        models = {'model': model, 'fused': fused}
-        plain = _plain(metrics['plain'], args) if args.asr or metrics['plain'] != args.model else None
+        models = {'model': forms.model, 'folded': forms.folded, 'inference': forms.inference}
+        models = {name: one for name, one in models.items() if name == 'model' or one is not forms.model}
+        if forms.inference is forms.folded:
+            models.pop('inference', None)
+        plain = _plain(metrics['plain'], args) if args.asr or metrics['plain'] != metrics['model'] else None
         if plain is not None:
             metrics['parameters_plain'] = count_parameters(plain)
             models['plain'] = plain.to(device)
         batch = min(args.validation_batch_size or args.batch_size, 32)
         speed = _speed(models, (batch, *data_config['input_size']), device)
         metrics |= {f'images_per_second_{name}': round(value, 1) for name, value in speed.items()}
-    source = Source(model, facts, used_data_config(data_config), label_names_of(model, content), metrics)
+    # The run's own files are in the folder already.
+    source.data_config, source.metrics, source.files = used_data_config(data_config), metrics, {}
     try:
         write_fused(source, folder, Options(overwrite=True))
     except (BadInput, ValueError, OSError) as error:
-        raise Stopped(f'the fused model cannot be written: {first_line(error)}') from None
+        raise Stopped(f'the folded network cannot be written: {first_line(error)}') from None
     return metrics
+
+
+def _last_epoch(folder: Path) -> dict[str, Any]:
+    """The accuracy at the last epoch, beside that of the epoch that was chosen by it."""
+    rows = read_summary(folder / SUMMARY)
+    if not rows:
+        return {}
+    last = {key: float(rows[-1][f'eval_{key}']) for key in ('top1', 'top5') if rows[-1].get(f'eval_{key}')}
+    return {'epoch_last': int(rows[-1]['epoch']), **{f'{key}_last': value for key, value in last.items()}}
 
 
 def _plain(name: str, args: argparse.Namespace) -> nn.Module | None:

@@ -9,9 +9,11 @@ import torch.distributed as dist
 from timm.models import safe_model_name
 
 from ..asr.options import ASR_KEYWORDS
-from ..checkpoints.load_model import load_weights, read_checkpoint, state_dict_of, trained_as
+from ..checkpoints.open import trained_as
+from ..checkpoints.provenance import made_by
+from ..checkpoints.read import read_checkpoint
+from ..checkpoints.weights import load_weights, state_dict_of
 from ..errors import BadInput
-from ..export.provenance import made_by
 from .build import first_line, title_of
 from .checkpoint import find_checkpoint
 from .loaders import label_names

@@ -79,21 +79,27 @@ class Trackers:
 
 
 def table(metrics: Mapping[str, Any]) -> str:
-    """The figures of ``metrics.json`` as a table: the trained model, the fused one, the plain backbone."""
+    """The figures of ``metrics.json`` as a table: the trained model and its forms, and the plain backbone."""
     asr = f'_asr_{metrics["asr"]}' if metrics.get('asr') else ''
-    columns = [('model', metrics['model'] + asr), ('fused', 'fused')]
+    columns = [('model', metrics['model'] + asr), ('folded', 'folded')]
+    if 'parameters_inference' in metrics:
+        columns.append(('inference', 'inference form'))
     if 'parameters_plain' in metrics:
         columns.append(('plain', f'plain {metrics["plain"]}'))
-    suffix = {'model': '', 'fused': '_fused', 'plain': '_plain'}
+    suffix = {'model': '', 'folded': '_folded', 'inference': '_inference', 'plain': '_plain'}
 
     def cell(key: str, column: str, form: str) -> str:
-        value = metrics.get(f'images_per_second_{column}' if key == 'images_per_second' else key + suffix[column])
+        if key == 'images_per_second':
+            value = metrics.get(f'{key}_{column}')
+        elif key == 'logit_difference' and column in ('model', 'folded'):  # from the trained model to the folded one
+            value = metrics[key] if column == 'folded' else None
+        else:
+            value = metrics.get(key + suffix[column])
         return '-' if value is None else format(value, form)
 
-    difference = f'{metrics["logit_difference"]:.1e}' if metrics['logit_difference'] else '0'
     rows = [
         [f'top-1 on {metrics["images"]} images, %', *(cell('top1', c, '.2f') for c, _ in columns)],
-        ['largest logit difference', '-', difference, *['-'] * (len(columns) - 2)],
+        ['largest logit difference', *(cell('logit_difference', c, '.1e') for c, _ in columns)],
         ['parameters', *(cell('parameters', c, ',') for c, _ in columns)],
     ]
     if 'images_per_second_model' in metrics:

@@ -16,7 +16,8 @@ import torch
 from timm.data.model_config import resolve_input_data_config
 from torch import nn
 
-from ..checkpoints.source import Source, as_source, class_names, to_float32
+from ..checkpoints.open import as_source
+from ..checkpoints.source import Source, class_names, to_float32
 from ..errors import BadInput
 from ..inference.compare import Comparison, random_images, tolerance
 from ..inference.reparameterize import is_foldable, reparameterize

@@ -1,20 +1,52 @@
-"""A folder that is there whole or not at all: written aside, then renamed."""
+"""A folder of weights that is there whole or not at all, and the list in its ``config.json`` of what belongs to it.
+
+What is written goes into a folder beside and takes the place of the old one by a rename. Where the folder has other
+files too, a run's say, they stay where they are: then ``config.json`` goes first and comes last, so that whoever looks
+in between finds no folder of weights, never the weights of one export under the labels of another.
+"""
 
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.names import CODE, CONFIG, KEY, METRICS, TRAINABLE, WEIGHTS
+from ..checkpoints.provenance import file_sha256
+from ..checkpoints.read import is_folder_of_weights, is_regular, read_config
 from ..errors import BadInput
-from .provenance import KEY, file_sha256, read_provenance
 
-WEIGHTS, CONFIG, METRICS, TRAINABLE = 'model.safetensors', 'config.json', 'metrics.json', 'trainable'
 # What one export writes belongs together: where another takes its place, none of it stays.
-_OWN = (WEIGHTS, CONFIG, METRICS, TRAINABLE)
+_OWN = {WEIGHTS, CONFIG, METRICS, CODE, f'{TRAINABLE}/{CONFIG}', f'{TRAINABLE}/{WEIGHTS}'}
+
+
+def files_in(folder: Path) -> set[str]:
+    """The paths of all files in a folder, relative to it; of links too."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_symlink() or path.is_file()}
+
+
+def manifest_of(folder: Path) -> dict[str, str]:
+    """The files that belong to the export in a folder, ``config.json`` apart, with their SHA-256; empty if unknown."""
+    if not is_folder_of_weights(folder):
+        return {}
+    return (read_config(folder).get(KEY) or {}).get('files') or {}
+
+
+def list_in_manifest(folder: Path, names: Iterable[str]) -> None:
+    """Let files that were written later, plots or an ONNX file, belong to the export in a folder."""
+    if not is_folder_of_weights(folder):
+        return
+    config = read_config(folder)
+    section = config.get(KEY)
+    found = {name: file_sha256(folder / name) for name in names if is_regular(folder / name)}
+    if section and found:
+        section['files'] = {**(section.get('files') or {}), **found}
+        aside = folder / f'.{CONFIG}.{secrets.token_hex(4)}'
+        write_whole(aside, json.dumps(config, indent=2).encode())
+        os.replace(aside, folder / CONFIG)
 
 
 @contextmanager
@@ -26,8 +58,9 @@ def written_aside(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise BadInput(f'{folder} is a file, and a folder is to be written there')
-    name = f'.{folder.absolute().name}.{secrets.token_hex(4)}.part'
-    aside = (folder if folder.is_dir() else folder.absolute().parent) / name
+    place = folder.resolve()
+    name = f'.{place.name}.{secrets.token_hex(4)}.part'
+    aside = (place if place.is_dir() and not _is_alone(place) else place.parent) / name
     try:
         aside.mkdir(parents=True)
     except OSError as error:
@@ -40,6 +73,12 @@ def written_aside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _is_alone(folder: Path) -> bool:
+    """Whether a folder holds an export and nothing else, and can be renamed."""
+    own = {*manifest_of(folder), *_OWN}
+    return files_in(folder) <= own and not folder.is_mount() and os.access(folder.parent, os.W_OK)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file and wait until it is on the disk."""
     with path.open('wb') as file:
@@ -48,24 +87,22 @@ def write_whole(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _without_provenance(config: Path) -> object:
-    try:
-        content = json.loads(config.read_text(encoding='utf-8'))
-    except ValueError:
-        return None
-    return {k: v for k, v in content.items() if k != KEY} if isinstance(content, dict) else None
-
-
 def holds_same(folder: Path, other: Path) -> bool:
-    """Whether two folders have the same weights under the same configuration, whenever they were written."""
-    pairs = [(f / WEIGHTS, f / CONFIG) for f in (folder, other)]
-    if not all(path.is_file() for pair in pairs for path in pair):
+    """Whether two folders have the same weights under the same configuration; other files may differ."""
+    if not (is_folder_of_weights(folder) and is_folder_of_weights(other)):
         return False
-    (weights, config), (other_weights, other_config) = pairs
-    return (
-        weights.stat().st_size == other_weights.stat().st_size
-        and _without_provenance(config) == _without_provenance(other_config)
-        and file_sha256(weights) == file_sha256(other_weights))
+    configs = [read_config(one) for one in (folder, other)]
+    for config in configs:
+        for key in ('files', 'created'):
+            (config.get(KEY) or {}).pop(key, None)
+    weights = [one / WEIGHTS for one in (folder, other)]
+    return configs[0] == configs[1] and all(map(is_regular, weights)) and (
+        file_sha256(weights[0]) == file_sha256(weights[1]))
+
+
+def _taken(folder: Path, name: str) -> BadInput:
+    return BadInput(f'{folder} has another {name} already; choose another folder, or replace what is there '
+                    '(--force, or overwrite=True)')
 
 
 def refuse_other(folder: Path, facts: Mapping[str, Any], overwrite: bool) -> None:
@@ -81,50 +118,39 @@ def refuse_other(folder: Path, facts: Mapping[str, Any], overwrite: bool) -> Non
     """
     if overwrite or not (folder / WEIGHTS).is_file():
         return
-    try:
-        there = read_provenance(folder)
-    except (OSError, ValueError):
-        there = {}
+    there = (read_config(folder).get(KEY) or {}) if is_folder_of_weights(folder) else {}
     if any(there.get(key) != facts.get(key) for key in ('source', 'weights')):
         raise _taken(folder, WEIGHTS)
-
-
-def _taken(folder: Path, name: str) -> BadInput:
-    return BadInput(f'{folder} has another {name} already; choose another folder, or replace what is there '
-                    '(--force, or overwrite=True)')
 
 
 def check_place(aside: Path, folder: Path, overwrite: bool) -> None:
     """Refuse to replace anything but the same weights.
 
     Raises:
-        BadInput: A file or folder of these names is there and is not the same, and ``overwrite`` was not given.
+        BadInput: A file of these names is there and is not the same, and ``overwrite`` was not given.
     """
-    names = {path.name for path in aside.iterdir()} | set(_OWN)
-    taken = sorted(name for name in names if (folder / name).exists())
+    taken = sorted(name for name in {*files_in(aside), *_OWN} if (folder / name).exists())
     if taken and not overwrite and not holds_same(aside, folder):
         raise _taken(folder, WEIGHTS if WEIGHTS in taken else taken[0])
 
 
 def put_in_place(aside: Path, folder: Path) -> None:
-    """Rename what was written aside; ``config.json``, which names the hash of the weights, comes last."""
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(aside, folder)
-        return
-    new = {path.name for path in aside.iterdir()}
-    if (folder / WEIGHTS).is_file() and not holds_same(aside, folder):
-        for name in set(_OWN) - new:
-            remove(folder / name)
-    for name in sorted(new, key=lambda name: (name == CONFIG, name == WEIGHTS)):
-        if (folder / name).is_dir():
-            remove(folder / name)
-        os.replace(aside / name, folder / name)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, where there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+    """Let what was written aside take its place: the whole folder by renames, or beside other files one by one."""
+    place = folder.resolve()
+    if not place.exists():
+        os.replace(aside, place)
+    elif aside.parent != place:
+        old = place.with_name(f'.{place.name}.{secrets.token_hex(4)}.old')
+        os.replace(place, old)
+        os.replace(aside, place)
+        shutil.rmtree(old, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        new = files_in(aside)
+        (place / CONFIG).unlink(missing_ok=True)
+        for name in _OWN - new:
+            (place / name).unlink(missing_ok=True)
+        for name in sorted(new, key=lambda name: (name == CONFIG, name)):
+            (place / name).parent.mkdir(exist_ok=True)
+            os.replace(aside / name, place / name)
+        if (place / TRAINABLE).is_dir() and not any((place / TRAINABLE).iterdir()):
+            (place / TRAINABLE).rmdir()

@@ -1,8 +1,6 @@
 """What can go wrong between this machine and the Hub, said in one sentence."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download
@@ -84,20 +82,6 @@ def explained(error: BaseException, what: str, repo_id: str) -> BadInput | Stopp
     return (BadInput if isinstance(error, ValueError) else Stopped)(f'{what}: {text}')
 
 
-@contextmanager
-def asking(what: str, repo_id: str) -> Iterator[None]:
-    """Calls of huggingface_hub inside fail with one sentence.
-
-    Raises:
-        BadInput: Something about the name, the token or the content was wrong.
-        Stopped: The Hub could not be reached, or could not answer.
-    """
-    try:
-        yield
-    except FAILURES as error:
-        raise explained(error, what, repo_id) from None
-
-
 def split_repo_id(name: str, revision: str | None = None) -> tuple[str, str | None]:
     """``[hf-hub:]OWNER/NAME[@REVISION]`` as repository and revision.
 
@@ -125,8 +109,7 @@ def download(
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         force: bool = False,
-        missing: Callable[[], None] | None = None,
-) -> Path | None:
+) -> Path:
     """A file of a repository, from the cache if it is there and current.
 
     Args:
@@ -136,7 +119,6 @@ def download(
         token: For private repositories; by default the one that huggingface_hub finds.
         cache_dir: Another cache than huggingface_hub's.
         force: Fetch it again, whatever the cache has.
-        missing: Called if the repository has no such file; then None is returned.
 
     Raises:
         BadInput: There is no such repository, revision or file.
@@ -146,9 +128,4 @@ def download(
         return Path(hf_hub_download(
             repo_id, file, revision=revision, token=token, cache_dir=cache_dir, force_download=force, **LIBRARY))
     except FAILURES as error:
-        absent = isinstance(error, EntryNotFoundError) and (
-            not isinstance(error, LocalEntryNotFoundError) or constants.HF_HUB_OFFLINE)
-        if missing is not None and absent:
-            missing()
-            return None
         raise explained(error, f'fetching {file} of {repo_id}', repo_id) from None

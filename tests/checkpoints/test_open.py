@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import zipfile
 from pathlib import Path
 
@@ -13,15 +12,10 @@ import timm
 import torch
 
 import timm_asr
-from timm_asr.checkpoints.load_model import (
-    check_model_name,
-    expand_names,
-    load_model,
-    read_checkpoint,
-    source_of,
-    state_dict_of,
-    trained_as,
-)
+from timm_asr.checkpoints.find import check_model_name, expand_names, source_of
+from timm_asr.checkpoints.open import load_model, open_source, trained_as
+from timm_asr.checkpoints.read import read_checkpoint
+from timm_asr.checkpoints.weights import state_dict_of
 from timm_asr.errors import BadInput
 
 NAME = 'resnet20_asr_se'
@@ -41,11 +35,6 @@ def save(path: Path, model: torch.nn.Module, name: str | None = NAME, **more: ob
     content = {'state_dict': model.state_dict(), **more}
     torch.save(content if name is None else {'arch': name, **content}, path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def _log_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
 
 
 @pytest.fixture
@@ -69,21 +58,42 @@ def test_a_checkpoint_of_timms_own_script_loads(tmp_path: Path) -> None:
     assert torch.equal(logits(loaded), logits(model))
 
 
-def test_prefixes_of_ddp_and_compile_are_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(('prefix', 'more'), [
+    ('module.', {}), ('module._orig_mod.', {}), ('model.', {'criterion.weight': torch.ones(7)}),
+    ('model._orig_mod.', {}), ('net.', {}), ('model.module.', {})])
+def test_the_prefix_of_a_wrapper_is_removed(tmp_path: Path, prefix: str, more: dict) -> None:
+    """DDP's, torch.compile's and those of a Lightning ``.ckpt``, which has a loss and its own entries beside."""
     model = make('resnet20')
-    weights = {f'module._orig_mod.{key}': value for key, value in model.state_dict().items()}
-    torch.save({'arch': 'resnet20', 'state_dict': weights}, tmp_path / 'ddp.pth')
-    assert torch.equal(logits(load_model(str(tmp_path / 'ddp.pth'))), logits(model))
+    weights = {**{f'{prefix}{key}': value for key, value in model.state_dict().items()}, **more}
+    torch.save({'pytorch-lightning_version': '2.5', 'state_dict': weights, 'hyper_parameters': {'lr': 0.1}, 'epoch': 3,
+                'global_step': 10, 'callbacks': {}, 'loops': {}}, tmp_path / 'a.ckpt')
+    assert torch.equal(logits(load_model('resnet20', tmp_path / 'a.ckpt')), logits(model))
 
 
-def test_averaged_weights_are_taken_only_when_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_whose_model_was_a_folder(tmp_path: Path) -> None:
+    folder = timm_asr.save_fused(make('resnet20'), tmp_path / 'private' / 'net')
+    for asr in (None, 'se'):
+        model = timm_asr.create_model(f'local-dir:{folder}', asr=asr)
+        path = save(tmp_path / f'{asr}.pth.tar', model, f'local-dir:{folder}',
+                    args={'model': f'local-dir:{folder}', 'asr': asr})
+        source = open_source(path)
+        assert torch.equal(logits(source.model), logits(model))
+        assert source.facts['model'] == 'resnet20'
+        assert 'private' not in json.dumps(source.facts)
+        written = timm_asr.save_fused(path, tmp_path / f'out-{asr}')
+        assert json.loads((written / 'config.json').read_text())['architecture'] == 'resnet20'
+    (folder / 'config.json').unlink()
+    with pytest.raises(BadInput, match='there is no folder of weights at .*net; name the architecture'):
+        open_source(path)
+
+
+def test_averaged_weights_are_taken_only_when_asked_for(tmp_path: Path) -> None:
     raw, ema = make(), make()
     path = save(tmp_path / 'a.pth.tar', raw, state_dict_ema=ema.state_dict())
     assert torch.equal(logits(load_model(str(path))), logits(raw))
     assert torch.equal(logits(load_model(str(path), use_ema=True)), logits(ema))
-    assert not caplog.records
-    load_model(str(save(tmp_path / 'b.pth.tar', raw)), use_ema=True)
-    assert 'no EMA weights' in caplog.text
+    with pytest.raises(BadInput, match='has no averaged weights; leave out --use-ema'):
+        load_model(str(save(tmp_path / 'b.pth.tar', raw)), use_ema=True)
 
 
 def test_a_bare_state_dict_needs_a_name(tmp_path: Path) -> None:
@@ -228,7 +238,7 @@ def test_no_pretrained_weights() -> None:
 
 def test_fused_weights_in_a_trainable_model_and_the_other_way_round(tmp_path: Path, checkpoint: Path) -> None:
     fused = save(tmp_path / 'fused.pth', timm_asr.fold_asr(make()), None)
-    with pytest.raises(BadInput, match='is fused'):
+    with pytest.raises(BadInput, match='is folded'):
         load_model(NAME, fused)
     assert not timm_asr.has_asr(load_model('resnet20', fused))
     with pytest.raises(BadInput, match='is a trainable ASR checkpoint'):

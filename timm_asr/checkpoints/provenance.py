@@ -1,0 +1,178 @@
+"""Where weights come from: the section ``timm_asr`` at the root of a written ``config.json``.
+
+timm refuses unknown keys inside ``pretrained_cfg`` and keeps its hands off those at the root. What goes in is chosen by
+name: options of recipe, schedule, augmentation and model. Nothing in it names the machine.
+"""
+
+import hashlib
+import re
+import subprocess
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from timm.models import get_pretrained_cfg
+
+from ..version import __version__
+from .names import KEY
+
+_OPTIONS = """
+dataset train_split val_split train_images holdout split_seed model asr last_norm_init pretrained num_classes gp
+img_size in_chans input_size crop_pct mean std interpolation batch_size validation_batch_size grad_accum_steps
+model_kwargs head_init_scale head_init_bias amp amp_dtype model_dtype opt opt_eps opt_betas momentum weight_decay
+clip_grad clip_mode layer_decay layer_decay_min_scale decay_all site_lr opt_kwargs sched sched_on_updates lr lr_base
+lr_base_size lr_base_scale lr_noise lr_noise_pct lr_noise_std lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay
+warmup_lr min_lr epochs epoch_repeats decay_milestones decay_epochs warmup_epochs warmup_prefix cooldown_epochs
+patience_epochs decay_rate no_aug train_crop_mode scale ratio hflip vflip color_jitter color_jitter_prob
+grayscale_prob gaussian_blur_prob aa aug_repeats aug_splits jsd_loss bce_loss bce_sum bce_target_thresh
+bce_pos_weight reprob remode recount resplit mixup cutmix cutmix_minmax mixup_prob mixup_switch_prob mixup_mode
+mixup_off_epoch smoothing train_interpolation drop drop_connect drop_path drop_block bn_momentum bn_eps sync_bn
+dist_bn split_bn model_ema model_ema_decay model_ema_warmup seed eval_metric train_img_sizes train_batch_sizes
+train_size_probs train_size_schedule train_size_schedule_spread train_size_random_mix variable_batch_loss_scale
+"""
+#: The options of a run that may be published; whatever is not in this list stays on the machine.
+PUBLIC_OPTIONS = frozenset(_OPTIONS.split())
+# A value that is text: a word, or a name on the Hub. A token of any kind is longer than a word.
+_WORD = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+-]{0,31}')
+_MODEL = re.compile(r'(hf[-_]hub:[\w.-]+/)?[A-Za-z0-9][\w.-]{0,95}')
+_DATASET = re.compile(r'((torch|tfds|hfds|hfids)/)?([A-Za-z0-9][\w.-]{0,31}/)?[A-Za-z0-9][\w.-]{0,31}')
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+@lru_cache(maxsize=1)
+def git_commit() -> str | None:
+    """Commit of the checkout that this package runs from, ``-dirty`` behind it if files differ; None outside of one."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ['git', *words], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    try:
+        git('ls-files', '--error-unmatch', '__init__.py')  # an environment may lie inside another's checkout
+        return git('describe', '--always', '--dirty', '--abbrev=40', '--exclude', '*')
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, timm and PyTorch."""
+    return {'package_version': __version__, 'timm_version': timm.__version__, 'torch_version': str(torch.__version__)}
+
+
+def made_by() -> dict[str, Any]:
+    """What a checkpoint remembers of the program that trained it."""
+    return {**versions(), 'git_commit': git_commit()}
+
+
+def base_name(path: str) -> str:
+    """The last part of a path of any system."""
+    return re.split(r'[/\\:]', path.rstrip('/\\'))[-1]
+
+
+def public_name(text: str, pattern: re.Pattern[str]) -> str | None:
+    """A text if it fits a pattern whole, else its last part if that does, else None."""
+    for part in (text, base_name(text)):
+        if pattern.fullmatch(part):
+            return part
+    return None
+
+
+def public_dataset(text: str | None) -> str | None:
+    """The name of a data set, of a path its last part."""
+    return public_name(text, _DATASET) if text else None
+
+
+def public_model(text: str | None) -> str | None:
+    """The name of a model, of a path its last part."""
+    return public_name(text, _MODEL) if text else None
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        found = {key: _public(v) for key, v in value.items() if isinstance(key, str) and _WORD.fullmatch(key)}
+        return {key: v for key, v in found.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_public(v) for v in value]
+    if isinstance(value, bool | int | float | None):
+        return value
+    return value if isinstance(value, str) and _WORD.fullmatch(value) else None
+
+
+def public_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run that may be published, those that are set: by the list of names, and then by their values.
+
+    Numbers, switches and words of at most 32 letters pass; of names of models and data sets that are paths the last
+    part does.
+    """
+    found = {}
+    for name in sorted(PUBLIC_OPTIONS & set(args)):
+        value = args[name]
+        if name in ('model', 'dataset'):
+            value = (public_model if name == 'model' else public_dataset)(str(value or ''))
+        else:
+            value = _public(value)
+        if value is not None and value is not False and value not in ('', [], {}):
+            found[name] = value
+    return found
+
+
+def as_yaml(options: Mapping[str, Any]) -> str:
+    """Options one a line, lists in brackets."""
+    return ''.join(
+        f'{name}: {yaml.safe_dump(value, default_flow_style=True, width=10_000)}' if isinstance(value, list | dict)
+        else yaml.safe_dump({name: value}, default_flow_style=False, width=10_000) for name, value in options.items())
+
+
+def dataset_name(args: Mapping[str, Any]) -> str | None:
+    """The data set of a run: its name, or that of the folder of images."""
+    return public_dataset(args.get('dataset') or str(args.get('data_dir') or args.get('data') or ''))
+
+
+def base_model_of(name: str, pretrained: bool) -> str | None:
+    """The repository on the Hub whose weights a model started from, by the name it was made by; None if unknown."""
+    for prefix in ('hf-hub:', 'hf_hub:'):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix).partition('@')[0]
+    cfg = get_pretrained_cfg(name, allow_unregistered=True) if pretrained and name else None
+    return (cfg.hf_hub_id or None) if cfg is not None else None
+
+
+def metrics_summary(flat: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Accuracy before and after folding, percent, from the content of a ``metrics.json``."""
+    if not flat:
+        return None
+    before = {key: flat[key] for key in ('top1', 'top5', 'loss') if flat.get(key) is not None}
+    after = {key: flat[f'{key}_folded'] for key in ('top1', 'top5') if flat.get(f'{key}_folded') is not None}
+    more = {key: flat[key] for key in ('images', 'logit_difference_relative') if flat.get(key) is not None}
+    return {'before': before or None, 'after': after or None, **more}
+
+
+def modern_metrics(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a ``metrics.json`` with today's keys: older files say ``_fused`` for ``_folded``."""
+    return {key.replace('_fused', '_folded'): value for key, value in flat.items()}
+
+
+def provenance(facts: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The whole section, in one order and with every key; null stands for what is not known.
+
+    Args:
+        facts: What is known of where the weights come from; any of the keys.
+        metrics: The content of a ``metrics.json``.
+    """
+    section: dict[str, Any] = {
+        'format': 2, 'form': None, 'needs': [], 'model': None, 'asr': None, 'package': KEY, **versions(),
+        'git_commit': None, 'recipe': None, 'arguments': {}, 'seed': None, 'dataset': None, 'base_model': None,
+        'weights': None, 'epoch': None, 'metrics': None, 'source': None, 'weights_sha256': None, 'dtype': None}
+    section |= {key: value for key, value in facts.items() if value is not None}
+    if metrics:
+        section['metrics'] = metrics_summary(metrics)
+    return section | {'exported_with': versions()}

@@ -1,0 +1,185 @@
+"""The content of a file that somebody else may have written: never run, never larger than it looks, checked once."""
+
+import argparse
+import errno
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+
+from ..errors import BadInput, Stopped
+from .names import CONFIG, WEIGHT_SUFFIXES
+from .schema import CHECKPOINT, CONFIGURATION, check
+
+_LARGEST_TEXT = 16 << 20
+_MOST_VALUES = 200_000
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')[:200]
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a path is a file itself, and no link to one."""
+    return path.is_file() and not path.is_symlink()
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _LARGEST_TEXT:
+            raise BadInput(f'{path} is refused: it has {path.stat().st_size:,} bytes, where a few thousand belong')
+        return path.read_text(encoding='utf-8')
+    except OSError as error:
+        raise BadInput(f'{path} cannot be read ({error.strerror})') from None
+    except UnicodeDecodeError:
+        raise BadInput(f'{path} is not a text file') from None
+
+def _count(value: Any, left: int) -> int:
+    """How many more values a nested one may have; below zero as soon as it has too many."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in parts:
+        left = _count(part, left - 1)
+        if left < 0:
+            break
+    return left
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A mapping in a YAML file; empty for an empty file.
+
+    Raises:
+        BadInput: It cannot be read, is no mapping, or expands, by aliases of aliases, to far more than it looks like.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(_text(path))
+        if _count(content, _MOST_VALUES) < 0:
+            raise BadInput(f'{path} is refused: its aliases expand it to more than {_MOST_VALUES:,} values')
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise BadInput(f'{path} is not valid YAML ({" ".join(str(error).split())[:100]})') from None
+    if content is not None and not isinstance(content, dict):
+        raise BadInput(f'{path} is not a file of options: it holds a {type(content).__name__}')
+    return content or {}
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """An object in a JSON file.
+
+    Raises:
+        BadInput: It cannot be read or holds something else.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(_text(path))
+    except (ValueError, RecursionError):
+        raise BadInput(f'{path} is not valid JSON') from None
+    if not isinstance(content, dict):
+        raise BadInput(f'{path} is not valid JSON for an object: it holds a {type(content).__name__}')
+    return content
+
+
+def is_folder_of_weights(path: str | Path) -> bool:
+    """Whether a folder has the form that ``save_fused`` writes, and that timm's ``local-dir:`` reads."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The ``config.json`` of a folder of weights, its fields checked.
+
+    Raises:
+        BadInput: There is none, it names no architecture, or a field is not what belongs there.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise BadInput(f'{folder} is not a folder of weights: it has no {CONFIG}; write one by '
+                       '`python -m timm_asr export` or timm_asr.save_fused')
+    config = read_json(path)
+    if not config.get('architecture'):
+        raise BadInput(f'{path} names no architecture')
+    check(config, CONFIGURATION, str(path))
+    return config
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a weight file, read without running any code that it may carry, its fields checked.
+
+    Args:
+        path: ``.safetensors``, or what ``torch.save`` wrote; a pickle is read with ``weights_only=True``.
+
+    Returns:
+        The dict in the file: a training checkpoint (``arch``, ``state_dict``, ...) or a bare state dict. The options
+        under ``args`` are a dict, also where timm's script wrote a Namespace.
+
+    Raises:
+        BadInput: The file is missing, truncated, of another kind, a pickle that would run code, larger inside than
+            outside, or has a field of the wrong kind.
+        Stopped: The disk cannot read it, or there is no memory for it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f'no checkpoint at {path}')
+    if path.stat().st_size == 0:
+        raise BadInput(f'{path} is empty: the checkpoint was never written whole')
+    if path.suffix == '.safetensors':
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise BadInput(f'{path} is truncated or not a safetensors file ({first_line(error)})') from None
+    content = _unpickled(path)
+    if not isinstance(content, dict):
+        raise BadInput(f'{path} holds a {type(content).__name__}, not a checkpoint or a state dict')
+    if isinstance(content.get('args'), argparse.Namespace):
+        content['args'] = vars(content['args'])
+    check(content, CHECKPOINT, str(path))
+    return content
+
+
+def _unpickled(path: Path) -> Any:
+    with path.open('rb') as file:
+        magic = file.read(2)
+    if magic not in (b'PK', b'\x80\x02', b'\x80\x03', b'\x80\x04'):
+        raise BadInput(f'{path} is not a checkpoint: it is neither a safetensors file nor one that torch.save wrote '
+                       f'({", ".join(WEIGHT_SUFFIXES)})')
+    try:
+        if magic == b'PK' and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                inside = sum(entry.file_size for entry in archive.infolist())
+            if inside > 2 * path.stat().st_size + (1 << 20):  # torch.save compresses nothing
+                raise BadInput(f'{path} is refused: it has {path.stat().st_size:,} bytes and expands to {inside:,}, '
+                               'which no file of torch.save does')
+        # timm's own training checkpoints keep their options as an argparse.Namespace.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except BadInput:
+        raise
+    except pickle.UnpicklingError as error:
+        if 'GLOBAL' in str(error) or 'global' in str(error) or 'Can only' in str(error):
+            raise BadInput(f'{path} is refused: it is a pickle that would run code{_unsafe_names(path)}; '
+                           'ask its author for a safetensors file or a plain state dict') from None
+        raise BadInput(f'{path} is damaged, or not a checkpoint that torch.save wrote') from None
+    except Exception as error:  # damaged bytes end in whatever the unpickler trips over
+        if isinstance(error, MemoryError) or getattr(error, 'errno', None) not in (None, errno.EINVAL):
+            # The disk, not the file: whoever looks for a whole checkpoint must not take it for a damaged one.
+            raise Stopped(f'{path} cannot be read ({getattr(error, "strerror", None) or "out of memory"})') from None
+        whole = magic != b'PK' or zipfile.is_zipfile(path)
+        what = 'is not a checkpoint that torch.save wrote' if whole else 'is truncated'
+        raise BadInput(f'{path} {what} ({first_line(error)[:120]})') from None
+
+def _unsafe_names(path: Path) -> str:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # the legacy format has no such list, and the answer is only a courtesy
+        return ''
+    return f' ({", ".join(sorted(names)[:3])})' if names else ''
+
+
+def arguments_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a checkpoint was trained with; empty if it does not say."""
+    return dict(content.get('args') or {})

@@ -1,0 +1,92 @@
+"""What belongs into the fields of a checkpoint and of ``config.json``: checked once, where the file is opened.
+
+A rule is a pair of a test and the words for what passes it, or a dict of rules for a mapping. A field that is absent or
+None is not looked at.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import BadInput
+
+Rule = tuple[Callable[[Any], bool], str]
+Rules = Mapping[str, 'Rule | Rules']
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _is_list(fits: Callable[[Any], bool], longest: int = 2**31) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and len(value) <= longest and all(map(fits, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+TEXT: Rule = (_is_text, 'text')
+TEXTS: Rule = (_is_list(_is_text), 'a list of texts')
+COUNT: Rule = (_is_count, 'a whole number, 0 or more')
+NUMBER: Rule = (_is_number, 'a number')
+NUMBERS: Rule = (lambda value: _is_list(_is_number, 4096)(value) and len(value) > 0, 'a number for each channel')
+SIZE: Rule = (lambda value: _is_list(_is_count)(value) and len(value) == 3 and all(0 < n < 2**16 for n in value),
+              'a channel count, a height and a width')
+SIDE: Rule = (lambda value: all(_is_count(n) and 0 < n < 2**16 for n in (value if isinstance(value, list | tuple)
+                                                                        else [value])), 'a number of pixels')
+MAPPING: Rule = (_is_mapping, 'a mapping with texts as keys')
+NAMES: Rule = (lambda value: _is_list(_is_text)(value) or _is_mapping(value), 'a name for each class')
+
+_ASR: Rules = {'asr': TEXT, 'asr_depth': COUNT, 'asr_sites': TEXTS, 'rd_ratio': NUMBER}
+CHECKPOINT: Rules = {
+    'arch': TEXT, 'epoch': COUNT, 'metric': NUMBER, 'label_names': NAMES, 'made_by': MAPPING, 'saver': MAPPING,
+    'args': {
+        'model': TEXT, 'num_classes': COUNT, 'in_chans': COUNT, 'img_size': SIDE, 'input_size': SIZE, 'gp': TEXT,
+        'model_kwargs': MAPPING, 'asr': TEXT, 'mean': NUMBERS, 'std': NUMBERS, 'crop_pct': NUMBER,
+        'interpolation': TEXT, 'dataset': TEXT, 'data_dir': TEXT, 'config': TEXT, 'seed': NUMBER, 'eval_metric': TEXT},
+}
+CONFIGURATION: Rules = {
+    'architecture': TEXT, 'num_classes': COUNT, 'num_features': COUNT, 'model_args': MAPPING, 'label_names': NAMES,
+    'pretrained_cfg': {
+        'architecture': TEXT, 'num_classes': COUNT, 'input_size': SIZE, 'mean': NUMBERS, 'std': NUMBERS,
+        'crop_pct': NUMBER, 'crop_mode': TEXT, 'interpolation': TEXT, 'label_names': NAMES, 'tag': TEXT},
+    'timm_asr': {
+        'form': TEXT, 'needs': TEXTS, 'model': TEXT, 'asr': _ASR, 'weights_sha256': TEXT, 'dataset': TEXT,
+        'arguments': MAPPING, 'recipe': TEXT, 'weights': TEXT, 'epoch': COUNT, 'seed': NUMBER, 'dtype': TEXT,
+        'files': MAPPING, 'source': {'file': TEXT, 'sha256': TEXT}, 'exported_with': MAPPING,
+        'metrics': {'before': MAPPING, 'after': MAPPING, 'images': COUNT}, 'base_model': TEXT},
+}
+
+
+def check(content: Mapping[str, Any], rules: Rules, where: str) -> None:
+    """Check the fields of a mapping.
+
+    Args:
+        content: The mapping.
+        rules: For each key that is looked at, what belongs there.
+        where: The file, as the sentence names it.
+
+    Raises:
+        BadInput: A field holds something else.
+    """
+    for key, rule in rules.items():
+        value = content.get(key)
+        if value is None:
+            continue
+        fits, what = MAPPING if isinstance(rule, Mapping) else rule
+        try:
+            right = fits(value)
+        except (TypeError, ValueError, RecursionError):
+            right = False
+        if not right:
+            raise BadInput(f"{where} is malformed: '{key}' is {str(value)[:40]!r}, where {what} belongs")
+        if isinstance(rule, Mapping):
+            check(value, rule, where)

@@ -1,0 +1,91 @@
+"""The weights inside a checkpoint, under the names that a model has for them."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import BadInput
+
+# What DDP, torch.compile, Lightning and wrappers of all kinds put before the names of the model inside.
+_WRAPPERS = ('module', '_orig_mod', 'model', 'net', 'network', 'backbone', 'encoder', '_forward_module')
+
+
+def state_dict_of(content: Mapping[str, Any], use_ema: bool = False, path: str | Path = '') -> dict[str, torch.Tensor]:
+    """The weights inside a checkpoint, without the prefix that a wrapper put before all of their names.
+
+    Args:
+        content: What ``read_checkpoint`` returned.
+        use_ema: Take the averaged weights.
+        path: Named in errors.
+
+    Raises:
+        BadInput: There are no weights, or no averaged ones.
+    """
+    ema = content.get('state_dict_ema', content.get('model_ema'))
+    if use_ema and ema is None:
+        raise BadInput(f'{path} has no averaged weights; leave out --use-ema (use_ema) to take those it has')
+    weights = ema if use_ema else content.get('state_dict', content.get('model', content))
+    if not isinstance(weights, Mapping) or not weights or not all(isinstance(k, str) for k in weights):
+        raise BadInput(f'{path} holds no weights: no state_dict inside')
+    if not any(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise BadInput(f'{path} holds no weights: its keys are {", ".join(sorted(weights)[:4])}')
+    weights = dict(weights)
+    while prefix := _prefix_of(weights):
+        weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    return weights
+
+
+def _prefix_of(weights: Mapping[str, Any]) -> str:
+    """A wrapper's prefix: one that all keys have, or nearly all beside those of a loss or a metric (Lightning)."""
+    first = Counter(key.partition('.')[0] for key in weights if '.' in key)
+    name, count = first.most_common(1)[0] if first else ('', 0)
+    alone = count == len(weights) and len({key.split('.')[1] for key in weights}) > 1
+    if name in _WRAPPERS and (alone or count > 0.9 * len(weights)):
+        return f'{name}.'
+    return ''
+
+
+def _classifier_classes(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> int | None:
+    classifier = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier')
+    classifier = classifier[0] if isinstance(classifier, list | tuple) and classifier else classifier
+    for name in (f'{classifier}.weight', f'{classifier}.bias'):
+        if isinstance(weights.get(name), torch.Tensor):
+            return weights[name].shape[0]
+    return None
+
+
+def _other_backbone(with_asr: Iterable[str], without: Iterable[str]) -> bool:
+    """Whether two sets of keys differ by more than the ASR vectors in one of them."""
+    plain = {key.replace('.layer.', '.') for key in with_asr if '.vectors.' not in key}
+    return plain != {key.replace('.layer.', '.') for key in without}
+
+
+def load_weights(model: nn.Module, path: str | Path, weights: Mapping[str, torch.Tensor], name: str = '') -> None:
+    """Load weights strictly; ``BadInput`` says what kind of other model they belong to."""
+    classes = _classifier_classes(model, weights)
+    if classes is not None and classes != model.num_classes:
+        raise BadInput(f'{path} was trained for {classes} classes, but {model.num_classes} were asked for; '
+                       f'leave --num-classes out or give {classes}')
+    name = name or type(model).__name__
+    try:
+        model.load_state_dict(weights, strict=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        own = set(model.state_dict())
+        missing, unexpected = sorted(own - set(weights)), sorted(set(weights) - own)
+        trains, trained = (any(key.endswith('psi') for key in keys) for keys in (own, weights))
+        if trains and not trained and not _other_backbone(own, weights):
+            raise BadInput(f'{path} is folded (it has no ASR vectors), and {name} is the trainable form: '
+                           'name the plain architecture, or a checkpoint from before folding') from None
+        if trained and not trains and not _other_backbone(weights, own):
+            raise BadInput(f'{path} is a trainable ASR checkpoint, and {name} has no ASR vectors: '
+                           'name the ASR model, and add --reparam to measure its inference form') from None
+        if missing or unexpected:
+            said = [f'{len(keys)} keys {what} (such as {keys[0]})'
+                    for keys, what in ((missing, 'missing'), (unexpected, 'too many')) if keys]
+            raise BadInput(f'{path} does not fit {name}: {" and ".join(said)}') from None
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise BadInput(f'{path} does not fit {name}: {lines[min(1, len(lines) - 1)].rstrip(".")}') from None

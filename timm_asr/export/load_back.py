@@ -1,0 +1,107 @@
+"""Before a folder is said to be written, it is loaded as its users will load it, and compared."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models import is_model, model_entrypoint
+from torch import nn
+
+from ..checkpoints.names import WEIGHTS
+from ..checkpoints.read import first_line
+from ..checkpoints.trainable import create_trainable
+from ..errors import BadInput
+from ..inference.compare import relative_difference, tolerance
+
+
+def needs_of(architecture: str) -> list[str]:
+    """Packages that register an architecture and must be imported first; none for those of timm.
+
+    Raises:
+        ValueError: It is registered by something that nobody else has.
+    """
+    if not is_model(architecture):
+        raise ValueError(f"timm knows no architecture '{architecture}', so nobody could load these weights by name.")
+    home = model_entrypoint(architecture).__module__.partition('.')[0]
+    if home not in ('timm', 'timm_asr'):
+        raise ValueError(
+            f"The architecture '{architecture}' is registered by '{home}' and not by timm or timm_asr, so nobody else "
+            'could load these weights by name.')
+    return [] if home == 'timm' else [home]
+
+
+def check_written(
+        folder: Path,
+        model: nn.Module,
+        images: torch.Tensor,
+        data: Mapping[str, Any],
+        label_names: Sequence[str] | None = None,
+        trainable: bool = False,
+) -> float:
+    """Load a folder and compare it with the model that was written.
+
+    Args:
+        folder: What was written.
+        model: In eval mode.
+        images: (B, C, H, W), on which both are run.
+        data: timm's data configuration that the loaded model must resolve to.
+        label_names: The names of its classes, or None.
+        trainable: Load the trainable form, as :func:`timm_asr.load_trainable` does.
+
+    Returns:
+        The largest difference of a logit over the largest logit.
+
+    Raises:
+        ValueError: It does not load, or is not the same.
+    """
+    try:
+        loaded = create_trainable(folder) if trainable else timm.create_model(f'local-dir:{folder}', pretrained=True)
+    except BadInput as error:
+        raise ValueError(f'What was written does not load back ({error}); it is not kept.') from None
+    except Exception as error:  # whatever timm raises
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()][:2]  # torch says more in the second
+        reason = ' '.join(lines).rstrip('.')[:300] or first_line(error)
+        raise ValueError(f'What was written does not load back ({reason}); it is not kept.') from None
+    reason, relative = _difference(loaded.eval(), folder, model, images, data, label_names)
+    if reason:
+        raise ValueError(f'What was written does not load back ({reason}); it is not kept.')
+    return relative
+
+
+@torch.inference_mode()
+def _difference(
+        loaded: nn.Module,
+        folder: Path,
+        model: nn.Module,
+        images: torch.Tensor,
+        data: Mapping[str, Any],
+        label_names: Sequence[str] | None,
+) -> tuple[str, float]:
+    written, state = load_file(folder / WEIGHTS), loaded.state_dict()
+    if set(written) != set(state):
+        return f"the key '{sorted(set(written) ^ set(state))[0]}' is in one of file and model only", 0
+    for name, tensor in written.items():
+        if not torch.equal(tensor.to(state[name].dtype), state[name]):
+            return f"'{name}' was changed while loading", 0
+    for name in ('num_classes', 'in_chans'):
+        wanted, found = getattr(model, name, None), getattr(loaded, name, None)
+        if wanted != found:
+            return f'{name} is {found} where it was {wanted}', 0
+    config = json.loads(json.dumps(timm.data.resolve_model_data_config(loaded)))
+    for name, wanted in data.items():
+        if config[name] != wanted:
+            return f'{name} of the images is {config[name]} where it was {wanted}', 0
+    names = loaded.pretrained_cfg.get('label_names')
+    if label_names and list(names or ()) != list(label_names):
+        return f'its label names are {names}', 0
+    wanted, found = model(images), loaded(images)
+    if wanted.shape != found.shape:
+        return f'its output is {tuple(found.shape)} where it was {tuple(wanted.shape)}', 0
+    relative = relative_difference(wanted, found)
+    if relative > tolerance(model):
+        return f'its logits differ by {relative:.1e} of the largest (allowed {tolerance(model):.0e})', relative
+    return '', relative
