@@ -19,7 +19,6 @@ def use_everything(model: nn.Module) -> None:
     assert_type(timm_asr.save_fused(model, 'folder'), Path)
     assert_type(timm_asr.push_to_hub(model, 'me/net', license='mit', dry_run=True).files, list[tuple[str, int]])
     assert_type(timm_asr.load_trainable('me/net', num_classes=7), nn.Module)
-    assert_type(timm_asr.verify_weights('me/net'), Path)
     assert_type([one.metrics for one in timm_asr.list_published('me')], list[dict[str, Any]])
     assert_type(timm_asr.plain_architecture('resnet50_asr_se'), str)
     assert_type(timm_asr.list_gates(foldable=True), list[str])

@@ -117,7 +117,7 @@ def test_a_run_is_named_and_fused(trained):
     metrics = json.loads((folder / 'metrics.json').read_text())
     assert (metrics['model'], metrics['asr'], metrics['plain']) == ('test_convnext', 'se', 'test_convnext')
     plain = timm.create_model('test_convnext', num_classes=3)
-    assert metrics['parameters'] > metrics['parameters_fused'] == metrics['parameters_plain'] == sum(
+    assert metrics['parameters'] > metrics['parameters_folded'] == metrics['parameters_plain'] == sum(
         p.numel() for p in plain.parameters())
     assert 'plain test_convnext' in text
     model = timm.create_model(f'local-dir:{folder}', pretrained=True)

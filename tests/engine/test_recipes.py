@@ -114,10 +114,10 @@ def test_the_first_run(tmp_path, capsys):
         assert words in table
     import json
     metrics = json.loads((folder / 'metrics.json').read_text())
-    assert metrics['top1'] == metrics['top1_fused'] > 80
+    assert metrics['top1'] == metrics['top1_folded'] > 80
     assert metrics['logit_difference_relative'] <= 1e-5
-    assert metrics['parameters_fused'] == metrics['parameters_plain'] < metrics['parameters']
-    assert min(metrics[f'images_per_second_{name}'] for name in ('model', 'fused', 'plain')) > 0
+    assert metrics['parameters_folded'] == metrics['parameters_plain'] < metrics['parameters']
+    assert min(metrics[f'images_per_second_{name}'] for name in ('model', 'folded', 'plain')) > 0
     fused = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     config = timm.data.resolve_model_data_config(fused)
     assert config['input_size'] == (1, 16, 16)
@@ -125,7 +125,7 @@ def test_the_first_run(tmp_path, capsys):
     held_out = create_dataset('digits', input_img_mode='L')
     images = torch.stack([transform(image) for image, _ in held_out])
     right = (fused(images).argmax(1) == torch.tensor(held_out.labels)).float().mean().item()
-    assert 100 * right == pytest.approx(metrics['top1_fused'], abs=0.3)
+    assert 100 * right == pytest.approx(metrics['top1_folded'], abs=0.3)
     parse(TRAIN_OPTIONS, TRAIN_REFUSED, ['--config', str(folder / 'args.yaml')], prog='x')  # can be repeated
     # Exported again from the checkpoint, it is the same folder.
     again = timm_asr.save_fused(folder / 'model_best.pth.tar', tmp_path / 'again')

@@ -100,7 +100,7 @@ def test_no_prefetcher_and_pin_mem(images, tmp_path):
     job = train(['--data-dir', images, '--no-prefetcher', '--mixup', 0.5, '--reprob', 0.5], tmp_path)
     assert isinstance(job.training.loaders.train, torch.utils.data.DataLoader)
     assert job.training.loaders.mixup is not None
-    assert job.fuse()['top1'] == job.fuse()['top1_fused']
+    assert job.fuse()['top1'] == job.fuse()['top1_folded']
 
 
 def test_multi_epochs_loader(images, tmp_path):
@@ -162,8 +162,8 @@ def test_summary_rows_are_replaced_from_their_epoch_on(tmp_path):
 
 
 def test_table_without_a_plain_backbone():
-    text = table({'model': 'm', 'plain': 'p', 'images': 4, 'top1': 50.0, 'top1_fused': 50.0, 'logit_difference': 2e-7,
-                  'parameters': 1234, 'parameters_fused': 1200})
+    text = table({'model': 'm', 'plain': 'p', 'images': 4, 'top1': 50.0, 'top1_folded': 50.0, 'logit_difference': 2e-7,
+                  'parameters': 1234, 'parameters_folded': 1200})
     assert '2.0e-07' in text
     assert '1,234' in text
     assert 'plain' not in text

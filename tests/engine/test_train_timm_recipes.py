@@ -307,8 +307,8 @@ def test_drop_connect_is_drop_path(train):
 def test_fuse_every_and_checkpoint_hist(train, monkeypatch):
     written = []
     from timm_asr.engine import training as module
-    original = module.fuse_checkpoint
-    monkeypatch.setattr(module, 'fuse_checkpoint', lambda *a, **k: written.append(a[0].name) or original(*a, **k))
+    original = module.export_run
+    monkeypatch.setattr(module, 'export_run', lambda *a, **k: written.append(a[0].name) or original(*a, **k))
     run = train('--lr 0.1 --fuse-every 1 --checkpoint-hist 1', finish=True)
     assert len(written) == 2  # after the first epoch, and at the end
     assert len(list(run.folder.glob('checkpoint-*.pth.tar'))) == 1

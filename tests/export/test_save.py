@@ -13,9 +13,8 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 from timm.utils import ModelEma, ModelEmaV3, freeze
 from torch import nn
 
-from timm_asr import attach_asr, has_asr, reparameterize, save_fused
+from timm_asr import attach_asr, has_asr, save_fused
 from timm_asr.errors import BadInput
-from timm_asr.export import save as save_module
 from timm_asr.export.card import model_card
 
 SMALL = {'input_size': (3, 48, 48)}
@@ -262,117 +261,3 @@ def test_keep_trainable(tmp_path):
     hashes = [config_of(f)['timm_asr']['weights_sha256'] for f in (folder, again, fused_again)]
     assert len(set(hashes)) == 1
     assert config_of(again / 'trainable')['timm_asr']['weights_sha256'] == kept['timm_asr']['weights_sha256']
-
-
-@pytest.mark.parametrize(('make', 'sentence'), [
-    (lambda: nn.Linear(3, 3), 'This Linear cannot be saved by name: save_fused takes whole models'),
-    (lambda: 3, 'A int cannot be exported: give a model, or the path'),
-    (lambda: timm.create_model('resnet20_asr_se', features_only=True), 'cannot be saved by name'),
-    (lambda: timm.create_model('resnet20', pretrained_cfg={'architecture': 'mine'}), "knows no architecture 'mine'"),
-    (lambda: reparameterize(timm.create_model('repvgg_a0_asr_se').eval()),
-     r"'repvgg_a0_asr_se' is in its inference form \(reparameterize\(\) made its RepVggBlock\)"),
-    (lambda: timm.utils.reparameterize_model(timm.create_model('mobileone_s0').eval()), 'made its MobileOneBlock'),
-    (lambda: reparameterize(timm.create_model('resnet20_asr_se').eval(), fold_bn=True),
-     "norm 'bn1' of 'resnet20' is gone"),
-    (lambda: reparameterize(timm.create_model('resnet20_se').eval()), "'resnet20_se' is in its inference form"),
-    (lambda: reparameterize(timm.create_model('resnet20_dia_lstm').eval()), 'inference form'),
-    (lambda: nn.init.constant_((m := timm.create_model('resnet20_asr_se')).fc.bias, float('nan')) is None or m,
-     'logits of the model are not finite'),
-])
-def test_what_could_not_be_loaded_back_is_refused(tmp_path, make, sentence):
-    with pytest.raises(ValueError, match=sentence) as caught:
-        save_fused(make(), tmp_path / 'folder')
-    assert '\n' not in str(caught.value)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(('make', 'sentence'), [
-    (lambda: timm.create_model('resnet20'), "This 'resnet20' has no ASR vectors to keep"),
-    (lambda: attach_asr(timm.create_model('resnet18'), 'se'), 'its ASR was attached by hand'),
-])
-def test_a_trainable_form_that_could_not_be_made_again_is_refused(tmp_path, make, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        save_fused(make(), tmp_path / 'folder', keep_trainable=True)
-    assert not list(tmp_path.iterdir())
-
-
-def test_weights_that_do_not_fit_the_stock_architecture_are_refused(tmp_path):
-    model = timm.create_model('resnet20_asr_se')
-    model.layer3[0].conv1 = nn.Conv2d(32, 8, 3)
-    with pytest.raises(ValueError, match=r"do not fit 'resnet20': 'layer3.0.conv1.weight' is \(8, 32, 3, 3\)"):
-        save_fused(model, tmp_path / 'folder')
-    assert not (tmp_path / 'folder').exists()
-
-
-def test_an_architecture_that_nobody_else_has_is_refused(tmp_path, monkeypatch):
-    model = timm.create_model('resnet20')
-    entrypoint = timm.models.model_entrypoint('resnet20')
-    monkeypatch.setattr(entrypoint, '__module__', 'my_models')
-    with pytest.raises(ValueError, match="'resnet20' is registered by 'my_models' and not by timm or timm_asr"):
-        save_fused(model, tmp_path / 'folder')
-
-
-def changed(function):
-    """``function`` with one of the tensors that it gets or returns changed a little."""
-    def wrapper(value, **kwargs):
-        if isinstance(value, nn.Module):
-            result = function(value, **kwargs)
-            result.fc.weight.data *= 1.001
-            return result
-        return function({**value, 'fc.weight': value['fc.weight'] * 1.001}, **kwargs)
-    return wrapper
-
-
-@pytest.mark.parametrize(('what', 'sentence'), [
-    ('fold', 'The folded model is not the same function: its logits differ by'),
-    ('save', r'What was written does not load back \(its logits differ by .*\); it is not kept'),
-])
-def test_what_is_not_the_same_function_is_not_kept(tmp_path, monkeypatch, what, sentence):
-    monkeypatch.setattr(save_module, what, changed(getattr(save_module, what)))
-    model = timm.create_model('resnet18_asr_se', num_classes=5)
-    for dtype in ('float32', 'float16') if what == 'fold' else ('float32',):
-        with pytest.raises(ValueError, match=sentence):
-            save_fused(model, tmp_path / 'folder', data_config=SMALL, dtype=dtype)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(('change', 'sentence'), [
-    (lambda c: c.update(architecture='resnet34'), 'Missing key'),
-    (lambda c: c['pretrained_cfg'].update(mean=[0, 0, 0]), 'mean of the images is'),
-    (lambda c: c['pretrained_cfg'].update(timm_asr={}), "unexpected keyword argument 'timm_asr'"),
-    (lambda c: c.update(num_classes=4), "'fc|num_classes|size"),
-    (lambda c: c.update(label_names=['a', 'b', 'c', 'd', 'f']), 'its label names are'),
-])
-def test_the_configuration_is_read_back(tmp_path, monkeypatch, change, sentence):
-    write = save_module.save_config_for_hf
-
-    def wrong(model, path, **kwargs):
-        write(model, path, **kwargs)
-        with open(path) as file:
-            config = json.load(file)
-        change(config)
-        with open(path, 'w') as file:
-            json.dump(config, file)
-    monkeypatch.setattr(save_module, 'save_config_for_hf', wrong)
-    model = timm.create_model('resnet18_asr_se', num_classes=5)
-    with pytest.raises(ValueError, match=f'(?s)does not load back .*{sentence}'):
-        save_fused(model, tmp_path / 'folder', label_names='abcde', data_config=SMALL)
-    assert not list(tmp_path.iterdir())
-    save_fused(model, tmp_path / 'folder', label_names='abcde', data_config=SMALL, check=False)
-    assert (tmp_path / 'folder').is_dir()  # nobody looked
-
-
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    model = timm.create_model('resnet20_asr_se')
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(BadInput, match='file is a file, and a folder is to be written there'):
-        save_fused(model, tmp_path / 'file')
-    with pytest.raises(BadInput, match=r'cannot be written \(Not a directory\)'):
-        save_fused(model, tmp_path / 'file' / 'folder')
-
-    def full(path, content):
-        raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(save_module, 'write_whole', full)
-    with pytest.raises(BadInput, match=r'folder cannot be written \(No space left on device\)'):
-        save_fused(model, tmp_path / 'folder')
-    assert [p.name for p in tmp_path.iterdir()] == ['file']

@@ -48,7 +48,7 @@ def test_a_network_without_gates_is_written(checkpoint, tmp_path, capsys):
     loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     assert not [name for name in candidates(loaded) if name.endswith('.se')]
     figures = json.loads((folder / 'metrics.json').read_text())
-    assert figures['top1_fused'] == told['top1_after']
+    assert figures['top1_folded'] == told['top1_after']
 
     # The same by hand.
     model = timm.create_model('resnet20_se', num_classes=10, in_chans=1)

@@ -6,8 +6,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import nn
 
+from ..asr.options import ASR_KEYWORDS
 from ..errors import BadInput
-from ..models.create import ASR_KEYWORDS, create_model
+from ..models.create import create_model
 from .find import check_model_name
 from .names import KEY, WEIGHTS
 from .read import first_line, read_config
@@ -19,7 +20,7 @@ _CFG_KEYS = frozenset((
     'label_descriptions'))
 _MODEL_ARGUMENTS = frozenset((
     'in_chans', 'global_pool', 'img_size', 'drop_rate', 'drop_path_rate', 'proj_drop_rate', 'attn_drop_rate',
-    'asr', 'asr_depth', 'asr_init', 'asr_learnable', 'gate', 'dia', 'rd_ratio', 'se_bias', 'eca_kernel', 'spe_mix',
+    *ASR_KEYWORDS, 'gate', 'dia', 'rd_ratio', 'se_bias', 'eca_kernel', 'spe_mix',
     'spe_reweight', 'spe_eta', 'ras_depth', 'ras_connect', 'ras_share', 'layers', 'channels', 'depth', 'depths',
     'dims', 'embed_dim', 'num_heads', 'mlp_ratio', 'patch_size', 'depth_multiplier', 'width', 'stem_width',
     'stem_type', 'stem_chs', 'output_stride', 'cardinality', 'base_width', 'avg_down', 'class_token', 'init_values',

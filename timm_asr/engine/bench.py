@@ -14,7 +14,7 @@ from timm.layers import set_fast_norm
 from timm.models import list_models
 from timm.utils import check_batch_size_retry, decay_batch_step, random_seed
 
-from ..checkpoints.load_model import check_model_name, expand_names, read_model_list, source_of
+from ..checkpoints.find import check_model_name, expand_names, read_model_list, source_of
 from ..errors import BadInput
 from .bench_steps import InferenceStep, Step, TrainStep, split_asr, split_name
 from .device import find_device, synchronize

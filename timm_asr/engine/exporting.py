@@ -14,16 +14,18 @@ from timm.data import create_loader
 from timm.data.model_config import resolve_input_data_config
 from tqdm import tqdm
 
-from ..checkpoints.open import open_source, used_data_config
+from ..checkpoints.open import open_source
+from ..checkpoints.source import used_data_config
 from ..checkpoints.source import Source
 from ..errors import BadInput, Stopped
 from ..export.graph import UnfusedExport, check_packages, write_onnx, write_program
-from ..export.place import WEIGHTS, refuse_other
-from ..export.provenance import dataset_name, file_sha256
+from ..checkpoints.names import WEIGHTS
+from ..export.place import refuse_other
+from ..checkpoints.provenance import dataset_name, file_sha256
 from ..export.save import Options, write_fused
 from .build import first_line
 from .device import find_device
-from .export import compare_fused, figures
+from .export import compare_forms
 from .interrupt import deferred_interrupts
 from .loaders import classes_of, label_names, open_dataset
 from .progress import setup_logging
@@ -135,12 +137,13 @@ def open_images(args: argparse.Namespace, source: Source, config: dict[str, Any]
 
 
 def compare_images(args: argparse.Namespace, source: Source, loader: Iterable, device: torch.device) -> None:
-    """Run the model and its inference form over the images, and keep the figures in the source."""
+    """Run the model, the folded network and the inference form over the images, and keep the figures in the source."""
     model = source.model.float().eval().to(device)
     facts = {**source.facts, 'dataset': dataset_name(vars(args))}
     shown = tqdm(loader, 'compare', unit='batch', disable=args.no_progress or not sys.stderr.isatty())
-    fused, found = compare_fused(model, shown, device, args.checkpoint)
-    source.metrics = figures(facts, model, fused, found)
+    forms = compare_forms(model, shown, device, args.checkpoint)
+    found = forms.to_folded
+    source.metrics = {**forms.figures(facts), 'split': args.split}
     source.facts.setdefault('dataset', facts['dataset'])
     before, after = found.top1 or (0.0, 0.0)
     step('compare', f'top-1 on {found.images} images {before:.2f} % before and {after:.2f} % after; logits differ by '

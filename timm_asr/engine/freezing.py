@@ -15,7 +15,8 @@ from ..checkpoints.open import open_source
 from ..checkpoints.source import Source
 from ..errors import BadInput, Stopped
 from ..export.graph import write_program
-from ..export.place import CONFIG, METRICS, TRAINABLE, WEIGHTS, remove, write_whole
+from ..checkpoints.names import CONFIG, GATES, GATES_PLOT, METRICS, PROGRAM, WEIGHTS
+from ..export.place import write_whole
 from ..export.save import Options, write_fused
 from ..figures.gates import plot_frozen
 from ..freeze import FreezeReport, freeze_attention
@@ -25,7 +26,6 @@ from .exporting import apply_data_options, describe, list_files, open_images, so
 from .interrupt import deferred_interrupts
 from .progress import setup_logging
 
-PROGRAM, REPORT, PLOT = 'model.pt2', 'gates.json', 'gates.png'
 
 
 def freeze(args: argparse.Namespace) -> FreezeReport:
@@ -77,18 +77,19 @@ def _refuse_taken(folder: Path, overwrite: bool) -> None:
     """Before any work: refuse a folder that holds something else."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f'{folder} is a file, and a folder is to be written there')
-    taken = [name for name in (PROGRAM, REPORT, PLOT, WEIGHTS) if (folder / name).exists()]
+    taken = [name for name in (PROGRAM, GATES, GATES_PLOT, WEIGHTS) if (folder / name).exists()]
     if taken and not overwrite:
         raise BadInput(f'{folder} has another {taken[0]} already; choose another folder, or replace what is there '
                        '(--force)')
 
 
 def _write(folder: Path, source: Source, report: FreezeReport, args: argparse.Namespace, images: list[Any]) -> None:
-    files = {REPORT: json.dumps(report.as_dict(), indent=2).encode() + b'\n'}
+    files = {GATES: json.dumps(report.as_dict(), indent=2).encode() + b'\n'}
     if importlib.util.find_spec('matplotlib') is not None:
         with tempfile.TemporaryDirectory() as aside:
-            plot_frozen(report.gates, Path(aside) / PLOT, f'{source.facts.get("model")}: channel weights of each gate')
-            files[PLOT] = (Path(aside) / PLOT).read_bytes()
+            path = Path(aside) / GATES_PLOT
+            plot_frozen(report.gates, path, f'{source.facts.get("model")}: channel weights of each gate')
+            files[GATES_PLOT] = path.read_bytes()
     try:
         if report.architecture:
             # Curves and figures of the training are those of the network with gates; and what is published as accuracy
@@ -103,8 +104,8 @@ def _write(folder: Path, source: Source, report: FreezeReport, args: argparse.Na
             for name, content in files.items():
                 write_whole(folder / name, content)
         # What an earlier run left there as its result, of the other kind.
-        for name in (PROGRAM,) if report.architecture else (WEIGHTS, CONFIG, METRICS, TRAINABLE):
-            remove(folder / name)
+        for name in (PROGRAM,) if report.architecture else (WEIGHTS, CONFIG, METRICS):
+            (folder / name).unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise Stopped(first_line(error)) from None
 
@@ -114,7 +115,7 @@ def _metrics(report: FreezeReport) -> dict[str, Any] | None:
     if change is None or change.top1 is None:
         return None
     before, after = change.top1
-    return {'images': change.labelled, 'top1': before, 'top1_fused': after}
+    return {'images': change.labelled, 'top1': before, 'top1_folded': after}
 
 
 def main(args: argparse.Namespace) -> int:

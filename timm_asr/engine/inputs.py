@@ -9,7 +9,7 @@ import torch
 from timm.data import create_loader, resolve_data_config
 from torch import nn
 
-from ..checkpoints.load_model import load_model
+from ..checkpoints.open import load_model
 from ..errors import BadInput
 from .loaders import classes_of, open_dataset
 from .workers import quiet_workers

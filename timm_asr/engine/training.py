@@ -18,11 +18,14 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import NativeScaler, distribute_bn, init_distributed_device, random_seed
 from torch import nn
 
+from ..checkpoints.names import ARGS, ATTENTION, CURVE, SUMMARY
+from ..checkpoints.open import open_source
+from ..checkpoints.source import data_config_of
+from ..export.place import list_in_manifest
 from ..errors import BadInput, Stopped
 from .build import (
     Task,
     build_model,
-    data_config_of,
     make_loss,
     make_optimizer,
     prepare_model,
@@ -32,7 +35,7 @@ from .build import (
 from .checkpoint import SaveFailed, Saver, write_atomically
 from .device import find_device
 from .evaluate import evaluate
-from .export import fuse_checkpoint, model_of
+from .export import export_run
 from .interrupt import deferred_interrupts
 from .loaders import make_eval_loader, make_loaders, open_datasets
 from .loop import Training, train_one_epoch
@@ -76,7 +79,7 @@ def build_training(
     model = build_model(args)
     if args.num_classes is None:
         args.num_classes = model.num_classes
-    data_config = data_config_of(model, args)
+    data_config = data_config_of(model, vars(args))
     datasets = open_datasets(args, data_config['input_size'][0])
     dtype = DTYPES[args.model_dtype] if args.model_dtype else None
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -267,7 +270,7 @@ class Run:
         if self.args.distributed:  # which has a part of the images only
             loader = make_eval_loader(self.args, self.data_config, self.datasets[1], self.device, self.training.dtype,
                                       distributed=False)
-        return fuse_checkpoint(best, self.folder, self.args, self.data_config, loader, self.device, self.use_ema,
+        return export_run(best, self.folder, self.args, self.data_config, loader, self.device, self.use_ema,
                                measure)
 
     def train(self, first: int, epochs: int) -> int:
@@ -285,7 +288,8 @@ class Run:
         if self.saver.best_metric is not None:
             _logger.info(f'Best {self.metric}: {self.saver.best_metric:.4f} in epoch {self.saver.best_epoch}.')
         metrics = None if self.args.no_fuse else self.fuse(measure=True)
-        plot_run(self.folder, model_of(best, self.args, self.use_ema) if best is not None else None)
+        plot_run(self.folder, open_source(best, self.use_ema).model.float().eval() if best is not None else None)
+        list_in_manifest(self.folder, (ARGS, SUMMARY, CURVE, ATTENTION))
         if metrics is not None:
             print(table(metrics))
         print(f'Results: {self.folder}')

@@ -16,7 +16,8 @@ from timm.layers import apply_test_time_pool, set_fast_norm
 from timm.utils import check_batch_size_retry, decay_batch_step, natural_key
 from torch import nn
 
-from ..checkpoints.load_model import expand_names, is_folder_of_weights
+from ..checkpoints.find import expand_names
+from ..checkpoints.read import is_folder_of_weights
 from ..errors import BadInput
 from .device import find_device
 from .evaluate import Totals, evaluate

@@ -17,7 +17,8 @@ import yaml
 
 from ..engine import training
 from ..engine.build import build_model
-from ..engine.checkpoint import BEST, write_atomically
+from ..checkpoints.names import BEST
+from ..engine.checkpoint import write_atomically
 from ..engine.commands.train import parse_args
 from ..engine.measure import count_parameters
 from ..engine.progress import setup_logging
