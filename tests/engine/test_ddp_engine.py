@@ -13,9 +13,9 @@ from timm.data import create_loader
 from torch import nn
 from train_helpers import make_images, run, start
 
+from timm_asr.checkpoints.open import open_source
 from timm_asr.engine.commands.train import parse_args
 from timm_asr.engine.evaluate import evaluate
-from timm_asr.checkpoints.open import open_source
 from timm_asr.engine.loaders import open_datasets
 
 ROOT = Path(__file__).parents[2]

@@ -61,7 +61,7 @@ def test_a_run_becomes_weights_with_their_history(tmp_path):
     text = weights.with_suffix('.json').read_text()
     content = json.loads(text)
     assert content['sha256'] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert content['metrics'] == {'images': 10_000, 'top1': 88.5, 'top1_folded': 88.5}
+    assert content['metrics'] == {'images': 10_000, 'top1': 88.5, 'top1_fused': 88.5}
     assert content['provenance'].items() >= {
         'seed': 7, 'recipe': 'cifar10_resnet20', 'dataset': 'cifar10', 'epoch': 3, 'git_commit': 'abc'}.items()
     assert content['log'] == [{'epoch': 2, 'train_loss': 0.5, 'eval_top1': 88.0},

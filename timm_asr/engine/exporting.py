@@ -14,14 +14,13 @@ from timm.data import create_loader
 from timm.data.model_config import resolve_input_data_config
 from tqdm import tqdm
 
+from ..checkpoints.names import WEIGHTS
 from ..checkpoints.open import open_source
-from ..checkpoints.source import used_data_config
-from ..checkpoints.source import Source
+from ..checkpoints.provenance import dataset_name, file_sha256
+from ..checkpoints.source import Source, used_data_config
 from ..errors import BadInput, Stopped
 from ..export.graph import UnfusedExport, check_packages, write_onnx, write_program
-from ..checkpoints.names import WEIGHTS
 from ..export.place import refuse_other
-from ..checkpoints.provenance import dataset_name, file_sha256
 from ..export.save import Options, write_fused
 from .build import first_line
 from .device import find_device

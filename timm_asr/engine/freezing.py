@@ -11,11 +11,11 @@ import torch
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import IterableDataset
 
+from ..checkpoints.names import CONFIG, GATES, GATES_PLOT, METRICS, PROGRAM, WEIGHTS
 from ..checkpoints.open import open_source
 from ..checkpoints.source import Source
 from ..errors import BadInput, Stopped
 from ..export.graph import write_program
-from ..checkpoints.names import CONFIG, GATES, GATES_PLOT, METRICS, PROGRAM, WEIGHTS
 from ..export.place import write_whole
 from ..export.save import Options, write_fused
 from ..figures.gates import plot_frozen
@@ -25,7 +25,6 @@ from .device import find_device
 from .exporting import apply_data_options, describe, list_files, open_images, some_images, step
 from .interrupt import deferred_interrupts
 from .progress import setup_logging
-
 
 
 def freeze(args: argparse.Namespace) -> FreezeReport:

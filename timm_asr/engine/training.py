@@ -21,17 +21,9 @@ from torch import nn
 from ..checkpoints.names import ARGS, ATTENTION, CURVE, SUMMARY
 from ..checkpoints.open import open_source
 from ..checkpoints.source import data_config_of
-from ..export.place import list_in_manifest
 from ..errors import BadInput, Stopped
-from .build import (
-    Task,
-    build_model,
-    make_loss,
-    make_optimizer,
-    prepare_model,
-    resolve_learning_rate,
-    title_of,
-)
+from ..export.place import list_in_manifest
+from .build import Task, build_model, make_loss, make_optimizer, prepare_model, resolve_learning_rate, title_of
 from .checkpoint import SaveFailed, Saver, write_atomically
 from .device import find_device
 from .evaluate import evaluate

@@ -15,9 +15,9 @@ import timm
 import torch
 import yaml
 
+from ..checkpoints.names import BEST
 from ..engine import training
 from ..engine.build import build_model
-from ..checkpoints.names import BEST
 from ..engine.checkpoint import write_atomically
 from ..engine.commands.train import parse_args
 from ..engine.measure import count_parameters
