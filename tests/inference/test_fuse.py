@@ -114,6 +114,19 @@ def test_fold_bn_on_other_timm_models(name):
         assert relative_error(expected, reparameterize(model, fold_bn=True)(x)) < 1e-12
 
 
+@pytest.mark.parametrize('name', ['levit_128s', 'tiny_vit_5m_224', 'resnet20_ras_se', 'resnet83_dia_lstm'])
+def test_the_inference_form_keeps_the_dtype(name):
+    model = randomize(timm.create_model(name, num_classes=3)).eval()
+    size = model.default_cfg['input_size'][-1]
+    x = torch.randn(1, 3, size, size)
+    for dtype, bound in ((torch.float64, 1e-12), (torch.bfloat16, 0.1)):
+        form = reparameterize(clone(model).to(dtype), fold_bn=True)
+        assert {t.dtype for t in form.state_dict().values() if t.is_floating_point()} == {dtype}
+        with torch.no_grad():
+            assert relative_error(clone(model).to(dtype)(x.to(dtype)), form(x.to(dtype))) < bound
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_in_training_mode_fold_bn_is_refused_and_nothing_changes():
     model = small('resnet20_asr_se').train()
     keys = list(model.state_dict())

@@ -41,6 +41,13 @@ PRINTED = {
     f'{NEXT}_spa': ({}, None, 52.95),
     f'{NEXT}_dia_lstm': ({}, 32.96, 33.01),
     f'{NEXT}_dia_lstm_light': ({}, 32.19, 32.24),
+    f'{R164}_sem': ({}, 1.95, 1.97),
+    'resnet83_sem': ({}, 0.99, 1.01),  # RAS paper, Table 1
+    f'{WRN}_sem': ({}, 12.42, 12.44),
+    f'{NEXT}_sem': ({}, None, 34.09),
+    f'{R164}_spem': ({}, 1.74, 1.76),
+    f'{WRN}_spem': ({}, 12.06, 12.09),
+    f'{NEXT}_spem': ({}, 32.13, 32.18),
     # Tables 10, 11, 12, 13
     f'{R164}_dia_lstm r=1': ({'rd_ratio': 1.0}, None, 2.59),
     f'{R164}_dia_lstm r=8': ({'rd_ratio': 1 / 8}, None, 1.84),
@@ -128,8 +135,9 @@ def test_units_have_the_papers_formulas():
         assert size(cell='light') == n * n // 4
 
 
-def test_spa_of_resnext_is_printed_cut_off():
-    assert 52.90 <= count('resnext101_8x32d_spa', 10) / 1e6 < 52.91
+@pytest.mark.parametrize(('gate', 'printed'), [('spa', 52.90), ('sem', 34.04), ('cbam', 32.56)])
+def test_on_resnext_some_counts_are_printed_cut_off(gate, printed):
+    assert printed <= count(f'resnext101_8x32d_{gate}', 10) / 1e6 < printed + 0.01
 
 
 @pytest.mark.parametrize(('name', 'decimals', 'printed'), [

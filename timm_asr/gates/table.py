@@ -12,6 +12,7 @@ from .gate import ChannelGate
 from .ie import IE
 from .ras import RAS, RecurrentECA, RecurrentSE, RecurrentSPA
 from .se import SE
+from .sem import SEM
 from .sge import SGE
 from .shared import SharedUnit
 from .spa import SPA
@@ -26,7 +27,9 @@ GATES: dict[str, type[ChannelGate]] = {
     'spa': SPA,
     'cbam': CBAM,
     'sge': SGE,
+    'sem': SEM,
     'spe': SPE,
+    'spem': SPE,
     'ras': RAS,
     'ras_se': RecurrentSE,
     'ras_eca': RecurrentECA,

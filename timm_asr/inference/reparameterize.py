@@ -1,5 +1,9 @@
 """From the trained network to the one that runs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from timm.models import reparameterize_model
 from torch import nn
 
@@ -41,9 +45,10 @@ def reparameterize(module: nn.Module, fold_bn: bool = False) -> nn.Module:
         check_batch_norm_eval(module)
     module = fold_asr(module)
     if merging:
-        if module in merging:  # timm's function looks at children only
-            module = _merge_root(module)
-        reparameterize_model(module, inplace=True)
+        with _default_dtype_of(module):
+            if module in merging:  # timm's function looks at children only
+                module = _merge_root(module)
+            reparameterize_model(module, inplace=True)
     return attention_for_inference(fold_batch_norm(module) if fold_bn else module)
 
 
@@ -65,6 +70,19 @@ def _merge_root(module: nn.Module) -> nn.Module:
     verb = 'reparameterize' if hasattr(module, 'reparameterize') else 'switch_to_deploy'
     getattr(module, verb)()
     return module
+
+
+@contextmanager
+def _default_dtype_of(module: nn.Module) -> Iterator[None]:
+    """Let layers that are made meanwhile have a module's dtype: some of timm's (LeViT, TinyViT) would be float32."""
+    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    before = torch.get_default_dtype()
+    if len(dtypes) == 1:
+        torch.set_default_dtype(dtypes.pop())
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def built_for_inference(model: nn.Module, form: bool | str) -> None:

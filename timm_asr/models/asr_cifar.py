@@ -33,12 +33,12 @@ _BOTTLENECK = [_resnet(depth, Bottleneck, (depth - 2) // 9) for depth in (83, 16
 # Zagoruyko and Komodakis: depth 6n + 4, four times as wide.
 _WIDE = _backbone('wrn52_4', 'Wide ResNet-52-4', {
     'block': WideBlock, 'layers': (8, 8, 8), 'channels': (64, 128, 256), 'stem_width': 16, 'preact': True,
-}, rd_ratios={'se': 1 / 4})
+}, rd_ratios={'se': 1 / 4, 'sem': 1 / 4})
 # Xie et al.: depth 9n + 2, 8 groups of 32, 64 and 128 channels: the inner width is twice the outer one.
 _NEXT = _backbone('resnext101_8x32d', 'ResNeXt-101 8x32d', {
     'block': Bottleneck, 'layers': (11, 11, 11), 'channels': (32, 64, 128),
     'block_args': {'cardinality': 8, 'base_width': 64},
-}, rd_ratios={'se': 1 / 4, 'spa': 1 / 4})
-# The papers' counts of SE on these two, and of SPA on the second, need a quarter.
+}, rd_ratios={'se': 1 / 4, 'sem': 1 / 4, 'spa': 1 / 4})
+# The papers' counts of SE and SEM on these two, and of SPA on the second, need a quarter.
 
 register_backbones(__name__, *_BASIC, *_BOTTLENECK, _WIDE, _NEXT)

@@ -11,6 +11,8 @@ from ..asr.attach import attach_asr
 from ..asr.options import take_vector_options
 from ..asr.sites import class_sites
 from ..asr.ungated import vector_maker
+from ..gates.gate import ChannelGate
+from ..gates.iebn import IEBN2d
 from ..gates.table import gate_arguments, gate_options, get_gate
 from ..inference.reparameterize import Reparameterizable, built_for_inference
 from .last_norm import init_last_norms
@@ -61,6 +63,8 @@ class ZooModel(Reparameterizable):
         if asr is None and gate is None and any(value is not None for value in own.values()):
             given = next(name for name, value in own.items() if value is not None)
             raise TypeError(f'{given} is for models with a gate or with ASR; this one has neither.')
+        if kwargs.get('norm_layer') == 'iebn':
+            kwargs['norm_layer'] = IEBN2d
         if gate is not None:
             attn_layer = partial(get_gate(gate), **gate_arguments(gate, own))
             if not self.GATED:
@@ -68,6 +72,9 @@ class ZooModel(Reparameterizable):
         if asr is not None:
             asr_layer = vector_maker(asr, **own)
         super().__init__(*args, **kwargs)
+        for module in list(self.modules()):  # type: ignore[attr-defined]
+            if isinstance(module, ChannelGate):
+                module.reset_layers()
         if gate is not None and self.GATED:
             make = partial(attn_layer, **get_device_dtype(self))  # type: ignore[arg-type]
             for block in list(self.modules()):  # type: ignore[attr-defined]

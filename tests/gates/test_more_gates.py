@@ -1,0 +1,146 @@
+"""SEM, deeper SE, other poolings, IEBN: against plain re-statements in float64; how gates start."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from helpers import images, randomize, relative_error, small
+from torch import nn
+
+from timm_asr.gates.gate import ChannelGate
+from timm_asr.gates.iebn import IEBN2d
+from timm_asr.gates.se import SE
+from timm_asr.gates.sem import SEM
+from timm_asr.gates.spe import SPE
+
+C = 16
+POOLS = {
+    'average': lambda x: x.mean((2, 3)),
+    'max': lambda x: x.amax((2, 3)),
+    'min': lambda x: x.amin((2, 3)),
+    0.3: lambda x: 0.3 * x.amax((2, 3)) + 0.7 * x.amin((2, 3)),
+}
+
+
+def features():
+    return torch.randn(3, C, 5, 4, dtype=torch.float64)
+
+
+def mlp(u, fc1, fc2):
+    h = (u @ fc1.weight.flatten(1).T + fc1.bias).clamp(min=0)
+    return h @ fc2.weight.flatten(1).T + fc2.bias
+
+
+def weigh(x, v):
+    return x * v[:, :, None, None]
+
+
+def test_sem_is_its_formula():
+    gate, x = randomize(SEM(C, dtype=torch.float64)), features()
+    u = x.mean((2, 3))
+    s = torch.sigmoid(u @ gate.switch.weight.T + gate.switch.bias)
+    k = gate.conv.weight.shape[-1]
+    padded = nn.functional.pad(u, (k // 2, k // 2))
+    z2 = sum(gate.conv.weight[0, 0, i] * padded[:, i:i + C] for i in range(k))
+    logits = (mlp(u, gate.fc1, gate.fc2), z2, u * gate.weight + gate.bias)
+    v = torch.stack([torch.sigmoid(s[:, n:n + 1] * z) for n, z in enumerate(logits)]).prod(0)
+    assert relative_error(weigh(x, v), gate(x)) < 1e-12
+
+
+@pytest.mark.parametrize('pooling', POOLS)
+@pytest.mark.parametrize('depth', [1, 3])
+def test_se_deeper_and_with_other_poolings(pooling, depth):
+    gate, x = randomize(SE(C, pooling=pooling, depth=depth, dtype=torch.float64)), features()
+    u = POOLS[pooling](x)
+    for fc1, fc2 in [(gate.fc1, gate.fc2), *((deeper.fc1, deeper.fc2) for deeper in gate.deeper)]:
+        u = mlp(u, fc1, fc2)
+    assert relative_error(weigh(x, torch.sigmoid(u)), gate(x)) < 1e-12
+
+
+@pytest.mark.parametrize('mix', ['max', 'min', 'average', 0.3])
+def test_spe_with_other_poolings(mix):
+    gate, x = randomize(SPE(C, mix=mix, dtype=torch.float64)), features()
+    v = torch.sigmoid(gate.exc_weight * POOLS[mix](x) + gate.exc_bias)
+    again = torch.sigmoid(gate.rew_weight * (x.amax((2, 3)) + x.amin((2, 3))) + gate.rew_bias)
+    assert relative_error(weigh(x, v * again), gate(x)) < 1e-12
+    assert torch.equal(gate.scale(x, gate.excite(gate.pool(x))), gate(x))
+
+
+@pytest.mark.parametrize(('name', 'kwargs'), [
+    ('resnet83_se', {'se_depth': 3}), ('resnet83_se', {'se_pool': 'max'}), ('resnet20_se', {'se_pool': 0.3}),
+    ('resnet83_ras_se', {'se_depth': 2, 'ras_depth': 3}), ('resnet20_ras_se', {'se_pool': 'min'}),
+    ('resnet83', {'dia': 'se', 'se_depth': 2}), ('resnet83', {'dia': 'se', 'se_pool': 'max'}),
+    ('resnet83_spe', {'spe_mix': 'max'}), ('resnet83_spe', {'spe_mix': 'average'}), ('resnet83_sem', {}),
+    ('resnet20', {'dia': 'sem'}), ('resnet20_asr_sem', {}), ('resnet20', {'norm_layer': 'iebn'})])
+def test_the_inference_form_is_the_same_function(name, kwargs):
+    model = randomize(small(name, **kwargs)).eval()
+    x = images(model)
+    with torch.no_grad():
+        expected = model(x)
+        assert relative_error(expected, torch.jit.script(copy.deepcopy(model))(x)) < 1e-12
+        for fold_bn in (False, True):
+            assert relative_error(expected, copy.deepcopy(model).reparameterize(fold_bn=fold_bn)(x)) < 1e-12
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_iebn_is_its_formula(training):
+    norm, x = randomize(IEBN2d(C, dtype=torch.float64)).train(training), features()
+    before = copy.deepcopy(norm)
+    v = torch.sigmoid(norm.gate_weight * x.mean((2, 3)) + norm.gate_bias)
+    if training:
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    else:
+        mean, var = norm.norm.running_mean, norm.norm.running_var
+    hat = (x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
+    expected = weigh(hat * norm.weight[:, None, None], v) + norm.bias[:, None, None]
+    assert relative_error(expected, norm(x)) < 1e-12
+    constant = torch.rand(C, dtype=torch.float64)
+    expected = hat * (norm.weight * constant)[:, None, None] + norm.bias[:, None, None]
+    assert relative_error(expected, before.without_attention(constant)(x)) < 1e-12
+
+
+def test_iebn_in_networks_and_when_norms_are_synchronised():
+    ours = timm.create_model('resnet20', norm_layer='iebn', layers=(1, 1, 1))
+    stock = timm.create_model('resnet18', norm_layer=IEBN2d, num_classes=3)
+    for model in (ours, nn.SyncBatchNorm.convert_sync_batchnorm(stock)):
+        assert sum(isinstance(m, IEBN2d) for m in model.modules()) > 5
+    assert ours(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+
+
+@pytest.mark.parametrize('name', ['resnet20_se', 'resnet20_cbam', 'resnet18_se', 'repvgg_a0_cifar_se', 'resnet20_spa'])
+def test_gates_keep_their_own_initialisation(name):
+    """PyTorch's: uniform in +-1 / sqrt(inputs), whatever the network does to its convolutions."""
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    layers = [m for gate in model.modules() if isinstance(gate, ChannelGate) for m in gate.modules()
+              if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert layers
+    for layer in layers:
+        inputs = layer.weight[0].numel()
+        assert layer.weight.abs().max() <= inputs**-0.5
+        if layer.weight.numel() > 100:
+            assert abs(layer.weight.std() * (3 * inputs) ** 0.5 - 1) < 0.2
+
+
+def test_a_forward_pass_writes_to_nothing():
+    for name, kwargs in (('resnet20_sem', {}), ('resnet20_spe', {}), ('resnet20', {'dia': 'lstm'}),
+                         ('resnet20', {'norm_layer': 'iebn'})):
+        for model in (small(name, **kwargs).eval(), small(name, **kwargs).eval().reparameterize(fold_bn=True)):
+            versions = {key: t._version for key, t in model.state_dict(keep_vars=True).items()}
+            attributes = {key: dict(vars(m)) for key, m in model.named_modules()}
+            model(images(model))
+            assert {key: t._version for key, t in model.state_dict(keep_vars=True).items()} == versions
+            assert {key: dict(vars(m)) for key, m in model.named_modules()} == attributes
+
+
+@pytest.mark.parametrize(('name', 'kwargs', 'error', 'sentence'), [
+    ('resnet20_se', {'se_pool': 'median'}, ValueError, "se_pool is 'median'; it takes 'average', 'max', 'min'"),
+    ('resnet20_se', {'se_pool': 2}, ValueError, "se_pool is 2; it takes"),
+    ('resnet20_se', {'se_depth': 0}, ValueError, 'se_depth is 0; SE is 1 to 4 deep'),
+    ('resnet20_asr_se', {'se_depth': 2}, TypeError, "Under ASR the gate 'se' has no depth to choose"),
+    ('resnet20_eca', {'se_depth': 2}, TypeError, "The gate 'eca' takes no se_depth; se, ras_se do"),
+])
+def test_errors(name, kwargs, error, sentence):
+    with pytest.raises(error, match=sentence):
+        timm.create_model(name, **kwargs)

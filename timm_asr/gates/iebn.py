@@ -1,0 +1,56 @@
+"""IEBN, instance enhancement batch normalisation: a norm whose scale is weighed by IE."""
+
+import torch
+from torch import nn
+
+from .pooling import average_pool
+
+
+class IEBN2d(nn.Module):
+    """y = x^ * gamma * sigmoid(w * GAP(x) + b) + beta, with x^ the normalised feature map: (B, C, H, W) -> the same.
+
+    ``timm.create_model('resnet20', norm_layer='iebn')``, or ``norm_layer=IEBN2d`` for any model of timm. w starts at
+    0 and b at -1, so the scale starts at 0.27 gamma. The shift beta is not weighed.
+
+    Liang et al.: Instance Enhancement Batch Normalization, AAAI 2020, https://arxiv.org/abs/1908.04008.
+
+    The BatchNorm inside is an ordinary one without scale and shift, so what synchronises or freezes BatchNorms finds
+    it, and the attention stays.
+
+    Args:
+        num_features: Channels C.
+        eps: Added to the variance.
+        momentum: Of the running statistics.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+            self,
+            num_features: int,
+            eps: float = 1e-5,
+            momentum: float | None = 0.1,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.norm = nn.BatchNorm2d(num_features, eps, momentum, affine=False, **dd)
+        self.weight = nn.Parameter(torch.ones(num_features, **dd))
+        self.bias = nn.Parameter(torch.zeros(num_features, **dd))
+        self.gate_weight = nn.Parameter(torch.zeros(num_features, **dd))
+        self.gate_bias = nn.Parameter(torch.full((num_features,), -1.0, **dd))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        u = average_pool(x).flatten(1)
+        scale = self.weight * torch.addcmul(self.gate_bias, u, self.gate_weight).sigmoid()
+        return torch.addcmul(self.bias[:, None, None], self.norm(x), scale[:, :, None, None])
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def without_attention(self, v: torch.Tensor) -> nn.BatchNorm2d:
+        """The BatchNorm that is left where the attention is a constant v, (C,): gamma * v in the place of gamma."""
+        plain = nn.BatchNorm2d(
+            len(self.weight), self.norm.eps, self.norm.momentum, device=self.weight.device, dtype=self.weight.dtype)
+        plain.load_state_dict({**self.norm.state_dict(), 'weight': self.weight * v, 'bias': self.bias})
+        return plain.train(self.training)
