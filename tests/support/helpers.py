@@ -44,7 +44,7 @@ def kinds() -> list[str]:
     deeper = [f'{name}_' for names in _DEEPER.values() for name in names]
     few = {f'{name}{end}' for name in _FEW for end in _FEW_ENDS}
     skipped = tuple(deeper + [f'{name}_' for name in (*_FEW, 'resnet110_acnet')])
-    return [n for n in zoo_names() if n in few or not f'{n}_'.startswith(skipped)]
+    return [n for n in zoo_names() if (n in few or not f'{n}_'.startswith(skipped)) and '_spem' not in n]  # is spe
 
 
 def small(name: str, **kwargs) -> nn.Module:
