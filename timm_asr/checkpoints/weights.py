@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import BadInput
+from ..models.authors import our_names
 
 # What DDP, torch.compile, Lightning and wrappers of all kinds put before the names of the model inside.
 _WRAPPERS = ('module', '_orig_mod', 'model', 'net', 'network', 'backbone', 'encoder', '_forward_module')
@@ -16,6 +17,8 @@ _WRAPPERS = ('module', '_orig_mod', 'model', 'net', 'network', 'backbone', 'enco
 
 def state_dict_of(content: Mapping[str, Any], use_ema: bool = False, path: str | Path = '') -> dict[str, torch.Tensor]:
     """The weights inside a checkpoint, without the prefix that a wrapper put before all of their names.
+
+    Weights of the papers' authors get the names that they have here.
 
     Args:
         content: What ``read_checkpoint`` returned.
@@ -36,7 +39,7 @@ def state_dict_of(content: Mapping[str, Any], use_ema: bool = False, path: str |
     weights = dict(weights)
     while prefix := _prefix_of(weights):
         weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    return weights
+    return dict(our_names(weights))
 
 
 def _prefix_of(weights: Mapping[str, Any]) -> str:

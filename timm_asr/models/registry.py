@@ -11,6 +11,7 @@ from torch import nn
 
 from ..gates.table import list_gates, list_units
 from ..inference.reparameterize import built_for_inference
+from .authors import checkpoint_filter_fn
 from .pretrained import check_shipped, with_shipped
 
 #: The ASR paper's gates.
@@ -114,6 +115,7 @@ def build(backbone: Backbone, name: str, pretrained: bool = False, **kwargs: Any
     for gate in (kwargs.get('gate'), kwargs.get('asr'), kwargs.get('dia')):
         if gate in backbone.rd_ratios:
             kwargs.setdefault('rd_ratio', backbone.rd_ratios[gate])
+    kwargs.setdefault('pretrained_filter_fn', checkpoint_filter_fn)
     form: bool | str = False
     if pretrained and check_shipped(name, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')):
         form = kwargs.pop('reparameterized', False)  # what ships is trainable, so it is loaded first

@@ -1,6 +1,6 @@
 """What all models of this package share: keywords and the inference form."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..gates.gate import ChannelGate
 from ..gates.iebn import IEBN2d
 from ..gates.table import gate_arguments, gate_options, get_gate
 from ..inference.reparameterize import Reparameterizable, built_for_inference
+from .authors import our_names
 from .last_norm import init_last_norms
 
 
@@ -87,6 +88,10 @@ class ZooModel(Reparameterizable):
         if asr is not None:
             attach_asr(self, asr_layer, sites=sites, preserve=False, **options)  # type: ignore[arg-type]
         built_for_inference(self, reparameterized)  # type: ignore[arg-type]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, those of the papers' authors too (:mod:`timm_asr.models.authors`)."""
+        return super().load_state_dict(our_names(state_dict), strict, assign)  # type: ignore[misc]
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         own = {prefix + name for name, _ in self.named_parameters()}  # type: ignore[attr-defined]
