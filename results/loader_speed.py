@@ -72,7 +72,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return f"""# Images in memory
 
 {machine()}; PyTorch {torch.__version__}, one thread a run, batch {BATCH}, bf16 autocast, channels_last.
-Images per second of training steps on CIFAR-10 from one archive, median of {TURNS} turns of {STEPS} steps; "over timm's"
+Images per second of training steps on CIFAR-10 from one archive, median of {TURNS} turns of {STEPS} steps; over timm's
 is the ratio to timm's loader without a worker. A worker needs a core of its own, which two runs on two cores have not.
 
 {as_markdown(rows)}"""

@@ -1,0 +1,149 @@
+"""The study's results, from the folder of its runs: a CSV and a figure for each experiment, and the words.
+
+    python results/study.py RUNS
+
+RUNS holds a folder for each file in results/study, as `timm-asr experiment study/X.yaml --output RUNS/X` makes it.
+Written: study/X.csv, study/X.png, all of study.md below its line "# Results", and the part of docs/should_i_use_it.md between
+its two marks. The plan above the results stays as it was.
+"""
+
+import argparse
+import math
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from timm_asr.engine.reports import as_markdown, write_results
+from timm_asr.errors import BadInput, run_main
+from timm_asr.experiment.plan import Plan, read_plan
+from timm_asr.experiment.report import comparisons, markdown
+from timm_asr.experiment.runner import read_results, values_of
+from timm_asr.experiment.search import ranking
+from timm_asr.experiment.statistics import LEVEL, holm
+from timm_asr.figures.experiment import plot_arms
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / 'docs' / 'should_i_use_it.md'
+ORDER = ('small', 'depth', 'depth_30', 'depth_60', 'all_images_20', 'all_images_56', 'methods')
+MARKS = '<!-- study: begin -->', '<!-- study: end -->'
+CONTROLS = ('last norm 0.5', 'last norm 0')
+
+
+def against(plan: Plan, arm: str) -> Plan:
+    """The plan with another arm that the others are compared with."""
+    return replace(plan, baseline=arm, arms=tuple(
+        replace(each, versus='' if each.name == arm else arm) for each in plan.arms))
+
+
+def balanced(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of the seeds that all arms have."""
+    whole = [seed for seed in plan.seeds if sum(row['seed'] == seed for row in rows) == len(plan.arms)]
+    return [row for row in rows if row['seed'] in whole]
+
+
+def better_control(plan: Plan, rows: Sequence[dict[str, Any]]) -> str | None:
+    """The control with the higher mean; None where the plan has none."""
+    means = {arm.name: statistics.mean(values_of(rows, arm.name, 'top1').values()) for arm in plan.arms
+             if arm.name in CONTROLS and values_of(rows, arm.name, 'top1')}
+    return max(means, key=lambda name: means[name]) if means else None
+
+
+def verdicts(plan: Plan, rows: Sequence[dict[str, Any]], control: str, margin: float) -> list[str]:
+    """For each arm, what the plan's rule makes of its difference to the better control."""
+    found = comparisons(against(plan, control), rows)
+    corrected = dict(zip(found, holm([c.permutation for c in found.values()]), strict=True))
+    text = []
+    for name, c in found.items():
+        if name in ('plain', *CONTROLS):
+            continue
+        if corrected[name] < LEVEL and c.low > 0:
+            what = 'a gain'
+        elif corrected[name] < LEVEL and c.high < 0:
+            what = 'a loss'
+        elif c.high < margin:
+            what = f'no gain of {margin:g} points or more'
+        else:
+            what = 'not known with so many seeds'
+        interval = '' if math.isnan(c.low) else f', 95 % from {c.low:+.2f} to {c.high:+.2f}'
+        text.append(f'- **{name}** against {control}: {what} ({c.difference:+.2f} points{interval}, '
+                    f'corrected p {corrected[name]:.3f}).')
+    return text
+
+
+def section(plan: Plan, rows: Sequence[dict[str, Any]], margin: float) -> str:
+    """What is known of an experiment."""
+    whole = balanced(plan, rows)
+    seeds = len(whole) // len(plan.arms)
+    text = [markdown(plan, whole).replace('# ', '## ', 1).rstrip()]
+    if not seeds:
+        return f'## {plan.name}\n\n{len(rows)} of {len(plan.runs)} runs are done, no seed by all arms yet.'
+    control = better_control(plan, whole)
+    if control is not None and seeds > 1:
+        text += [f'Against the better control, {control!r}, by the rule of the plan:',
+                 '\n'.join(verdicts(plan, whole, control, margin))]
+    return '\n\n'.join(text)
+
+
+def cells(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Arm -> mean ± deviation."""
+    found = {}
+    for arm in plan.arms:
+        values = list(values_of(rows, arm.name, 'top1').values())
+        if values:
+            spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
+            found[arm.name] = f'{statistics.mean(values):.1f}{spread}'
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script with this command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
+    parser.add_argument('runs', type=Path, metavar='RUNS', help='folder of the folders of runs')
+    folder = parser.parse_args(argv).runs
+    if not folder.is_dir():
+        raise BadInput(f'no folder at {folder}')
+    sections, columns, missing, shown = [], {}, [], None
+    for name in ORDER:
+        plan = read_plan(HERE / 'study' / f'{name}.yaml')
+        rows = read_results(plan, folder / name)
+        if not rows:
+            missing.append(f'`study/{name}.yaml`')
+            continue
+        write_results(HERE / 'study' / f'{name}.csv', rows)
+        whole = balanced(plan, rows)
+        sections.append(section(plan, rows, 0.3 if name.startswith('all_images') else 1.0))
+        if whole:
+            plot_arms(plan.name, {arm.name: list(values_of(whole, arm.name, 'top1').values()) for arm in plan.arms},
+                      HERE / 'study' / f'{name}.png')
+            sections.append(f'![{plan.name}](study/{name}.png)')
+            shown = shown or name
+            columns[f'{plan.name}; seeds: {len(whole) // len(plan.arms)}'] = cells(plan, whole)
+    search = read_plan(HERE / 'study' / 'search.yaml')
+    if (folder / 'search').is_dir():
+        sections.append(ranking(search, folder / 'search').replace('# ', '## ', 1).rstrip())
+    else:
+        missing.append('`study/search.yaml`')
+    if missing:
+        sections.append(f'Not run yet: {", ".join(missing)}.')
+    study = HERE / 'study.md'
+    plan_text = study.read_text(encoding='utf-8').partition('\n# Results\n')[0]
+    study.write_text('\n'.join([plan_text, '# Results\n', '\n\n'.join(sections)]) + '\n', encoding='utf-8')
+    arms = list(dict.fromkeys(arm for column in columns.values() for arm in column))
+    table = as_markdown([{'arm': arm, **{title: column.get(arm, '') for title, column in columns.items()}}
+                         for arm in arms])
+    before, _, rest = PAGE.read_text(encoding='utf-8').partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    figure = ''
+    if shown is not None:
+        shutil.copy(HERE / 'study' / f'{shown}.png', PAGE.parent / 'images' / 'study.png')
+        figure = f'\n![{read_plan(HERE / "study" / f"{shown}.yaml").name}: a dot a run](images/study.png)\n'
+    PAGE.write_text(f'{before}{MARKS[0]}\n{table}{figure}{MARKS[1]}{after}', encoding='utf-8')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(run_main(main, 'study.py'))
