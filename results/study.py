@@ -3,8 +3,8 @@
     python results/study.py RUNS
 
 RUNS holds a folder for each file in results/study, as `timm-asr experiment study/X.yaml --output RUNS/X` makes it.
-Written: study/X.csv, study/X.png, all of study.md below its line "# Results", and the part of docs/should_i_use_it.md between
-its two marks. The plan above the results stays as it was.
+Written: study/X.csv, study/X.png, all of study.md below its line "# Results", and what is between the two marks in
+docs/should_i_use_it.md. The plan above the results stays as it was.
 """
 
 import argparse
