@@ -10,6 +10,14 @@ class BadInput(Exception):  # noqa: N818 - it is not the program that failed
     """An input that cannot work; its text is one sentence that names the input and what would work."""
 
 
+class NotACheckpoint(BadInput):
+    """A file that is certainly no whole checkpoint: empty, cut off, or of another kind."""
+
+
+class OwnBadInput(BadInput):
+    """What one process of several met alone, such as an image of its part of the data: it says so itself."""
+
+
 def nearest(name: str, known: Sequence[str], count: int = 1) -> list[str]:
     """The entries of ``known`` that look most like ``name``, best first; at least one if there are any."""
     for cutoff in (0.6, 0.3, 0.0):
@@ -35,12 +43,12 @@ def run_main(main: Callable[[], int | None], prog: str) -> int:
     """Run a script's ``main`` and return its exit status.
 
     A ``BadInput`` becomes one line on stderr and status 2, a ``Stopped`` one line and status 1, Ctrl-C status 130. Of
-    several processes only the first speaks.
+    several processes only the first speaks, unless another met something that the first does not know.
     """
     try:
         return main() or 0
     except (BadInput, Stopped) as error:
-        if os.environ.get('RANK', '0') == '0':
+        if os.environ.get('RANK', '0') == '0' or isinstance(error, OwnBadInput):
             print(f'{prog}: error: {sentence(error)}', file=sys.stderr)
         return 2 if isinstance(error, BadInput) else 1
     except KeyboardInterrupt:

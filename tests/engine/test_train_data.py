@@ -49,9 +49,9 @@ def rows(tmp_path):
 def test_a_tar_of_images(images, tmp_path):
     with tarfile.open(tmp_path / 'images.tar', 'w') as tar:
         tar.add(images / 'train', 'train')
-    job = train(['--data-dir', tmp_path / 'images.tar'], tmp_path)
+    job = train(['--data-dir', tmp_path / 'images.tar', '--val-split', ''], tmp_path)
     assert len(job.datasets[0]) == 24
-    assert 0 <= float(rows(tmp_path)[0]['eval_top1']) <= 100
+    assert float(rows(tmp_path)[0]['train_loss']) > 0
 
 
 def test_a_class_map_orders_the_classes(images, tmp_path):

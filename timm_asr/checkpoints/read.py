@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from ..errors import BadInput, Stopped
+from ..errors import BadInput, NotACheckpoint, Stopped
 from .names import CONFIG, WEIGHT_SUFFIXES
 from .schema import CHECKPOINT, CONFIGURATION, check
 
@@ -126,7 +126,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise BadInput(f'no checkpoint at {path}')
     if path.stat().st_size == 0:
-        raise BadInput(f'{path} is empty: the checkpoint was never written whole')
+        raise NotACheckpoint(f'{path} is empty: the checkpoint was never written whole')
     if path.suffix == '.safetensors':
         try:
             return safetensors.torch.load_file(path)
@@ -145,8 +145,8 @@ def _unpickled(path: Path) -> Any:
     with path.open('rb') as file:
         magic = file.read(2)
     if magic not in (b'PK', b'\x80\x02', b'\x80\x03', b'\x80\x04'):
-        raise BadInput(f'{path} is not a checkpoint: it is neither a safetensors file nor one that torch.save wrote '
-                       f'({", ".join(WEIGHT_SUFFIXES)})')
+        raise NotACheckpoint(f'{path} is not a checkpoint: it is neither a safetensors file nor one that torch.save '
+                             f'wrote ({", ".join(WEIGHT_SUFFIXES)})')
     try:
         if magic == b'PK' and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -168,9 +168,9 @@ def _unpickled(path: Path) -> Any:
         if isinstance(error, MemoryError) or getattr(error, 'errno', None) not in (None, errno.EINVAL):
             # The disk, not the file: whoever looks for a whole checkpoint must not take it for a damaged one.
             raise Stopped(f'{path} cannot be read ({getattr(error, "strerror", None) or "out of memory"})') from None
-        whole = magic != b'PK' or zipfile.is_zipfile(path)
-        what = 'is not a checkpoint that torch.save wrote' if whole else 'is truncated'
-        raise BadInput(f'{path} {what} ({first_line(error)[:120]})') from None
+        if magic == b'PK' and not zipfile.is_zipfile(path):
+            raise NotACheckpoint(f'{path} is truncated ({first_line(error)[:120]})') from None
+        raise BadInput(f'{path} is not a checkpoint that this PyTorch reads ({first_line(error)[:120]})') from None
 
 def _unsafe_names(path: Path) -> str:
     try:

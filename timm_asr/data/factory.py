@@ -7,6 +7,7 @@ from torchvision.datasets import STL10
 
 from .arrays import TRAIN_SPLITS, Npz
 from .digits import Digits
+from .splits import check_split
 
 
 def create_dataset(name: str, root: str | None = None, split: str = 'validation', **kwargs: Any) -> Any:
@@ -19,7 +20,11 @@ def create_dataset(name: str, root: str | None = None, split: str = 'validation'
         root: Folder or tar file of the data; not used by ``digits`` and ``npz:``.
         split: Name of the split.
         **kwargs: As for ``timm.data.create_dataset``.
+
+    Raises:
+        ValueError: There is no such split.
     """
+    check_split(name, root, split)
     mode = kwargs.get('input_img_mode') or 'RGB'
     if name == 'digits':
         return Digits(split, input_img_mode=mode)

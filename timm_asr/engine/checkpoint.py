@@ -4,10 +4,13 @@ Every file is written aside, flushed to the disk, and renamed; ``last.pth.tar`` 
 needed to bring the ranked copies beside it (``checkpoint-N.pth.tar``, ``model_best.pth.tar``) up to date again.
 """
 
+import hashlib
 import math
 import os
 import re
+import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,14 +18,46 @@ import torch
 
 from ..checkpoints.names import BEST, LAST
 from ..checkpoints.read import read_checkpoint
-from ..errors import BadInput
+from ..errors import BadInput, NotACheckpoint
 
+#: Key of a checkpoint: the hash of its tensors.
+HASH = 'tensors_sha256'
 _NUMBERED = re.compile(r'checkpoint-(\d+)\.pth\.tar')
 _RECOVERY = re.compile(r'recovery-(\d+)-(\d+)\.pth\.tar')
 
 
 class SaveFailed(Exception):  # noqa: N818 - named for what happened
     """A file could not be written; the one it was to replace is untouched."""
+
+
+def hash_of(content: Any) -> str:
+    """SHA-256 of all tensors in a checkpoint, with their places, types and shapes."""
+    digest = hashlib.sha256()
+
+    def add(value: Any, place: str) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(f'{place} {value.dtype} {tuple(value.shape)}\n'.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                add(item, f'{place}/{key}')
+        elif isinstance(value, list | tuple):
+            for index, item in enumerate(value):
+                add(item, f'{place}/{index}')
+
+    add(content, '')
+    return digest.hexdigest()
+
+
+def check_hash(path: Path, content: dict[str, Any]) -> None:
+    """Compare the tensors of a checkpoint with the hash that was written beside them, if there is one.
+
+    Raises:
+        BadInput: They differ: the disk or a copy changed them.
+    """
+    if HASH in content and hash_of({key: value for key, value in content.items() if key != HASH}) != content[HASH]:
+        raise BadInput(f'{path} is damaged: its tensors are not those that were written; remove it to go on from an '
+                       'earlier checkpoint')
 
 
 def _sync_folder(folder: Path) -> None:
@@ -38,30 +73,48 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _new_name_beside(path: Path) -> Path:
+    """A name for a temporary file, which nobody else takes: two processes never write into the same one."""
+    return path.with_name(f'.{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp')
+
+
+def _reason(error: BaseException | None) -> str:
+    """What the system said: torch reports a full disk as an "unexpected position" that came of it."""
+    first = str(error).splitlines()[0]
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        error = error.__context__
+    return first
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Make a file whole or not at all: ``write`` gets a file beside ``path`` that is then renamed.
+    """Make a file whole or not at all: ``write`` gets a new file beside ``path`` that is then renamed.
 
     Raises:
-        SaveFailed: If the disk is full or the like; what was at ``path`` is still there.
+        SaveFailed: If the disk is full, read-only or the like; what was at ``path`` is still there.
     """
-    aside = path.with_name(f'.{path.name}.tmp')
+    aside = _new_name_beside(path)
     try:
-        with aside.open('wb') as file:
+        # Made anew: a link that lies at this name is not followed to what it points at.
+        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_NOFOLLOW', 0), 0o666)
+        with os.fdopen(handle, 'wb') as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
     except (OSError, RuntimeError) as error:
-        aside.unlink(missing_ok=True)
-        reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
-        raise SaveFailed(f'{path} could not be written ({reason})') from error
+        with suppress(OSError):
+            aside.unlink()
+        raise SaveFailed(f'{path} could not be written ({_reason(error)})') from error
     _sync_folder(path.parent)
 
 
 def _link(source: Path, target: Path) -> None:
     """Make ``target`` a second name (or a copy) of ``source``, replacing it in one step."""
-    aside = target.with_name(f'.{target.name}.tmp')
-    aside.unlink(missing_ok=True)
+    if target.exists() and target.samefile(source):
+        return  # renaming one of two names of a file over the other would leave both
+    aside = _new_name_beside(target)
     try:
         os.link(source, aside)
         os.replace(aside, target)
@@ -76,13 +129,14 @@ class Saver:
     Args:
         folder: Where the files go.
         decreasing: Whether a smaller metric is better.
-        keep: How many numbered checkpoints stay, the best ones (``--checkpoint-hist``).
+        keep: How many numbered checkpoints stay, the best ones (``--checkpoint-hist``); 0 keeps none of them, and at
+            the end (:meth:`close`) the best checkpoint alone.
     """
 
     def __init__(self, folder: str | Path, decreasing: bool = False, keep: int = 10) -> None:
         self.folder = Path(folder)
         self.decreasing = decreasing
-        self.keep = max(1, keep)
+        self.keep = max(0, keep)
         self.best_metric: float | None = None
         self.best_epoch: int | None = None
         self.ranked: list[tuple[int, float | None]] = []  # (epoch, metric), best first
@@ -132,9 +186,9 @@ class Saver:
             metric = None
         before = self.state_dict()
         self._rank(epoch, metric)
-        content = {**state, 'epoch': epoch, 'metric': metric, 'saver': self.state_dict(), 'version': 2}
+        content = {**state, 'epoch': epoch, 'metric': metric, 'saver': self.state_dict()}
         try:
-            write_atomically(self.folder / LAST, lambda file: torch.save(content, file))
+            self._write(LAST, content)
         except SaveFailed:
             self.load_state_dict(before)
             raise
@@ -146,8 +200,7 @@ class Saver:
         Raises:
             SaveFailed: If it cannot be written; the checkpoint before it is whole.
         """
-        content = {**state, 'epoch': epoch, 'metric': None, 'saver': self.state_dict(), 'version': 2}
-        write_atomically(self.folder / LAST, lambda file: torch.save(content, file))
+        self._write(LAST, {**state, 'epoch': epoch, 'metric': None, 'saver': self.state_dict()})
         self.settle(epoch)
 
     def settle(self, epoch: int) -> None:
@@ -174,40 +227,54 @@ class Saver:
 
     def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> None:
         """Write the state in the middle of an epoch, and drop the one before it."""
-        content = {**state, 'epoch': epoch, 'recovery': True, 'update': update, 'saver': self.state_dict(),
-                   'version': 2}
-        path = self.folder / f'recovery-{epoch}-{update}.pth.tar'
-        write_atomically(path, lambda file: torch.save(content, file))
-        for other in self.folder.iterdir():
-            if _RECOVERY.fullmatch(other.name) and other != path:
-                other.unlink(missing_ok=True)
+        name = f'recovery-{epoch}-{update}.pth.tar'
+        self._write(name, {**state, 'epoch': epoch, 'recovery': True, 'update': update, 'saver': self.state_dict()})
+        remove_recoveries(self.folder, but=self.folder / name)
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        content = {**content, 'version': 2, HASH: hash_of(content)}
+        write_atomically(self.folder / name, lambda file: torch.save(content, file))
+
+    def close(self) -> None:
+        """The run is done: with ``keep`` 0, one checkpoint is enough."""
+        if self.keep == 0 and (self.folder / BEST).exists():
+            (self.folder / LAST).unlink(missing_ok=True)
 
 
-def _candidates(folder: Path) -> list[Path]:
-    """Checkpoints of a run folder, the furthest first."""
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoints of a run folder, the furthest first, and the best at the end."""
     recoveries, numbered = [], []
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.is_dir() else ():
         if match := _RECOVERY.fullmatch(path.name):
             recoveries.append(((int(match[1]), int(match[2])), path))
         elif match := _NUMBERED.fullmatch(path.name):
             numbered.append((int(match[1]), path))
     found = [path for _, path in sorted(recoveries, reverse=True)]
-    if (folder / LAST).exists():
-        found.append(folder / LAST)
-    return found + [path for _, path in sorted(numbered, reverse=True)]
+    found += [path for path in [folder / LAST] if path.exists()]
+    found += [path for _, path in sorted(numbered, reverse=True)]
+    return found + [path for path in [folder / BEST] if path.exists()]
+
+
+def remove_recoveries(folder: Path, but: Path | None = None) -> None:
+    """Remove what an epoch left that was not finished, all but one."""
+    for path in folder.iterdir():
+        if _RECOVERY.fullmatch(path.name) and path != but:
+            path.unlink(missing_ok=True)
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """The furthest checkpoint of a run folder that loads; None if there is none.
+    """The furthest checkpoint of a run folder; None if there is none.
 
-    Files that a kill left half-written have another name and are not looked at; a damaged one is passed over.
+    A file that is no checkpoint (empty, cut off) is passed over.
+
+    Raises:
+        BadInput: One that may well be whole cannot be read, or its tensors are not those that were written: going on
+            from an older one would overwrite it.
     """
-    if not folder.is_dir():
-        return None
-    for path in _candidates(folder):
+    for path in checkpoints_in(folder):
         try:
-            if 'state_dict' in read_checkpoint(path):
-                return path
-        except BadInput:
+            check_hash(path, read_checkpoint(path))
+        except NotACheckpoint:
             continue
+        return path
     return None

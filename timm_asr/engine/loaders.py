@@ -16,7 +16,7 @@ from torchvision.transforms import RandomCrop, Resize
 
 from ..data import create_dataset
 from ..data.part import Part, draw_parts
-from ..errors import BadInput
+from ..errors import BadInput, OwnBadInput
 from .memory import in_memory
 from .seeding import EpochSeeded, own_generator
 from .workers import quiet_workers
@@ -58,7 +58,7 @@ class NamedErrors(Dataset):
         try:
             return self.dataset[index]
         except (RuntimeError, OSError, UnidentifiedImageError):
-            raise BadInput(f'cannot read the image {self.dataset.filename(index, absolute=True)}') from None
+            raise OwnBadInput(f'cannot read the image {self.dataset.filename(index, absolute=True)}') from None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -175,6 +175,10 @@ def open_datasets(args: argparse.Namespace, channels: int) -> tuple[Any, Any]:
     train = open_dataset(args, True, img_mode)
     # Opened again where a part of it is held out, since that part is not augmented.
     evaluation = open_dataset(args, bool(args.holdout), img_mode) if args.val_split or args.holdout else None
+    roots = [getattr(getattr(dataset, 'reader', None), 'root', None) for dataset in (train, evaluation)]
+    if roots[0] is not None and roots[0] == roots[1] and not args.holdout:
+        raise BadInput(f'{args.data_dir} has no splits {args.train_split} and {args.val_split}: training and validation '
+                       'would be on the same images; --holdout N keeps N of them for validation')
     check_classes(args, train, evaluation)
     if args.train_images is None and not args.holdout:
         return train, evaluation

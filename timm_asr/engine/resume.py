@@ -1,12 +1,8 @@
 """The state of a run as a checkpoint holds it, and a run brought back to such a state."""
 
 import logging
-from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
-from timm.models import safe_model_name
 
 from ..asr.options import ASR_KEYWORDS
 from ..checkpoints.open import trained_as
@@ -14,36 +10,19 @@ from ..checkpoints.provenance import made_by
 from ..checkpoints.read import read_checkpoint
 from ..checkpoints.weights import load_weights, state_dict_of
 from ..errors import BadInput
-from .build import first_line, title_of
-from .checkpoint import find_checkpoint
+from .build import first_line
+from .checkpoint import check_hash, find_checkpoint
 from .loaders import label_names
 from .loop import Training
+from .run_folder import DEFAULT_OUTPUT
 
 _logger = logging.getLogger(__name__)
-
-DEFAULT_OUTPUT = './output/train'
 
 
 def plain_options(args: Any) -> dict[str, Any]:
     """The options as plain data, which ``torch.load(weights_only=True)`` reads anywhere."""
     return {key: value if isinstance(value, bool | int | float | str | list | dict | None) else str(value)
             for key, value in vars(args).items()}
-
-
-def run_folder_of(args: Any, size: int) -> Path:
-    """Folder of this run: that of the checkpoint it goes on from, or a new one named by time, model and size."""
-    output = Path(args.output or DEFAULT_OUTPUT)
-    if args.experiment:
-        return output / args.experiment
-    if args.resume and args.resume != 'auto':
-        return Path(args.resume).resolve().parent
-    model = safe_model_name(title_of(args))
-    if args.resume == 'auto' and output.is_dir():
-        earlier = sorted((path for path in output.glob(f'*-{model}-{size}') if find_checkpoint(path)),
-                         key=lambda path: path.name)
-        if earlier:
-            return earlier[-1]
-    return output / f'{datetime.now():%Y%m%d-%H%M%S}-{model}-{size}'
 
 
 def adopt_asr(args: Any) -> None:
@@ -54,7 +33,7 @@ def adopt_asr(args: Any) -> None:
     """
     path = Path(args.resume) if args.resume else None
     if args.resume == 'auto':
-        path = find_checkpoint(run_folder_of(args, 0)) if args.experiment else None
+        path = find_checkpoint(Path(args.output or DEFAULT_OUTPUT, args.experiment)) if args.experiment else None
     if path is None or not path.is_file():  # which is said where it is looked for
         return
     said = trained_as(read_checkpoint(path))
@@ -70,29 +49,6 @@ def adopt_asr(args: Any) -> None:
         _logger.info(f'{path} was trained with --asr {args.asr}: so it goes on.')
     own = {key: value for key, value in (said.get('model_kwargs') or {}).items() if key in ASR_KEYWORDS}
     args.model_kwargs = {**own, **args.model_kwargs} if args.asr else args.model_kwargs
-
-
-def locate(args: Any, size: int) -> tuple[Path, Path | None]:
-    """(run folder, checkpoint to go on from or None), the same in all processes.
-
-    Raises:
-        BadInput: If the named checkpoint is not there.
-    """
-    found: list[Any] = [None, None]
-    if args.rank == 0:
-        folder = run_folder_of(args, size)
-        checkpoint = None
-        if args.resume == 'auto':
-            checkpoint = find_checkpoint(folder)
-        elif args.resume:
-            checkpoint = Path(args.resume)
-        found = [folder, checkpoint]
-    if args.distributed:
-        dist.broadcast_object_list(found, src=0)
-    folder, checkpoint = found
-    if checkpoint is not None and not checkpoint.is_file():
-        raise BadInput(f'--resume {checkpoint}: no such file; --resume auto finds the last checkpoint of a run')
-    return folder, checkpoint
 
 
 def capture(training: Training) -> dict[str, Any]:
@@ -131,6 +87,7 @@ def read_state(path: Path, args: Any) -> dict[str, Any]:
     arch = content.get('arch')
     if arch != args.model:
         raise BadInput(f'--resume {path}: it is a checkpoint of {arch}, not of {args.model}')
+    check_hash(path, content)
     return content
 
 

@@ -34,7 +34,8 @@ from .loop import Training, train_one_epoch
 from .options import as_yaml
 from .prepare import DTYPES, autocast, fast_matmul
 from .progress import Progress, setup_logging
-from .resume import adopt_asr, capture, locate, place_schedule, read_state, restore, restore_weights
+from .resume import adopt_asr, capture, place_schedule, read_state, restore, restore_weights
+from .run_folder import locate
 from .seeding import start_epoch
 from .summary import Trackers, add_summary, plot_run, table
 
@@ -163,7 +164,7 @@ class Run:
     def prepare(self) -> tuple[int, int]:
         """Find the folder, resume if asked, make schedule and saver; returns first epoch and end."""
         args, training = self.args, self.training
-        self.folder, checkpoint = locate(args, self.data_config['input_size'][-1])
+        self.folder, checkpoint, self.lock = locate(args, self.data_config['input_size'][-1])
         content = read_state(checkpoint, args) if checkpoint is not None else None
         wrap(training, content, checkpoint)
         training.scheduler, epochs = create_scheduler_v2(
@@ -185,10 +186,9 @@ class Run:
     def _open_folder(self, content: dict[str, Any] | None, checkpoint: Path | None, first: int) -> None:
         args = self.args
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / 'args.yaml', lambda file: file.write(as_yaml(self.options()).encode()))
-        except (OSError, SaveFailed) as error:
-            raise BadInput(f'cannot write into the folder {self.folder} ({error})') from None
+        except SaveFailed as error:
+            raise BadInput(str(error)) from None
         _logger.info(f'Results go to {self.folder}')
         if content is not None and checkpoint is not None:
             _logger.info(f'Going on from {checkpoint} at epoch {first}.')
@@ -196,8 +196,6 @@ class Run:
                 self.saver.adopt_best(checkpoint.parent)
             elif self.saver.last is not None and checkpoint.samefile(self.saver.last):
                 self.saver.settle(int(content['epoch']))
-        elif self.saver.last is not None:
-            _logger.warning(f'{self.folder} holds an earlier run, which this one replaces; --resume auto would go on.')
         self.trackers = Trackers(args, self.folder.name, self.folder)
         if args.save_images:
             self.training.save_images = self.folder
@@ -280,6 +278,7 @@ class Run:
         if self.saver.best_metric is not None:
             _logger.info(f'Best {self.metric}: {self.saver.best_metric:.4f} in epoch {self.saver.best_epoch}.')
         metrics = None if self.args.no_fuse else self.fuse(measure=True)
+        self.saver.close()
         plot_run(self.folder, open_source(best, self.use_ema).model.float().eval() if best is not None else None)
         list_in_manifest(self.folder, (ARGS, SUMMARY, CURVE, ATTENTION))
         if metrics is not None:
@@ -346,6 +345,7 @@ def carry_out(job: Run) -> int:
         leave_others(job.args)
         if job.primary:
             job.trackers.close()
+            job.lock.close()
 
 
 def leave_others(args: argparse.Namespace) -> None:

@@ -1,0 +1,110 @@
+"""The folder of a run: found or made, held by a lock while the run lives, never taken from another run."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+import torch.distributed as dist
+from timm.models import safe_model_name
+
+from ..checkpoints.names import SUMMARY
+from ..errors import BadInput
+from .build import title_of
+from .checkpoint import checkpoints_in, find_checkpoint, remove_recoveries
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+DEFAULT_OUTPUT = './output/train'
+LOCK = '.lock'
+
+
+def newest_run(output: Path, ending: str) -> Path | None:
+    """The run folder ``*-ENDING`` whose checkpoint was written last; None if none has one."""
+    def age(folder: Path) -> float:
+        return max((path.stat().st_mtime for path in checkpoints_in(folder)), default=0.0)
+
+    folders = sorted(output.glob(f'*-{ending}'), key=age, reverse=True)
+    return next((folder for folder in folders if find_checkpoint(folder)), None)
+
+
+def _make_new(output: Path, ending: str) -> Path:
+    """A folder that did not exist: of two runs that start in the same second, one gets a number."""
+    name = f'{datetime.now():%Y%m%d-%H%M%S}'
+    for number in range(1, 1000):
+        folder = output / f'{name}{f".{number}" if number > 1 else ""}-{ending}'
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(f'{output} has a thousand runs of this second')
+
+
+def _hold(folder: Path) -> IO[str]:
+    """Lock a folder until the file that this returns is closed, or the process ends in whatever way."""
+    file = (folder / LOCK).open('w')
+    if fcntl is not None:
+        try:
+            # A lock of the process: workers that outlive it do not keep it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise BadInput(f'another run is writing into {folder}; name another one with --experiment') from None
+    return file
+
+
+def open_run_folder(args: Any, size: int) -> tuple[Path, Path | None, IO[str]]:
+    """The folder of this run, the checkpoint that it goes on from (or None), and the lock on the folder.
+
+    The folder is ``--experiment`` under ``--output``, that of the checkpoint that ``--resume`` names, the newest run
+    of this model for ``--resume auto``, or a new one named by time, model and size.
+
+    Raises:
+        BadInput: The folder holds another run, alive or not, or cannot be written; or the checkpoint is not there.
+    """
+    output, ending = Path(args.output or DEFAULT_OUTPUT), f'{safe_model_name(title_of(args))}-{size}'
+    named = Path(args.resume) if args.resume and args.resume != 'auto' else None
+    if named is not None and not named.is_file():
+        raise BadInput(f'--resume {named}: no such file; --resume auto finds the last checkpoint of a run')
+    folder = output / args.experiment if args.experiment else named.resolve().parent if named else None
+    if folder is None and args.resume == 'auto':
+        folder = newest_run(output, ending)
+    try:
+        if folder is None:
+            folder = _make_new(output, ending)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _hold(folder)
+        for path in folder.glob('.*.tmp'):  # of a run that was killed: nobody else may write here now
+            path.unlink()
+        checkpoint = find_checkpoint(folder) if args.resume == 'auto' else named
+        if checkpoint is not None and checkpoint.resolve().parent == folder.resolve():
+            remove_recoveries(folder, but=checkpoint)
+        else:
+            _clear(folder, args.overwrite or args.resume == 'auto')
+    except OSError as error:
+        raise BadInput(f'cannot write into the folder {folder or output} ({error.strerror or error})') from None
+    return folder, checkpoint, lock
+
+
+def _clear(folder: Path, allowed: bool) -> None:
+    """Remove what another run left in a folder where one starts anew."""
+    there = checkpoints_in(folder)
+    if there and not allowed:
+        raise BadInput(f'{folder} holds the checkpoints of another run: go on with it (--resume auto), replace it '
+                       '(--overwrite), or name another folder (--experiment)')
+    for path in [*there, folder / SUMMARY]:
+        path.unlink(missing_ok=True)
+
+
+def locate(args: Any, size: int) -> tuple[Path, Path | None, IO[str] | None]:
+    """:func:`open_run_folder` by the first process; all of them get folder and checkpoint, the first the lock."""
+    found: list[Any] = [None, None]
+    lock = None
+    if args.rank == 0:
+        *found, lock = open_run_folder(args, size)
+    if args.distributed:
+        dist.broadcast_object_list(found, src=0)
+    return found[0], found[1], lock
