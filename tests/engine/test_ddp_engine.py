@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_resumed_equals_uninterrupted_in_two_processes(images, tmp_path, port):
 
 def test_sync_bn_is_converted_to(images, tmp_path):
     """PyTorch computes it on GPUs only; what a CPU can show is the conversion, attention included."""
-    setup = ("import torch.distributed as dist, timm_asr.engine.commands.train as train\n"
+    setup = ("import torch.distributed as dist, timm_asr.engine.start as train\n"
              "original = train.prepare_model\n"
              "def converted(model, args, device):\n"
              "    args.distributed = True\n"
@@ -162,3 +163,13 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(images, tmp_path, p
     content = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=True)
     assert content['epoch'] == 0
     assert all(value.isfinite().all() for value in content['state_dict'].values())
+
+
+def test_the_process_that_alone_met_a_bad_image_says_so(images, tmp_path, port):
+    shutil.copytree(images, tmp_path / 'images')
+    bad = sorted((tmp_path / 'images' / 'validation').glob('*/*.png'))[1]  # of the second process
+    bad.write_bytes(bad.read_bytes()[:-300])
+    codes, texts = two(['--data-dir', tmp_path / 'images', *ARGV, '--output', tmp_path, '--workers', 0], tmp_path, port)
+    assert codes[1] == 2, texts
+    assert f'train.py: error: cannot read the image {bad}' in texts[1]
+    assert 'cannot read' not in texts[0]

@@ -200,16 +200,16 @@ def test_a_fused_model_that_differs_is_not_written(images, tmp_path):
             '--epochs', 1, '--workers', 0, '--output', tmp_path, '--experiment', 'x']
     wrong = '''
 import torch, timm_asr.engine.export as export
-reparameterize = export.reparameterize
+fold = export.fold_asr
 def off(model):
-    model = reparameterize(model)
+    model = fold(model)
     with torch.no_grad():
         model.fc.bias[0] += 1e-3
     return model
-export.reparameterize = off
+export.fold_asr = off
 '''
     done = run(argv, tmp_path / 'log', wrong)
     assert done.code == 1, done.text
-    assert 'the fused model is not written: its logits differ by' in done.text.splitlines()[-1]
+    assert 'nothing is written: the logits of the folded network differ by' in done.text.splitlines()[-1]
     assert not (tmp_path / 'x' / 'model.safetensors').exists()
     assert (tmp_path / 'x' / 'last.pth.tar').exists()

@@ -177,8 +177,8 @@ def open_datasets(args: argparse.Namespace, channels: int) -> tuple[Any, Any]:
     evaluation = open_dataset(args, bool(args.holdout), img_mode) if args.val_split or args.holdout else None
     roots = [getattr(getattr(dataset, 'reader', None), 'root', None) for dataset in (train, evaluation)]
     if roots[0] is not None and roots[0] == roots[1] and not args.holdout:
-        raise BadInput(f'{args.data_dir} has no splits {args.train_split} and {args.val_split}: training and validation '
-                       'would be on the same images; --holdout N keeps N of them for validation')
+        raise BadInput(f'{args.data_dir} has no splits {args.train_split} and {args.val_split}: training and '
+                       'validation would be on the same images; --holdout N keeps N of them for validation')
     check_classes(args, train, evaluation)
     if args.train_images is None and not args.holdout:
         return train, evaluation

@@ -17,7 +17,7 @@ import yaml
 
 from ..checkpoints.names import BEST
 from ..engine import training
-from ..engine.build import build_model
+from ..engine.build import build_model, title_of
 from ..engine.checkpoint import write_atomically
 from ..engine.commands.train import parse_args
 from ..engine.measure import count_parameters
@@ -83,7 +83,7 @@ def make_run(run: Run, output: Path, device: str | None, budget: float) -> None:
     row: dict[str, Any] = {'arm': run.arm.name, 'seed': run.seed, 'status': 'done'}
     setup_logging()
     job = training.Run(parse_args(argv), argv)
-    row |= {'model': training.title_of(job.args), 'epochs': job.args.epochs, 'images': len(job.datasets[0])}
+    row |= {'model': title_of(job.args), 'epochs': job.args.epochs, 'images': len(job.datasets[0])}
     row['parameters'] = count_parameters(job.training.task.get_trainable_module())
     try:
         if training.carry_out(job) == 130:

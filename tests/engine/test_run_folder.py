@@ -1,0 +1,259 @@
+"""What a run may touch: its own folder, nobody else's; and what it does with a checkpoint that it cannot trust."""
+
+import errno
+import os
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from train_helpers import make_images, run, start
+
+from timm_asr.checkpoints.read import read_checkpoint
+from timm_asr.data import create_dataset
+from timm_asr.engine import checkpoint as module
+from timm_asr.engine.checkpoint import SaveFailed, Saver, find_checkpoint, write_atomically
+from timm_asr.engine.run_folder import open_run_folder
+from timm_asr.errors import BadInput, OwnBadInput, Stopped, run_main
+
+ARGV = ['--model', 'resnet20_asr_se', '--img-size', 16, '-b', 6, '--epochs', 2, '--no-fuse', '--lr', 0.05,
+        '--num-classes', 3, '-j', 0]
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp('data') / 'images')
+
+
+def state(epoch: int) -> dict:
+    return {'state_dict': {'weight': torch.full((100,), float(epoch))}, 'arch': 'x', 'optimizer': {}}
+
+
+def options(output: Path, **more: object) -> Namespace:
+    return Namespace(**{'output': str(output), 'experiment': '', 'resume': '', 'overwrite': False, 'rank': 0,
+                        'distributed': False, 'model': 'resnet20', 'asr': None, **more})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Of a run of three epochs."""
+    saver = Saver(tmp_path / 'run')
+    saver.folder.mkdir()
+    for epoch in range(3):
+        saver.save(state(epoch), epoch, float(epoch))
+    return saver.folder
+
+
+@pytest.mark.parametrize(('number', 'said'), [(errno.EIO, 'Input/output error'), (errno.ENOMEM, 'Cannot allocate')])
+def test_a_checkpoint_that_cannot_be_read_stops_the_run(folder, monkeypatch, number, said):
+    load = torch.load
+
+    def fails(path, *args, **kwargs):
+        if Path(path).name == 'last.pth.tar':
+            raise OSError(number, os.strerror(number))
+        return load(path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, 'load', fails)
+    with pytest.raises((BadInput, Stopped), match=rf'last.pth.tar cannot be read \({said}'):
+        open_run_folder(options(folder.parent, experiment='run', resume='auto'), 16)
+    assert len(list(folder.glob('*.pth.tar'))) == 5  # as before: nothing removed
+
+
+def test_a_newer_format_stops_the_run_too(folder, monkeypatch):
+    def newer(*args, **kwargs):
+        raise RuntimeError('Attempted to read a PyTorch file with version 99')
+
+    monkeypatch.setattr(torch, 'load', newer)
+    with pytest.raises(BadInput, match='is not a checkpoint that this PyTorch reads'):
+        find_checkpoint(folder)
+
+
+def test_only_what_is_no_checkpoint_is_passed_over(folder):
+    """Cut off, empty, or of another kind."""
+    last = folder / 'last.pth.tar'
+    whole = last.read_bytes()
+    for data in (whole[:-200], b'', b'hello'):
+        last.unlink()  # the others are links to it
+        last.write_bytes(data)
+        assert find_checkpoint(folder) == folder / 'checkpoint-2.pth.tar'
+
+
+def test_changed_tensors_are_noticed(folder):
+    """400 inverted bytes in the middle of the weights: the file opens, and is not what was written."""
+    last = folder / 'last.pth.tar'
+    data = bytearray(last.read_bytes())
+    at = data.index(torch.full((100,), 2.0).numpy().tobytes())
+    data[at:at + 400] = bytes(byte ^ 255 for byte in data[at:at + 400])
+    last.unlink()
+    last.write_bytes(data)
+    with pytest.raises(BadInput, match=r'last.pth.tar is damaged'):
+        find_checkpoint(folder)
+
+
+def test_another_runs_checkpoints_stay(folder):
+    before = {path.name: path.read_bytes() for path in folder.glob('*.pth.tar')}
+    with pytest.raises(BadInput, match='holds the checkpoints of another run: go on with it') as error:
+        open_run_folder(options(folder.parent, experiment='run'), 16)
+    assert '--overwrite' in str(error.value)
+    assert {path.name: path.read_bytes() for path in folder.glob('*.pth.tar')} == before
+    *_, lock = open_run_folder(options(folder.parent, experiment='run', overwrite=True), 16)
+    lock.close()
+    assert not list(folder.glob('*.pth.tar'))
+
+
+def test_the_same_through_train(images, tmp_path):
+    argv = ['--data-dir', images, *ARGV, '--epochs', 1, '--output', tmp_path, '--experiment', 'x']
+    assert run(argv, tmp_path / 'log').code == 0
+    again = run(argv, tmp_path / 'log')
+    assert (again.code, 'holds the checkpoints of another run' in again.text) == (2, True)
+    assert run([*argv, '--overwrite'], tmp_path / 'log').code == 0
+
+
+def test_two_runs_that_start_together_have_a_folder_each(images, tmp_path):
+    argv = ['--data-dir', images, *ARGV, '--output', tmp_path / 'out', '--epochs', 1]
+    processes = [start(argv, tmp_path / f'log{i}') for i in range(2)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    folders = list((tmp_path / 'out').iterdir())
+    assert len(folders) == 2
+    assert all((each / 'last.pth.tar').exists() for each in folders)
+
+
+def test_a_folder_of_this_second_gets_a_number(tmp_path, monkeypatch):
+    class Then:
+        @staticmethod
+        def now():
+            return time.gmtime(0)
+
+    monkeypatch.setattr('timm_asr.engine.run_folder.datetime', type('Fixed', (), {'now': staticmethod(
+        lambda: __import__('datetime').datetime(2026, 1, 2, 3, 4, 5))}))
+    made = [open_run_folder(options(tmp_path), 32) for _ in range(2)]
+    assert [folder.name for folder, *_ in made] == ['20260102-030405-resnet20-32', '20260102-030405.2-resnet20-32']
+
+
+def test_a_live_run_holds_its_folder(images, tmp_path):
+    argv = ['--data-dir', images, *ARGV, '--output', tmp_path, '--experiment', 'x', '--resume', 'auto']
+    process = start([*argv, '--epochs', 300], tmp_path / 'log0')
+    deadline = time.monotonic() + 120
+    while not (tmp_path / 'x' / 'last.pth.tar').exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    second = run(argv, tmp_path / 'log1')
+    process.kill()
+    process.join()
+    assert (second.code, 'another run is writing into' in second.text) == (2, True)
+    assert run([*argv, '--epochs', 1], tmp_path / 'log1').code == 0  # the lock died with the process
+
+
+def test_recovery_and_temporary_files_belong_to_their_run(folder):
+    """A run that goes on from an earlier checkpoint must not meet what it did before; one in the folder of another
+    run must not meet that run's."""
+    saver = Saver(folder)
+    saver.save_recovery(state(7), 7, 4)
+    (folder / '.last.pth.tar.1-ab.tmp').write_text('left by a kill')
+    found, checkpoint, lock = open_run_folder(options(folder.parent, resume=str(folder / 'checkpoint-1.pth.tar')), 16)
+    lock.close()
+    assert (found, checkpoint.name) == (folder.resolve(), 'checkpoint-1.pth.tar')
+    assert not list(folder.glob('recovery*')) + list(folder.glob('.*.tmp'))
+    saver.save_recovery(state(7), 7, 4)
+    _, checkpoint, lock = open_run_folder(options(folder.parent, experiment='run', overwrite=True), 16)
+    lock.close()
+    assert checkpoint is None
+    assert not list(folder.glob('*.pth.tar'))
+
+
+def test_settling_twice_leaves_nothing_behind(folder):
+    """Renaming one of two names of the same file over the other would leave both."""
+    saver = Saver(folder)
+    saver.load_state_dict(read_checkpoint(folder / 'last.pth.tar')['saver'])
+    saver.settle(2)
+    assert not [path.name for path in folder.iterdir() if path.name.endswith('.tmp')]
+
+
+def test_the_newest_run_is_the_one_written_last(tmp_path):
+    for name, age in (('20260101-000000-resnet20-32', 10), ('20260202-000000-resnet20-32', 1000)):
+        saver = Saver(tmp_path / name)
+        saver.folder.mkdir()
+        saver.save(state(0), 0, 1.0)
+        for path in saver.folder.glob('*.pth.tar'):
+            os.utime(path, (time.time() - age,) * 2)
+    found, checkpoint, lock = open_run_folder(options(tmp_path, resume='auto'), 32)
+    lock.close()
+    assert found.name == '20260101-000000-resnet20-32'
+    assert checkpoint.name == 'last.pth.tar'
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, '_new_name_beside', lambda path: path.with_name('.x.tmp'))
+    (tmp_path / 'elsewhere').write_text('precious')
+    (tmp_path / '.x.tmp').symlink_to(tmp_path / 'elsewhere')
+    with pytest.raises(SaveFailed, match='File exists'):
+        write_atomically(tmp_path / 'x', lambda file: file.write(b'new'))
+    assert (tmp_path / 'elsewhere').read_text() == 'precious'
+
+
+def test_a_full_or_read_only_disk_says_so(tmp_path, monkeypatch):
+    class Full:
+        """What torch.save meets: each write fails, and then torch's own error about where the file ends."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def flush(self):
+            self.file.flush()
+
+    with pytest.raises(SaveFailed, match=r'x could not be written \(No space left on device\)'):
+        write_atomically(tmp_path / 'x', lambda file: torch.save({'a': torch.ones(9)}, Full(file)))
+    monkeypatch.setattr(Path, 'mkdir', lambda *args, **kwargs: (_ for _ in ()).throw(
+        OSError(errno.EROFS, os.strerror(errno.EROFS))))
+    with pytest.raises(BadInput, match=r'cannot write into the folder .*out \(Read-only file system\)'):
+        open_run_folder(options(tmp_path / 'out'), 16)
+
+
+def test_one_checkpoint_is_left_where_none_is_to_be_kept(tmp_path):
+    saver = Saver(tmp_path, keep=0)
+    for epoch, metric in enumerate((50.0, 70.0, 60.0)):
+        saver.save(state(epoch), epoch, metric)
+    assert {path.name for path in tmp_path.iterdir()} == {'last.pth.tar', 'model_best.pth.tar'}
+    saver.close()
+    assert [path.name for path in tmp_path.iterdir()] == ['model_best.pth.tar']
+    assert find_checkpoint(tmp_path) == tmp_path / 'model_best.pth.tar'
+
+
+@pytest.mark.parametrize(('split', 'said'), [
+    ('trian', 'its folders are train, validation'), ('test', 'its folders are train, validation')])
+def test_a_split_that_is_not_there_names_those_that_are(images, split, said):
+    with pytest.raises(ValueError, match=said):
+        create_dataset('', str(images), split)
+    assert len(create_dataset('', str(images), 'val')) == 12  # timm takes it for validation
+    assert len(create_dataset('', str(images / 'train'), 'validation')) == 24  # a folder of classes is one set
+    with pytest.raises(ValueError, match='its folders are class0, class1, class2'):
+        create_dataset('', str(images / 'train'), split='trian')
+    with pytest.raises(ValueError, match="the splits train and validation, not 'trian'"):
+        create_dataset('torch/cifar10', str(images), split='trian')
+
+
+def test_training_images_are_not_taken_for_validation(images, tmp_path):
+    argv = [*ARGV, '--output', tmp_path]
+    (tmp_path / 'half').mkdir()
+    (tmp_path / 'half' / 'train').symlink_to(images / 'train')
+    done = run(['--data-dir', tmp_path / 'half', *argv], tmp_path / 'log')
+    assert (done.code, 'its folders are train' in done.text) == (2, True)
+    done = run(['--data-dir', images / 'train', *argv], tmp_path / 'log')
+    assert (done.code, 'training and validation would be on the same images' in done.text) == (2, True)
+
+
+def test_the_process_that_met_the_bad_image_says_so(monkeypatch, capsys):
+    monkeypatch.setenv('RANK', '1')
+
+    def main(error: Exception) -> None:
+        raise error
+
+    assert run_main(lambda: main(OwnBadInput('cannot read the image a.png')), 'train.py') == 2
+    assert capsys.readouterr().err == 'train.py: error: cannot read the image a.png\n'
+    assert run_main(lambda: main(BadInput('unknown model')), 'train.py') == 2
+    assert capsys.readouterr().err == ''  # of which the first process speaks
