@@ -23,12 +23,13 @@ import timm_asr
 from timm_asr.engine import bench, bench_steps
 from timm_asr.engine.bench_steps import InferenceStep, TrainStep, split_name
 from timm_asr.engine.commands import benchmark
-from timm_asr.engine.measure import count_operations, peak_memory, saved_for_backward
+from timm_asr.engine.measure import peak_memory, saved_for_backward
 from timm_asr.engine.options import parse
 from timm_asr.engine.reports import as_markdown
 from timm_asr.engine.versus import Neighbours, Spread, compare, interleave, ratios
 from timm_asr.errors import BadInput
 from timm_asr.inference.reparameterize import is_foldable
+from timm_asr.models.counts import count_operations
 
 CPU = torch.device('cpu')
 SHORT = ['--device', 'cpu', '-b', '2', '--num-warm-iter', '1', '--num-bench-iter', '2']

@@ -57,7 +57,10 @@ def known_sites(model: nn.Module) -> list[str]:
 def class_sites(model: nn.Module) -> list[str]:
     """The sites of the blocks whose classes are known, and whose layers are such as can be scaled."""
     sites: list[str] = []
+    wrapped = tuple(f'{name}.' for name, module in model.named_modules() if isinstance(module, ASR))
     for name, module in model.named_modules():
+        if name.startswith(wrapped):
+            continue
         inside = facts_of(module.layer if isinstance(module, ASR) else module).sites
         try:
             layers = [module.get_submodule(inner) for inner in inside]

@@ -15,8 +15,9 @@ from torch import nn
 from ..checkpoints.open import load_model
 from ..errors import BadInput
 from ..models.auxiliary import auxiliary_loss
+from ..models.counts import count_operations, count_parameters
 from .device import synchronize
-from .measure import count_operations, count_parameters, peak_memory, saved_for_backward
+from .measure import peak_memory, saved_for_backward
 from .prepare import autocast, compiled, inference_form
 
 _logger = logging.getLogger(__name__)

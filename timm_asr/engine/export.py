@@ -21,10 +21,10 @@ from ..errors import BadInput, Stopped
 from ..export.save import Options, write_fused
 from ..inference.compare import Comparison, tolerance
 from ..inference.reparameterize import is_foldable, reparameterize
+from ..models.counts import count_parameters
 from ..models.registry import plain_architecture
 from .build import build_model, first_line
 from .interrupt import stoppable
-from .measure import count_parameters
 from .summary import read_summary
 from .versus import interleave
 

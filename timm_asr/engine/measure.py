@@ -1,15 +1,13 @@
-"""Figures of one model that do not depend on the clock: memory, bytes kept for the backward pass, operations."""
+"""Figures of one model that do not depend on the clock: memory, bytes kept for the backward pass."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
 
 
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:
@@ -92,49 +90,3 @@ def saved_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
         result = forward()
     del result
     return sum(saved.values())
-
-
-class _Operations(TorchDispatchMode):
-    """Counts floating point operations, and the elements that convolutions and matrix products put out.
-
-    PyTorch's ``FlopCounterMode`` also follows which module an operation belongs to, by autograd hooks that do not go
-    with every model; its table of operations is what is wanted here.
-    """
-
-    OUTPUTS = ('convolution', 'mm', 'addmm', 'bmm', 'baddbmm', 'linear')
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = self.activations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **kwargs, out_val=out)
-        if func._schema.name.split('::')[-1] in self.OUTPUTS:
-            self.activations += out.numel()
-        return out
-
-
-def count_operations(model: nn.Module, inputs: torch.Tensor) -> tuple[int, int]:
-    """Multiply-accumulates and activations of convolutions and matrix products in one forward pass.
-
-    Args:
-        model: In eval mode.
-        inputs: Images, (B, C, H, W).
-
-    Returns:
-        (MACs, activations), for the whole batch.
-    """
-    # Fused attention has kernels whose operations nobody counts.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Operations() as count:
-        model(inputs)
-    return count.flops // 2, count.activations
-
-
-def count_parameters(model: nn.Module | Iterable[nn.Parameter]) -> int:
-    """Number of parameters, shared ones counted once."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else model
-    return sum(p.numel() for p in parameters)

@@ -19,11 +19,11 @@ from torch import nn
 from ..checkpoints.find import expand_names
 from ..checkpoints.read import is_folder_of_weights
 from ..errors import BadInput
+from ..models.counts import count_parameters
 from .device import find_device
 from .evaluate import Totals, evaluate
 from .inputs import check_data, make_loader, open_data, open_model
 from .interrupt import deferred_interrupts
-from .measure import count_parameters
 from .prepare import DTYPES, autocast, compiled, fast_matmul, inference_form
 from .progress import setup_logging
 from .reports import check_results_file, write_results

@@ -20,10 +20,10 @@ from ..engine import training
 from ..engine.build import build_model, title_of
 from ..engine.checkpoint import write_atomically
 from ..engine.commands.train import parse_args
-from ..engine.measure import count_parameters
 from ..engine.progress import setup_logging
 from ..engine.summary import read_summary
 from ..errors import BadInput, Stopped
+from ..models.counts import count_parameters
 from ..version import __version__
 from .plan import Plan, Run
 

@@ -168,6 +168,11 @@ def variant_of(name: str) -> Variant | None:
     return _VARIANTS.get(name.partition('.')[0])
 
 
+def list_variants() -> list[Variant]:
+    """All names of this package, as what they stand for."""
+    return list(_VARIANTS.values())
+
+
 def plain_architecture(name: str) -> str:
     """The architecture that is left of a model when its ASR is folded: 'resnet50' for 'resnet50_asr_se'.
 

@@ -1,0 +1,62 @@
+"""The commands that look at models without training any: models and sites."""
+
+import pytest
+import timm
+
+import timm_asr
+from timm_asr.asr.vector import ASR
+from timm_asr.engine.commands import models, sites
+from timm_asr.errors import BadInput
+from timm_asr.models.counts import count_parameters, model_rows
+
+
+def test_the_table_of_models(capsys):
+    assert models.main(['resnet20_*asr_se']) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ['name', 'input', 'parameters', 'folded', 'MACs']
+    assert [row.split()[0] for row in rows] == ['resnet20_asr_se', 'resnet20_se_asr_se']
+    trained = timm.create_model('resnet20_asr_se')
+    plain = timm.create_model('resnet20')
+    assert rows[0].split()[1:4] == ['3x32x32', f'{count_parameters(trained):,}', f'{count_parameters(plain):,}']
+    # 3x3 convolutions of He's ResNet-20: 40.6 M, and the projections of two shortcuts, 0.3 M
+    assert rows[0].split()[4:] == ['41', 'M']
+
+
+def test_rows_hold_the_registry():
+    row, = model_rows('resnet164_dia_lstm')
+    assert row['title'] == 'ResNet-164 for 32x32 images, one lstm shared by the blocks of each stage'
+    assert row['parameters'] == row['folded'] == count_parameters(timm.create_model('resnet164_dia_lstm'))
+    asr, plain = (next(model_rows(name)) for name in ('resnet164_asr_se', 'resnet164'))
+    assert asr['macs'] == plain['macs'] > 0
+    assert asr['folded'] == plain['parameters'] < asr['parameters']
+
+
+def test_names_alone(capsys):
+    assert models.main(['wrn52_4_dia', '--names']) == 0
+    assert 'wrn52_4_dia_lstm' in capsys.readouterr().out.split()
+    assert models.main(['--names']) == 0
+    assert len(capsys.readouterr().out.split()) > 700
+    with pytest.raises(BadInput, match="no model of this package matches 'alexnet'"):
+        models.main(['alexnet'])
+
+
+@pytest.mark.parametrize('name', ['resnet20', 'repvgg_a0_asr_se', 'convnext_tiny', 'resnet18_asr_ie'])
+def test_sites(name, capsys):
+    assert sites.main([name]) == 0
+    *rows, last = capsys.readouterr().out.splitlines()
+    model = timm.create_model(name)
+    asr = model if timm_asr.has_asr(model) else timm_asr.attach_asr(model)
+    expected = [(key, type(m.layer).__name__) for key, m in asr.named_modules() if isinstance(m, ASR)]
+    assert [tuple(row.split()[:2]) for row in rows] == expected
+    assert last == f'{len(expected)} sites in {name}.'
+
+
+def test_sites_that_are_named_and_those_that_are_not_there(capsys):
+    assert sites.main(['resnet20', '--sites', 'layer3.*.bn1']) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ['layer3.0.bn1', 'BatchNorm2d', '64', 'channels']
+    with pytest.raises(BadInput, match="No module of this .* is called 'bn9'"):
+        sites.main(['resnet20', '--sites', 'bn9'])
+    with pytest.raises(BadInput, match="unknown model 'resnet5'; the nearest names are"):
+        sites.main(['resnet5'])
+    with pytest.raises(BadInput, match='A ReLU cannot be scaled by its parameters'):
+        sites.main(['resnet20', '--sites', 'act1'])

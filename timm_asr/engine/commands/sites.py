@@ -1,0 +1,48 @@
+"""Show where ASR goes in a model: the layers that its vectors scale."""
+
+from collections.abc import Sequence
+
+from ...errors import BadInput
+from ..flags import pick
+from ..options import Option, group, parse, value
+
+OPTIONS: list[Option] = [
+    *group(
+        'Model',
+        value('name', str, None, 'any name that timm takes, a folder of weights or hf-hub:OWNER/NAME', metavar='NAME'),
+        value('--sites', str, None, "show the layers of these names or patterns instead: 'layer4.*.bn3'", nargs='+',
+              metavar='PATTERN'),
+    ),
+    *pick('model-kwargs'),
+]
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr sites') -> int:
+    """Run the command; returns the exit status.
+
+    Raises:
+        BadInput: There is no such model, or no place for ASR in it.
+    """
+    args = parse(OPTIONS, {}, argv, prog, __doc__)
+    from ...asr.scaled import out_channels
+    from ...asr.sites import known_sites, match_sites
+    from ...asr.vector import ASR
+    from ...checkpoints.find import check_model_name, source_of
+    from ...models.counts import weightless
+    if source_of(args.name) == 'registry' or not source_of(args.name):
+        check_model_name(args.name)
+    try:
+        model = weightless(args.name, **args.model_kwargs)
+        sites = match_sites(model, args.sites) if args.sites else known_sites(model)
+        rows = []
+        for site in sites:
+            layer = model.get_submodule(site)
+            layer = layer.layer if isinstance(layer, ASR) else layer
+            rows.append((site, type(layer).__name__, out_channels(layer)))
+    except (TypeError, ValueError, OSError) as error:
+        raise BadInput(str(error).strip().rstrip('.')) from None
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    for site, kind, channels in rows:
+        print(f'{site:<{widths[0]}}  {kind:<{widths[1]}}  {channels:>6} channels')
+    print(f'{len(rows)} {"site" if len(rows) == 1 else "sites"} in {args.name}.')
+    return 0
