@@ -35,7 +35,7 @@ def test_help_imports_no_torch() -> None:
     done = call('-c', code, '--help', *(f'{name} --help' for name in names()))
     assert done.returncode == 0, done.stderr
     for name in names():
-        assert f'  {name:<12}{summary(name)}' in done.stdout
+        assert f'  {name:<20}{summary(name)}' in done.stdout
         assert f'usage: timm-asr {name} ' in done.stdout
 
 

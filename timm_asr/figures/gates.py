@@ -65,7 +65,7 @@ def plot_deviations(report: StripeReport, path: str | Path, title: str = '', cap
         _boxes(axes, [part.std.clamp_min(1e-4) for part in parts], [i + offset for i in ticks], [color] * len(parts))
         axes.plot([], [], color=color, linewidth=6, alpha=0.6, label=label)
     axes.set(yscale='log', ylabel='deviation over images', ylim=(0.9e-4, None))
-    axes.legend(loc='lower left', ncols=2)
+    figure.legend(loc='outside upper right', ncols=2)
     _name_ticks(axes, list(ticks), [gate.name for gate in report.gates])
     save(figure, path, title, caption)
 

@@ -21,24 +21,29 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ...errors import nearest, run_main
 from ..recipes import list_recipes
 
 
 def names() -> list[str]:
-    """The commands: the files of this folder."""
-    return [found.name for found in pkgutil.iter_modules(__path__)]
+    """The commands: the files of this folder, with a dash where a file has an underscore."""
+    return [found.name.replace('_', '-') for found in pkgutil.iter_modules(__path__)]
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f'{__name__}.{name.replace("-", "_")}')
 
 
 def summary(name: str) -> str:
     """What a command does, in one line: the first of its file."""
-    return (importlib.import_module(f'{__name__}.{name}').__doc__ or '').splitlines()[0]
+    return (_module(name).__doc__ or '').splitlines()[0]
 
 
 def usage(prog: str) -> str:
     """What ``--help`` prints without a command."""
-    lines = [f'  {name:<12}{summary(name)}' for name in names()]
+    lines = [f'  {name:<20}{summary(name)}' for name in names()]
     return '\n'.join([f'usage: {prog} COMMAND [options]', '', *lines, '',
                       f'`{prog} COMMAND --help` lists the options of a command.',
                       f'Recipes for `{prog} train --config`: {", ".join(list_recipes())}', ''])
@@ -66,5 +71,5 @@ def dispatch(words: Sequence[str], prog: str) -> int:
 
 def run_command(name: str, argv: Sequence[str], prog: str) -> int:
     """Run one command by name; ``prog`` is what messages call it."""
-    command = importlib.import_module(f'{__name__}.{name}')
+    command = _module(name)
     return run_main(lambda: command.main(argv, prog), prog)

@@ -1,0 +1,35 @@
+"""Show how the attention of each block depends on that of the blocks before it."""
+
+from collections.abc import Sequence
+
+from ..flags import DATA, IMAGE, MODEL, SEED, pick
+from ..options import Option, group, parse, value
+from .stripes import NO_PROGRESS, OUTPUT
+
+OPTIONS: list[Option] = [
+    *MODEL,
+    *group(
+        'Random forests',
+        value('--samples', int, 1000, 'images to use, drawn at random', metavar='N'),
+        value('--channels', int, None, 'channels to use of each block; all, which is slow beyond 32, if unset',
+              metavar='N'),
+        value('--trees', int, 100, 'trees of each forest', metavar='N'),
+        value('--jobs', int, -1, 'processes, -1 for all processors', metavar='N'),
+    ),
+    SEED,
+    *DATA,
+    *IMAGE,
+    *pick('device'),
+    OUTPUT,
+    NO_PROGRESS,
+]
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr feature-integration') -> int:
+    """Run the command; returns the exit status."""
+    args = parse(OPTIONS, {}, argv, prog, __doc__)
+    from ...errors import BadInput
+    if not (args.model or args.checkpoint):
+        raise BadInput('no model: give a name (--model NAME) or a checkpoint (--checkpoint FILE)')
+    from .. import looking
+    return looking.run(looking.integration, args, list(argv or ()), prog)

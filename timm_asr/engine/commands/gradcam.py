@@ -1,0 +1,38 @@
+"""Show where networks look (Grad-CAM), image by image and on average."""
+
+from collections.abc import Sequence
+
+from ..flags import DATA, IMAGE, MODEL, pick
+from ..options import Option, group, parse, value
+from .stripes import NO_PROGRESS, OUTPUT
+
+#: The flags of one model, for several of them.
+MODELS: list[Option] = [
+    *pick('model', nargs='+', default=None, help='registry names, or what else names a model'),
+    *pick('checkpoint', nargs='+', default=None, help='files or folders with the weights, one for each model'),
+    value('--labels', str, None, 'what the models are called in the figure', nargs='+', metavar='NAME', group='Model'),
+    *(option for option in MODEL if option.key not in ('model', 'checkpoint')),
+]
+OPTIONS: list[Option] = [
+    *MODELS,
+    *group(
+        'Grad-CAM',
+        value('--images', int, 6, 'images to show, drawn at random', metavar='N'),
+        value('--samples', int, 500, 'images of the average; 0 for no average', metavar='N'),
+        value('--target', str, 'label', 'the class that is asked for', choices=('label', 'predicted')),
+        value('--layer', str, '', 'module to look at; the last stage, or the last block of a transformer, if unset',
+              metavar='NAME'),
+    ),
+    *DATA,
+    *IMAGE,
+    *pick('device'),
+    OUTPUT,
+    NO_PROGRESS,
+]
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr gradcam') -> int:
+    """Run the command; returns the exit status."""
+    args = parse(OPTIONS, {}, argv, prog, __doc__)
+    from .. import looking
+    return looking.run(looking.gradcam, args, list(argv or ()), prog)

@@ -1,0 +1,29 @@
+"""Show how large the gradients are at the ends of the stages of networks."""
+
+from collections.abc import Sequence
+
+from ..flags import DATA, IMAGE, pick
+from ..options import Option, group, parse, switch, value
+from .gradcam import MODELS
+from .stripes import NO_PROGRESS, OUTPUT
+
+OPTIONS: list[Option] = [
+    *MODELS,
+    *group(
+        'Gradients',
+        value('--samples', int, 1000, 'images to use, drawn at random', metavar='N'),
+        switch('--eval-mode', 'use the running statistics of the BatchNorms instead of those of each batch'),
+    ),
+    *DATA,
+    *IMAGE,
+    *pick('device'),
+    OUTPUT,
+    NO_PROGRESS,
+]
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr gradients') -> int:
+    """Run the command; returns the exit status."""
+    args = parse(OPTIONS, {}, argv, prog, __doc__)
+    from .. import looking
+    return looking.run(looking.gradients, args, list(argv or ()), prog)

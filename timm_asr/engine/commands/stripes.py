@@ -1,0 +1,39 @@
+"""Show how little the channel weights of a network depend on the image (stripes)."""
+
+from collections.abc import Sequence
+
+from ..flags import DATA, IMAGE, MODEL, pick
+from ..options import Option, group, parse, switch, value
+
+OUTPUT: Option = value('--output', str, 'look', 'folder for PNG, CSV and JSON', '-o', metavar='FOLDER', group='Output')
+NO_PROGRESS: Option = switch('--no-progress', 'no progress bar', group='Output')
+OPTIONS: list[Option] = [
+    *MODEL,
+    *group(
+        'Stripes',
+        value('--samples', int, 1000, 'images to measure, drawn at random', metavar='N'),
+        value('--images', int, 64, 'images in the heat maps', metavar='N'),
+        value('--panels', int, 4, 'gates that are drawn, from the first to the last', metavar='N'),
+        value('--gates', str, None, 'names of the gates that are drawn, instead', nargs='+', metavar='GATE'),
+        value('--checkpoints', str, '', 'folder of a run that kept its checkpoints (train --checkpoint-hist 1000): '
+              'show how the weights change over its epochs', metavar='FOLDER'),
+        value('--detector', str, '', 'a detector over the backbone of --model; --checkpoint is then its own',
+              choices=('', 'fasterrcnn', 'maskrcnn', 'retinanet')),
+    ),
+    *DATA,
+    *IMAGE,
+    *pick('device'),
+    OUTPUT,
+    NO_PROGRESS,
+]
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr stripes') -> int:
+    """Run the command; returns the exit status."""
+    args = parse(OPTIONS, {}, argv, prog, __doc__)
+    from ...errors import BadInput
+    if not (args.model or args.checkpoint or args.checkpoints):
+        raise BadInput('no model: give a name (--model NAME), a checkpoint (--checkpoint FILE) or those of a run '
+                       '(--checkpoints FOLDER)')
+    from .. import looking
+    return looking.run(looking.stripes, args, list(argv or ()), prog)

@@ -1,0 +1,229 @@
+"""What ``stripes``, ``gradcam``, ``gradients`` and ``feature-integration`` do: open, measure, write, draw."""
+
+import argparse
+import shlex
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data.loader import PrefetchLoader
+from timm.utils import natural_key
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+from torchvision.transforms.functional import to_tensor
+
+from ..analysis.feature_integration import collect_attention, feature_integration
+from ..analysis.gradcam import Looker, average_cam
+from ..analysis.gradients import stage_gradients
+from ..analysis.stripes import measure_stripes, stripe_differences
+from ..checkpoints.load_model import read_checkpoint
+from ..detection import create_detector
+from ..errors import BadInput
+from ..figures import gates as draw
+from ..figures.feature_integration import plot_feature_integration
+from ..figures.gradients import plot_gradients
+from ..figures.looks import plot_looks
+from ..figures.style import write_csv, write_json
+from .build import first_line
+from .device import find_device
+from .inputs import check_data, open_data, open_images, open_model
+from .interrupt import deferred_interrupts
+from .progress import setup_logging
+
+_WRONG = (AssertionError, ImportError, OSError, RuntimeError, TypeError, ValueError)
+
+
+def mix(loader: Any, samples: int | None = None) -> None:
+    """Let a loader give so many random images, always the same, in place of the first: folders are sorted by class."""
+    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
+    if not isinstance(inner.dataset, IterableDataset):
+        order = torch.randperm(len(inner.dataset), generator=torch.Generator().manual_seed(0))
+        inner.batch_sampler.sampler = order[:samples].tolist()
+
+
+def run(work: Any, args: Namespace, words: list[str], prog: str) -> int:
+    """Do a command's work after the checks that they share.
+
+    Args:
+        work: Called with the options, the device, the folder, and the command as a caption.
+        args: The options.
+        words: The command line after the name of the command.
+        prog: What came before it.
+
+    Raises:
+        BadInput: One sentence for anything that is wrong with models, images or numbers.
+    """
+    setup_logging()
+    device, folder = find_device(args.device), Path(args.output)
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f'{folder} is a file, and a folder is to be written there')
+    check_data(args)
+    try:
+        with deferred_interrupts():
+            folder.mkdir(parents=True, exist_ok=True)
+            work(args, device, folder, shlex.join(['timm-asr', prog.split()[-1], *words]))
+    except _WRONG as error:
+        raise BadInput(first_line(error) or type(error).__name__) from None
+    for path in sorted(folder.iterdir()):
+        print(f'written {path}')
+    return 0
+
+
+def _name(model: nn.Module) -> str:
+    return str((getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__)
+
+
+def models_of(args: Namespace) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
+    """Label, model and data configuration of each of ``--model`` and ``--checkpoint``, which go together in order."""
+    names, files = args.model or [], args.checkpoint or []
+    if not names and not files:
+        raise BadInput('no model: give a name (--model NAME) or a checkpoint (--checkpoint FILE)')
+    if names and files and len(names) != len(files):
+        raise BadInput(f'{len(names)} names and {len(files)} checkpoints: give one checkpoint for each name, or the '
+                       'names alone')
+    for index in range(max(len(names), len(files))):
+        name, file = (names[index] if names else ''), (files[index] if files else '')
+        one = argparse.Namespace(**{**vars(args), 'model': name, 'checkpoint': file})
+        model, config = open_model(one)
+        label = args.labels[index] if args.labels and index < len(args.labels) else name or _name(model)
+        yield label, model, config
+
+
+def _loader(args: Namespace, model: nn.Module, config: dict[str, Any], device: torch.device, count: int | None) -> Any:
+    loader = open_images(args, model.to(device), config, device)
+    mix(loader, count)
+    return loader
+
+
+def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
+    """``--detector``: the detector over the backbone of ``--model``, and its images, from 0 to 1 in their own size."""
+    state = read_checkpoint(args.checkpoint) if args.checkpoint else {}
+    state = state.get('state_dict', state.get('model', state))
+    heads = [value for key, value in state.items() if key.endswith(('cls_score.bias', 'cls_logits.bias'))]
+    classes = len(heads[0]) if heads and args.detector != 'retinanet' else args.num_classes or 91
+    model = create_detector(args.detector, args.model, classes, pretrained=args.pretrained, asr=args.asr)
+    if state:
+        model.load_state_dict(state)
+    dataset = open_data(args, {'input_size': (3, 0, 0)}, 1 << 30)
+    loader = DataLoader(dataset, min(args.batch_size, 4), num_workers=args.workers,
+                        collate_fn=lambda batch: ([to_tensor(image) for image, _ in batch], None))
+    mix(loader, args.samples)
+    return f'{args.detector} on {args.model}', model, loader
+
+
+def stripes(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
+    """``timm-asr stripes``: gates.csv, stripes.json, stripes.png, deviations.png; with checkpoints, differences."""
+    if args.checkpoints:
+        _differences(args, device, folder, caption)
+        return
+    if args.detector:
+        label, model, loader = _detector(args)
+        model = model.to(device)
+    else:
+        model, config = open_model(args)
+        label = args.model or _name(model)
+        loader = _loader(args, model, config, device, args.samples)
+    report = measure_stripes(model, loader, samples=args.samples, keep=args.images, progress=not args.no_progress)
+    print(f'\n{report}\n')
+    write_csv(folder / 'gates.csv', report.rows())
+    write_json(folder / 'stripes.json', {'command': caption, 'model': label, **report.as_dict()})
+    gates = args.gates or args.panels
+    draw.plot_stripes(report, folder / 'stripes.png', f'{label}: stripe score {report.score:.2f} over '
+                      f'{report.images:,} images', caption, gates)
+    draw.plot_deviations(report, folder / 'deviations.png', f'{label}: deviations over {report.images:,} images',
+                         caption)
+
+
+def _differences(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
+    files = sorted(Path(args.checkpoints).glob('checkpoint-*.pth.tar'), key=lambda path: natural_key(path.name))
+    if len(files) < 2:
+        raise BadInput(f'--checkpoints {args.checkpoints}: there are {len(files)} files checkpoint-N.pth.tar, and a '
+                       'difference takes two; train with --checkpoint-hist 1000 to keep all')
+    epochs = [int(path.name.split('-')[1].split('.')[0]) for path in files]
+    first, config = open_model(argparse.Namespace(**{**vars(args), 'checkpoint': str(files[0])}))
+    images = next(iter(_loader(args, first, config, device, 3)))[0][:3]
+    models = (open_model(argparse.Namespace(**{**vars(args), 'checkpoint': str(file)}))[0].to(device)
+              for file in files)
+    found = stripe_differences(models, images)
+    rows = [{'gate': name, 'epoch': epoch, 'image': image, 'mean difference': values[step, image].mean().item()}
+            for name, values in found.items() for step, epoch in enumerate(epochs[1:])
+            for image in range(len(images))]
+    write_csv(folder / 'differences.csv', rows)
+    write_json(folder / 'differences.json', {
+        'command': caption, 'epochs': epochs, 'gates': {name: values.tolist() for name, values in found.items()}})
+    label = args.model or _name(first)
+    draw.plot_differences(found, folder / 'differences.png', f'{label}: |v(t+1) - v(t)| of three images', caption,
+                          args.gates or args.panels)
+
+
+def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
+    """``timm-asr gradcam``: gradcam.png, gradcam.csv and gradcam.json for some images and the average over more."""
+    looks, averages, rows, shown, names, mean_image = {}, {}, [], None, [], None
+    for label, model, config in models_of(args):
+        loader = _loader(args, model, config, device, max(args.images, args.samples))
+        looker = Looker(model, args.layer)
+        images, labels = next(iter(loader))
+        images, labels = images[:args.images], labels[:args.images]
+        looks[label] = looker(images, labels if args.target == 'label' else None)
+        if shown is None:
+            inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
+            classes = {index: name for name, index in getattr(inner.dataset.reader, 'class_to_idx', {}).items()} \
+                if hasattr(inner.dataset, 'reader') else {}
+            names = [str(classes.get(int(index), int(index))) for index in labels]
+            mean, std = (torch.tensor(config[key], device=images.device).view(-1, 1, 1) for key in ('mean', 'std'))
+            shown = images * std + mean
+        rows += [{'image': index, 'class': name, 'model': label, 'softmax score': score.item()}
+                 for index, (name, score) in enumerate(zip(names, looks[label][1], strict=True))]
+        if args.samples:
+            averages[label] = average_cam(
+                model, loader, samples=args.samples, layer=args.layer, progress=not args.no_progress)
+            rows.append({'image': f'mean of {averages[label].images}', 'class': '', 'model': label,
+                         'softmax score': averages[label].score})
+            if mean_image is None:
+                total, count = 0, 0
+                for batch, _ in loader:
+                    total, count = total + (batch * std + mean).double().sum(0), count + len(batch)
+                mean_image = (total / count).float()  # type: ignore[attr-defined]
+    write_csv(folder / 'gradcam.csv', rows)
+    write_json(folder / 'gradcam.json', {
+        'command': caption, 'scores': rows, 'average': {name: look.map.tolist() for name, look in averages.items()}})
+    plot_looks(shown, looks, folder / 'gradcam.png', '', caption, names, (mean_image, averages) if averages else None)
+
+
+def gradients(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
+    """``timm-asr gradients``: gradients.png, gradients.csv and gradients.json."""
+    found = {}
+    for label, model, config in models_of(args):
+        loader = _loader(args, model, config, device, args.samples)
+        found[label] = stage_gradients(
+            model, loader, samples=args.samples, training=not args.eval_mode, progress=not args.no_progress)
+    rows = [{'model': label, **stage.as_dict()} for label, stages in found.items() for stage in stages]
+    write_csv(folder / 'gradients.csv', rows)
+    write_json(folder / 'gradients.json', {'command': caption, 'stages': [
+        {**row, 'counts': stage.counts.tolist()} for row, stage in zip(
+            rows, (stage for stages in found.values() for stage in stages), strict=True)]})
+    plot_gradients(found, folder / 'gradients.png', '', caption)
+
+
+def integration(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
+    """``timm-asr feature-integration``: integration.png, integration.csv and integration.json."""
+    model, config = open_model(args)
+    label = args.model or _name(model)
+    loader = _loader(args, model, config, device, args.samples)
+    maps = {}
+    for stage, weights in collect_attention(
+            model, loader, samples=args.samples, progress=not args.no_progress).items():
+        if weights.shape[1] > 1:
+            images, blocks, channels = weights.shape
+            print(f'{stage}: {images} images, {blocks} blocks, {channels} channels', flush=True)
+            maps[stage] = feature_integration(weights, args.trees, args.channels, args.seed, args.jobs)
+    if not maps:
+        raise BadInput(f'no stage of {label} has two blocks with attention of one width')
+    write_csv(folder / 'integration.csv', [
+        {'stage': stage, 'target': t + 1, 'source': s + 1, 'importance': importance[t, s].item()}
+        for stage, importance in maps.items() for t in range(len(importance)) for s in range(t)])
+    write_json(folder / 'integration.json', {
+        'command': caption, 'model': label, 'importance': {name: m.nan_to_num().tolist() for name, m in maps.items()}})
+    plot_feature_integration(maps, folder / 'integration.png', label, caption)

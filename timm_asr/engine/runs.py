@@ -1,0 +1,96 @@
+"""What ``timm-asr curves`` and ``timm-asr scatter`` do: figures from the files that runs and benchmarks left."""
+
+import csv
+import json
+import shlex
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import BadInput
+from ..figures.speed import plot_speed
+from ..figures.style import write_csv, write_json
+from ..figures.training import plot_curves
+from .summary import read_summary
+
+
+def _folder(args: Namespace) -> Path:
+    folder = Path(args.output)
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f'{folder} is a file, and a folder is to be written there')
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _read_run(folder: Path) -> tuple[str, list[dict[str, str]]]:
+    """Name of the model, with its ASR, and the rows of the summary."""
+    if not (folder / 'summary.csv').is_file():
+        raise BadInput(f'no summary.csv in {folder}: name the folder of a run')
+    rows = read_summary(folder / 'summary.csv')
+    try:
+        told = yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8'))
+        name = f'{told["model"]}{"+asr-" + told["asr"] if told.get("asr") else ""}'
+    except (OSError, yaml.YAMLError, TypeError, KeyError):
+        name = folder.name
+    if not rows:
+        raise BadInput(f'{folder / "summary.csv"} has no epochs yet')
+    return name, rows
+
+
+def curves(args: Namespace, words: list[str], prog: str) -> int:
+    """Overlay runs: curves.png, curves.csv, curves.json."""
+    if args.labels and len(args.labels) != len(args.runs):
+        raise BadInput(f'{len(args.labels)} labels for {len(args.runs)} runs')
+    runs: dict[str, Any] = {}
+    for index, path in enumerate(args.runs):
+        name, rows = _read_run(Path(path))
+        label = args.labels[index] if args.labels else name
+        runs[label if label not in runs else Path(path).name] = rows
+    folder, caption = _folder(args), shlex.join(['timm-asr', prog.split()[-1], *words])
+    keys = list(dict.fromkeys(key for rows in runs.values() for row in rows for key in row))
+    write_csv(folder / 'curves.csv', [
+        {'run': label, **{key: row.get(key, '') for key in keys}} for label, rows in runs.items() for row in rows])
+    write_json(folder / 'curves.json', {'command': caption, 'runs': runs})
+    plot_curves(runs, folder / 'curves.png', args.title, caption)
+    print(f'written {folder / "curves.png"}')
+    return 0
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding='utf-8')
+        rows = json.loads(text) if path.suffix == '.json' else list(csv.DictReader(text.splitlines()))
+    except (OSError, ValueError) as error:
+        raise BadInput(f'{path} cannot be read ({error})') from None
+    return rows if isinstance(rows, list) else [rows]
+
+
+def scatter(args: Namespace, words: list[str], prog: str) -> int:
+    """Speed against accuracy: scatter.png, scatter.csv, scatter.json; accuracy is that of the last epoch of a run."""
+    if not args.benchmark:
+        raise BadInput('no speeds: give the results file of a benchmark (--benchmark FILE)')
+    measured: dict[str, dict[str, Any]] = {}
+    for row in _read_rows(Path(args.benchmark)):
+        key = next((key for key in ('infer_samples_per_sec', 'train_samples_per_sec') if row.get(key)), None)
+        if key and row.get('param_count'):
+            measured[row['model']] = {
+                'images_per_second': float(row[key]), 'parameters': 1e6 * float(row['param_count'])}
+    accuracy: dict[str, float] = {}
+    for path in map(Path, args.runs):
+        if path.is_dir():
+            name, rows = _read_run(path)
+            accuracy[name] = float(rows[-1].get('eval_top1') or 'nan')
+        else:
+            accuracy |= {row['model']: float(row['top1']) for row in _read_rows(path) if row.get('top1')}
+    both = [{'model': name, **measured[name], 'top1': top1} for name, top1 in accuracy.items() if name in measured]
+    if not both:
+        raise BadInput(f'no model has both: speeds are of {", ".join(measured) or "none"}, accuracies of '
+                       f'{", ".join(accuracy) or "none"}')
+    folder, caption = _folder(args), shlex.join(['timm-asr', prog.split()[-1], *words])
+    write_csv(folder / 'scatter.csv', both)
+    write_json(folder / 'scatter.json', {'command': caption, 'models': both})
+    plot_speed(both, folder / 'scatter.png', args.title, caption)
+    print(f'written {folder / "scatter.png"}')
+    return 0
