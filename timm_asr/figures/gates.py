@@ -107,6 +107,7 @@ def plot_differences(
         figure.colorbar(image, ax=list(row), pad=0.02)
     for axes in panels[-1]:
         axes.set_xlabel('epoch')
+        axes.locator_params(axis='x', integer=True)
     save(figure, path, title, caption)
 
 
