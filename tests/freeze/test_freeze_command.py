@@ -105,6 +105,19 @@ def test_some_images_are_of_all_classes(checkpoint, tmp_path, capsys, monkeypatc
     assert all(first == again for first, again in zip(seen[::2], seen[1::2], strict=True))
 
 
+def test_a_split_of_its_own_to_compare_on(checkpoint, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(freeze_command, 'write_program', lambda *_, **__: (tmp_path / 'frozen').mkdir())
+    status, out, _ = freeze(capsys, checkpoint, '--split', 'train', '--eval-split', 'validation', '--samples', 40,
+                            '-j', 0, '--threshold', 0, '-o', tmp_path / 'frozen')
+    assert status == 0
+    assert 'Compared on 359 images, other ones' in out
+    assert 'What thresholds would cost on these images' in out
+    assert 'measured on train, compared on validation' in out
+    told = json.loads((tmp_path / 'frozen' / 'gates.json').read_text())
+    assert (told['images'], told['compared_images'], told['compared_split']) == (40, 359, 'validation')
+    assert len(told['thresholds']) > 1
+
+
 def test_figures_are_those_of_images_held_out(checkpoint, tmp_path, capsys, monkeypatch):
     written = []
     monkeypatch.setattr(freeze_command, 'write_fused', lambda source, folder, options: written.append(source))
@@ -118,14 +131,14 @@ def test_figures_are_those_of_images_held_out(checkpoint, tmp_path, capsys, monk
 
 @pytest.mark.parametrize(('threshold', 'mine', 'other'), [
     ((), 'model.safetensors', ['model.pt2']),
-    (('--threshold', 0), 'model.pt2', ['config.json', 'metrics.json', 'model.safetensors', 'trainable']),
+    (('--threshold', 0), 'model.pt2', ['config.json', 'metrics.json', 'model.safetensors']),
 ])
 def test_one_kind_of_result_takes_the_place_of_the_other(
         threshold, mine, other, checkpoint, tmp_path, capsys, monkeypatch):
     folder = tmp_path / 'frozen'
     folder.mkdir()
     for name in other:
-        folder.joinpath(name).mkdir() if name == 'trainable' else folder.joinpath(name).write_text('{}')
+        folder.joinpath(name).write_text('{}')
     monkeypatch.setattr(freeze_command, 'write_fused', lambda *_: (folder / 'model.safetensors').write_text('new'))
     monkeypatch.setattr(freeze_command, 'write_program', lambda *_, **__: (folder / 'model.pt2').write_text('new'))
     monkeypatch.setattr(freeze_command, 'plot_frozen', lambda gates, path, title: path.write_bytes(b''))

@@ -1,15 +1,11 @@
 """What ``timm-asr freeze`` does: a trained network's gates replaced by constants, reported, and written."""
 
-import argparse
 import importlib.util
 import json
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
-
-import torch
-from timm.data.loader import PrefetchLoader
-from torch.utils.data import IterableDataset
 
 from ..checkpoints.names import CONFIG, GATES, GATES_PLOT, METRICS, PROGRAM, WEIGHTS
 from ..checkpoints.open import open_source
@@ -23,11 +19,12 @@ from ..freeze import FreezeReport, freeze_attention
 from .build import first_line
 from .device import find_device
 from .exporting import apply_data_options, describe, list_files, open_images, some_images, step
+from .inputs import mix
 from .interrupt import deferred_interrupts
 from .progress import setup_logging
 
 
-def freeze(args: argparse.Namespace) -> FreezeReport:
+def freeze(args: Namespace) -> FreezeReport:
     """Everything between the options and what is written.
 
     Raises:
@@ -42,34 +39,31 @@ def freeze(args: argparse.Namespace) -> FreezeReport:
     folder = Path(args.output) if args.output else None
     if folder is not None:
         _refuse_taken(folder, args.force)
-    loader = open_images(args, source, apply_data_options(args, source), device)
+    config = apply_data_options(args, source)
+    loader = open_images(args, source, config, device)
     if loader is None:
         raise BadInput('no images to measure the gates on: give the folder of the images (--data-dir DIR) or the name '
                        'of a data set (--dataset NAME)')
     if args.samples is not None or args.recalibrate_bn:
-        _mix(loader, args.samples)
+        mix(loader, args.samples)
+    held_out = None
+    if args.eval_split and args.eval_split != args.split:
+        held_out = open_images(Namespace(**{**vars(args), 'split': args.eval_split}), source, config, device)
     source.model.float().eval().to(device)
     try:
         with deferred_interrupts():
             report = freeze_attention(
                 source.model, loader, threshold=args.threshold, recalibrate_bn=args.recalibrate_bn,
-                samples=args.samples, progress=not args.no_progress)
+                samples=args.samples, progress=not args.no_progress, eval_loader=held_out, thresholds=args.thresholds)
     except (TypeError, ValueError) as error:
         raise BadInput(first_line(error)) from None
     print(f'\n{report}\n', flush=True)
+    step('images', f'measured on {args.split}, compared on {args.eval_split or args.split}')
     if folder is not None:
         _write(folder, source, report, args, list(some_images(loader)))
         step('written', str(folder))
         list_files(folder)
     return report
-
-
-def _mix(loader: Any, samples: int | None) -> None:
-    """Let a loader give so many random images, always the same, in place of the first: folders are sorted by class."""
-    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
-    if not isinstance(inner.dataset, IterableDataset):
-        order = torch.randperm(len(inner.dataset), generator=torch.Generator().manual_seed(0))
-        inner.batch_sampler.sampler = order[:samples].tolist()
 
 
 def _refuse_taken(folder: Path, overwrite: bool) -> None:
@@ -82,8 +76,8 @@ def _refuse_taken(folder: Path, overwrite: bool) -> None:
                        '(--force)')
 
 
-def _write(folder: Path, source: Source, report: FreezeReport, args: argparse.Namespace, images: list[Any]) -> None:
-    files = {GATES: json.dumps(report.as_dict(), indent=2).encode() + b'\n'}
+def _write(folder: Path, source: Source, report: FreezeReport, args: Namespace, images: list[Any]) -> None:
+    files = {GATES: json.dumps(_told(report, args), indent=2).encode() + b'\n'}
     if importlib.util.find_spec('matplotlib') is not None:
         with tempfile.TemporaryDirectory() as aside:
             path = Path(aside) / GATES_PLOT
@@ -93,7 +87,7 @@ def _write(folder: Path, source: Source, report: FreezeReport, args: argparse.Na
         if report.architecture:
             # Curves and figures of the training are those of the network with gates; and what is published as accuracy
             # is that on images held out.
-            held_out = not args.split.lower().startswith('train')
+            held_out = not (args.eval_split or args.split).lower().startswith('train')
             source.files, source.metrics = files, _metrics(report) if held_out else None
             source.facts.pop('metrics', None)
             write_fused(source, folder, Options(
@@ -109,6 +103,10 @@ def _write(folder: Path, source: Source, report: FreezeReport, args: argparse.Na
         raise Stopped(first_line(error)) from None
 
 
+def _told(report: FreezeReport, args: Namespace) -> dict[str, Any]:
+    return {'split': args.split, 'compared_split': args.eval_split or args.split, **report.as_dict()}
+
+
 def _metrics(report: FreezeReport) -> dict[str, Any] | None:
     change = report.change
     if change is None or change.top1 is None:
@@ -117,7 +115,7 @@ def _metrics(report: FreezeReport) -> dict[str, Any] | None:
     return {'images': change.labelled, 'top1': before, 'top1_folded': after}
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: Namespace) -> int:
     """Freeze what the options name; returns the exit status."""
     setup_logging()
     freeze(args)

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from timm.data import create_loader, resolve_data_config
+from timm.data.loader import PrefetchLoader
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from ..checkpoints.open import load_model
 from ..errors import BadInput
@@ -17,8 +19,13 @@ from .workers import quiet_workers
 _logger = logging.getLogger(__name__)
 
 
-def open_model(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
+def open_model(args: argparse.Namespace, untrained: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     """The model of ``--model``, ``--checkpoint`` and the flags beside them.
+
+    Args:
+        args: The options.
+        untrained: Without a checkpoint or ``--pretrained``, take it as it is before training; otherwise its pretrained
+            weights are loaded.
 
     Returns:
         The model on the CPU, in float32 and in eval mode, as it was trained; and what its images go through, as
@@ -31,7 +38,7 @@ def open_model(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     model = load_model(
         args.model,
         args.checkpoint,
-        pretrained=args.pretrained or not args.checkpoint,
+        pretrained=args.pretrained or not (args.checkpoint or untrained),
         use_ema=args.use_ema,
         num_classes=args.num_classes,
         in_chans=args.in_chans,
@@ -134,3 +141,11 @@ def open_images(
         BadInput: If there are no such images, or they have more classes than the model.
     """
     return make_loader(args, open_data(args, data_config, model.num_classes), data_config, device)
+
+
+def mix(loader: Any, samples: int | None = None) -> None:
+    """Let a loader give so many random images, always the same, in place of the first: folders are sorted by class."""
+    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
+    if not isinstance(inner.dataset, IterableDataset):
+        order = torch.randperm(len(inner.dataset), generator=torch.Generator().manual_seed(0))
+        inner.batch_sampler.sampler = order[:samples].tolist()

@@ -11,14 +11,14 @@ import torch
 from timm.data.loader import PrefetchLoader
 from timm.utils import natural_key
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_tensor
 
 from ..analysis.feature_integration import collect_attention, feature_integration
 from ..analysis.gradcam import Looker, average_cam
 from ..analysis.gradients import stage_gradients
 from ..analysis.stripes import measure_stripes, stripe_differences
-from ..checkpoints.load_model import read_checkpoint
+from ..checkpoints.read import first_line, read_checkpoint
 from ..detection import create_detector
 from ..errors import BadInput
 from ..figures import gates as draw
@@ -26,21 +26,12 @@ from ..figures.feature_integration import plot_feature_integration
 from ..figures.gradients import plot_gradients
 from ..figures.looks import plot_looks
 from ..figures.style import write_csv, write_json
-from .build import first_line
 from .device import find_device
-from .inputs import check_data, open_data, open_images, open_model
+from .inputs import check_data, mix, open_data, open_images, open_model
 from .interrupt import deferred_interrupts
 from .progress import setup_logging
 
 _WRONG = (AssertionError, ImportError, OSError, RuntimeError, TypeError, ValueError)
-
-
-def mix(loader: Any, samples: int | None = None) -> None:
-    """Let a loader give so many random images, always the same, in place of the first: folders are sorted by class."""
-    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
-    if not isinstance(inner.dataset, IterableDataset):
-        order = torch.randperm(len(inner.dataset), generator=torch.Generator().manual_seed(0))
-        inner.batch_sampler.sampler = order[:samples].tolist()
 
 
 def run(work: Any, args: Namespace, words: list[str], prog: str) -> int:
@@ -75,7 +66,7 @@ def _name(model: nn.Module) -> str:
     return str((getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__)
 
 
-def models_of(args: Namespace) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
+def models_of(args: Namespace, untrained: bool = False) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
     """Label, model and data configuration of each of ``--model`` and ``--checkpoint``, which go together in order."""
     names, files = args.model or [], args.checkpoint or []
     if not names and not files:
@@ -86,7 +77,7 @@ def models_of(args: Namespace) -> Iterator[tuple[str, nn.Module, dict[str, Any]]
     for index in range(max(len(names), len(files))):
         name, file = (names[index] if names else ''), (files[index] if files else '')
         one = argparse.Namespace(**{**vars(args), 'model': name, 'checkpoint': file})
-        model, config = open_model(one)
+        model, config = open_model(one, untrained)
         label = args.labels[index] if args.labels and index < len(args.labels) else name or _name(model)
         yield label, model, config
 
@@ -100,7 +91,7 @@ def _loader(args: Namespace, model: nn.Module, config: dict[str, Any], device: t
 def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
     """``--detector``: the detector over the backbone of ``--model``, and its images, from 0 to 1 in their own size."""
     state = read_checkpoint(args.checkpoint) if args.checkpoint else {}
-    state = state.get('state_dict', state.get('model', state))
+    state = state.get('state_dict_ema' if args.use_ema else 'state_dict', state.get('model', state))
     heads = [value for key, value in state.items() if key.endswith(('cls_score.bias', 'cls_logits.bias'))]
     classes = len(heads[0]) if heads and args.detector != 'retinanet' else args.num_classes or 91
     model = create_detector(args.detector, args.model, classes, pretrained=args.pretrained, asr=args.asr)
@@ -195,7 +186,7 @@ def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -
 def gradients(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
     """``timm-asr gradients``: gradients.png, gradients.csv and gradients.json."""
     found = {}
-    for label, model, config in models_of(args):
+    for label, model, config in models_of(args, untrained=True):
         loader = _loader(args, model, config, device, args.samples)
         found[label] = stage_gradients(
             model, loader, samples=args.samples, training=not args.eval_mode, progress=not args.no_progress)

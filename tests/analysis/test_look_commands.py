@@ -1,0 +1,171 @@
+"""``timm-asr stripes | gradcam | gradients | feature-integration | curves | scatter``: what they write, and errors."""
+
+import csv
+import json
+
+import pytest
+import timm
+import torch
+from export_helpers import our_checkpoint
+from helpers import randomize
+from PIL import Image
+
+from timm_asr.analysis import measure_stripes
+from timm_asr.detection import create_detector
+from timm_asr.engine.commands import dispatch
+from timm_asr.engine.summary import add_summary
+
+
+def checkpoint_of(name, path, seed=0, **kwargs):
+    model = randomize(timm.create_model(name, num_classes=10, in_chans=1, **kwargs), seed)
+    return our_checkpoint(path, model, arch=name, argv=['--model', name])
+
+
+@pytest.fixture
+def command(tmp_path, capsys):
+    """Runs a line; returns status, output, error and the folder."""
+    def call(line, *more):
+        words = [*line.replace('TMP', str(tmp_path)).split(), *more]
+        status = dispatch([*words, '-o', str(tmp_path / 'look')], 'timm-asr')
+        out = capsys.readouterr()
+        errors = '\n'.join(line for line in out.err.splitlines() if not line.startswith('Data: '))
+        return status, out.out, errors, tmp_path / 'look'
+
+    return call
+
+
+def files(folder):
+    found = {path.name for path in folder.iterdir()}
+    for name in found:
+        if name.endswith('.png'):
+            assert len(Image.open(folder / name).convert('RGB').getcolors(1 << 20)) > 50
+    return found
+
+
+DATA = '--dataset digits -j 0 --batch-size 20'
+
+
+def test_stripes(command, tmp_path):
+    checkpoint_of('resnet20_se', tmp_path / 'last.pth.tar')
+    status, out, err, folder = command(f'stripes --checkpoint TMP/last.pth.tar {DATA} --samples 50 --images 8')
+    assert (status, err) == (0, '')
+    assert files(folder) == {'gates.csv', 'stripes.json', 'stripes.png', 'deviations.png'}
+    told = json.loads((folder / 'stripes.json').read_text())
+    assert (told['images'], told['model'], len(told['gates'])) == (50, 'resnet20_se', 9)
+    assert f'Stripe score over 50 images: {told["score"]:.3f}' in out
+    rows = list(csv.DictReader((folder / 'gates.csv').open()))
+    assert [row['gate'] for row in rows] == [f'layer{s}.{b}.se' for s in (1, 2, 3) for b in range(3)]
+    assert float(rows[4]['std']) == told['gates'][4]['std']
+    assert told['command'].startswith('timm-asr stripes --checkpoint ')
+
+
+def test_stripes_over_the_epochs_of_a_run(command, tmp_path):
+    for epoch in (0, 1, 10):
+        checkpoint_of('resnet20_se', tmp_path / f'checkpoint-{epoch}.pth.tar', seed=epoch)
+    status, _, err, folder = command(f'stripes --checkpoints TMP {DATA}')
+    assert (status, err) == (0, '')
+    assert files(folder) == {'differences.csv', 'differences.json', 'differences.png'}
+    told = json.loads((folder / 'differences.json').read_text())
+    assert told['epochs'] == [0, 1, 10]
+    assert torch.tensor(told['gates']['layer3.2.se']).shape == (2, 3, 64)
+
+
+def test_stripes_of_a_detector(command, tmp_path):
+    model = create_detector('fasterrcnn', 'resnet18_se', num_classes=4)
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'detector.pth')
+    for number in range(3):
+        (tmp_path / 'data' / 'validation' / 'a').mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (60 + 10 * number, 50), (number, 99, 30)).save(
+            tmp_path / 'data' / 'validation' / 'a' / f'{number}.png')
+    status, _, err, folder = command(
+        'stripes --detector fasterrcnn --model resnet18_se --checkpoint TMP/detector.pth --data-dir TMP/data -j 0')
+    assert (status, err) == (0, '')
+    told = json.loads((folder / 'stripes.json').read_text())
+    assert (told['model'], told['images'], len(told['gates'])) == ('fasterrcnn on resnet18_se', 3, 8)
+    images = [torch.full((3, 50, 60 + 10 * n), 0.0) for n in range(3)]
+    for n, image in enumerate(images):
+        image[:] = torch.tensor([n, 99, 30]).view(3, 1, 1) / 255
+    expected = measure_stripes(model, [(images, None)])
+    assert told['score'] == pytest.approx(expected.score, abs=1e-4)
+
+
+def test_gradcam(command, tmp_path):
+    pytest.importorskip('pytorch_grad_cam')
+    for seed in (0, 1):
+        checkpoint_of('resnet20', tmp_path / f'{seed}.pth.tar', seed)
+    status, _, err, folder = command(
+        f'gradcam --checkpoint TMP/0.pth.tar TMP/1.pth.tar --labels one two {DATA} --images 3 --samples 25')
+    assert (status, err) == (0, '')
+    assert files(folder) == {'gradcam.csv', 'gradcam.json', 'gradcam.png'}
+    told = json.loads((folder / 'gradcam.json').read_text())
+    assert torch.tensor(told['average']['two']).shape == (32, 32)
+    assert [(row['image'], row['model']) for row in told['scores']] == [
+        (image, model) for model in ('one', 'two') for image in (0, 1, 2, 'mean of 25')]
+
+
+def test_gradients(command):
+    status, _, err, folder = command(
+        f'gradients --model resnet20 resnet20_se --model-kwargs no_skip=True num_classes=10 {DATA} --samples 40')
+    assert (status, err) == (0, '')
+    assert files(folder) == {'gradients.csv', 'gradients.json', 'gradients.png'}
+    rows = list(csv.DictReader((folder / 'gradients.csv').open()))
+    assert [(row['model'], row['stage']) for row in rows] == [
+        (model, f'layer{n}') for model in ('resnet20', 'resnet20_se') for n in (1, 2, 3)]
+    assert all(float(row['mean']) > 0 for row in rows)
+
+
+@pytest.mark.parametrize('name', ['resnet20_dia_lstm', 'resnet20_se'])
+def test_feature_integration(name, command, tmp_path):
+    checkpoint_of(name, tmp_path / 'last.pth.tar')
+    status, out, err, folder = command(
+        f'feature-integration --checkpoint TMP/last.pth.tar {DATA} --samples 30 --channels 4 --trees 3 --jobs 1')
+    assert (status, err) == (0, '')
+    assert 'layer3: 30 images, 3 blocks, 64 channels' in out
+    assert files(folder) == {'integration.csv', 'integration.json', 'integration.png'}
+    assert len(list(csv.DictReader((folder / 'integration.csv').open()))) == 9
+
+
+def run_folder(folder, model, top1):
+    folder.mkdir()
+    (folder / 'args.yaml').write_text(f'model: {model}\nasr: null\n')
+    for epoch in range(3):
+        add_summary(folder / 'summary.csv', {'epoch': epoch, 'train_loss': 2.0 - epoch, 'eval_loss': 1.0,
+                                             'eval_top1': top1 - 2 + epoch})
+
+
+def test_curves_and_scatter(command, tmp_path):
+    run_folder(tmp_path / 'a', 'resnet20', 90.0)
+    run_folder(tmp_path / 'b', 'resnet20_se', 91.0)
+    status, _, err, folder = command('curves TMP/a TMP/b')
+    assert (status, err) == (0, '')
+    assert files(folder) == {'curves.csv', 'curves.json', 'curves.png'}
+    assert [row['run'] for row in csv.DictReader((folder / 'curves.csv').open())] == ['resnet20'] * 3 + [
+        'resnet20_se'] * 3
+    (tmp_path / 'speed.csv').write_text(
+        'model,infer_samples_per_sec,param_count\nresnet20,100.5,0.27\nresnet20_se,80,0.28\nother,1,1\n')
+    status, _, err, folder = command('scatter TMP/a TMP/b --benchmark TMP/speed.csv')
+    assert (status, err) == (0, '')
+    assert json.loads((folder / 'scatter.json').read_text())['models'] == [
+        {'model': 'resnet20', 'images_per_second': 100.5, 'parameters': 270000.0, 'top1': 90.0},
+        {'model': 'resnet20_se', 'images_per_second': 80.0, 'parameters': 280000.0, 'top1': 91.0}]
+
+
+@pytest.mark.parametrize(('line', 'sentence'), [
+    ('stripes --dataset digits', 'no model: give a name (--model NAME)'),
+    ('stripes --model resnet20_se.cifar10', 'no data: give the folder of the images'),
+    ('stripes --checkpoints TMP --dataset digits', 'there are 0 files checkpoint-N.pth.tar'),
+    (f'stripes --model resnet20.cifar10 --in-chans 3 {DATA} --input-img-mode RGB',
+     'No module of this ASRCifarResNet weighs channels'),
+    ('gradcam --dataset digits', 'no model: give a name'),
+    ('gradcam --model a b --checkpoint c --dataset digits', '2 names and 1 checkpoints'),
+    (f'gradcam --model resnet20.cifar10 {DATA} --layer layer9', "has no module 'layer9'"),
+    (f'feature-integration --model resnet20.cifar10 {DATA}', 'weighs channels by what it sees'),
+    ('curves TMP', 'no summary.csv in'),
+    ('scatter TMP', 'no speeds: give the results file of a benchmark'),
+])
+def test_errors(line, sentence, command):
+    status, _, err, folder = command(line)
+    assert status == 2
+    assert sentence in err
+    assert '\n' not in err
+    assert not folder.exists() or not list(folder.iterdir())
