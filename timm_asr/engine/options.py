@@ -183,13 +183,13 @@ def words_of(option: Option, value: Any) -> list[str]:
     """A YAML value as words of a command line, for the parser to judge as it judges a line.
 
     ``true`` is a switch's own name, ``false`` its ``--no-`` name, a list several values, a mapping ``KEY=VALUE``
-    pairs. ``null`` leaves an option without a default as it is.
+    pairs. The default of an option needs no words.
 
     Raises:
         ValueError: No words say this: a switch that is neither true nor false, a list for a single value.
     """
     bare = option.nargs == '?' and option.const is not None  # a name that may stand alone: true and false in YAML
-    if (value is None and option.default is None) or (bare and value is False):
+    if (value == option.start and type(value) is type(option.start)) or (bare and value is False):
         return []
     if option.kind == 'switch':
         if not isinstance(value, bool):
