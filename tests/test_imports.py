@@ -21,10 +21,6 @@ ORDER = [
     {'__init__', '__main__'},
 ]
 
-# Imports that are about to be turned round, by file. The list shrinks to nothing.
-KNOWN = {
-    'experiment.runner': {'engine.commands.train'},
-}
 LONG = {
     'results/sites.py', 'tests/engine/test_benchmark.py', 'tests/engine/test_validate.py',
     'tests/freeze/test_freeze.py', 'tests/support/hub_server.py',
@@ -76,7 +72,7 @@ def rank(name: str) -> int:
 
 
 FILES = {name_of(file): file for file in sorted(PACKAGE.rglob('*.py'))}
-GRAPH = {name: found - KNOWN.get(name, set()) for name, found in import_graph(FILES).items()}
+GRAPH = import_graph(FILES)
 
 
 def test_imports_are_read_as_python_reads_them(tmp_path):

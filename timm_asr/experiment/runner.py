@@ -1,10 +1,11 @@
 """Make the runs of a plan that are missing, each by ``train.py``'s own code."""
 
+import argparse
 import json
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -19,7 +20,6 @@ from ..checkpoints.names import BEST
 from ..engine import training
 from ..engine.build import build_model, title_of
 from ..engine.checkpoint import write_atomically
-from ..engine.commands.train import parse_args
 from ..engine.progress import setup_logging
 from ..engine.summary import read_summary
 from ..errors import BadInput, Stopped
@@ -28,6 +28,7 @@ from ..version import __version__
 from .plan import Plan, Run
 
 OPTIONS, RESULT = 'options.yaml', 'result.json'
+Parse = Callable[[Sequence[str]], argparse.Namespace]  #: words of a command line to the options of train.py
 
 
 def argv_of(run: Run, folder: Path, output: Path, device: str | None = None) -> list[str]:
@@ -36,7 +37,7 @@ def argv_of(run: Run, folder: Path, output: Path, device: str | None = None) -> 
     return line + (['--device', device] if device else [])
 
 
-def check_plan(plan: Plan, folder: Path) -> None:
+def check_plan(plan: Plan, folder: Path, parse_args: Parse) -> None:
     """Parse the options of every arm and build its model, without memory for the weights.
 
     Raises:
@@ -72,7 +73,7 @@ def _write_options(run: Run, place: Path) -> None:
         raise BadInput(f'--output: cannot write into {place} ({error.strerror})') from None
 
 
-def make_run(run: Run, output: Path, device: str | None, budget: float) -> None:
+def make_run(run: Run, output: Path, parse_args: Parse, device: str | None, budget: float) -> None:
     """Begin a run or go on with it, and write down its last epoch.
 
     A run whose loss stops being finite has an outcome too: it is written down as stopped, and not made again.
@@ -118,17 +119,18 @@ def missing_runs(plan: Plan, output: Path) -> list[Run]:
     return [run for run in plan.runs if not (output / run.name / RESULT).is_file()]
 
 
-def make_runs(plan: Plan, output: Path, parallel: int = 1, device: str | None = None) -> None:
+def make_runs(plan: Plan, output: Path, parse_args: Parse, parallel: int = 1, device: str | None = None) -> None:
     """Make every run that is missing.
 
     Args:
         plan: The experiment.
         output: Folder with a folder a run; what is done there is not done again.
+        parse_args: Of ``train.py``.
         parallel: Runs at once, on the cores or on the one GPU that they share.
         device: As ``train.py --device``.
     """
     runs = missing_runs(plan, output)
-    make = partial(make_run, output=output, device=device, budget=plan.budget)
+    make = partial(make_run, output=output, parse_args=parse_args, device=device, budget=plan.budget)
     if parallel == 1:
         for run in runs:
             make(run)

@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr experiment') -
             raise BadInput(f'--report needs {module}: pip install "timm-asr[experiment]"')
     from ...experiment.runner import check_plan, make_runs, missing_runs
     from ..progress import setup_logging
+    from .train import parse_args
     setup_logging()
     if plan.halving:
         return _search(plan, output, args)
@@ -52,13 +53,13 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr experiment') -
         from ...experiment.report import write_report  # with scipy, which training does not need
         print(write_report(plan, output, args.dia_format), end='')
         return 0
-    check_plan(plan, output)
+    check_plan(plan, output, parse_args)
     todo = missing_runs(plan, output)
     if args.check:
         print(*(run.name for run in todo), sep='\n')
         return 0
     print(f'{plan.name}: {len(todo)} of {len(plan.runs)} runs to make.', file=sys.stderr)
-    make_runs(plan, output, args.parallel, args.device)
+    make_runs(plan, output, parse_args, args.parallel, args.device)
     print(f'{plan.name}: all {len(plan.runs)} runs are done; --report compares them.', file=sys.stderr)
     return 0
 
@@ -67,9 +68,10 @@ def _search(plan: Plan, output: Path, args: argparse.Namespace) -> int:
     """The rounds of a search one after the other, or what is known of them so far."""
     from ...experiment.runner import check_plan, make_runs
     from ...experiment.search import next_round, ranking
+    from .train import parse_args
     if not args.report:
-        check_plan(plan, output / 'check')
+        check_plan(plan, output / 'check', parse_args)
         while (todo := next_round(plan, output)) is not None and not args.check:
-            make_runs(*todo, args.parallel, args.device)
+            make_runs(*todo, parse_args, args.parallel, args.device)
     print(ranking(plan, output), end='')
     return 0
