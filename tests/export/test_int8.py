@@ -3,23 +3,23 @@
 import copy
 
 import numpy as np
-import onnx
 import pytest
 import timm
 import torch
 from helpers import asr_layers, randomize
-from onnx import numpy_helper
 
 import timm_asr
 from timm_asr.data import Digits
 from timm_asr.errors import BadInput
 from timm_asr.export.int8 import onnx_top1, quantize_onnx
 
+onnx = pytest.importorskip('onnx')
+
 
 def codes(file):
     """int8 weights of the convolutions, by the node they feed, in the order of the graph."""
     graph = onnx.load(str(file)).graph
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     dequantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == 'DequantizeLinear'}
     return [weights[dequantized[node.input[1]]] for node in graph.node if node.op_type == 'Conv']
 
