@@ -14,8 +14,8 @@ from torchvision import transforms
 
 from .seeding import derive_seed
 
-#: Data sets up to this many bytes, at the size of the input, are held in memory.
-LARGEST = 2 ** 30
+#: Images up to this side, and data sets up to this many bytes at that size, are held in memory.
+LARGEST_SIDE, LARGEST = 128, 2 ** 30
 #: Steps of a transform that are not random.
 _FIXED = ('Resize', 'CenterCrop', 'MaybePILToTensor')
 
@@ -30,14 +30,14 @@ def in_memory(loader: Any, shape: tuple[int, int, int], training: bool, seed: in
         seed: Of the run.
 
     Returns:
-        None where that is not possible: for more than ``LARGEST`` bytes, images of other shapes, and any augmentation
-        but ``RandomCrop`` with padding and ``RandomHorizontalFlip``.
+        None where that is not possible: for larger images or more of them (``LARGEST``), images of other shapes, and
+        any augmentation but ``RandomCrop`` with padding and ``RandomHorizontalFlip``.
     """
     dataset = getattr(loader, 'dataset', None)
     if isinstance(dataset, IterableDataset) or getattr(loader, 'random_erasing', None) is not None:
         return None
     steps = list(getattr(dataset.transform, 'transforms', ()))
-    if not steps or not 0 < len(dataset) * math.prod(shape) <= LARGEST:
+    if not steps or max(shape[1:]) > LARGEST_SIDE or not 0 < len(dataset) * math.prod(shape) <= LARGEST:
         return None
     fixed, pad, hflip = [], 0, 0.0
     for step in steps:
