@@ -24,13 +24,6 @@ def model():
     return randomize(small('resnet20_se_asr_se', dtype=torch.float32, in_chans=1)).eval()
 
 
-@pytest.fixture
-def without_onnxscript(monkeypatch):
-    """The older exporter, which takes a tenth of the time."""
-    find = graph.importlib.util.find_spec
-    monkeypatch.setattr(graph.importlib.util, 'find_spec', lambda name: None if name == 'onnxscript' else find(name))
-
-
 def run_onnx(file, x):
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     return torch.from_numpy(session.run(None, {'images': x.numpy()})[0])
@@ -55,7 +48,7 @@ def _about(file):
 
 
 def test_a_version_of_the_operators_that_cannot_be_had(model, tmp_path):
-    with pytest.raises(BadInput, match='version 18 of the ONNX operators, not 30|cannot export'):
+    with pytest.raises(BadInput, match='of the ONNX operators, not 30|cannot follow'):
         timm_asr.export_onnx(model, tmp_path / 'x.onnx', opset=30)
     assert not list(tmp_path.iterdir())
 
@@ -76,11 +69,18 @@ def test_onnx(model, tmp_path, fold_bn):
     assert [p.name for p in tmp_path.iterdir()] == ['a.onnx']
 
 
-def test_the_older_exporter_where_the_new_one_cannot(model, tmp_path, without_onnxscript):
-    file = timm_asr.export_onnx(model, tmp_path / 'a.onnx', opset=17)
-    x = images(model, 3, size=32)
-    assert relative_error(model(x), run_onnx(file, x)) < 1e-5
-    assert onnx.load(file).opset_import[0].version == 17
+@pytest.mark.parametrize('export', [timm_asr.export_onnx, timm_asr.export_program])
+def test_images_of_any_size_where_the_network_can(export, model, tmp_path):
+    file = export(model, tmp_path / 'a.out', any_size=True)
+    run = run_onnx if export is timm_asr.export_onnx else lambda file, x: torch.export.load(file).module()(x)
+    for height, width in ((32, 32), (48, 80), (17, 33)):
+        x = torch.randn(2, 1, height, width)
+        assert relative_error(model(x), run(file, x)) < 1e-5
+    vit = timm.create_model('vit_tiny_asr_se', img_size=32, num_classes=3, depth=2).eval()
+    with pytest.raises(BadInput, match='cannot be exported for images of any size .*; leave out --any-size') as caught:
+        export(vit, tmp_path / 'b.out', any_size=True)
+    assert '\n' not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ['a.out']
 
 
 TORCH_ALONE = """
@@ -112,10 +112,10 @@ def test_a_program_runs_by_pytorch_alone(model, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['resnet20_asr_se', 'resnet20_se'])
-def test_unfused_warns(name, tmp_path):
+def test_a_model_as_it_was_trained_warns(name, tmp_path):
     model = randomize(timm.create_model(name, num_classes=3)).eval()
-    with pytest.warns(graph.UnfusedExport, match='exported unfused') as caught:
-        file = timm_asr.export_program(model, tmp_path / 'a.pt2', unfused=True)
+    with pytest.warns(graph.ExportedAsTrained, match='exported as it was trained') as caught:
+        file = timm_asr.export_program(model, tmp_path / 'a.pt2', as_trained=True)
     assert caught[0].filename == __file__  # it points at the caller
     size = file.stat().st_size
     timm_asr.export_program(model, tmp_path / 'a.pt2', overwrite=True)
@@ -125,12 +125,12 @@ def test_unfused_warns(name, tmp_path):
 @pytest.mark.filterwarnings('error')
 def test_nothing_to_fuse_does_not_warn(tmp_path):
     model = timm.create_model('resnet20', num_classes=3).eval()
-    timm_asr.export_program(model, tmp_path / 'a.pt2', unfused=True)
+    timm_asr.export_program(model, tmp_path / 'a.pt2', as_trained=True)
     timm_asr.export_program(timm_asr.reparameterize(model), tmp_path / 'b.pt2')
 
 
 @pytest.mark.parametrize('export', [timm_asr.export_onnx, timm_asr.export_program])
-def test_what_differs_is_not_kept(export, model, tmp_path, monkeypatch, without_onnxscript):
+def test_what_differs_is_not_kept(export, model, tmp_path, monkeypatch):
     reparameterize = graph.reparameterize
 
     def wrong(module, **kwargs):
@@ -146,7 +146,7 @@ def test_what_differs_is_not_kept(export, model, tmp_path, monkeypatch, without_
 def test_real_images_are_compared_too(model, tmp_path, monkeypatch):
     seen = []
     compare = graph._compare
-    monkeypatch.setattr(graph, '_compare', lambda *args: compare(*args[:5], lambda step, text: seen.append(text)))
+    monkeypatch.setattr(graph, '_compare', lambda *args: compare(*args[:6], lambda step, text: seen.append(text)))
     timm_asr.export_program(model, tmp_path / 'a.pt2', images=[images(model, 3, size=32), images(model, 2, size=32)])
     assert 'on 5 real ones' in seen[0]
 
@@ -154,7 +154,7 @@ def test_real_images_are_compared_too(model, tmp_path, monkeypatch):
 def test_packages_that_are_missing(model, tmp_path, monkeypatch):
     find = graph.importlib.util.find_spec
     monkeypatch.setattr(graph.importlib.util, 'find_spec', lambda name: None if 'onnxruntime' in name else find(name))
-    with pytest.raises(BadInput, match=r'^ONNX needs the package onnxruntime: pip install "timm-asr\[onnx\]"$'):
+    with pytest.raises(BadInput, match=r'^ONNX needs the package onnxruntime: pip install onnxruntime$'):
         timm_asr.export_onnx(model, tmp_path / 'a.onnx')
 
 
@@ -167,7 +167,7 @@ def test_files_that_are_there(model, tmp_path):
     assert (tmp_path / 'a.pt2').read_text() == 'mine'
 
 
-def test_what_cannot_be_followed_is_one_sentence(tmp_path, without_onnxscript):
+def test_what_cannot_be_followed_is_one_sentence(tmp_path):
     model = timm.create_model('resnet20', num_classes=3)
 
     def forward(x):
@@ -179,7 +179,7 @@ def test_what_cannot_be_followed_is_one_sentence(tmp_path, without_onnxscript):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command(tmp_path, capsys, without_onnxscript):
+def test_the_command(tmp_path, capsys):
     checkpoint = our_checkpoint(tmp_path / 'last.pth.tar', digits_model())
     line = [checkpoint, '--onnx', tmp_path / 'a.onnx', '--torch-export', tmp_path / 'a.pt2', '-j', 0]
     assert run_main(lambda: main([str(word) for word in line]), 'export') == 0
@@ -192,6 +192,6 @@ def test_the_command(tmp_path, capsys, without_onnxscript):
     assert out.count('real ones') == 2
     names = json.loads(onnx.load(tmp_path / 'a.onnx').metadata_props[0].value)['label_names']
     assert names[3] == 'digit 3'
-    line = [*line[:1], '--torch-export', tmp_path / 'b.pt2', '--unfused', '-j', 0]
+    line = [*line[:1], '--torch-export', tmp_path / 'b.pt2', '--as-trained', '-j', 0]
     assert run_main(lambda: main([str(word) for word in line]), 'export') == 0
-    assert capsys.readouterr().err.startswith('warning: The model is exported unfused')
+    assert capsys.readouterr().err.startswith('warning: The model is exported as it was trained')

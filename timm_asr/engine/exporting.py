@@ -19,7 +19,7 @@ from ..checkpoints.open import open_source
 from ..checkpoints.provenance import dataset_name, file_sha256
 from ..checkpoints.source import Source, used_data_config
 from ..errors import BadInput, Stopped
-from ..export.graph import UnfusedExport, check_packages, write_onnx, write_program
+from ..export.graph import ExportedAsTrained, check_packages, write_onnx, write_program
 from ..export.place import refuse_other
 from ..export.save import Options, write_fused
 from .build import first_line
@@ -52,13 +52,14 @@ def check(args: argparse.Namespace) -> None:
             ('--keep-trainable', args.keep_trainable, '--output', args.output),
             ('--dtype', args.dtype != 'float32', '--output', args.output),
             ('--tag', args.tag, '--output', args.output),
-            ('--unfused', args.unfused, '--onnx or --torch-export', graphs),
+            ('--as-trained', args.as_trained, '--onnx or --torch-export', graphs),
+            ('--any-size', args.any_size, '--onnx or --torch-export', graphs),
             ('--fold-bn', args.fold_bn, '--onnx or --torch-export', graphs),
             ('--opset', args.opset, '--onnx', args.onnx)):
         if given and not there:
             raise BadInput(f'{name} goes with {needs}')
-    if args.unfused and args.fold_bn:
-        raise BadInput('--unfused and --fold-bn exclude each other')
+    if args.as_trained and args.fold_bn:
+        raise BadInput('--as-trained and --fold-bn exclude each other')
     for path in (args.onnx, args.torch_export):
         if path and Path(path).exists() and not args.force:
             raise BadInput(f'{path} is there already; choose another name, or replace it (--force)')
@@ -199,11 +200,13 @@ def export(args: argparse.Namespace) -> None:
             step('written', str(folder))
             list_files(folder)
         if args.onnx:
-            write_onnx(source, args.onnx, args.unfused, args.fold_bn, args.opset, some_images(loader), args.force, step)
+            write_onnx(source, args.onnx, args.as_trained, args.fold_bn, args.any_size, args.opset,
+                       some_images(loader), args.force, step)
             step('written', args.onnx)
             print_file(Path(args.onnx), Path(args.onnx).name)
         if args.torch_export:
-            write_program(source, args.torch_export, args.unfused, args.fold_bn, some_images(loader), args.force, step)
+            write_program(source, args.torch_export, args.as_trained, args.fold_bn, args.any_size,
+                          some_images(loader), args.force, step)
             step('written', args.torch_export)
             print_file(Path(args.torch_export), Path(args.torch_export).name)
     except ValueError as error:
@@ -217,7 +220,7 @@ def main(args: argparse.Namespace) -> int:
     logger = logging.getLogger('timm_asr')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        warnings.simplefilter('always', UnfusedExport)
+        warnings.simplefilter('always', ExportedAsTrained)
         warnings.showwarning = lambda message, *_, **__: logger.warning(str(message))  # type: ignore[assignment]
         export(args)
     return 0

@@ -7,12 +7,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.names import CONFIG, GATES, GATES_PLOT, METRICS, PROGRAM, WEIGHTS
+from ..checkpoints.names import GATES, GATES_PLOT, PROGRAM, WEIGHTS
 from ..checkpoints.open import open_source
 from ..checkpoints.source import Source
 from ..errors import BadInput, Stopped
 from ..export.graph import write_program
-from ..export.place import write_whole
+from ..export.place import remove_export, write_whole
 from ..export.save import Options, write_fused
 from ..figures.gates import plot_frozen
 from ..freeze import FreezeReport, freeze_attention
@@ -97,8 +97,10 @@ def _write(folder: Path, source: Source, report: FreezeReport, args: Namespace, 
             for name, content in files.items():
                 write_whole(folder / name, content)
         # What an earlier run left there as its result, of the other kind.
-        for name in (PROGRAM,) if report.architecture else (WEIGHTS, CONFIG, METRICS):
-            (folder / name).unlink(missing_ok=True)
+        if report.architecture:
+            (folder / PROGRAM).unlink(missing_ok=True)
+        else:
+            remove_export(folder)
     except (OSError, ValueError) as error:
         raise Stopped(first_line(error)) from None
 

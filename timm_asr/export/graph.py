@@ -1,4 +1,4 @@
-"""ONNX files and torch.export programs: fused first, and run against the model before they are kept."""
+"""ONNX files and torch.export programs: of the inference form, and run against the model before they are kept."""
 
 import contextlib
 import copy
@@ -17,6 +17,7 @@ from timm.data.model_config import resolve_input_data_config
 from torch import nn
 
 from ..checkpoints.open import as_source
+from ..checkpoints.read import first_line
 from ..checkpoints.source import Source, class_names, to_float32
 from ..errors import BadInput
 from ..inference.compare import Comparison, random_images, tolerance
@@ -26,7 +27,7 @@ _LARGEST = 2**31 - 2**20  # a protocol buffer ends at 2 GiB
 METADATA = 'timm_asr'
 
 
-class UnfusedExport(UserWarning):
+class ExportedAsTrained(UserWarning):
     """A model was exported although its inference form would do the same for less."""
 
 
@@ -35,8 +36,9 @@ def export_onnx(
         file: str | os.PathLike,
         *,
         use_ema: bool = False,
-        unfused: bool = False,
+        as_trained: bool = False,
         fold_bn: bool = False,
+        any_size: bool = False,
         opset: int | None = None,
         images: Iterable[torch.Tensor] = (),
         overwrite: bool = False,
@@ -52,8 +54,9 @@ def export_onnx(
         model: As :func:`timm_asr.save_fused` takes it; also one that is in its inference form already.
         file: Where to write.
         use_ema: Take the averaged weights of a checkpoint.
-        unfused: Leave attention and branches as they are, which is slower; a warning says so.
+        as_trained: Leave attention and branches as they are, which is slower; a warning says so.
         fold_bn: Fold each BatchNorm into its convolution too.
+        any_size: Take images of any height and width, not only of the model's own, where the network can.
         opset: Version of the ONNX operators; PyTorch's choice if None.
         images: Batches (B, C, H, W) to compare on as well, float32, normalized.
         overwrite: Replace a file.
@@ -66,7 +69,7 @@ def export_onnx(
             is there already.
         ValueError: The logits differ. Nothing is written.
     """
-    return write_onnx(as_source(model, use_ema), file, unfused, fold_bn, opset, images, overwrite)
+    return write_onnx(as_source(model, use_ema), file, as_trained, fold_bn, any_size, opset, images, overwrite)
 
 
 def export_program(
@@ -74,8 +77,9 @@ def export_program(
         file: str | os.PathLike,
         *,
         use_ema: bool = False,
-        unfused: bool = False,
+        as_trained: bool = False,
         fold_bn: bool = False,
+        any_size: bool = False,
         images: Iterable[torch.Tensor] = (),
         overwrite: bool = False,
 ) -> Path:
@@ -83,14 +87,15 @@ def export_program(
 
     Arguments, result and errors are those of :func:`export_onnx`; ``torch.export.load(file).module()`` is the model.
     """
-    return write_program(as_source(model, use_ema), file, unfused, fold_bn, images, overwrite)
+    return write_program(as_source(model, use_ema), file, as_trained, fold_bn, any_size, images, overwrite)
 
 
 def write_onnx(
         source: Source,
         file: str | os.PathLike,
-        unfused: bool = False,
+        as_trained: bool = False,
         fold_bn: bool = False,
+        any_size: bool = False,
         opset: int | None = None,
         images: Iterable[torch.Tensor] = (),
         overwrite: bool = False,
@@ -100,10 +105,10 @@ def write_onnx(
     file = Path(file)
     check_packages()
     with _aside(file, overwrite) as part:
-        reference, ready, example = _ready(source, unfused, fold_bn, report)
+        reference, ready, example = _ready(source, as_trained, fold_bn, report)
         if sum(t.numel() * t.element_size() for t in ready.state_dict().values()) > _LARGEST:
             raise BadInput('the weights take more than the 2 GiB that one ONNX file can hold; use --torch-export')
-        proto = _to_onnx(ready, example, opset)
+        proto = _to_onnx(ready, example, any_size, opset)
         for graph in (proto.graph, *proto.functions):
             for node in graph.node:
                 del node.metadata_props[:]  # they name files of this machine
@@ -118,15 +123,16 @@ def write_onnx(
 
         def run(batch: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(session.run(None, {'images': batch.numpy()})[0])
-        _compare(reference, run, example, images, 'onnxruntime', report)
+        _compare(reference, run, example, any_size, images, 'onnxruntime', report)
     return file
 
 
 def write_program(
         source: Source,
         file: str | os.PathLike,
-        unfused: bool = False,
+        as_trained: bool = False,
         fold_bn: bool = False,
+        any_size: bool = False,
         images: Iterable[torch.Tensor] = (),
         overwrite: bool = False,
         report: Callable[[str, str], None] = lambda step, text: None,
@@ -134,17 +140,15 @@ def write_program(
     """:func:`export_program` for a source that is open already."""
     file = Path(file)
     with _aside(file, overwrite) as part:
-        reference, ready, example = _ready(source, unfused, fold_bn, report)
-        try:
-            program = _program(ready, example)
-        except Exception as error:  # torch.export has no common class of errors
-            raise BadInput(f'torch.export cannot follow this {type(ready).__name__} ({_first_line(error)})') from None
+        reference, ready, example = _ready(source, as_trained, fold_bn, report)
+        with _explained(ready, any_size), torch.no_grad():
+            program = torch.export.export(ready, (example,), dynamic_shapes=(_free(any_size),))
         for module in program.graph_module.modules():
             for node in getattr(getattr(module, 'graph', None), 'nodes', ()):
                 node.meta.pop('stack_trace', None)  # it names files of this machine
         torch.export.save(program, part, extra_files={f'{METADATA}.json': json.dumps(_metadata(source))})
         module = torch.export.load(part).module()
-        _compare(reference, module, example, images, 'torch.export', report)
+        _compare(reference, module, example, any_size, images, 'torch.export', report)
     return file
 
 
@@ -154,14 +158,10 @@ def check_packages() -> None:
     Raises:
         BadInput: One is.
     """
-    missing = [name for name in ('onnx', 'onnxruntime') if importlib.util.find_spec(name) is None]
+    missing = [name for name in ('onnx', 'onnxruntime', 'onnxscript') if importlib.util.find_spec(name) is None]
     if missing:
-        raise BadInput(f'ONNX needs the package{"s" * (len(missing) > 1)} {" and ".join(missing)}: '
-                       'pip install "timm-asr[onnx]"')
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')[:200]
+        raise BadInput(f'ONNX needs the package{"s" * (len(missing) > 1)} {" and ".join(missing)}: pip install '
+                       f'{" ".join(missing)}')
 
 
 @contextlib.contextmanager
@@ -183,17 +183,17 @@ def _aside(file: Path, overwrite: bool) -> Iterator[Path]:
 
 def _ready(
         source: Source,
-        unfused: bool,
+        as_trained: bool,
         fold_bn: bool,
         report: Callable[[str, str], None],
 ) -> tuple[nn.Module, nn.Module, torch.Tensor]:
     """(the model as it was, the one to export, images (2, C, H, W)), in eval mode in float32 on the CPU."""
     reference = to_float32(copy.deepcopy(source.model))
     reference.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    if unfused:
+    if as_trained:
         if is_foldable(reference):
-            warnings.warn('The model is exported unfused: attention and branches that its inference form has not stay '
-                          'in the file and cost time.', UnfusedExport, stacklevel=4)
+            warnings.warn('The model is exported as it was trained: attention and branches that its inference form has '
+                          'not stay in the file and cost time.', ExportedAsTrained, stacklevel=4)
         ready = copy.deepcopy(reference)
     else:
         ready = reparameterize(copy.deepcopy(reference), fold_bn=fold_bn)
@@ -212,49 +212,39 @@ def _metadata(source: Source) -> dict[str, Any]:
     return {'model': source.facts.get('model'), **data, **({'label_names': names} if names else {})}
 
 
-def _program(model: nn.Module, example: torch.Tensor) -> Any:
-    with torch.no_grad():
-        return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim('batch')},))
+def _free(any_size: bool) -> dict[int, Any]:
+    """The dimensions of the images that may have any value."""
+    batch = {0: torch.export.Dim('batch')}
+    return {**batch, 2: torch.export.Dim('height'), 3: torch.export.Dim('width')} if any_size else batch
 
 
-def _to_onnx(model: nn.Module, example: torch.Tensor, opset: int | None) -> Any:
-    """The ONNX model, by the exporter on top of torch.export, or by the older one where that cannot do it."""
-    names: dict[str, Any] = {'input_names': ['images'], 'output_names': ['logits'], 'opset_version': opset}
-    reason = 'onnxscript is not installed'
-    with warnings.catch_warnings():
+@contextlib.contextmanager
+def _explained(model: nn.Module, any_size: bool) -> Iterator[None]:
+    """One sentence for what torch.export cannot follow; its errors have no common class."""
+    try:
+        yield
+    except Exception as error:
+        name, reason = type(model).__name__, first_line(error)
+        raise BadInput(
+            f'this {name} cannot be exported for images of any size ({reason}); leave out --any-size (any_size), or '
+            'name another size (--img-size)' if any_size else f'torch.export cannot follow this {name} ({reason})',
+        ) from None
+
+
+def _to_onnx(model: nn.Module, example: torch.Tensor, any_size: bool, opset: int | None) -> Any:
+    """The ONNX model."""
+    with _explained(model, any_size), warnings.catch_warnings(), _quiet('torch.onnx', 'onnxscript', 'onnx_ir'):
         warnings.simplefilter('ignore')
-        if importlib.util.find_spec('onnxscript') is not None:
-            try:
-                with _quiet('torch.onnx', 'onnxscript', 'onnx_ir'):
-                    program = torch.onnx.export(
-                        model, (example,), dynamo=True, verbose=False,
-                        dynamic_shapes=({0: torch.export.Dim('batch')},), **names)
-                assert program is not None
-                if opset in (None, version := _opset(program.model_proto)):
-                    return program.model_proto
-                reason = f'it writes version {version} of the operators'
-            except Exception as error:
-                reason = _first_line(error)
-        import io
-
-        import onnx
-        buffer = io.BytesIO()
-        axes = {'images': {0: 'batch'}, 'logits': {0: 'batch'}}
-        try:
-            torch.onnx.export(model, (example,), buffer, dynamo=False, dynamic_axes=axes, **names)  # type: ignore[arg-type]
-        except Exception as error:
-            raise BadInput(f'PyTorch cannot export this {type(model).__name__} to ONNX ({_first_line(error)}; by '
-                           f'torch.export: {reason})') from None
-        found = onnx.load_from_string(buffer.getvalue())
-        if opset not in (None, version := _opset(found)):
-            raise BadInput(f'PyTorch writes this {type(model).__name__} with version {version} of the ONNX operators, '
-                           f'not {opset}; by torch.export: {reason}')
-        return found
-
-
-def _opset(model: Any) -> int:
-    """The version of the ONNX operators that a model needs."""
-    return next(one.version for one in model.opset_import if one.domain in ('', 'ai.onnx'))
+        program = torch.onnx.export(
+            model, (example,), dynamo=True, verbose=False, dynamic_shapes=(_free(any_size),), opset_version=opset,
+            input_names=['images'], output_names=['logits'])
+    assert program is not None
+    proto = program.model_proto
+    written = next(one.version for one in proto.opset_import if one.domain in ('', 'ai.onnx'))
+    if opset not in (None, written):
+        raise BadInput(f'PyTorch writes this {type(model).__name__} with version {written} of the ONNX operators, not '
+                       f'{opset}; leave out --opset')
+    return proto
 
 
 @contextlib.contextmanager
@@ -275,11 +265,12 @@ def _compare(
         reference: nn.Module,
         run: Callable[[torch.Tensor], torch.Tensor],
         example: torch.Tensor,
+        any_size: bool,
         images: Iterable[torch.Tensor],
         by: str,
         report: Callable[[str, str], None],
 ) -> None:
-    """Compare logits on random batches of one and of three, and on real ones.
+    """Compare logits on random batches of one and of three, of another size if any is free, and on real ones.
 
     Raises:
         ValueError: They differ by more than rounding and another order of summation explain, or a prediction changes.
@@ -287,7 +278,11 @@ def _compare(
     allowed = 10 * tolerance(reference)
     found = {kind: Comparison(allowed) for kind in ('random', 'real')}
     random = random_images(tuple(example.shape[1:]), 3)
-    for kind, batch in [('random', random[:1]), ('random', random), *(('real', batch) for batch in images)]:
+    batches = [('random', random[:1]), ('random', random)]
+    if any_size:  # not square, and larger
+        height, width = (side + 32 for side in example.shape[2:])
+        batches.append(('random', random_images((example.shape[1], height, width + 32), 2)))
+    for kind, batch in [*batches, *(('real', batch) for batch in images)]:
         found[kind].update(reference(batch), run(batch.contiguous()))
         if not found[kind].same:
             raise ValueError(f'What {by} computes differs by {found[kind].relative:.1e} of the largest logit on {kind} '

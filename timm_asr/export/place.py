@@ -146,11 +146,15 @@ def put_in_place(aside: Path, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         new = files_in(aside)
-        (place / CONFIG).unlink(missing_ok=True)
-        for name in _OWN - new:
-            (place / name).unlink(missing_ok=True)
+        remove_export(place, keep=new - {CONFIG})
         for name in sorted(new, key=lambda name: (name == CONFIG, name)):
             (place / name).parent.mkdir(exist_ok=True)
             os.replace(aside / name, place / name)
-        if (place / TRAINABLE).is_dir() and not any((place / TRAINABLE).iterdir()):
-            (place / TRAINABLE).rmdir()
+
+
+def remove_export(folder: Path, keep: Iterable[str] = ()) -> None:
+    """Remove the files of an export from a folder, ``config.json`` first; others stay."""
+    for name in sorted(_OWN - set(keep), key=lambda name: name != CONFIG):
+        (folder / name).unlink(missing_ok=True)
+    if (folder / TRAINABLE).is_dir() and not any((folder / TRAINABLE).iterdir()):
+        (folder / TRAINABLE).rmdir()

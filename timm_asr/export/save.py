@@ -116,7 +116,7 @@ def save_fused(
 def write_fused(source: Source, folder: str | os.PathLike, options: Options) -> Path:
     """:func:`save_fused` for a source that is open already."""
     folder, name = Path(folder), name_of(source.model)
-    if not name:
+    if not name or getattr(source.model, 'frozen_from', None):
         raise ValueError(_why_unnamed(source.model))
     if options.dtype not in DTYPES:
         raise ValueError(f'dtype={options.dtype!r} is not known; it takes {", ".join(DTYPES)}.')

@@ -121,6 +121,8 @@ def freeze_attention(
         model.load_state_dict(variants['frozen, new statistics'].state_dict())
     if named:
         rename(model, *named)
+    else:  # for save_fused, which writes networks that have a name
+        model.frozen_from = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
     return report
 
 
