@@ -214,8 +214,11 @@ def _metadata(source: Source) -> dict[str, Any]:
 
 def _free(any_size: bool) -> dict[int, Any]:
     """The dimensions of the images that may have any value."""
-    batch = {0: torch.export.Dim('batch')}
-    return {**batch, 2: torch.export.Dim('height'), 3: torch.export.Dim('width')} if any_size else batch
+    if not any_size:
+        return {0: torch.export.Dim('batch')}
+    # Sides have bounds that the network sets (no smaller than its kernels), which torch.export finds by itself.
+    free = getattr(torch.export.Dim, 'DYNAMIC', torch.export.Dim.AUTO)
+    return dict.fromkeys((0, 2, 3), free)
 
 
 @contextlib.contextmanager
