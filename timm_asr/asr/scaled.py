@@ -131,17 +131,27 @@ def channel_dim(layer: nn.Module) -> int:
 
 def factor_for(layer: nn.Module, name: str, v: torch.Tensor) -> torch.Tensor:
     """v, (C,), in the shape in which it multiplies the layer's tensor of this name."""
-    path, _, leaf = name.rpartition('.')
-    owner, tensor = layer.get_submodule(path), _tensor(layer, name)
+    owner, leaf = owner_of(layer, name)
+    tensor = getattr(owner, leaf)
     if type(owner) in _TRANSPOSED and leaf == 'weight':  # (input channels, output channels of a group, ...)
         rows = v.view(owner.groups, 1, -1).expand(-1, tensor.shape[0] // owner.groups, -1)
         return rows.reshape(*tensor.shape[:1], -1, *[1] * (tensor.ndim - 2))
     return v.view(-1, *[1] * (tensor.ndim - 1))
 
 
-def _tensor(layer: nn.Module, name: str) -> torch.Tensor:
+def owner_of(layer: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module inside a layer that holds the tensor of this name, and what it is called there."""
     path, _, leaf = name.rpartition('.')
-    return getattr(layer.get_submodule(path), leaf)
+    return layer.get_submodule(path), leaf
+
+
+def _tensor(layer: nn.Module, name: str) -> torch.Tensor:
+    return getattr(*owner_of(layer, name))
+
+
+def stacks(owner: nn.Module) -> bool:
+    """Whether the first dimension of a layer's tensors is the output channel: the second is in transposed ones."""
+    return type(owner) not in _TRANSPOSED
 
 
 def scaled_tensors(layer: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:

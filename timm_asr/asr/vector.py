@@ -7,14 +7,24 @@ from typing import Any
 import torch
 from timm.layers import register_notrace_module
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from ..gates.gate import ChannelGate
 from .blocks import facts_of
 from .checks import refuse_scripted, refuse_shared, sharing
+from .passes import take
 from .scaled import WITH_ACTIVATION, channel_dim, out_channels, run_with, scale_, scaled_names, scaled_tensors
 from .ungated import Ungated
 
 MAX_DEPTH = 4
+
+
+#: Not within ``torch.func.grad`` and the like.
+_may_save_by_hooks: Callable[[], bool] = getattr(torch._C._autograd, '_saved_tensors_hooks_is_enabled')  # noqa: B009
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def parse_init(init: float | str | None) -> tuple[str, float | None]:
@@ -192,7 +202,20 @@ class ASR(nn.Module):
         if torch.jit.is_scripting():  # TorchScript cannot run a layer with other parameters than its own
             return self.scripted(x, self.attention_vector())
         else:  # noqa: RET505 - TorchScript compiles what follows a return
-            return run_with(self.layer, scaled_tensors(self.layer, self._full_precision_vector()), x)
+            return self._run(x)
+
+    @torch.jit.ignore
+    def _run(self, x: torch.Tensor) -> torch.Tensor:
+        tensors = None
+        if not torch.compiler.is_compiling():
+            tensors = take(self, self.vectors[0].psi)  # type: ignore[arg-type]
+            if tensors is None and torch.is_grad_enabled() and _may_save_by_hooks():
+                # A checkpoint must not count what is saved here: the first time it may have been handed out.
+                with saved_tensors_hooks(_as_it_is, _as_it_is):
+                    tensors = scaled_tensors(self.layer, self._full_precision_vector())
+        if tensors is None:
+            tensors = scaled_tensors(self.layer, self._full_precision_vector())
+        return run_with(self.layer, tensors, x)
 
     def scripted(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """What TorchScript compiles in the place of :func:`run_with`."""

@@ -1,0 +1,231 @@
+"""All vectors of a network at once: a handful of operations for each kind of site instead of ten for each site.
+
+Sites whose gates have the same class, settings and shapes, and whose layers have the same scaled tensors, form a group:
+in ResNet-164 three groups of 18. For each group the parameters of the gates are stacked, the gate is evaluated once
+under ``torch.vmap``, the stacked tensors of the layers are multiplied by the stacked v, and each site is handed its
+slice. The parameters stay where they are.
+
+A forward pre-hook of the network does this, and a forward hook forgets the slices, also after an error. Where a site
+runs without its network, as when blocks are recomputed for the backward pass, it computes its own v.
+"""
+
+import functools
+import weakref
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from .checks import has_hooks
+from .passes import Pass, begin, end, running, version
+from .scaled import owner_of, scaled_names, stacks, stand_in
+from .vector import ASR, ASRVector
+
+_Places = list[tuple[nn.Module, str]]
+_Tensors = list[torch.Tensor]
+
+
+class _Group:
+    """Sites that are alike, and where their tensors are.
+
+    Attributes:
+        sites: The sites.
+        vectors: The first site's vectors, which compute those of all others.
+        rows: Names of the layers' scaled tensors that have one value a channel.
+        blocks: Names of those that have more, such as the weights of linear layers.
+        inside: Number of parameters of a site's vectors.
+        places: Where all tensors are: those ``inside``, then ``rows``, then ``blocks``; of each, site by site.
+    """
+
+    def __init__(self, sites: list[ASR]) -> None:
+        self.sites = sites
+        self.layers = [site.layer for site in sites]
+        self.vectors = list(sites[0].vectors)
+        names = scaled_names(sites[0].layer)
+        self.rows = [name for name in names if getattr(*owner_of(sites[0].layer, name)).ndim == 1]
+        self.blocks = [name for name in names if name not in self.rows]
+        self.parameters = [[name for name, _ in vector.named_parameters()] for vector in self.vectors]
+        inside = [f'{i}.{name}' for i, own in enumerate(self.parameters) for name in own]
+        self.inside = len(inside)
+        self.places: list[_Places] = [
+            *([owner_of(site.vectors, name) for site in sites] for name in inside),
+            *([owner_of(layer, name) for layer in self.layers] for name in (*self.rows, *self.blocks))]
+
+    def read(self) -> list[_Tensors] | None:
+        """The tensors as they are now; None where the sites are no longer what they were when they were grouped."""
+        if any(site.layer is not layer or len(site.vectors) != len(self.vectors)
+               for site, layer in zip(self.sites, self.layers, strict=True)):
+            return None
+        tensors = [[getattr(module, leaf) for module, leaf in places] for places in self.places]
+        first = tensors[0][0]
+        for alike in tensors:
+            shape = alike[0].shape
+            if not all(type(t) in (torch.Tensor, nn.Parameter) and t.shape == shape and t.dtype == first.dtype
+                       and t.device == first.device and t.is_contiguous() for t in alike):
+                return None
+        return tensors
+
+    def channel_weights(self, stacks: _Tensors) -> torch.Tensor:
+        """v of all sites, (sites, C), from the stacked parameters of the vectors."""
+        rest = iter(stacks)
+        found = [
+            torch.vmap(lambda own, vector=vector: stand_in(vector, own)(), randomness='different')(
+                {name: next(rest) for name in names})
+            for vector, names in zip(self.vectors, self.parameters, strict=True)]
+        return functools.reduce(torch.mul, found)
+
+
+class _Columns(TorchFunctionMode):
+    """Linear layers as W x^T + b: under ``vmap`` two operations instead of five, and W gets a contiguous gradient."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and len(args) >= 2 and args[0].ndim == 2:
+            x, weight, bias = (*args, None)[:3] if len(args) == 2 else args
+            y = torch.mm(weight, x.t()).t()
+            return y if (bias is None and not kwargs) else y + (kwargs or {}).get('bias', bias)
+        return func(*args, **(kwargs or {}))
+
+
+def _compute(groups: list[tuple[_Group, list[_Tensors]]]) -> Iterator[tuple[ASR, dict[str, torch.Tensor]]]:
+    """The scaled tensors of each site, from the tensors of groups that have one type and device.
+
+    All tensors are joined to one, and cut where those of a name and group end: one operation forward and one backward.
+    """
+    by_rows: dict[int, list[tuple[_Group, list[_Tensors]]]] = {}
+    pieces: list[_Tensors] = []
+    for group, tensors in groups:
+        by_rows.setdefault(len(group.rows), []).append((group, tensors))
+        pieces += [*tensors[:group.inside], *tensors[group.inside + len(group.rows):]]
+    for rows, alike in by_rows.items():  # name by name, then group by group, then site by site
+        pieces.append([t for j in range(rows) for group, tensors in alike for t in tensors[group.inside + j]])
+    flat = torch.cat([t.reshape(-1) for piece in pieces for t in piece])
+    cuts = iter(flat.split([sum(t.numel() for t in piece) for piece in pieces]))
+
+    found: dict[ASR, dict[str, torch.Tensor]] = {site: {} for group, _ in groups for site in group.sites}
+    weights: dict[int, torch.Tensor] = {}
+    for group, tensors in groups:
+        sites = len(group.sites)
+        stacks = [next(cuts).view(sites, *one[0].shape) for one in tensors[:group.inside]]
+        weights[id(group)] = v = group.channel_weights(stacks)
+        for name, one in zip(group.blocks, tensors[group.inside + len(group.rows):], strict=True):
+            stack = next(cuts).view(sites, *one[0].shape)
+            scaled = stack * v.view(*v.shape, *[1] * (stack.ndim - 2))
+            for site, tensor in zip(group.sites, scaled.unbind(), strict=True):
+                found[site][name] = tensor
+    for rows, alike in by_rows.items():
+        v = torch.cat([weights[id(group)].reshape(-1) for group, _ in alike])
+        takers = [(site, group.rows[j], weights[id(group)].shape[1])
+                  for j in range(rows) for group, _ in alike for site in group.sites]
+        scaled = (next(cuts).view(rows, -1) * v).view(-1) if rows else v[:0]
+        for (site, name, _), tensor in zip(takers, scaled.split([c for _, _, c in takers]), strict=True):
+            found[site][name] = tensor
+    yield from found.items()
+
+
+#: Network -> its groups. They are looked for anew when a site has become another one.
+_groups: 'weakref.WeakKeyDictionary[nn.Module, list[_Group]]' = weakref.WeakKeyDictionary()
+
+
+def _settings(vector: ASRVector) -> tuple[Any, ...]:
+    """What two vectors must have in common to be computed by one of them."""
+    inside = [
+        (name, type(module), sorted((key, repr(value)) for key, value in vars(module).items() if key[0] != '_'))
+        for name, module in vector.named_modules()]
+    return (*map(repr, inside), *(f'{name} {tuple(p.shape)} {p.dtype} {p.device}' for name, p in (
+        *vector.named_parameters(), *vector.named_buffers())))
+
+
+def _key(site: ASR) -> Any:
+    """Sites with the same key form a group; None for one that stays alone."""
+    if any(has_hooks(v) or next(v.buffers(), None) is not None for v in site.vectors):
+        return None
+    names = scaled_names(site.layer)
+    owners = [owner_of(site.layer, name) for name in names]
+    if not all(stacks(owner) for owner, _ in owners):
+        return None
+    shapes = tuple((name, getattr(*place).shape, getattr(*place).dtype, getattr(*place).device)
+                   for name, place in zip(names, owners, strict=True))
+    return (*(_settings(v) for v in site.vectors), *shapes)  # type: ignore[arg-type]
+
+
+def _find_groups(network: nn.Module) -> list[_Group]:
+    alike: dict[Any, list[ASR]] = {}
+    for module in network.modules():
+        if isinstance(module, ASR) and len(module.vectors):
+            alike.setdefault(_key(module), []).append(module)
+    alike.pop(None, None)
+    return [_Group(sites) for sites in alike.values() if len(sites) > 1]
+
+
+def _scaled_by_site(network: nn.Module) -> Iterator[tuple[ASR, dict[str, torch.Tensor]]]:
+    groups = _groups.get(network)
+    read = [] if groups is None else [group.read() for group in groups]
+    if groups is None or None in read:
+        groups = _groups[network] = _find_groups(network)
+        read = [group.read() for group in groups]
+    lanes: dict[Any, list[tuple[_Group, list[_Tensors]]]] = {}
+    for group, tensors in zip(groups, read, strict=True):
+        if tensors is not None:
+            lanes.setdefault((tensors[0][0].dtype, tensors[0][0].device), []).append((group, tensors))
+    with _Columns():
+        for lane in lanes.values():
+            yield from _compute(lane)
+
+
+def _start(network: nn.Module, args: Any) -> None:
+    """Forward pre-hook: compute what the sites of the network need."""
+    # A compiler joins small operations by itself; a tracer takes what one site does for all that there is.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or getattr(network, '_is_replica', False):
+        return
+    end(network)  # a pass that was interrupted
+    outer = running()
+    if outer is not None and any(isinstance(m, ASR) and m in outer.tensors for m in network.modules()):
+        return
+    current = Pass(weakref.ref(network), {}, {}, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    device = next((p.device.type for p in network.parameters()), 'cpu')
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        for site, tensors in _scaled_by_site(network):
+            psi = site.vectors[0].psi
+            current.tensors[site] = tensors
+            current.stamps[site] = (psi, version(psi))  # type: ignore[arg-type,assignment]
+    begin(current)
+
+
+def _end(network: nn.Module, args: Any, output: Any) -> None:
+    """Forward hook, called after an error too: forget what is left."""
+    end(network)
+
+
+class _Prepare:
+    """TorchScript calls this before it compiles a network. It would compile hooks, and needs none."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def __call__(self) -> nn.Module:
+        apart(self.network)
+        return self.network
+
+
+def together(network: nn.Module) -> None:
+    """Let a network compute the vectors of its sites together, whenever it runs as a whole."""
+    apart(network)
+    network.register_forward_pre_hook(_start)
+    network.register_forward_hook(_end, always_call=True)
+    network.__dict__['__prepare_scriptable__'] = _Prepare(network)
+
+
+def apart(network: nn.Module) -> None:
+    """Undo :func:`together`, in every module inside too."""
+    for module in network.modules():
+        if isinstance(vars(module).get('__prepare_scriptable__'), _Prepare):
+            del module.__dict__['__prepare_scriptable__']
+            for hooks, own in ((module._forward_pre_hooks, _start), (module._forward_hooks, _end)):
+                for key in [key for key, hook in hooks.items() if hook is own]:
+                    del hooks[key]
+                    module._forward_hooks_always_called.pop(key, None)
+            _groups.pop(module, None)
