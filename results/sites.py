@@ -63,7 +63,7 @@ def structure(name: str, **kwargs: Any) -> dict[str, Any]:
     import timm
 
     import timm_asr
-    from timm_asr.asr.vector import ASR
+    from timm_asr.asr.wrapper import ASR
 
     model = timm.create_model(name, device='meta', **kwargs)
     stock = signature(model)
@@ -153,7 +153,7 @@ def check(name: str, **kwargs: Any) -> dict[str, Any]:
 
     import timm_asr
     from timm_asr.asr.sites import known_sites
-    from timm_asr.asr.vector import ASR
+    from timm_asr.asr.wrapper import ASR
 
     torch.manual_seed(SEED)
     model = timm.create_model(name, **kwargs).double().eval()

@@ -37,7 +37,7 @@ import torch
 from torch import nn
 
 from timm_asr import __version__
-from timm_asr.asr.vector import ASR
+from timm_asr.asr.wrapper import ASR
 from timm_asr.engine.bench_steps import InferenceStep, Step, TrainStep
 from timm_asr.engine.commands.benchmark import OPTIONS
 from timm_asr.engine.measure import saved_for_backward

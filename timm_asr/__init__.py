@@ -2,7 +2,7 @@
 
 from . import _requirements  # noqa: F401 - first: an older timm would fail further on without saying why
 from .asr.attach import attach_asr
-from .asr.vector import fold_asr, has_asr
+from .asr.fold import fold_asr, has_asr
 from .export.graph import export_onnx, export_program
 from .export.load import list_published, load_trainable
 from .export.push import push_to_hub

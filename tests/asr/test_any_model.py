@@ -12,7 +12,7 @@ from helpers import asr_layers, randomize, relative_error
 from timm.layers import DropPath
 
 import timm_asr
-from timm_asr.asr.vector import ASR
+from timm_asr.asr.wrapper import ASR
 
 SHALLOW = {'depths': (1, 1, 1, 1)}
 #: Name -> (keywords that shrink it, side of the image, its sites with numbers as *)

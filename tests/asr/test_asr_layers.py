@@ -15,8 +15,10 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from timm_asr.asr.fold import fold_asr
 from timm_asr.asr.scaled import SCALABLE
-from timm_asr.asr.vector import ASR, ASRVector, fold_asr
+from timm_asr.asr.vector import ASRVector
+from timm_asr.asr.wrapper import ASR
 from timm_asr.gates.table import asr_gate, list_gates
 
 C = 16

@@ -9,7 +9,7 @@ from helpers import asr_layers, randomize, relative_error
 from torch import nn
 
 from timm_asr import attach_asr, fold_asr, has_asr
-from timm_asr.asr.vector import ASR
+from timm_asr.asr.wrapper import ASR
 from timm_asr.gates.se import SE
 
 

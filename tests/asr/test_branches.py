@@ -14,7 +14,7 @@ from torch import nn
 
 from timm_asr import attach_asr, fold_asr, has_asr, reparameterize
 from timm_asr.asr.blocks import existing, register_block
-from timm_asr.asr.vector import ASR, wrap
+from timm_asr.asr.wrapper import ASR, wrap
 from timm_asr.gates.table import asr_gate
 
 SITES = ['stem', 'stages.*.*']

@@ -8,7 +8,7 @@ from torch import nn
 
 from timm_asr import attach_asr
 from timm_asr.asr.sites import class_sites, known_sites
-from timm_asr.asr.vector import ASR
+from timm_asr.asr.wrapper import ASR
 
 C = 8
 

@@ -13,7 +13,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from timm_asr import attach_asr, fold_asr, has_asr, plain_architecture, reparameterize
-from timm_asr.asr.vector import ASR
+from timm_asr.asr.wrapper import ASR
 
 ASR_KINDS = [name for name in kinds() if '_asr_' in name] + KEYWORD_KINDS
 # Full depth, every kind, up to the deepest.

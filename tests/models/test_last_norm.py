@@ -9,7 +9,7 @@ from train_helpers import make_images, run
 
 import timm_asr
 from timm_asr.asr.sites import known_sites
-from timm_asr.asr.vector import ASR
+from timm_asr.asr.wrapper import ASR
 
 
 def start_of(model, name):

@@ -10,7 +10,7 @@ from helpers import randomize, relative_error
 from torch import nn
 
 import timm_asr
-from timm_asr.asr.vector import ASR
+from timm_asr.asr.wrapper import ASR
 from timm_asr.gates.table import list_gates
 from timm_asr.models.residual import NoShortcut
 

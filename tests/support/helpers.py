@@ -9,7 +9,7 @@ from timm.models.byobnet import ByoBlockCfg
 from torch import nn
 
 from timm_asr.asr.ungated import UNGATED
-from timm_asr.asr.vector import ASR
+from timm_asr.asr.wrapper import ASR
 
 
 def zoo_names() -> list[str]:

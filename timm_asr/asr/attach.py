@@ -7,8 +7,9 @@ from torch import nn
 from ..gates.gate import ChannelGate
 from .checks import has_hooks, is_fresh, refuse_scripted, refuse_shared, sharing
 from .sites import known_sites, match_sites
+from .together import together
 from .ungated import vector_maker
-from .vector import ASR, MAX_DEPTH, wrap
+from .wrapper import ASR, MAX_DEPTH, wrap
 
 
 def attach_asr(
@@ -106,4 +107,5 @@ def attach_asr(
     for parent, name, child in places:
         if child in wrappers:
             setattr(parent, name, wrappers[child])
+    together(model)
     return model

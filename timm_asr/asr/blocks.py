@@ -22,7 +22,7 @@ class Block:
             the last convolution), the outputs of attention and MLP. '' is the block itself, a sum of parallel branches.
         ends: For a block that sums parallel branches: a function from the block to the names of the layers that its
             branches end in. All that is summed must come out of them. Once merged: the name of the merged layer.
-        scripted: Subclass of :class:`timm_asr.asr.vector.ASR` that TorchScript needs around the block.
+        scripted: Subclass of :class:`timm_asr.asr.wrapper.ASR` that TorchScript needs around the block.
         layers: For a residual block with a place ``se`` for a gate: names of its layers in order. The last three are
             the last convolution, its norm and the activation after the addition.
         branch: The same block cut in two, for the unit that a stage shares: ``forward`` gives the residual branch and

@@ -6,7 +6,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from .blocks import register_block
-from .vector import ASR
+from .wrapper import ASR
 
 
 class NormActASR(ASR):

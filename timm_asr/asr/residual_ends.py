@@ -11,7 +11,7 @@ from torch import nn
 from .blocks import facts_of
 from .scaled import channel_dim
 from .trace import LAYER, Graph, Node
-from .vector import ASR
+from .wrapper import ASR
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _LAYER_SCALES = (tl.LayerScale, tl.LayerScale2d, fastvit.LayerScale2d, swiftformer.LayerScale2d)

@@ -13,7 +13,7 @@ from .checks import has_hooks
 from .residual_ends import BranchEnds, conv_norms
 from .scaled import SCALABLE, nearest, scaled_names
 from .trace import Graph, follow
-from .vector import ASR
+from .wrapper import ASR
 
 
 def known_sites(model: nn.Module) -> list[str]:

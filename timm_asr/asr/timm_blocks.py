@@ -29,7 +29,7 @@ from torch import nn
 from ..gates.shared_stage import BranchBasicBlock, BranchBottleneck
 from .blocks import existing, register_block
 from .scaled import register_layer
-from .vector import ASR
+from .wrapper import ASR
 
 
 class SumASR(ASR):

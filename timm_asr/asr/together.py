@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from .checks import has_hooks
 from .passes import Pass, begin, end, running, version
 from .scaled import owner_of, scaled_names, stacks, stand_in
-from .vector import ASR, ASRVector
+from .vector import ASRVector
+from .wrapper import ASR
 
 _Places = list[tuple[nn.Module, str]]
 _Tensors = list[torch.Tensor]

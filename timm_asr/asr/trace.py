@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .together import apart
+
 #: ``Node.op`` of a layer that is followed as a whole.
 LAYER = 'layer'
 
@@ -174,6 +176,7 @@ def follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, .
 def _follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, ...], fake: bool) -> Graph:
     graph = Graph(layers)
     skeleton = _skeleton(model, empty=not fake).eval()
+    apart(skeleton)
     _shorten_recurrence(skeleton)
     for name in layers:
         inside = skeleton.get_submodule(name)

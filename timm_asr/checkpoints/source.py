@@ -10,7 +10,7 @@ from timm.models import get_pretrained_cfg
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..asr.vector import has_asr
+from ..asr.fold import has_asr
 from ..errors import BadInput
 from .provenance import git_commit
 

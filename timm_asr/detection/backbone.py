@@ -14,8 +14,8 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from ..asr.fold import has_asr
 from ..asr.options import ASR_KEYWORDS
-from ..asr.vector import has_asr
 from ..models.create import create_model
 
 

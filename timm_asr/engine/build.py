@@ -15,7 +15,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..asr.sites import known_sites
-from ..asr.vector import ASR
+from ..asr.wrapper import ASR
 from ..checkpoints.find import check_model_name
 from ..checkpoints.read import read_checkpoint
 from ..checkpoints.weights import load_weights, state_dict_of

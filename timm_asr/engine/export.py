@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..asr.vector import fold_asr, has_asr
+from ..asr.fold import fold_asr, has_asr
 from ..checkpoints.names import SUMMARY
 from ..checkpoints.open import open_source
 from ..checkpoints.source import used_data_config

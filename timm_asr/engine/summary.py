@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..asr.vector import ASR
+from ..asr.wrapper import ASR
 from .checkpoint import write_atomically
 
 _logger = logging.getLogger(__name__)

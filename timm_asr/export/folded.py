@@ -11,8 +11,8 @@ import torch
 from timm.models import get_model_args
 from torch import nn
 
+from ..asr.fold import fold_asr
 from ..asr.options import VECTOR_KEYWORDS
-from ..asr.vector import fold_asr
 from ..gates.forms import InferenceForm
 from ..gates.gate import ChannelGate
 from ..gates.table import gate_options

@@ -15,7 +15,7 @@ from timm.models import get_model_args
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from ..asr.vector import has_asr
+from ..asr.fold import has_asr
 from ..checkpoints.names import CODE, CONFIG, KEY, METRICS, TRAINABLE, WEIGHTS
 from ..checkpoints.open import as_source
 from ..checkpoints.provenance import file_sha256, provenance

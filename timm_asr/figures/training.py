@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..asr.vector import ASR
+from ..asr.wrapper import ASR
 from .style import new, save, styled
 
 

@@ -12,7 +12,7 @@ from timm.layers.activations import PReLU
 from torch import fx, nn
 
 from ..asr.scaled import SCALABLE, WITH_ACTIVATION, channel_dim, out_channels, scale_, scaled_names
-from ..asr.vector import ASR
+from ..asr.wrapper import ASR
 from ..gates.pointwise import PointwiseConv2d
 from ..inference.fold_bn import Tracer
 

@@ -8,7 +8,7 @@ import torch
 from timm.models import get_model_args, is_model
 from torch import nn
 
-from ..asr.vector import has_asr
+from ..asr.fold import has_asr
 from ..gates.table import gate_options
 from ..inference.compare import close
 from ..models.registry import variant_of

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..asr.vector import ASR
+from ..asr.wrapper import ASR
 from ..gates.forms import InferenceForm
 from ..gates.gate import ChannelGate
 from ..gates.shared import SharedUnit

@@ -7,7 +7,8 @@ import torch
 from timm.models import reparameterize_model
 from torch import nn
 
-from ..asr.vector import ASR, fold_asr, has_asr
+from ..asr.fold import fold_asr, has_asr
+from ..asr.wrapper import ASR
 from .attention import attention_for_inference, check_attention_eval, find_attention
 from .fold_bn import check_batch_norm_eval, fold_batch_norm
 

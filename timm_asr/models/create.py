@@ -7,9 +7,9 @@ import timm
 from torch import nn
 
 from ..asr.attach import attach_asr
+from ..asr.fold import has_asr
 from ..asr.options import VECTOR_KEYWORDS, take_vector_options
 from ..asr.ungated import vector_maker
-from ..asr.vector import has_asr
 from .last_norm import init_last_norms
 from .registry import plain_architecture, variant_of
 

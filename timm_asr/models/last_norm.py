@@ -8,7 +8,7 @@ from torch import nn
 
 from ..asr.scaled import scaled_names
 from ..asr.sites import known_sites, match_sites
-from ..asr.vector import ASR
+from ..asr.wrapper import ASR
 
 _NOT_NORMS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 

@@ -1,0 +1,195 @@
+"""The wrapper around a layer: its channels weighed by attention that is fed by learned vectors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers import register_notrace_module
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from ..gates.gate import ChannelGate
+from .blocks import facts_of
+from .passes import take
+from .scaled import WITH_ACTIVATION, channel_dim, out_channels, run_with, scale_, scaled_names, scaled_tensors
+from .vector import ASRVector
+
+MAX_DEPTH = 4
+
+#: Not within ``torch.func.grad`` and the like.
+_may_save_by_hooks: Callable[[], bool] = getattr(torch._C._autograd, '_saved_tensors_hooks_is_enabled')  # noqa: B009
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+@register_notrace_module
+class ASR(nn.Module):
+    """A layer whose output channels are multiplied by v = v_1 * ... * v_delta, through its parameters.
+
+    layer(x; w, b) * v = layer(x; v * w, v * b) (ASR paper, Eq. 5 to 7), while training and when fused. The layer stays
+    an ordinary module inside, so what converts, freezes or synchronises BatchNorms finds it and the attention stays.
+
+    Args:
+        layer: A layer with C output channels: BatchNorm and its kin, LayerNorm, GroupNorm, LayerScale, linear,
+            convolution; or a block that sums branches which end in such layers, of a class that
+            :mod:`timm_asr.asr.blocks` knows.
+        gate: Constructor ``f(channels, device=None, dtype=None)`` of a foldable gate.
+        depth: Number of vectors delta, 1 to 4.
+        options: Of each vector: ``init``, ``learnable``, ``constant``, ``gain``, see :class:`ASRVector`.
+
+    Raises:
+        TypeError: The layer cannot be scaled.
+        ValueError: ``depth`` or ``init`` is out of range, or the gate does not fit the layer.
+    """
+
+    def __init__(
+            self,
+            layer: nn.Module,
+            gate: Callable[..., ChannelGate],
+            depth: int = 1,
+            **options: Any,
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.channel_dim = channel_dim(layer)
+        self.vectors = nn.ModuleList()
+        self.add_vectors(gate, depth, **options)
+
+    @torch.jit.ignore
+    def add_vectors(
+            self,
+            gate: Callable[..., ChannelGate],
+            depth: int = 1,
+            **options: Any,
+    ) -> None:
+        """Add ``depth`` vectors; arguments and errors as in the constructor."""
+        if not 1 <= depth <= MAX_DEPTH - len(self.vectors):
+            raise ValueError(
+                f'asr_depth={depth} does not fit: a site takes 1 to {MAX_DEPTH} vectors'
+                + (f' and has {len(self.vectors)}.' if len(self.vectors) else '.'))
+        channels = out_channels(self.layer)
+        like = next(t for t in (*self.layer.parameters(), *self.layer.buffers()) if t.is_floating_point())
+        self.vectors.extend([
+            ASRVector(gate, channels, **options, device=like.device, dtype=like.dtype) for _ in range(depth)])
+
+    def attention_vector(self) -> torch.Tensor:
+        """The channel weights v, (C,), the product over all vectors at this site."""
+        v: list[torch.Tensor] = []
+        for vector in self.vectors:
+            v.append(vector())
+        return v[0] if len(v) == 1 else torch.stack(v).prod(0)
+
+    @torch.jit.ignore
+    def _full_precision_vector(self) -> torch.Tensor:
+        # Autocast would round v to 8 bits of mantissa here, and fusing could not reproduce it. It costs nothing.
+        device = self.vectors[0].psi.device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return self.attention_vector()
+        with torch.autocast(device, enabled=False):
+            return self.attention_vector()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():  # TorchScript cannot run a layer with other parameters than its own
+            return self.scripted(x, self.attention_vector())
+        else:  # noqa: RET505 - TorchScript compiles what follows a return
+            return self._run(x)
+
+    @torch.jit.ignore
+    def _run(self, x: torch.Tensor) -> torch.Tensor:
+        tensors = None
+        if not torch.compiler.is_compiling():
+            tensors = take(self, self.vectors[0].psi)  # type: ignore[arg-type]
+            if tensors is None and torch.is_grad_enabled() and _may_save_by_hooks():
+                # A checkpoint must not count what is saved here: the first time it may have been handed out.
+                with saved_tensors_hooks(_as_it_is, _as_it_is):
+                    tensors = scaled_tensors(self.layer, self._full_precision_vector())
+        if tensors is None:
+            tensors = scaled_tensors(self.layer, self._full_precision_vector())
+        return run_with(self.layer, tensors, x)
+
+    def scripted(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """What TorchScript compiles in the place of :func:`run_with`."""
+        y = self.layer(x)
+        shape = [1] * y.ndim
+        shape[self.channel_dim] = -1
+        return y * v.view(shape)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Called by ``torch.jit.script``: refuses what scripting would silently change."""
+        after = isinstance(self.layer, WITH_ACTIVATION) or bool(facts_of(self.layer).ends)
+        if after and type(self).scripted is ASR.scripted:
+            self._refuse_scripting()
+        return self
+
+    @torch.jit.ignore
+    def _refuse_scripting(self) -> None:
+        raise TypeError(
+            f'ASR on a {type(self.layer).__name__} cannot be scripted, since its scale comes before the activation; '
+            'call timm_asr.fold_asr(model) first, or use torch.compile or torch.export.')
+
+    @torch.jit.ignore
+    def fold(self) -> nn.Module:
+        """Multiply the layer's parameters by v in place and return the layer; a second call changes nothing."""
+        if len(self.vectors):
+            scale_(self.layer, self._full_precision_vector())
+            self.vectors = nn.ModuleList()
+        return self.layer
+
+    @torch.jit.ignore
+    def fuse(self) -> nn.Module:
+        """:meth:`fold`, then what the layer itself has to merge: the call that timm looks for.
+
+        timm goes on inside this wrapper, not inside what it returns, so a layer that would return another one in its
+        turn must do it here.
+        """
+        layer = self.fold()
+        if callable(getattr(layer, 'fuse', None)):
+            self.layer = layer = layer.fuse()
+        return layer
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def check_preservable(self) -> None:
+        """Refuse a v by which the layer's parameters cannot be divided.
+
+        Raises:
+            ValueError: A parameter would be infinite.
+        """
+        scaled = scaled_tensors(self.layer, self._full_precision_vector().reciprocal())
+        if not all(t.is_meta or t.isfinite().all() for t in scaled.values()):
+            raise ValueError(
+                'a channel weight is zero or so small that dividing by it gives infinite parameters; start nearer to '
+                'one (asr_init), or pass preserve=False.')
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def preserve_(self) -> None:
+        """Divide the layer's parameters by v, so that the wrapped layer computes what the plain one did."""
+        scale_(self.layer, self._full_precision_vector().reciprocal())
+
+    def _load_from_state_dict(
+            self,
+            state_dict: dict,
+            prefix: str,
+            local_metadata: dict,
+            strict: bool,
+            missing_keys: list[str],
+            unexpected_keys: list[str],
+            error_msgs: list[str],
+    ) -> None:
+        fused = [key for key in (prefix + name for name in scaled_names(self.layer)) if key in state_dict]
+        if fused:
+            error_msgs.append(
+                f"This is a fused or plain checkpoint ('{fused[0]}') and the model still trains its ASR vectors: load "
+                'it into the plain architecture (or fold_asr(model) first); to go on training from it, use '
+                'attach_asr(plain_model, gate, preserve=True).')
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+
+def wrap(layer: nn.Module, gate: Callable[..., ChannelGate], depth: int = 1, **options: Any) -> ASR:
+    """The :class:`ASR` that fits a layer best: where its class is one that TorchScript needs help with, a subclass."""
+    kind: Any = facts_of(layer).scripted or ASR
+    return kind(layer, gate, depth, **options)
