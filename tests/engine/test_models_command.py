@@ -4,7 +4,7 @@ import pytest
 import timm
 
 import timm_asr
-from timm_asr.asr.vector import ASR
+from timm_asr.asr.wrapper import ASR
 from timm_asr.engine.commands import models, sites
 from timm_asr.errors import BadInput
 from timm_asr.models.counts import count_parameters, model_rows

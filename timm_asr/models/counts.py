@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..asr.vector import fold_asr
+from ..asr.fold import fold_asr
 from .registry import list_variants
 
 

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr sites') -> int
     args = parse(OPTIONS, {}, argv, prog, __doc__)
     from ...asr.scaled import out_channels
     from ...asr.sites import known_sites, match_sites
-    from ...asr.vector import ASR
+    from ...asr.wrapper import ASR
     from ...checkpoints.find import check_model_name, source_of
     from ...models.counts import weightless
     if source_of(args.name) == 'registry' or not source_of(args.name):
