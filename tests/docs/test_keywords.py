@@ -12,6 +12,7 @@ PAGES = ('models', 'dia', 'spe', 'ras')
 VALUES = {
     'asr': ('resnet20', 'eca'), 'gate': ('resnet20', 'cbam'), 'asr_depth': ('resnet20_asr_se', 2),
     'asr_init': ('resnet20_asr_se', 'N_0.1'), 'asr_learnable': ('resnet20_asr_se', False),
+    'asr_constant': ('resnet20_asr_se', True), 'asr_gain': ('resnet20_asr_se', 2.0), 'norm_layer': ('resnet20', 'iebn'),
     'last_norm_init': ('resnet20', 0.5), 'rd_ratio': ('resnet20_dia_lstm', 0.5), 'eca_kernel': ('resnet20_eca', 5),
     'se_bias': ('resnet20_se', False), 'se_pool': ('resnet20_se', 'max'), 'se_depth': ('resnet20_se', 2),
     'dia_act': ('resnet20_dia_lstm', 'relu'), 'dia_cells': ('resnet20_dia_lstm', 2),
@@ -33,7 +34,7 @@ def test_it_works_where_it_is_said_to(keyword):
     name, value = VALUES[keyword]
     timm.create_model(name, device='meta', **{keyword: value})
     wrong = 'resnet20_sge' if keyword.startswith('asr_') else 'vit_tiny_asr_ie'
-    if keyword not in ('asr', 'gate', 'last_norm_init', 'no_norm', 'no_skip'):
+    if keyword not in ('asr', 'gate', 'norm_layer', 'last_norm_init', 'no_norm', 'no_skip'):
         with pytest.raises((TypeError, ValueError), match=keyword):
             timm.create_model(wrong, device='meta', **{keyword: value})
 
