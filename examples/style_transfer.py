@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Style transfer under batch noise (ASR paper, Figure 5): instance norm, batch norm, and batch norm with ASR.
 
-    python examples/style_transfer.py --output style                                    # two photographs of scikit-learn
+    python examples/style_transfer.py --output style        # photographs that come with scikit-learn
     python examples/style_transfer.py --images PHOTOS --style PAINTING.jpg --pretrained --steps 4000 --device cuda
 
 Each network turns a photograph into a picture of the style image in one forward pass (Johnson, Alahi, Fei-Fei:
-Perceptual Losses for Real-Time Style Transfer and Super-Resolution, ECCV 2016). It is trained on a loss over the features
-of a VGG. Batch norm mixes the images of a batch, which is noise for the single image; ASR scales the norms' output and so
-regulates that noise. Afterwards the vectors are folded, and the folded network draws the sheet. Without ``--pretrained``
-the VGG has random weights: everything runs, and the pictures show texture rather than style.
+Perceptual Losses for Real-Time Style Transfer and Super-Resolution, ECCV 2016). It is trained on a loss over the
+features of a VGG. Batch norm mixes the images of a batch, which is noise for the single image. ASR scales the norms'
+output and so regulates that noise. Afterwards the vectors are folded, and the folded network draws the sheet. Without
+``--pretrained`` the VGG has random weights: everything runs, and the pictures show texture rather than style.
 """
 
 import argparse

@@ -17,11 +17,23 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], li
 
 
 @styled
-def plot_curve(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Loss and accuracy of one run by epoch, from the rows of its ``summary.csv``."""
+def plot_curve(
+        rows: Sequence[Mapping[str, Any]],
+        path: str | Path,
+        metrics: Mapping[str, str] = {'eval_top1': 'top-1', 'eval_top5': 'top-5'},
+        unit: str = 'correct, %',
+) -> None:
+    """Loss and metrics of one run by epoch, from the rows of its ``summary.csv``.
+
+    Args:
+        rows: Of ``summary.csv``.
+        path: Of the image.
+        metrics: Column of each metric -> its name in the figure.
+        unit: What the metrics are, on the axis.
+    """
     figure, ((losses, accuracies),) = new(1, 2, 2.8)
     for axes, names in ((losses, {'train_loss': 'training', 'eval_loss': 'validation'}),
-                        (accuracies, {'eval_top1': 'top-1', 'eval_top5': 'top-5'})):
+                        (accuracies, metrics)):
         for name, label in names.items():
             x, y = _column(rows, name)
             if x:
@@ -30,7 +42,7 @@ def plot_curve(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         if axes.lines:
             axes.legend()
     losses.set(ylabel='loss', title='Loss')
-    accuracies.set(ylabel='correct, %', title='Validation accuracy')
+    accuracies.set(ylabel=unit, title='Validation')
     save(figure, path, caption=(
         'Training loss is the mean over an epoch in which the weights still move, with augmentation, label smoothing '
         'and dropout where they are on; validation has none of these, so its loss may lie below.'))

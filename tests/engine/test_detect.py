@@ -1,0 +1,77 @@
+"""Detectors trained by command on a drawn set."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from timm_asr.detection import create_detector
+from timm_asr.engine.commands import run_command
+
+pytest.importorskip('torchmetrics', reason='the extra `detection` is not installed')
+sys.path.insert(0, str(Path(__file__).parents[2] / 'examples'))
+from draw_coco import draw_coco
+
+SLIM = ['--backbone-kwargs', 'layers=(1,1,1,1)', 'channels=(16,16,32,32)', '--fpn-channels', '32',
+        '--detector-kwargs', 'min_size=64', 'max_size=64', 'rpn_post_nms_top_n_test=30', 'rpn_post_nms_top_n_train=60',
+        'box_batch_size_per_image=32', '--workers', '0', '--no-progress', '--batch-size', '4']
+
+
+def detect(folder, *words):
+    places = ['--data-dir', str(folder / 'drawn'), '--output', str(folder)]
+    return run_command('detect', [*places, *SLIM, *map(str, words)], 'timm-asr detect')
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('detect')
+    draw_coco(folder / 'drawn', train=8, val=4, side=64)
+    return folder
+
+
+@pytest.mark.slow
+def test_resumed_is_as_if_never_stopped(drawn):
+    common = ['--detector', 'maskrcnn', '--backbone', 'resnet18_asr_se', '--warmup-steps', 2]
+    assert detect(drawn, *common, '--epochs', 2, '--decay-milestones', 1, '--experiment', 'whole') == 0
+    folder = drawn / 'parts'
+    assert detect(drawn, *common, '--epochs', 1, '--decay-milestones', 1, '--experiment', 'parts') == 0
+    assert detect(drawn, *common, '--epochs', 2, '--decay-milestones', 1, '--experiment', 'parts', '--resume',
+                  folder / 'last.pth.tar') == 0
+    whole, parts = (torch.load(drawn / name / 'last.pth.tar')['state_dict'] for name in ('whole', 'parts'))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+    metrics = json.loads((folder / 'metrics.json').read_text())
+    assert metrics['folded'] == pytest.approx(metrics['trained'], abs=1e-3)
+    assert metrics['parameters_folded'] < metrics['parameters']
+    plain = create_detector('maskrcnn', 'resnet18', num_classes=4, fpn_channels=32,
+                            backbone_kwargs={'layers': (1, 1, 1, 1), 'channels': (16, 16, 32, 32)})
+    plain.load_state_dict(load_file(folder / 'detector.safetensors'), strict=True)
+    assert json.loads((folder / 'detector.json').read_text())['categories'] == {'1': '0', '2': '1', '3': '2'}
+    assert (folder / 'curve.png').stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_learns_to_find_digits(tmp_path):
+    draw_coco(tmp_path / 'drawn', train=160, val=40, side=64)
+    assert detect(tmp_path, '--backbone', 'resnet18_asr_se', '--epochs', 5, '--warmup-steps', 20, '--lr', 0.02,
+                  '--decay-milestones', 4, '--experiment', 'run') == 0
+    assert json.loads((tmp_path / 'run' / 'metrics.json').read_text())['folded']['AP50'] > 0.5
+
+
+@pytest.mark.parametrize(('words', 'sentence'), [
+    (['--train-split', 'train2018'], 'There is no folder of images at '),
+    (['--backbone', 'resnet18x'], 'resnet18x'),
+    (['--detector-kwargs', 'min_sice=3'], "has no keyword 'min_sice'"),
+    (['--epochs', '0'], '--epochs must be at least 1'),
+    (['--detector', 'retinanet', '--backbone', 'resnet20', '--detector-kwargs', 'min_size=64', '--backbone-kwargs',
+      'layers=(1,1,1)'], 'name the ones to use with strides='),
+])
+def test_bad_input_is_one_sentence(words, sentence, drawn, capsys):
+    assert detect(drawn, *words) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith('timm-asr detect: error: ')
+    assert sentence in error

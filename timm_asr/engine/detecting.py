@@ -1,0 +1,212 @@
+"""Training of detectors: the run of :mod:`timm_asr.engine.training` with COCO data, losses and metrics."""
+
+import argparse
+import copy
+import json
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from timm.utils import NativeScaler, unwrap_model
+from torch import nn
+from torch.utils.data import DataLoader, RandomSampler, Subset
+from torch.utils.data.distributed import DistributedSampler
+from torchvision.transforms import v2
+
+from ..asr.vector import fold_asr
+from ..checkpoints.load_model import load_weights, read_checkpoint, state_dict_of
+from ..detection import CocoSet, collate, create_detector, evaluate_coco
+from ..errors import BadInput, Stopped
+from ..figures.training import plot_curve
+from ..models.auxiliary import auxiliary_loss
+from .build import Task, make_optimizer, resolve_learning_rate
+from .loaders import Loaders
+from .loop import Training
+from .prepare import DTYPES, autocast
+from .progress import Progress, setup_logging
+from .seeding import EpochSeeded, own_generator
+from .summary import read_summary
+from .training import Run, carry_out
+
+_logger = logging.getLogger(__name__)
+
+#: The folded detector, its description and the figures of both, in the run folder.
+WEIGHTS, CONFIG, METRICS = 'detector.safetensors', 'detector.json', 'metrics.json'
+
+
+class _Batch(list):
+    """Images or targets of a batch. The loop moves it as it moves a tensor."""
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None, non_blocking: bool = False) -> '_Batch':
+        def move(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: move(inner) for key, inner in value.items()}
+            return value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
+        return _Batch(map(move, self))
+
+
+def _collate(batch: Sequence[Any]) -> tuple[_Batch, _Batch]:
+    images, targets = collate(batch)
+    return _Batch(images), _Batch(targets)
+
+
+class DetectionTask(Task):
+    """The sum of a detector's losses, and the auxiliary terms of its backbone."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        super().__init__(model, nn.Identity(), device)
+
+    def forward(self, input: Any, target: Any) -> dict[str, torch.Tensor]:
+        losses = self.trainable_module(input, target)
+        loss = torch.stack([value.float() for value in losses.values()]).sum()
+        return {'loss': loss + auxiliary_loss(unwrap_model(self.trainable_module)) if self.has_auxiliary else loss}
+
+
+def build_detector(args: argparse.Namespace, num_classes: int, weights: bool = True) -> nn.Module:
+    """The detector that the options name, for ``num_classes`` classes without the background.
+
+    Raises:
+        BadInput: One of its parts is unknown, or they do not fit together.
+    """
+    try:
+        return create_detector(
+            args.detector, args.backbone, num_classes + 1, pretrained=args.pretrained and weights,
+            checkpoint=args.backbone_checkpoint if weights else '', asr=args.asr, frozen_bn=args.frozen_bn,
+            strides=args.strides, fpn_channels=args.fpn_channels, backbone_kwargs=args.backbone_kwargs,
+            **args.detector_kwargs)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise BadInput(' '.join(str(error).split())) from None
+
+
+def open_set(args: argparse.Namespace, split: str, hflip: float = 0.0) -> CocoSet:
+    """One split of a folder in COCO's layout.
+
+    Raises:
+        BadInput: It is not there, or not in COCO's format.
+    """
+    folder = Path(args.data_dir)
+    steps = [v2.ToImage(), v2.RandomHorizontalFlip(hflip), v2.ToDtype(torch.float32, scale=True)]
+    try:
+        return CocoSet(folder / split, folder / 'annotations' / f'instances_{split}.json',
+                       masks=args.detector == 'maskrcnn', transforms=v2.Compose(steps))
+    except (ValueError, ImportError) as error:
+        raise BadInput(f'--data-dir {folder}: {error}') from None
+
+
+def make_loaders(args: argparse.Namespace, train: CocoSet, val: CocoSet | None) -> Loaders:
+    """Batches of this process: training images in an order that epoch and seed fix, its share of the others."""
+    seeded = EpochSeeded(train, args.seed, args.rank)
+    sampler = DistributedSampler(seeded, seed=args.seed) if args.distributed else RandomSampler(seeded)
+    training = DataLoader(seeded, args.batch_size, sampler=sampler, collate_fn=_collate, num_workers=args.workers,
+                          persistent_workers=args.workers > 0)
+    own_generator(training, args.seed)
+    return Loaders(training, eval_loader(args, val, args.world_size) if val is not None else None, None, False,
+                   args.batch_size)
+
+
+def eval_loader(args: argparse.Namespace, val: CocoSet, share: int = 1) -> DataLoader:
+    """Every ``share``-th image, from that of this process on: each image is seen once, by one process."""
+    part = val if share == 1 else Subset(val, range(args.rank, len(val), share))
+    return DataLoader(part, args.batch_size, collate_fn=_collate, num_workers=args.workers)
+
+
+class DetectionRun(Run):
+    """A run from its first epoch to the folded detector."""
+
+    def build(self) -> tuple[Training, dict[str, Any], tuple[Any, Any]]:
+        args = self.args
+        train, val = open_set(args, args.train_split, args.hflip), None
+        if args.val_split:
+            val = open_set(args, args.val_split)
+        self.categories = {number: entry['name'] for number, entry in train.coco.cats.items()}
+        model = build_detector(args, max(self.categories, default=0)).to(self.device)
+        loaders = make_loaders(args, train, val)
+        args.model, args.num_classes = f'{args.detector}_{args.backbone}', max(self.categories, default=0)
+        args.no_prefetcher, args.eval_metric, args.sched_on_updates = True, 'AP', True
+        args.warmup_epochs = args.warmup_steps * args.grad_accum_steps / max(1, len(loaders.train))
+        resolve_learning_rate(args, args.batch_size)
+        amp = DTYPES[args.amp_dtype] if args.amp else None
+        scaled = args.amp and args.amp_dtype == 'float16' and self.device.type == 'cuda'
+        training = Training(args, DetectionTask(model, self.device), loaders, make_optimizer(model, args), None,
+                            self.device, autocast(self.device, amp), NativeScaler(self.device.type) if scaled else None)
+        count = sum(p.numel() for p in model.parameters())
+        _logger.info(f'{args.detector} over {args.backbone}, {count:,} parameters, {len(train)} images, '
+                     f'{len(self.categories)} classes, on {self.device}.')
+        return training, {'input_size': (3, args.num_classes)}, (train, val)  # the folder's name ends in the latter
+
+    def validate(self, progress: Progress) -> 'OrderedDict[str, float] | None':
+        loader = self.training.loaders.eval
+        if loader is None:
+            return None
+        figures = self.figures(self.training.task.get_eval_model(), loader)
+        progress.line('  '.join(f'{key} {value:.4f}' for key, value in figures.items() if 'AP' in key))
+        return figures
+
+    def figures(self, model: nn.Module, loader: DataLoader) -> 'OrderedDict[str, float]':
+        """COCO's figures: boxes by their names ('AP', 'AP50', ...), masks with 'mask_' before them."""
+        with self.training.amp_autocast():
+            found = evaluate_coco(model, loader, self.datasets[1].coco, progress=False)
+        return OrderedDict((('mask_' if kind == 'segm' else '') + name, value)
+                           for kind, own in found.items() for name, value in own.items())
+
+    def finish(self) -> int:
+        """Fold the best detector, check that its figures stay, and write it."""
+        best = self.saver.best
+        assert best is not None
+        rows = read_summary(self.folder / 'summary.csv')
+        plot_curve(rows, self.folder / 'curve.png', {'eval_AP': 'AP', 'eval_AP50': 'AP50', 'eval_mask_AP': 'mask AP'},
+                   'average precision')
+        model = build_detector(self.args, self.args.num_classes, weights=False)
+        load_weights(model, best, state_dict_of(read_checkpoint(best), path=best), self.args.model)
+        model = model.to(self.device).eval()
+        folded = fold_asr(copy.deepcopy(model))
+        metrics: dict[str, Any] = {name: sum(p.numel() for p in m.parameters())
+                                   for name, m in (('parameters', model), ('parameters_folded', folded))}
+        if self.datasets[1] is not None:
+            loader = eval_loader(self.args, self.datasets[1])
+            before, after = self.figures(model, loader), self.figures(folded, loader)
+            apart = max(abs(before[name] - after[name]) for name in before)
+            if apart > 1e-3:
+                raise Stopped(f'folding changed a figure by {apart:.1e}: no detector is written')
+            metrics |= {'epoch': self.saver.best_epoch, 'trained': before, 'folded': after}
+            print(f'AP {before["AP"]:.4f} as trained, {after["AP"]:.4f} folded; AP50 {after["AP50"]:.4f}')
+        save_file({key: value.contiguous() for key, value in folded.state_dict().items()}, self.folder / WEIGHTS)
+        names = ('detector', 'backbone', 'asr', 'frozen_bn', 'strides', 'fpn_channels', 'backbone_kwargs',
+                 'detector_kwargs')
+        description = {name: getattr(self.args, name) for name in names}
+        self._write(CONFIG, {**description, 'categories': self.categories})
+        self._write(METRICS, metrics)
+        print(f'Results: {self.folder}')
+        return 0
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        (self.folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+
+
+def main(
+        args: argparse.Namespace,
+        argv: Sequence[str] = (),
+        prog: str = 'timm-asr detect',
+        option_names: Sequence[str] = (),
+) -> int:
+    """Train as the options say; returns the exit status.
+
+    Args:
+        args: The options, with those that only training of classifiers has at their defaults.
+        argv: The line that they came from, to say how to go on.
+        prog: The program as it was called.
+        option_names: The options of detection, which ``args.yaml`` holds.
+
+    Raises:
+        BadInput: For anything wrong with the options, the data or a checkpoint.
+        Stopped: If training cannot go on, or folding changed what the detector finds.
+    """
+    setup_logging(os.environ.get('RANK', '0') == '0')
+    job = DetectionRun(args, argv, prog)
+    job.option_names = tuple(option_names)
+    return carry_out(job)
