@@ -5,13 +5,12 @@ import random
 import signal
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import kill_runs
 import pytest
 import torch
 from kill_runs import assert_same, outcome
-from train_helpers import make_images, run, start
+from train_helpers import children_of, make_images, run, start
 
 COMMON = ['--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6, '--epochs', 5, '--no-fuse',
           '--lr', 0.05, '--warmup-epochs', 1, '--experiment', 'run', '--checkpoint-hist', 2]
@@ -86,15 +85,6 @@ def test_kill_from_outside_then_resume_auto(images, tmp_path):
     assert more.code == 0, more.text
     assert f'at epoch {reached + 1}' in more.text
     assert torch.load(last, weights_only=True)['epoch'] == reached + 1
-
-
-def children_of(pid):
-    children = []
-    for stat in Path('/proc').glob('[0-9]*/stat'):
-        with suppress(OSError):  # it may have ended meanwhile
-            parent = stat.read_text().rpartition(')')[2].split()[1]
-            children += [int(stat.parent.name)] * (int(parent) == pid)
-    return children
 
 
 @pytest.mark.parametrize(('number', 'workers_too'), [(signal.SIGINT, False), (signal.SIGTERM, True)],

@@ -5,11 +5,13 @@ import json
 import os
 import re
 import signal
+import time
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from train_helpers import _CONTEXT
+from train_helpers import _CONTEXT, children_of
 
 from timm_asr.engine.commands import experiment
 from timm_asr.errors import BadInput
@@ -98,6 +100,25 @@ def _child(argv, at):
 
 def _weights(folder):
     return {path.parent.name: torch.load(path, weights_only=True)['state_dict'] for path in folder.glob('*/last*')}
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_command_that_started_them(tmp_path):
+    plan = write(tmp_path / 'plan.yaml', ARMS, [0, 1], epochs=500)
+    argv = [str(plan), '--output', str(tmp_path / 'runs'), '--parallel', '2']
+    process = _CONTEXT.Process(target=_child, args=(argv, None))
+    process.start()
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / 'runs').glob('*/last.pth.tar'))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    workers = children_of(process.pid)
+    assert len(workers) >= 2
+    process.kill()
+    process.join()
+    while any(Path(f'/proc/{pid}').exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in workers if Path(f'/proc/{pid}').exists()]
+    assert runner.missing_runs(read_plan(plan), tmp_path / 'runs') == list(read_plan(plan).runs)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,3 +69,13 @@ def run(argv: list, log: Path, setup: str = '', plots: bool = False, timeout: fl
         process.join()
         raise AssertionError(f'took longer than {timeout} s:\n{log.read_text()[-2000:]}')
     return Result(process.exitcode, log.read_text())
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that this one started and that still run."""
+    children = []
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        with suppress(OSError):  # it may have ended meanwhile
+            parent = stat.read_text().rpartition(')')[2].split()[1]
+            children += [int(stat.parent.name)] * (int(parent) == pid)
+    return children

@@ -3,7 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 
+from .style import new, save, styled
+
+
+@styled
 def plot_arms(title: str, values: Mapping[str, Sequence[float]], path: Path) -> None:
     """Draw top-1 (percent) of every run, a row an arm, with the mean of the arm and its standard error.
 
@@ -12,13 +17,9 @@ def plot_arms(title: str, values: Mapping[str, Sequence[float]], path: Path) -> 
         values: Arm -> a value a run; arms without runs are left out.
         path: File to write.
     """
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    import numpy as np
-
     shown = {name: np.array(runs) for name, runs in values.items() if len(runs)}
-    figure, axes = plt.subplots(figsize=(7, 1 + 0.4 * len(shown)), layout='constrained')
+    figure, panels = new(height=0.8 + 0.35 * len(shown))
+    axes = panels[0, 0]
     for row, runs in enumerate(shown.values()):
         axes.plot(runs, np.full(len(runs), row), 'o', color='tab:blue', alpha=0.4, markersize=5)
         error = runs.std(ddof=1) / len(runs) ** 0.5 if len(runs) > 1 else 0
@@ -26,6 +27,4 @@ def plot_arms(title: str, values: Mapping[str, Sequence[float]], path: Path) -> 
     axes.set_yticks(range(len(shown)), [f'{name} ({len(runs)})' for name, runs in shown.items()])
     axes.invert_yaxis()
     axes.set_xlabel('top-1 of the last epoch, % (bar: mean ± standard error)')
-    axes.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path, title)
