@@ -74,9 +74,9 @@ def test_stripes_of_a_detector(command, tmp_path):
     model = create_detector('fasterrcnn', 'resnet18_se', num_classes=4)
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'detector.pth')
     for number in range(3):
-        (tmp_path / 'data' / 'validation' / 'a').mkdir(parents=True, exist_ok=True)
-        Image.new('RGB', (60 + 10 * number, 50), (number, 99, 30)).save(
-            tmp_path / 'data' / 'validation' / 'a' / f'{number}.png')
+        path = tmp_path / 'data' / 'validation' / f'class{number % 2}' / f'{number}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (60 + 10 * number, 50), (number, 99, 30)).save(path)
     status, _, err, folder = command(
         'stripes --detector fasterrcnn --model resnet18_se --checkpoint TMP/detector.pth --data-dir TMP/data -j 0')
     assert (status, err) == (0, '')

@@ -36,7 +36,7 @@ KEPT = """
     --torchcompile-mode --torchscript --torchcompile --results-file --results-format --real-labels --valid-labels
     --retry --seed --metrics-avg
 """
-OURS = {'--asr', '--fold-bn'}
+OURS = {'--asr', '--bn-noise', '--fold-bn'}
 REFUSED = {'--fuser', '--aot-autograd', '--naflex-loader', '--naflex-max-seq-len'}
 DEFAULTS: dict[str, Any] = {
     'data': None, 'data_dir': None, 'dataset': '', 'split': 'validation', 'num_samples': None,

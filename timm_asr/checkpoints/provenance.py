@@ -21,7 +21,7 @@ from ..version import __version__
 from .names import KEY
 
 _OPTIONS = """
-dataset train_split val_split train_images holdout split_seed model asr last_norm_init pretrained num_classes gp
+dataset train_split val_split train_images holdout split_seed model asr last_norm_init bn_noise pretrained num_classes gp
 img_size in_chans input_size crop_pct mean std interpolation batch_size validation_batch_size grad_accum_steps
 model_kwargs head_init_scale head_init_bias amp amp_dtype model_dtype opt opt_eps opt_betas momentum weight_decay
 clip_grad clip_mode layer_decay layer_decay_min_scale decay_all site_lr opt_kwargs sched sched_on_updates lr lr_base

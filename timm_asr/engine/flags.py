@@ -87,10 +87,14 @@ RESULTS = group(
     value('--results-file', str, '', 'file to write the results to', metavar='FILE'),
     value('--results-format', str, 'csv', 'csv, json or md (Markdown)', choices=('csv', 'json', 'md')),
 )
+BN_NOISE = value(
+    '--bn-noise', str, '', 'compute [(x - mean) / deviation * NA + NB] * weight + bias in every BatchNorm: two numbers '
+    '(0.8,0.5), or drawn for each channel and step from a normal distribution of that mean and deviation '
+    '(N1_0.1,N0_0.1)', metavar='NA,NB', group='Model')
 SEED = value('--seed', int, 42, 'random seed', metavar='S', group='Device')
 
 _SHARED = {option.name.lstrip('-'): option
-           for option in (*MODEL, *DATA, *IMAGE, *DEVICE, *COMPILE, *INFERENCE_FORM, *RESULTS, SEED)}
+           for option in (*MODEL, *DATA, *IMAGE, *DEVICE, *COMPILE, *INFERENCE_FORM, *RESULTS, BN_NOISE, SEED)}
 
 
 def pick(names: str, **changes: Any) -> list[Option]:

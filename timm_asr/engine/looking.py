@@ -92,8 +92,8 @@ def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
     """``--detector``: the detector over the backbone of ``--model``, and its images, from 0 to 1 in their own size."""
     state = read_checkpoint(args.checkpoint) if args.checkpoint else {}
     state = state.get('state_dict_ema' if args.use_ema else 'state_dict', state.get('model', state))
-    heads = [value for key, value in state.items() if key.endswith(('cls_score.bias', 'cls_logits.bias'))]
-    classes = len(heads[0]) if heads and args.detector != 'retinanet' else args.num_classes or 91
+    heads = {'roi_heads.box_predictor.cls_score.bias': 1, 'head.classification_head.cls_logits.bias': 9}  # anchors
+    classes = next((len(state[key]) // each for key, each in heads.items() if key in state), args.num_classes or 91)
     model = create_detector(args.detector, args.model, classes, pretrained=args.pretrained, asr=args.asr)
     if state:
         model.load_state_dict(state)

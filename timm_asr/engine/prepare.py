@@ -2,14 +2,15 @@
 
 import argparse
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..analysis.bn_noise import bn_noise, parse_noise
 from ..errors import BadInput
 from ..inference.reparameterize import is_foldable, reparameterize
 
@@ -51,9 +52,38 @@ def compiled(model: nn.Module, args: argparse.Namespace) -> nn.Module:
     return model
 
 
-def autocast(device: torch.device, dtype: torch.dtype | None) -> Callable[[], Any]:
-    """A maker of contexts: autocast to this type, or nothing."""
-    return suppress if dtype is None else partial(torch.autocast, device_type=device.type, dtype=dtype)
+def autocast(device: torch.device, dtype: torch.dtype | None, noise: str = '') -> Callable[[], Any]:
+    """A maker of contexts of forward passes: autocast to this type, noise in every BatchNorm, or nothing."""
+    cast: Callable[[], Any] = suppress if dtype is None else partial(
+        torch.autocast, device_type=device.type, dtype=dtype)
+    if not noise:
+        return cast
+    a, b = parse_noise(noise)
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        with cast(), bn_noise(a, b):
+            yield
+
+    return both
+
+
+def check_noise(args: argparse.Namespace) -> None:
+    """Refuse a ``--bn-noise`` that is none, or that would not reach every BatchNorm.
+
+    Raises:
+        BadInput: One sentence for either.
+    """
+    if not args.bn_noise:
+        return
+    try:
+        parse_noise(args.bn_noise)
+    except ValueError as error:
+        raise BadInput(f'--bn-noise: {error}') from None
+    for name in ('torchcompile', 'torchscript', 'grad_checkpointing', 'sync_bn'):
+        if getattr(args, name, None):
+            raise BadInput(f'--bn-noise does not go with --{name.replace("_", "-")}, which runs BatchNorms out of its '
+                           'reach')
 
 
 def fast_matmul(device: torch.device) -> None:

@@ -20,7 +20,7 @@ from .device import find_device
 from .evaluate import evaluate
 from .loaders import make_loaders, open_datasets
 from .loop import Training
-from .prepare import DTYPES, autocast, fast_matmul
+from .prepare import DTYPES, autocast, check_noise, fast_matmul
 from .progress import Progress
 from .resume import adopt_asr, restore, restore_weights
 
@@ -53,6 +53,7 @@ def build_training(
     if args.torchcompile and args.torchcompile not in torch._dynamo.list_backends(exclude_tags=()):
         raise BadInput(f'--torchcompile {args.torchcompile}: PyTorch has '
                        f'{", ".join(torch._dynamo.list_backends(exclude_tags=()))}')
+    check_noise(args)
     adopt_asr(args)
     model = build_model(args)
     if args.num_classes is None:
@@ -73,7 +74,8 @@ def build_training(
     if args.amp and args.amp_dtype == 'float16' and device.type == 'cuda':
         scaler = NativeScaler(device=device.type)
     amp = DTYPES[args.amp_dtype] if args.amp else None
-    training = Training(args, task, loaders, optimizer, None, device, autocast(device, amp), scaler, dtype)
+    training = Training(args, task, loaders, optimizer, None, device, autocast(device, amp, args.bn_noise), scaler,
+                        dtype)
     size = 'x'.join(map(str, data_config['input_size']))
     _logger.info(f'{title_of(args)}, {count:,} parameters, on {args.device}'
                  + (f' in {args.world_size} processes' if args.distributed else '')

@@ -24,7 +24,7 @@ from .device import find_device
 from .evaluate import Totals, evaluate
 from .inputs import check_data, make_loader, open_data, open_model
 from .interrupt import deferred_interrupts
-from .prepare import DTYPES, autocast, compiled, fast_matmul, inference_form
+from .prepare import DTYPES, autocast, check_noise, compiled, fast_matmul, inference_form
 from .progress import setup_logging
 from .reports import check_results_file, write_results
 
@@ -70,6 +70,7 @@ class Predictions:
 
 def _check(args: argparse.Namespace) -> torch.device:
     """Everything about the options that can be wrong before a model is made."""
+    check_noise(args)
     device = find_device(args.device)
     check_results_file(args.results_file, args.results_format)
     if args.amp and args.model_dtype not in (None, 'float32'):
@@ -177,7 +178,7 @@ def validate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
             nn.CrossEntropyLoss().to(device),
             device=device,
             dtype=dtype,
-            amp_autocast=autocast(device, DTYPES[args.amp_dtype] if args.amp else None),
+            amp_autocast=autocast(device, DTYPES[args.amp_dtype] if args.amp else None, args.bn_noise),
             channels_last=args.channels_last,
             valid_labels=valid_labels,
             on_output=on_output,

@@ -58,6 +58,7 @@ OPTIONS: list[Option] = [
         switch('--grad-checkpointing', 'recompute activations in the backward pass to save memory'),
         *pick('fast-norm'),
         *pick('model-kwargs'),
+        *pick('bn-noise'),
         value('--head-init-scale', float, None, 'multiply the initial classifier by this'),
         value('--head-init-bias', float, None, 'fill the initial bias of the classifier with this'),
         *COMPILE,

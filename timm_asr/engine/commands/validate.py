@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..flags import COMPILE, DATA, DEVICE, IMAGE, INFERENCE_FORM, MODEL, RESULTS, SEED, pick
+from ..flags import BN_NOISE, COMPILE, DATA, DEVICE, IMAGE, INFERENCE_FORM, MODEL, RESULTS, SEED, pick
 from ..options import Option, group, parse, switch, value
 
 DEFAULT_MODEL = 'dpn92'
@@ -18,6 +18,7 @@ OPTIONS: list[Option] = [
           'validated'),
     *group('Model', switch('--test-pool', 'pool at test time over larger images (test-time pooling)')),
     *INFERENCE_FORM,
+    BN_NOISE,
     *DEVICE,
     *COMPILE,
     SEED,
