@@ -42,9 +42,9 @@ TIMM = {
     'warmup_prefix': False, 'weight_decay': 2e-5, 'worker_seeding': 'all', 'workers': 4,
 }
 #: Our own flags, and the device, whose default is found.
-OURS = {'asr': None, 'asr_constant': False, 'asr_gain': None, 'asr_init': None, 'bn_noise': '',
-        'decay_all': False, 'device': None, 'fuse_every': 0, 'holdout': 0, 'last_norm_init': None, 'log_tensorboard': False, 'no_fuse': False,
-        'no_progress': False, 'overwrite': False, 'psi_lr': None, 'site_lr': None, 'split_seed': 0,
+OURS = {'asr': None, 'asr_constant': False, 'asr_gain': None, 'asr_init': None, 'bn_noise': '', 'decay_all': False,
+        'device': None, 'fuse_every': 0, 'holdout': 0, 'last_norm_init': None, 'log_tensorboard': False,
+        'no_fuse': False, 'no_progress': False, 'overwrite': False, 'psi_lr': None, 'site_lr': None, 'split_seed': 0,
         'train_images': None}
 ALIASES = {'-b': 'batch_size', '-vb': 'validation_batch_size', '-j': 'workers', '--dr': 'decay_rate',
            '--train-steps-per-epoch': 'train_batches_per_epoch'}

@@ -27,8 +27,9 @@ from ..figures.gradients import plot_gradients
 from ..figures.looks import plot_looks
 from ..figures.style import write_csv, write_json
 from .device import find_device
-from .inputs import check_data, mix, open_data, open_images, open_model
+from .inputs import check_data, mix, open_images, open_model
 from .interrupt import deferred_interrupts
+from .loaders import open_dataset
 from .progress import setup_logging
 
 _WRONG = (AssertionError, ImportError, OSError, RuntimeError, TypeError, ValueError)
@@ -97,7 +98,8 @@ def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
     model = create_detector(args.detector, args.model, classes, pretrained=args.pretrained, asr=args.asr)
     if state:
         model.load_state_dict(state)
-    dataset = open_data(args, {'input_size': (3, 0, 0)}, 1 << 30)
+    named = Namespace(**vars(args), val_split=args.split, val_num_samples=args.num_samples)
+    dataset = open_dataset(named, False, 'RGB')
     loader = DataLoader(dataset, min(args.batch_size, 4), num_workers=args.workers,
                         collate_fn=lambda batch: ([to_tensor(image) for image, _ in batch], None))
     mix(loader, args.samples)
