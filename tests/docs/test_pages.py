@@ -10,10 +10,12 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from pages import PAGES, ROOT, anchors, commands, links, parts
 
 import timm_asr
 from timm_asr.engine import options
+from timm_asr.engine.recipes import find_recipe, list_recipes
 
 WITH_PYTHON = [page for page in PAGES if any(part.kind == 'python' for part in parts(page))]
 SLOW = {page for page in PAGES if any(part.kind == 'test' and part.text == 'slow' for part in parts(page))}
@@ -105,3 +107,9 @@ def test_navigation_has_every_page():
 def test_reference_has_every_public_name():
     described = re.findall(r'^::: timm_asr\.(\w+)$', (ROOT / 'docs' / 'reference.md').read_text(), re.MULTILINE)
     assert sorted(described) == sorted(set(timm_asr.__all__) - {'__version__'})
+
+
+def test_every_recipe_is_on_its_page():
+    rows = re.findall(r'^\| `(\w+)` \| `(\w+)` \|', (ROOT / 'docs' / 'recipes.md').read_text(), re.MULTILINE)
+    models = {name: yaml.safe_load(find_recipe(name).read_text())['model'] for name in list_recipes()}
+    assert dict(rows) == models
