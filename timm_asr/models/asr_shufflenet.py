@@ -34,13 +34,10 @@ class ShuffleNetV2(StagedNet):
     Args:
         layers: Number of blocks in each of the three stages.
         channels: Of the stem, each stage, and the last convolution.
-        num_classes: Classes, 0 for none.
-        in_chans: Channels of the images.
-        global_pool: Pooling before the classifier, '' for none.
         small_images: The stem keeps the size of the images, and the pooling after it is left out.
-        drop_rate: Dropout before the classifier.
         device: Of the parameters.
         dtype: Of the parameters.
+        kwargs: Of :class:`StagedNet`.
     """
 
     CHAIN = ('conv1', 'maxpool', 'stage2', 'stage3', 'stage4', 'conv5')
@@ -49,19 +46,15 @@ class ShuffleNetV2(StagedNet):
             self,
             layers: Sequence[int] = (4, 8, 4),
             channels: Sequence[int] = (24, 116, 232, 464, 1024),
-            num_classes: int = 1000,
-            in_chans: int = 3,
-            global_pool: str = 'avg',
             small_images: bool = False,
-            drop_rate: float = 0.0,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
+            **kwargs: Any,
     ) -> None:
-        super().__init__()
-        self.in_chans = in_chans
+        super().__init__(**kwargs)
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         reduction, width = 1 if small_images else 2, channels[0]
-        self.conv1 = _convolution(in_chans, width, 3, reduction, **dd)
+        self.conv1 = _convolution(self.in_chans, width, 3, reduction, **dd)
         self.feature_info = [{'num_chs': width, 'reduction': reduction, 'module': 'conv1'}]
         self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, stride=2, padding=1)
         if not small_images:
@@ -75,8 +68,7 @@ class ShuffleNetV2(StagedNet):
                 self.feature_info.append({'num_chs': width, 'reduction': reduction, 'module': f'stage{stage}'})
         self.conv5 = _convolution(width, channels[4], 1, **dd)
         self.feature_info.append({'num_chs': channels[4], 'reduction': reduction, 'module': 'conv5'})
-        self.num_features = channels[4]
-        self.make_head(num_classes, global_pool, drop_rate, **dd)
+        self.make_head(channels[4], **dd)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -66,35 +66,29 @@ class CifarVGG(StagedNet):
     Args:
         layers: Number of convolutions in each stage.
         channels: Of each stage.
-        num_classes: Classes, 0 for none.
-        in_chans: Channels of the images.
         global_pool: Pooling before the classifier, '' for none.
         act_layer: Activation.
         norm_layer: Normalization.
-        drop_rate: Dropout before the classifier.
         device: Of the parameters.
         dtype: Of the parameters.
+        kwargs: Of :class:`StagedNet`.
     """
 
     def __init__(
             self,
             layers: Sequence[int] = (2, 2, 4, 4, 4),
             channels: Sequence[int] = (64, 128, 256, 512, 512),
-            num_classes: int = 10,
-            in_chans: int = 3,
             global_pool: str = 'max',
             act_layer: LayerType = nn.ReLU,
             norm_layer: LayerType = nn.BatchNorm2d,
-            drop_rate: float = 0.0,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
+            **kwargs: Any,
     ) -> None:
-        super().__init__()
-        self.in_chans = in_chans
+        super().__init__(global_pool=global_pool, **kwargs)
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         kinds = {'act_layer': get_act_layer(act_layer), 'norm_layer': get_norm_layer(norm_layer)}
-        self.feature_info: list[dict[str, Any]] = []
-        stages, width = [], in_chans
+        stages, width = [], self.in_chans
         for index, (depth, planes) in enumerate(zip(layers, channels, strict=True)):
             stage: list[nn.Module] = [nn.MaxPool2d(2)] if index else []
             for _ in range(depth):
@@ -104,8 +98,7 @@ class CifarVGG(StagedNet):
             self.feature_info.append({'num_chs': width, 'reduction': 2**index, 'module': f'stages.{index}'})
         self.stages = nn.Sequential(*stages)
         self.CHAIN = tuple(info['module'] for info in self.feature_info)
-        self.num_features = width
-        self.make_head(num_classes, global_pool, drop_rate, **dd)
+        self.make_head(width, **dd)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

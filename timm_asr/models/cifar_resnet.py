@@ -29,20 +29,17 @@ class CifarResNet(StagedNet):
     Args:
         block: Class of the blocks, timm's ``BasicBlock`` or ``Bottleneck`` or one like them, or one class a stage.
         layers: Number of blocks in each of the three stages.
-        num_classes: Classes, 0 for none.
-        in_chans: Channels of the images.
-        global_pool: Pooling before the classifier, '' for none.
         channels: Planes of each stage; a bottleneck puts out four times as many.
         stem_width: Channels of the stem, by default the planes of the first stage.
         preact: The blocks begin with norm and activation (wide ResNets): none after the stem, but after the last stage.
         act_layer: Activation.
         norm_layer: Normalization.
-        drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth, growing linearly to this at the last block.
         zero_init_last: Start the last norm of every residual branch at zero. Off, as in the authors' code.
         block_args: Further arguments of the blocks, e.g. ``attn_layer``.
         device: Of the parameters.
         dtype: Of the parameters.
+        kwargs: Of :class:`StagedNet`.
     """
 
     CHAIN = ('conv1', 'bn1', 'act1', 'layer1', 'layer2', 'layer3')
@@ -52,29 +49,25 @@ class CifarResNet(StagedNet):
             self,
             block: type[nn.Module] | tuple[type[nn.Module], ...],
             layers: tuple[int, int, int],
-            num_classes: int = 10,
-            in_chans: int = 3,
-            global_pool: str = 'avg',
             channels: tuple[int, int, int] = (16, 32, 64),
             stem_width: int | None = None,
             preact: bool = False,
             act_layer: LayerType = nn.ReLU,
             norm_layer: LayerType = nn.BatchNorm2d,
-            drop_rate: float = 0.0,
             drop_path_rate: float = 0.0,
             zero_init_last: bool = False,
             block_args: dict[str, Any] | None = None,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
+            **kwargs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**kwargs)
         dd = {'device': device, 'dtype': dtype}
-        self.in_chans = in_chans
         act_layer = get_act_layer(act_layer)
         norm_layer = get_norm_layer(norm_layer)
 
         width = stem_width or channels[0]
-        self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd)
+        self.conv1 = nn.Conv2d(self.in_chans, width, 3, padding=1, bias=False, **dd)
         self.bn1 = nn.Identity() if preact else norm_layer(width, **dd)
         self.act1 = nn.Identity() if preact else act_layer(inplace=True)
         self.feature_info = [{'num_chs': width, 'reduction': 1, 'module': 'act1'}]
@@ -99,8 +92,7 @@ class CifarResNet(StagedNet):
 
         self.norm = norm_layer(width, **dd) if preact else nn.Identity()
         self.act = act_layer() if preact else nn.Identity()
-        self.num_features = width
-        self.make_head(num_classes, global_pool, drop_rate, **dd)
+        self.make_head(width, **dd)
         self.init_weights(zero_init_last=zero_init_last)
 
     @torch.jit.ignore

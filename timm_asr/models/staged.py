@@ -10,22 +10,38 @@ from timm.models._features import feature_take_indices
 from torch import nn
 
 
-class PooledNet(nn.Module):
-    """A network that ends in a pooling ``global_pool`` and a linear layer ``fc``."""
+class StagedNet(nn.Module):
+    """A network that is its parts in ``CHAIN`` one after another, then a pooling ``global_pool`` and a linear ``fc``.
 
-    num_features: int
+    ``(B, in_chans, H, W)`` to ``(B, num_classes)``. Subclasses build the parts, name those that end in a feature in
+    ``feature_info``, call :meth:`make_head`, and write ``forward_features``, since TorchScript knows no attributes by
+    name.
 
-    def __init__(self) -> None:
+    Args:
+        num_classes: Classes, 0 for none.
+        in_chans: Channels of the images.
+        global_pool: Pooling before the classifier, '' for none.
+        drop_rate: Dropout before the classifier.
+    """
+
+    #: Names of the parts in order.
+    CHAIN: tuple[str, ...]
+    #: Names of the final norm and activation, where the features of the last part come without them.
+    TAIL: tuple[str, ...] = ()
+
+    def __init__(
+            self, num_classes: int = 10, in_chans: int = 3, global_pool: str = 'avg', drop_rate: float = 0.0) -> None:
         super().__init__()
+        self.num_classes, self.in_chans, self.pool_type, self.drop_rate = num_classes, in_chans, global_pool, drop_rate
         self.grad_checkpointing = False
+        self.feature_info: list[dict[str, Any]] = []
 
     @torch.jit.ignore
-    def make_head(self, num_classes: int, global_pool: str, drop_rate: float, **dd: Any) -> None:
-        """Build the head on ``num_features`` channels."""
-        self.num_classes = num_classes
-        self.drop_rate = drop_rate
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+    def make_head(self, num_features: int, **dd: Any) -> None:
+        """Build the head on so many channels."""
+        self.num_features = num_features
+        self.global_pool, self.fc = create_classifier(num_features, self.num_classes, pool_type=self.pool_type, **dd)
+        self.head_hidden_size = num_features * self.global_pool.feat_mult()
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -39,8 +55,9 @@ class PooledNet(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier; the pooling is kept unless given, and ``(0, '')`` leaves feature maps."""
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self.make_head(num_classes, pool_type, self.drop_rate, **get_device_dtype(self))
+        self.num_classes = num_classes
+        self.pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        self.make_head(self.num_features, **get_device_dtype(self))
         self.global_pool.train(self.training)
         self.fc.train(self.training)
 
@@ -57,18 +74,6 @@ class PooledNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
-
-
-class StagedNet(PooledNet):
-    """A network that is its parts in ``CHAIN`` one after another; ``feature_info`` names those that end in a feature.
-
-    Subclasses write ``forward_features`` themselves, since TorchScript knows no attributes by name.
-    """
-
-    #: Names of the parts in order.
-    CHAIN: tuple[str, ...]
-    #: Names of the final norm and activation, where the features of the last part come without them.
-    TAIL: tuple[str, ...] = ()
 
     @torch.jit.ignore
     def forward_intermediates(

@@ -66,18 +66,9 @@ class WideBlock(nn.Module):
         self.drop_path = drop_path
 
     @staticmethod
-    def make_shortcut(
-            in_channels: int,
-            out_channels: int,
-            kernel_size: int = 1,
-            stride: int = 1,
-            norm_layer: type[nn.Module] | None = None,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> nn.Module:
+    def make_shortcut(in_channels: int, out_channels: int, *, norm_layer: Any = None, **kwargs: Any) -> nn.Module:
         """A projection without a norm, which these networks have not; arguments as timm's ``downsample_conv``."""
-        return nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride=stride, bias=False, device=device, dtype=dtype)
+        return nn.Conv2d(in_channels, out_channels, bias=False, **kwargs)
 
     @torch.jit.ignore
     def zero_init_last(self) -> None:
