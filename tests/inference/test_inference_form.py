@@ -191,7 +191,8 @@ def test_the_inference_form_has_no_training_mode():
 
 
 @pytest.mark.parametrize('name', ['resnet83_se', 'resnet20_spe', 'resnet83_dia_lstm', 'resnet20_dia_se',
-                                  'wrn52_4_dia_lstm', 'resnet18_ras', 'vit_tiny_asr_se'])
+                                  'wrn52_4_dia_lstm', 'resnet18_ras', 'vit_tiny_asr_se',
+                                  'repvgg_a0_cifar_se_asr_se', 'resnet56_acnet_asr_se'])
 @pytest.mark.parametrize('form', [True, 'fold_bn'])
 def test_saved_and_loaded(name, form, tmp_path):
     model = built(name)

@@ -5,27 +5,40 @@ import pickle
 import pytest
 import timm
 import torch
-from helpers import KEYWORD_KINDS, images, randomize, small, zoo_names
+from helpers import KEYWORD_KINDS, images, kinds, randomize, relative_error, small, zoo_names
 from timm.data import resolve_model_data_config
 from timm.models import is_model, list_models, model_entrypoint
 from timm.optim import param_groups_weight_decay
 
 import timm_asr
-from timm_asr.models.registry import Backbone, register_backbones, variant_of
+from timm_asr import attach_asr, fold_asr
+from timm_asr.asr.sites import known_sites
+from timm_asr.models.registry import Backbone, list_variants, register_backbones, variant_of
 
 NAMES = zoo_names()
-GATES = ('se', 'eca', 'ie', 'srm', 'spa', 'cbam', 'sge')
-FOLDABLE = GATES[:5]
-CIFAR = [f'resnet{d}' for d in (20, 32, 44, 56, 110, 83, 164, 245, 326, 407)]
-IMAGENET = [f'resnet{d}' for d in (18, 34, 50, 101, 152)]
+#: Backbones, whether their plain network is registered here, and the ends that every one of their names may have.
+FOLDABLE = ('se', 'ie', 'srm', 'eca', 'spa')
+PAPER = [end for g in FOLDABLE for end in (f'_{g}', f'_asr_{g}', f'_{g}_asr_{g}')]
+MORE = ['_cbam', '_sge', '_spe', '_ras', '_ras_se', '_asr_spe', '_dia_se', '_dia_lstm', '_dia_lstm_light']
+PROMISED = {
+    **dict.fromkeys([f'resnet{d}' for d in (20, 32, 44, 56, 110, 83, 164, 245, 326, 407)], (True, PAPER + MORE)),
+    **dict.fromkeys(['wrn52_4', 'resnext101_8x32d'], (True, PAPER + MORE)),
+    **dict.fromkeys([f'resnet{d}' for d in (18, 34, 50, 101, 152)], (False, PAPER + MORE)),
+    **dict.fromkeys(['vit_tiny', 'vit_small', 'vit_base', 'vit_base_384'], (False, [f'_asr_{g}' for g in FOLDABLE])),
+    **dict.fromkeys(['repvgg_a0', 'repvgg_b3', 'mobilenetv1_100'], (False, PAPER)),
+    **dict.fromkeys(['repvgg_a0_cifar', 'repvgg_b3_cifar', 'resnet56_acnet', 'resnet110_acnet', 'vgg19_cifar',
+                     'mobilenetv1_100_cifar', 'shufflenetv2_100', 'shufflenetv2_100_cifar'], (True, PAPER)),
+}
 
 
 def test_the_zoo_has_every_promised_name():
-    promised = [f'{vit}_asr_{g}' for vit in ('vit_tiny', 'vit_small', 'vit_base', 'vit_base_384') for g in FOLDABLE]
-    for backbone in CIFAR + IMAGENET:
-        promised += [f'{backbone}_{g}' for g in GATES] + [f'{backbone}_asr_{g}' for g in FOLDABLE]
-        promised += [f'{backbone}_{g}_asr_{g}' for g in FOLDABLE]
-    assert not set(promised + CIFAR) - set(NAMES)
+    assert {variant.backbone.name for variant in list_variants()} >= PROMISED.keys()
+    assert not {f'{name}{end}' for name, (_, ends) in PROMISED.items() for end in ends} - set(NAMES)
+    assert {name for name in PROMISED if name in NAMES} == {name for name, (ours, _) in PROMISED.items() if ours}
+    for name in PROMISED:
+        stock = {'vit_base_384': 'vit_base_patch16_384'}.get(name, f'{name}_patch16_224' if 'vit' in name else name)
+        assert timm_asr.plain_architecture(f'{name}_asr_se') == stock
+        assert is_model(stock)
 
 
 def test_timm_finds_them():
@@ -111,6 +124,35 @@ def test_a_plain_name_takes_asr_by_keyword():
 def test_a_taken_name_is_not_overwritten():
     with pytest.raises(RuntimeError, match="'resnet164' is registered already"):
         register_backbones('timm_asr.models.asr_cifar', Backbone('resnet164', '', torch.nn.Module, {}))
+
+
+@pytest.mark.parametrize('name', [name for name in kinds() if name.endswith('_asr_se') and '_se_' not in name])
+def test_hooks_and_shared_modules(name):
+    """A layer with a hook is no site; a block that stands in two places gets one vector, and folds."""
+    model = fold_asr(small(name)).eval()
+    sites = known_sites(model)
+    hook = model.get_submodule(sites[0]).register_forward_hook(lambda *_: None)
+    left = known_sites(model)
+    assert sites[0] not in left
+    assert 0 < len(sites) - len(left) <= 2  # a transformer's block has two
+    hook.remove()
+    assert known_sites(model) == sites
+
+    blocks = list(dict.fromkeys(site if model.get_submodule(site)._modules else site.rpartition('.')[0].removesuffix(
+        '.attn').removesuffix('.mlp').removesuffix('.branch2') for site in sites))
+    kind = {block: [(k, t.shape) for k, t in model.get_submodule(block).state_dict().items()] for block in blocks}
+    pair = next(((a, b) for a in blocks for b in blocks if a != b and kind[a] == kind[b]), None)
+    if pair:
+        model.set_submodule(pair[1], model.get_submodule(pair[0]))
+    before = {key: (id(t), t.clone()) for key, t in model.named_parameters(remove_duplicate=False)}
+    shared = known_sites(model)
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert all(id(after[key]) == identity and torch.equal(after[key], t) for key, (identity, t) in before.items())
+    assert len({model.get_submodule(site) for site in shared}) < len(sites) or not pair
+    randomize(attach_asr(model, 'ie', depth=2))
+    x = images(model)
+    expected = model(x)
+    assert relative_error(expected, fold_asr(model)(x)) < 1e-12
 
 
 def test_random_states_are_random():
