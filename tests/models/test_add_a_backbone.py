@@ -22,7 +22,7 @@ for name in names:
     model = timm.create_model(name, num_classes=5, dtype=torch.float64).train()
     model(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()), name
-    sites = [m for m in model.modules() if isinstance(m, timm_asr.asr.vector.ASR)]
+    sites = [m for m in model.modules() if isinstance(m, timm_asr.asr.wrapper.ASR)]
     assert len(sites) == (2 if variant_of(name).asr else 0)
     model.eval()
     for parameter in model.parameters():
