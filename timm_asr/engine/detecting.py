@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, RandomSampler, Subset
 from torch.utils.data.distributed import DistributedSampler
 from torchvision.transforms import v2
 
-from ..asr.vector import fold_asr
+from ..asr.fold import fold_asr
 from ..checkpoints.load_model import load_weights, read_checkpoint, state_dict_of
 from ..detection import CocoSet, collate, create_detector, evaluate_coco
 from ..errors import BadInput, Stopped
