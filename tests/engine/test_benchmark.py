@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -344,8 +345,12 @@ def test_versus(run: Callable, capsys: pytest.CaptureFixture[str], tmp_path: Pat
         rows[0])
     benchmark.main([*SHORT, *words, '--bench', 'train'])
     printed = capsys.readouterr().out
-    assert printed.count('times as long as resnet20 (median of 3 rounds, quartiles ') == 2
-    assert 'inference:' not in printed
+    table = printed.split('--result')[0].splitlines()
+    assert len(table) == 6  # head, rule, three models, a line that says what the figures are
+    assert max(map(len, table)) < 100
+    assert [cell.strip() for cell in table[0].strip('|').split('|')] == ['model', 'training step', 'parameters, M']
+    assert re.fullmatch(r'\| resnet20_se +\| [\d.]+ \([\d.]+-[\d.]+\) +\| +0.27 +\|', table[4])
+    assert 'the median of 3 rounds' in table[5]
 
 
 def test_versus_takes_one_image_size(run: Callable) -> None:

@@ -16,7 +16,7 @@ from timm.utils import check_batch_size_retry, decay_batch_step, random_seed
 
 from ..checkpoints.find import check_model_name, expand_names, read_model_list, source_of
 from ..errors import BadInput
-from .bench_steps import InferenceStep, Step, TrainStep, split_asr, split_name
+from .bench_steps import InferenceStep, Step, TrainStep, base_of, split_name
 from .device import find_device, synchronize
 from .prepare import fast_matmul
 from .progress import setup_logging
@@ -108,8 +108,11 @@ def versus(names: Sequence[str], args: argparse.Namespace, device: torch.device)
     for kind in _STEPS[args.bench]:
         random_seed(args.seed)
         first = kind(names[0], args, device, args.batch_size)
-        same = argparse.Namespace(**{**vars(args), 'img_size': None, 'input_size': first.input_size})
-        steps = {names[0]: first} | {name: kind(name, same, device, args.batch_size) for name in names[1:]}
+        same = {'img_size': None, 'input_size': first.input_size}
+        if source_of(base_of(names[0])) != 'registry':  # a checkpoint: the others tell as many classes apart
+            same['num_classes'] = first.num_classes
+        others = argparse.Namespace(**{**vars(args), **same})
+        steps = {names[0]: first} | {name: kind(name, others, device, args.batch_size) for name in names[1:]}
         _logger.info(f'Running {kind.prefix} of {len(names)} models in turns, {args.rounds} rounds of {iters} steps.')
         times = interleave(steps, rounds=args.rounds, iters=iters, warmup=args.num_warm_iter, device=device)
         for name, columns in compare(times, names[0], args.batch_size, kind.prefix).items():
@@ -122,17 +125,21 @@ def versus(names: Sequence[str], args: argparse.Namespace, device: torch.device)
     return list(rows.values())
 
 
-def ratio_lines(rows: Sequence[dict[str, Any]], rounds: int) -> list[str]:
-    """What ``--versus`` prints: for each model and kind of step, the ratio of times and its quartiles."""
-    lines = []
-    for prefix, what in (('infer', 'inference'), ('train', 'training step')):
+def ratio_table(rows: Sequence[dict[str, Any]], rounds: int) -> str:
+    """What ``--versus`` prints: how many times as long as the first model each one takes, with quartiles."""
+    columns = [(prefix, what) for prefix, what in (('infer', 'inference'), ('train', 'training step'))
+               if f'{prefix}_time_ratio' in rows[0]]
+
+    def cell(row: dict[str, Any], prefix: str) -> str:
         key = f'{prefix}_time_ratio'
-        for row in rows[1:]:
-            if key in row:
-                lines.append(
-                    f'{what}: {row["model"]} takes {row[key]:.3f} times as long as {rows[0]["model"]} '
-                    f'(median of {rounds} rounds, quartiles {row[f"{key}_q1"]:.3f} to {row[f"{key}_q3"]:.3f})')
-    return lines
+        if row is rows[0]:
+            return f'{row[f"{prefix}_step_time"]:.3g} ms'
+        return f'{row[key]:.3f} ({row[f"{key}_q1"]:.3f}-{row[f"{key}_q3"]:.3f})'
+
+    table = [{'model': row['model'], **{what: cell(row, prefix) for prefix, what in columns},
+              'parameters, M': row['param_count']} for row in rows]
+    return as_markdown(table) + (f'Times are multiples of those of {rows[0]["model"]}: the median of {rounds} rounds, '
+                                 'and the quartiles.\n')
 
 
 def _check(args: argparse.Namespace) -> torch.device:
@@ -164,7 +171,7 @@ def _names(args: argparse.Namespace) -> tuple[list[str], bool]:
         names = [name.replace(base := split_name(name)[0], f'{base}+asr-{args.asr}', 1) for name in names]
     names = list(dict.fromkeys([*names, *(args.versus or [])]))
     for name in names:
-        base = split_asr(split_name(name)[0])[0]
+        base = base_of(name)
         if not source_of(base) and not Path(base).exists():
             check_model_name(base)
     if args.versus and len(names) < 2:
@@ -193,9 +200,7 @@ def main(args: argparse.Namespace) -> int:
     failed = not rows or all('error' in row for row in rows)
     if args.results_file and not failed:
         write_results(args.results_file, results, args.results_format)
-    print(as_markdown(rows), end='')
-    for line in ratio_lines(rows, args.rounds) if args.versus else []:
-        print(line)
+    print(ratio_table(rows, args.rounds) if args.versus else as_markdown(rows), end='')
     # The delimiter is what timm's bulk_runner.py looks for.
     print(f'--result\n{json.dumps(results, indent=4)}')
     return int(failed)

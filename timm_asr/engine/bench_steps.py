@@ -7,16 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.data import resolve_data_config
 from timm.optim import create_optimizer_v2
 from timm.utils import dispatch_clip_grad
 from torch import nn
 
-from ..checkpoints.open import load_model
+from ..checkpoints.open import open_source
 from ..errors import BadInput
 from ..models.auxiliary import auxiliary_loss
 from ..models.counts import count_operations, count_parameters
 from .device import synchronize
+from .inputs import data_config_of
 from .measure import peak_memory, saved_for_backward
 from .prepare import autocast, compiled, inference_form
 
@@ -52,6 +52,11 @@ def split_asr(name: str) -> tuple[str, str | None]:
     return name, None
 
 
+def base_of(name: str) -> str:
+    """What a name is before its suffixes."""
+    return split_asr(split_name(name)[0])[0]
+
+
 class Step:
     """What inference and training have in common: the model as asked for, a batch of random images.
 
@@ -75,19 +80,19 @@ class Step:
                            'use --bench inference with --fold-bn')
         amp_dtype, dtype = PRECISIONS[args.precision]
         self.autocast = autocast(device, amp_dtype)
-        model = load_model(
+        source = open_source(
             base, num_classes=args.num_classes, global_pool=args.gp, in_chans=args.input_size and args.input_size[0],
-            img_size=args.img_size, input_size=args.input_size, scriptable=args.torchscript or None,
+            img_size=args.img_size, input_size=args.input_size, scriptable=args.torchscript or None, pretrained=False,
             drop_rate=args.drop, drop_path_rate=args.drop_path, drop_block_rate=args.drop_block,
             asr=asr, model_kwargs=args.model_kwargs)
+        model = source.model
         model = inference_form(model, name, reparam, fold_bn) if reparam or not self.training else model
         layout = torch.channels_last if args.channels_last else torch.contiguous_format
         model.to(device=device, dtype=dtype, memory_format=layout)
         model.train(self.training)
         self.num_classes = model.num_classes
         self.param_count = count_parameters(model)
-        self.input_size = tuple(resolve_data_config(
-            vars(args), model=model, use_test_size=not args.use_train_size)['input_size'])
+        self.input_size = tuple(data_config_of(args, model, source.data_config)['input_size'])
         self.images = torch.randn((batch_size, *self.input_size), device=device, dtype=dtype)
         self.images = self.images.contiguous(memory_format=layout)
         self.eager = model

@@ -22,18 +22,26 @@ from ..checkpoints.weights import load_weights, state_dict_of
 from ..errors import BadInput, nearest
 from ..models.auxiliary import auxiliary_loss
 from ..models.create import create_model
+from ..models.registry import variant_of
 
 _logger = logging.getLogger(__name__)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, without its full stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')
+    """The first line of an error's text, without its full stop; the next one too where it ends with a colon."""
+    first, *rest = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return (f'{first} {rest[0]}' if first.endswith(':') and rest else first).rstrip('.')
 
 
 def title_of(args: argparse.Namespace) -> str:
     """The model as a run calls it: its name, and the ASR that the options put on it."""
     return f'{args.model}_asr_{args.asr}' if args.asr else args.model
+
+
+def check_model(args: argparse.Namespace) -> None:
+    """Raise ``BadInput``, with the nearest names, unless there is such a model."""
+    if not args.model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')):
+        check_model_name(args.model)
 
 
 def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
@@ -47,8 +55,7 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
         BadInput: For an unknown model (with the nearest names), options that it does not take, or weights that do not
             fit it.
     """
-    if not args.model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')):
-        check_model_name(args.model)
+    check_model(args)
     drop_path = args.drop_path
     if drop_path is None and args.drop_connect is not None:
         _logger.warning('--drop-connect is the old name of --drop-path.')
@@ -71,7 +78,16 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
         resolved = resolve_model_input_args(args.model, shape, **{**keywords, **args.model_kwargs})
         model = create_model(**resolved, pretrained=pretrained)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, OSError) as error:
+        variant = variant_of(args.model)
+        if pretrained and variant is not None and variant.asr:
+            path = f'--pretrained-path {args.pretrained_path}' if args.pretrained_path else '--pretrained'
+            raise BadInput(f'{args.model} cannot start from plain weights by its name; this does: --model '
+                           f'{variant.without("asr")} --asr {variant.asr} {path}') from None
         raise BadInput(f'{title_of(args)} cannot be made with these options: {first_line(error)}') from None
+    if pretrained:
+        known = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes')
+        _logger.info('The classifier is that of the weights.' if known == model.num_classes else
+                     f'The classifier is new, with {model.num_classes} outputs; all else is that of the weights.')
     if args.initial_checkpoint and weights:
         found = state_dict_of(read_checkpoint(args.initial_checkpoint), path=args.initial_checkpoint)
         if args.asr and not any('.vectors.' in key for key in found):

@@ -2,9 +2,8 @@
 
 import argparse
 import copy
-import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,10 @@ from ..inference.compare import Comparison, tolerance
 from ..inference.reparameterize import is_foldable, reparameterize
 from ..models.counts import count_parameters
 from ..models.registry import plain_architecture
-from .build import build_model, first_line
+from .build import first_line, title_of
 from .interrupt import stoppable
+from .side_by_side import columns_of, measure, milliseconds
 from .summary import read_summary
-from .versus import interleave
 
 _logger = logging.getLogger(__name__)
 
@@ -130,17 +129,6 @@ def compare_forms(model: nn.Module, loader: Iterable, device: torch.device, what
     return Forms(model, folded, inference, found[folded], found[inference])
 
 
-def _speed(models: dict[str, nn.Module], shape: tuple[int, ...], device: torch.device) -> dict[str, float]:
-    images = torch.randn(shape, device=device)
-    with torch.inference_mode():
-        def step(model: nn.Module) -> Callable[[], object]:
-            return lambda: model(images)
-        gc.freeze()  # what is there already needs no collection between the rounds
-        times = interleave({name: step(model) for name, model in models.items()}, rounds=25, warmup=2, device=device)
-        gc.unfreeze()
-    return {name: shape[0] / sorted(own)[len(own) // 2] for name, own in times.items()}
-
-
 def export_run(
         checkpoint: Path,
         folder: Path,
@@ -149,7 +137,7 @@ def export_run(
         loader: Iterable,
         device: torch.device,
         ema: bool = False,
-        measure: bool = False,
+        timed: bool = False,
 ) -> dict[str, Any]:
     """Fold the model of a checkpoint and write ``model.safetensors``, ``config.json`` and ``metrics.json``.
 
@@ -161,7 +149,7 @@ def export_run(
         loader: Validation batches, all of them.
         device: Where to compare.
         ema: Take the averaged weights.
-        measure: Also time the models, and the plain backbone beside them.
+        timed: Also time it, and the plain network and the one with attention beside it.
 
     Returns:
         What ``metrics.json`` holds.
@@ -175,18 +163,18 @@ def export_run(
         source.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forms = compare_forms(source.model, loader, device, str(checkpoint))
     metrics = {**forms.figures(source.facts), 'split': args.val_split, **_last_epoch(folder)}
-    if measure:
-        models = {'model': forms.model, 'folded': forms.folded, 'inference': forms.inference}
-        models = {name: one for name, one in models.items() if name == 'model' or one is not forms.model}
-        if forms.inference is forms.folded:
-            models.pop('inference', None)
-        plain = _plain(metrics['plain'], args) if args.asr or metrics['plain'] != metrics['model'] else None
-        if plain is not None:
-            metrics['parameters_plain'] = count_parameters(plain)
-            models['plain'] = plain.to(device)
+    if timed:
+        columns = columns_of(args, forms.model, forms.inference, metrics['top1'])
         batch = min(args.validation_batch_size or args.batch_size, 32)
-        speed = _speed(models, (batch, *data_config['input_size']), device)
-        metrics |= {f'images_per_second_{name}': round(value, 1) for name, value in speed.items()}
+        rows = measure(columns, (batch, *data_config['input_size']), device)
+        metrics['side_by_side'] = rows
+        own = title_of(args)
+        speeds = [('model', own, 'infer'), ('plain', metrics['plain'], 'infer'),
+                  ('inference' if 'parameters_inference' in metrics else 'folded', own, 'infer_folded')]
+        metrics |= {f'images_per_second_{key}': round(1000 * batch / milliseconds(rows, name, what), 1)
+                    for key, name, what in speeds if name in rows}
+        if metrics['plain'] in rows:
+            metrics['parameters_plain'] = rows[metrics['plain']]['parameters']
     # The run's own files are in the folder already.
     source.data_config, source.metrics, source.files = used_data_config(data_config), metrics, {}
     try:
@@ -203,15 +191,3 @@ def _last_epoch(folder: Path) -> dict[str, Any]:
         return {}
     last = {key: float(rows[-1][f'eval_{key}']) for key in ('top1', 'top5') if rows[-1].get(f'eval_{key}')}
     return {'epoch_last': int(rows[-1]['epoch']), **{f'{key}_last': value for key, value in last.items()}}
-
-
-def _plain(name: str, args: argparse.Namespace) -> nn.Module | None:
-    """The plain backbone, to count and to time; None where these options do not make one."""
-    plain = argparse.Namespace(**vars(args))
-    plain.model, plain.asr = name, None
-    plain.model_kwargs = {key: value for key, value in args.model_kwargs.items()
-                          if not key.startswith(('asr', 'rd_ratio'))}
-    try:
-        return build_model(plain, weights=False).eval()
-    except BadInput:
-        return None

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from timm.data.loader import PrefetchLoader
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from ..checkpoints.open import load_model
+from ..checkpoints.open import open_source
 from ..errors import BadInput
 from .loaders import classes_of, open_dataset
 from .workers import quiet_workers
 
 _logger = logging.getLogger(__name__)
+
+_IMAGE = ('in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
 
 
 def open_model(args: argparse.Namespace, untrained: bool = False) -> tuple[nn.Module, dict[str, Any]]:
@@ -28,18 +31,18 @@ def open_model(args: argparse.Namespace, untrained: bool = False) -> tuple[nn.Mo
             weights are loaded.
 
     Returns:
-        The model on the CPU, in float32 and in eval mode, as it was trained; and what its images go through, as
-        ``timm.data.resolve_data_config`` says it: ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``,
-        ``crop_mode``.
+        The model on the CPU, in float32 and in eval mode, as it was trained; and what its images go through:
+        ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``. That is what the
+        flags say, else what a training checkpoint was validated with, else the model's own configuration.
 
     Raises:
         BadInput: If there is no such model, or the weights do not fit it.
     """
-    model = load_model(
-        args.model,
-        args.checkpoint,
+    source = open_source(
+        args.checkpoint or args.model,
+        args.use_ema,
+        args.model if args.checkpoint else '',
         pretrained=args.pretrained or not (args.checkpoint or untrained),
-        use_ema=args.use_ema,
         num_classes=args.num_classes,
         in_chans=args.in_chans,
         img_size=args.img_size,
@@ -48,12 +51,29 @@ def open_model(args: argparse.Namespace, untrained: bool = False) -> tuple[nn.Mo
         scriptable=getattr(args, 'torchscript', False) or None,
         asr=args.asr,
         model_kwargs=args.model_kwargs,
-    ).eval()
-    return model, _data_config(args, model)
+    )
+    model = source.model.eval()
+    return model, data_config_of(args, model, source.data_config)
 
 
-def _data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
-    config = resolve_data_config(vars(args), model=model, use_test_size=not args.use_train_size)
+def data_config_of(args: argparse.Namespace, model: nn.Module, trained: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What images go through, in timm's words.
+
+    Args:
+        args: The flags, which win.
+        model: The model, which says the rest.
+        trained: What the images of the training run went through, where a checkpoint says it.
+    """
+    given = {key: value for key in _IMAGE if (value := getattr(args, key, None))}
+    # Validation in a training run crops the centre, whatever the model's own configuration has.
+    known = {**trained, 'crop_mode': 'center'} if trained else {}
+    if 'img_size' in given or 'input_size' in given:
+        known.pop('input_size', None)
+    try:
+        config = resolve_data_config(
+            {**known, **given}, model=model, use_test_size=not (known or getattr(args, 'use_train_size', False)))
+    except AssertionError:
+        raise BadInput('--mean and --std take one value, or one for each input channel') from None
     channels = getattr(model, 'in_chans', config['input_size'][0])
     config['input_size'] = (channels, *config['input_size'][1:])
     for key in ('mean', 'std'):  # of RGB, for a model of other images: their average, as in training

@@ -149,7 +149,7 @@ def open_dataset(args: argparse.Namespace, training: bool, img_mode: str) -> Any
 
 
 def check_classes(args: argparse.Namespace, train: Any, evaluation: Any) -> None:
-    """Compare the classes of both sets with each other and with the model's ``args.num_classes``.
+    """Compare the classes of both sets with each other and with the model's ``args.num_classes`` (set here if unset).
 
     Raises:
         BadInput: If the sets have different classes, or more than the model.
@@ -158,6 +158,9 @@ def check_classes(args: argparse.Namespace, train: Any, evaluation: Any) -> None
     if known is None:
         return
     count = max(known.values()) + 1
+    if args.num_classes is None:
+        args.num_classes = count
+        _logger.info(f'The data has {count} classes: so many outputs does the model get (--num-classes).')
     if count > args.num_classes:
         raise BadInput(f'the data has {count} classes and {args.model} only {args.num_classes} outputs; '
                        f'use --num-classes {count}')

@@ -15,7 +15,16 @@ from torch import nn
 
 from ..checkpoints.source import data_config_of
 from ..errors import BadInput
-from .build import Task, build_model, make_loss, make_optimizer, prepare_model, resolve_learning_rate, title_of
+from .build import (
+    Task,
+    build_model,
+    check_model,
+    make_loss,
+    make_optimizer,
+    prepare_model,
+    resolve_learning_rate,
+    title_of,
+)
 from .device import find_device
 from .evaluate import evaluate
 from .loaders import make_loaders, open_datasets
@@ -45,6 +54,19 @@ def start_device(args: argparse.Namespace) -> torch.device:
     return device
 
 
+def resolve(args: argparse.Namespace) -> dict[str, Any]:
+    """Fill in the options that are found out from others; returns what the images would go through.
+
+    No data is opened, and no weights are loaded.
+    """
+    args.device, args.world_size = str(find_device(args.device)), int(os.environ.get('WORLD_SIZE', '1'))
+    with torch.device('meta'):
+        config = data_config_of(build_model(args, weights=False), vars(args))
+    resolve_learning_rate(args, args.batch_size)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()
+            if key != 'crop_mode'}
+
+
 def build_training(
         args: argparse.Namespace,
         device: torch.device,
@@ -55,11 +77,12 @@ def build_training(
                        f'{", ".join(torch._dynamo.list_backends(exclude_tags=()))}')
     check_noise(args)
     adopt_asr(args)
+    check_model(args)
+    datasets = open_datasets(args, args.input_size[0] if args.input_size else args.in_chans or 3)
     model = build_model(args)
     if args.num_classes is None:
         args.num_classes = model.num_classes
     data_config = data_config_of(model, vars(args))
-    datasets = open_datasets(args, data_config['input_size'][0])
     dtype = DTYPES[args.model_dtype] if args.model_dtype else None
     count = sum(parameter.numel() for parameter in model.parameters())
     model = prepare_model(model, args, device)

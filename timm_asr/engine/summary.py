@@ -79,19 +79,15 @@ class Trackers:
 
 
 def table(metrics: Mapping[str, Any]) -> str:
-    """The figures of ``metrics.json`` as a table: the trained model and its forms, and the plain backbone."""
+    """The figures of ``metrics.json`` as a table: the trained model and its forms."""
     asr = f'_asr_{metrics["asr"]}' if metrics.get('asr') else ''
     columns = [('model', metrics['model'] + asr), ('folded', 'folded')]
     if 'parameters_inference' in metrics:
         columns.append(('inference', 'inference form'))
-    if 'parameters_plain' in metrics:
-        columns.append(('plain', f'plain {metrics["plain"]}'))
-    suffix = {'model': '', 'folded': '_folded', 'inference': '_inference', 'plain': '_plain'}
+    suffix = {'model': '', 'folded': '_folded', 'inference': '_inference'}
 
     def cell(key: str, column: str, form: str) -> str:
-        if key == 'images_per_second':
-            value = metrics.get(f'{key}_{column}')
-        elif key == 'logit_difference' and column in ('model', 'folded'):  # from the trained model to the folded one
+        if key == 'logit_difference' and column in ('model', 'folded'):  # from the trained model to the folded one
             value = metrics[key] if column == 'folded' else None
         else:
             value = metrics.get(key + suffix[column])
@@ -102,8 +98,6 @@ def table(metrics: Mapping[str, Any]) -> str:
         ['largest logit difference', *(cell('logit_difference', c, '.1e') for c, _ in columns)],
         ['parameters', *(cell('parameters', c, ',') for c, _ in columns)],
     ]
-    if 'images_per_second_model' in metrics:
-        rows.append(['images/s (median, in turns)', *(cell('images_per_second', c, ',.0f') for c, _ in columns)])
     header = ['', *(title for _, title in columns)]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = ['  '.join([row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True))])

@@ -18,6 +18,7 @@ from ..checkpoints.names import ARGS, ATTENTION, CURVE, SUMMARY
 from ..checkpoints.open import open_source
 from ..errors import BadInput, Stopped
 from ..export.place import list_in_manifest
+from . import side_by_side
 from .checkpoint import SaveFailed, Saver, write_atomically
 from .export import export_run
 from .interrupt import deferred_interrupts
@@ -28,7 +29,7 @@ from .progress import Progress, setup_logging
 from .resume import capture, place_schedule, read_state
 from .run_folder import locate
 from .seeding import start_epoch
-from .start import build_training, start_device, validate_epoch, wrap
+from .start import build_training, resolve, start_device, validate_epoch, wrap
 from .summary import Trackers, add_summary, plot_run, table
 
 _logger = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class Run:
         if args.fuse_every and (epoch + 1) % args.fuse_every == 0 and epoch + 1 != epochs:
             self.fuse()
 
-    def fuse(self, measure: bool = False) -> dict[str, Any] | None:
+    def fuse(self, timed: bool = False) -> dict[str, Any] | None:
         """Fuse the best checkpoint into the run folder; None where there are no images to compare on."""
         if self.training.loaders.eval is None:
             _logger.warning('No fused model is written: there are no validation images to compare it on (--val-split).')
@@ -157,7 +158,7 @@ class Run:
             loader = make_eval_loader(self.args, self.data_config, self.datasets[1], self.device, self.training.dtype,
                                       distributed=False)
         return export_run(best, self.folder, self.args, self.data_config, loader, self.device, self.use_ema,
-                               measure)
+                               timed)
 
     def train(self, first: int, epochs: int) -> int:
         """Run the epochs from ``first`` on, and what comes after them."""
@@ -173,12 +174,13 @@ class Run:
         best = self.saver.best
         if self.saver.best_metric is not None:
             _logger.info(f'Best {self.metric}: {self.saver.best_metric:.4f} in epoch {self.saver.best_epoch}.')
-        metrics = None if self.args.no_fuse else self.fuse(measure=True)
+        metrics = None if self.args.no_fuse else self.fuse(timed=True)
         self.saver.close()
         plot_run(self.folder, open_source(best, self.use_ema).model.float().eval() if best is not None else None)
         list_in_manifest(self.folder, (ARGS, SUMMARY, CURVE, ATTENTION))
         if metrics is not None:
             print(table(metrics))
+            print(side_by_side.table(metrics['side_by_side'], metrics['images']))
         print(f'Results: {self.folder}')
         return 0
 
@@ -206,14 +208,12 @@ def main(args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-a
         Stopped: If training cannot go on, or the folded model must not be written.
     """
     setup_logging(os.environ.get('RANK', '0') == '0')
-    job = Run(args, argv, prog)
     if args.print_config:
-        if job.primary:
-            data = {key: list(value) if isinstance(value, tuple) else value for key, value in job.data_config.items()
-                    if key != 'crop_mode'}
-            print(as_yaml(job.options() | data), end='')
+        names = tuple(vars(args))
+        data = resolve(args)
+        print(as_yaml({name: getattr(args, name) for name in names} | data), end='')
         return 0
-    return carry_out(job)
+    return carry_out(Run(args, argv, prog))
 
 
 def carry_out(job: Run) -> int:

@@ -47,7 +47,7 @@ OPTIONS: list[Option] = [
         value('--resume', str, '', 'checkpoint to go on from, or auto for the newest whole one of this run; '
               'without --experiment the run goes on in the folder of the checkpoint', metavar='FILE'),
         switch('--no-resume-opt', 'resume the model but not the optimizer'),
-        *pick('num-classes', help='number of classes; that of the model if unset'),
+        *pick('num-classes', help='number of classes; that of the data if unset'),
         *pick('gp img-size in-chans input-size crop-pct mean std'),
         *pick('interpolation', help='how validation resizes; that of the model if empty'),
         value('--batch-size', int, 128, 'images per process and step', '-b', metavar='N'),

@@ -1,0 +1,135 @@
+"""What a new user does in the first hour: their own folder, plain weights, a checkpoint measured as it was trained."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from train_helpers import make_images, run
+
+import timm_asr
+from timm_asr.engine.commands import benchmark, validate
+from timm_asr.engine.commands.train import main, parse_args
+from timm_asr.engine.side_by_side import Column, columns_of, measure, structure, table
+from timm_asr.errors import BadInput
+
+TRAIN = ['-b', '6', '--epochs', '1', '-j', '0', '--lr', '0.05', '--experiment', 'run', '--no-fuse', '--device', 'cpu']
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp('data') / 'images')
+
+
+@pytest.fixture(scope='module')
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint trained at another size, mean and crop than its model's own; and the row of its summary."""
+    output = tmp_path_factory.mktemp('out')
+    done = run(['--data-dir', images, '--model', 'resnet20_asr_se', '--img-size', '24', '--crop-pct', '0.8',
+                '--mean', '0.3', '0.3', '0.3', '--std', '0.2', '0.2', '0.2', *TRAIN, '--output', output],
+               output / 'log')
+    assert done.code == 0, done.text
+    assert 'The data has 3 classes: so many outputs does the model get' in done.text
+    return output / 'run' / 'model_best.pth.tar'
+
+
+def result(capsys: pytest.CaptureFixture[str]) -> dict:
+    return json.loads(capsys.readouterr().out.split('--result\n')[1])
+
+
+def test_the_model_gets_as_many_outputs_as_the_data_has_classes(trained):
+    assert torch.load(trained, weights_only=True)['state_dict']['fc.weight'].shape[0] == 3
+
+
+def test_validate_takes_size_mean_and_crop_from_the_checkpoint(trained, images, capsys):
+    validate.main([str(images), '--checkpoint', str(trained), '-b', '4', '-j', '0', '--device', 'cpu'])
+    row = result(capsys)
+    assert (row['img_size'], row['crop_pct']) == (24, 0.8)
+    saved = torch.load(trained, weights_only=True)
+    assert row['top1'] == pytest.approx(saved['metric'], abs=1e-3)
+    validate.main([str(images), '--checkpoint', str(trained), '-b', '4', '-j', '0', '--device', 'cpu',
+                   '--img-size', '32', '--crop-pct', '1'])
+    row = result(capsys)
+    assert (row['img_size'], row['crop_pct']) == (32, 1.0)
+
+
+def test_benchmark_takes_size_and_classes_from_the_checkpoint(trained, capsys):
+    benchmark.main(['-m', str(trained), '--versus', 'resnet20', '--bench', 'inference', '-b', '2', '--rounds', '1',
+                    '--num-warm-iter', '1', '--num-bench-iter', '1', '--device', 'cpu'])
+    rows = result(capsys)
+    assert [row['infer_img_size'] for row in rows] == [24, 24]
+    plain = sum(p.numel() for p in timm.create_model('resnet20', num_classes=3).parameters())
+    assert rows[1]['param_count'] == round(plain / 1e6, 2)
+
+
+def test_print_config_opens_no_data(tmp_path, capsys):
+    assert main(['--data-dir', str(tmp_path / 'nowhere'), '--model', 'resnet20', '--device', 'cpu',
+                 '--print-config']) == 0
+    assert 'input_size: [3, 32, 32]' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('how', ['--pretrained', '--pretrained-path'])
+def test_asr_by_name_on_plain_weights_names_the_command_that_works(how, images, tmp_path):
+    path = tmp_path / 'plain.pth'
+    torch.save(timm.create_model('resnet20', num_classes=3).state_dict(), path)
+    model = 'resnet50_asr_se' if how == '--pretrained' else 'resnet20_asr_se'
+    words = [how] if how == '--pretrained' else [how, str(path)]
+    with pytest.raises(BadInput) as error:
+        main(['--data-dir', str(images), '--model', model, *words, *TRAIN, '--output', str(tmp_path)])
+    right = f'--model {model.partition("_")[0]} --asr se {" ".join(words)}'
+    assert str(error.value).endswith(right)
+
+
+def test_a_line_says_what_became_of_the_head(images, tmp_path):
+    path = tmp_path / 'plain.pth'
+    torch.save(timm.create_model('resnet20', num_classes=5).state_dict(), path)
+    done = run(['--data-dir', images, '--model', 'resnet20', '--asr', 'se', '--pretrained-path', path, *TRAIN,
+                '--output', tmp_path], tmp_path / 'log')
+    assert done.code == 0, done.text
+    assert 'The classifier is new, with 3 outputs; all else is that of the weights.' in done.text
+
+
+def test_a_model_of_a_folder_trains_and_its_checkpoint_is_taken_everywhere(images, tmp_path, capsys):
+    folder = timm_asr.save_fused(timm.create_model('test_resnet', num_classes=3), tmp_path / 'folder')
+    model = f'local-dir:{folder}'
+    done = run(['--data-dir', images, '--model', model, '--asr', 'se', '--img-size', '32', *TRAIN,
+                '--output', tmp_path], tmp_path / 'log')
+    assert done.code == 0, done.text
+    checkpoint = str(tmp_path / 'run' / 'model_best.pth.tar')
+    validate.main([str(images), '--checkpoint', checkpoint, '-b', '4', '-j', '0', '--device', 'cpu'])
+    assert result(capsys)['img_size'] == 32
+    assert benchmark.main(['-m', checkpoint, '--bench', 'inference', '-b', '2', '--num-warm-iter', '1',
+                           '--num-bench-iter', '1', '--device', 'cpu']) == 0
+    from timm_asr.engine.commands.export import main as export
+    assert export([checkpoint, '--output', str(tmp_path / 'exported'), '--device', 'cpu']) == 0
+    assert timm.create_model(f'local-dir:{tmp_path / "exported"}', pretrained=True).num_classes == 3
+
+
+def test_side_by_side():
+    """Plain, SE and ASR: which are the same network, who was trained, and where the spread is."""
+    args = parse_args(['--model', 'resnet20_asr_se', '--dataset', 'digits', '--model-kwargs', 'layers=(1,1,1)',
+                       'channels=(8,8,8)', '--num-classes', '3'])
+    model = timm.create_model('resnet20_asr_se', layers=(1, 1, 1), channels=(8, 8, 8), num_classes=3).eval()
+    form = timm_asr.reparameterize(timm.create_model('resnet20_asr_se', layers=(1, 1, 1), channels=(8, 8, 8),
+                                                     num_classes=3).eval())
+    columns = columns_of(args, model, form, 98.0)
+    assert [column.name for column in columns] == ['resnet20', 'resnet20_se', 'resnet20_asr_se']
+    rows = measure(columns, (2, 3, 8, 8), torch.device('cpu'))
+    assert rows['resnet20']['infer_folded'] == 'same network'
+    assert rows['resnet20_asr_se']['infer_folded'] == 'same network as resnet20'
+    assert isinstance(rows['resnet20_se']['infer_folded'], list)
+    assert rows['resnet20']['parameters'] == rows['resnet20_asr_se']['parameters_inference']
+    lines = table(rows, 9).splitlines()
+    assert re.search(r'training step +[\d.e+]+ ms( +[\d.]+ \([\d.]+-[\d.]+\)){2}$', lines[2])
+    assert re.search(r'top-1 on 9 images, % +not trained +not trained +98.00$', lines[7])
+
+
+def test_two_networks_are_the_same_only_if_their_layers_are():
+    plain, se = (timm.create_model(name, num_classes=3) for name in ('resnet20', 'resnet20_se'))
+    assert structure(plain) == structure(timm.create_model('resnet20', num_classes=3))
+    assert structure(plain) != structure(se)
+    assert structure(plain) != structure(timm.create_model('resnet20', num_classes=4))
+    column = Column('a', plain.eval(), plain)
+    assert measure([column], (1, 3, 8, 8), torch.device('cpu'))['a']['infer_folded'] == 'same network'
