@@ -136,7 +136,8 @@ def measure(columns: Sequence[Column], shape: Sequence[int], device: torch.devic
                        rounds=ROUNDS, warmup=2, budget=BUDGET, device=device)
     rows: dict[str, Any] = {}
     for column in columns:
-        row: dict[str, Any] = {'parameters': count_parameters(column.trained), 'parameters_inference': count_parameters(column.form)}
+        row: dict[str, Any] = {
+            'parameters': count_parameters(column.trained), 'parameters_inference': count_parameters(column.form)}
         row |= {} if column.top1 is None else {'top1': column.top1}
         row['train'] = _figures(train, column.name, columns[0].name)
         for name, as_trained, network in (('infer', True, column.trained), ('infer_folded', False, column.form)):
