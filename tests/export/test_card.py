@@ -10,7 +10,8 @@ from PIL import Image
 
 from timm_asr.errors import BadInput
 from timm_asr.export.card import model_card
-from timm_asr.export.citations import CITATIONS, attention_of
+from timm_asr.export.citations import attention_of, bibliography, key_of, split_entries
+from timm_asr.gates.table import get_gate, list_gates
 
 REPO = 'alice/net'
 # Each block in a process of its own that has imported timm, but never this package.
@@ -60,7 +61,7 @@ def head(card):
 
 def table(card, section):
     rows = card.split(f'## {section}\n')[1].split('\n## ')[0].splitlines()
-    return [[cell.strip() for cell in row.strip('|').split('|')] for row in rows if row.startswith('|')][2:]
+    return [[cell.strip() for cell in re.split(r'(?<!\\)\|', row)[1:-1]] for row in rows if row.startswith('|')][2:]
 
 
 @pytest.mark.parametrize(('name', 'kwargs', 'ours'), [
@@ -77,6 +78,7 @@ def test_its_code_runs_as_it_stands(hub, stock_client, tmp_path, name, kwargs, o
     card = model_card(folder, REPO)
     hub.create(REPO, {**contents(folder), 'README.md': card.encode()})
     blocks = re.findall(r'```python\n(.*?)```', card, re.DOTALL)
+    blocks = [block for block in blocks if 'transformers' not in block]  # test_transformers.py has those
     assert len(blocks) == (3 if 'asr' in name else 2)
     Image.effect_noise((48, 40), 60).convert('RGB').save(tmp_path / 'image.jpg')
     ran = stock_client.run(f'BLOCKS = {blocks!r}\n{FORKED}', cwd=tmp_path)
@@ -99,16 +101,17 @@ def test_what_it_says_of_a_run(tmp_path):
     (folder / 'args.yaml').write_text('lr: 0.1\n')
     card = model_card(folder, REPO)
     assert '\n# net\n' in card
-    assert 'trained as `resnet20_asr_se`: with ASR (SE)' in card
+    assert 'trained as `resnet20_asr_se`, with ASR (SE)' in card
     assert 'import it before the model is made' in card
     assert table(card, 'Results') == [
         ['`resnet20_asr_se`, as trained', '91.25', '99.50', '275,183'],
-        ['`resnet20`, fused: these weights', '91.25', '99.50', '272,474']]
-    assert 'Measured on 10,000 validation images of cifar10. Fusing changed no logit by more than 3e-07' in card
+        ['`resnet20`, these weights', '91.25', '99.50', '272,474']]
+    assert 'Measured on 10,000 images of cifar10. Folding changed no logit by more than 3e-07' in card
     assert table(card, 'Speed') == [
-        ['`resnet20_asr_se`, as trained', '2,145'], ['`resnet20`, fused', '2,219'], ['`resnet20`, plain', '2,212']]
-    assert 'on its machine (cpu, PyTorch 2.15.0)' in card
-    assert '```yaml\nlr: 0.1\nmean: [0.5, 0.25]\ndevice: cpu\n```' in card
+        ['`resnet20_asr_se`, as trained', '2,145'], ['`resnet20`, these weights', '2,219'],
+        ['`resnet20`, plain', '2,212']]
+    assert 'on its machine (PyTorch 2.15.0)' in card
+    assert '```yaml\nlr: 0.1\nmean: [0.5, 0.25]\n```' in card
     for row in (['recipe', 'cifar10_resnet20'], ['seed', '42'], ['commit of timm_asr', 'c0ffee']):
         assert row in table(card, 'Training')
     assert '![The attention](attention.png)' in card
@@ -122,18 +125,20 @@ def test_it_claims_nothing_that_nobody_measured(tmp_path):
     card = model_card(write(tmp_path / 'bare'), REPO)
     assert not [title for title in ('Results', 'Speed', 'Training', 'The attention') if f'## {title}' in card]
     assert 'licen' not in card.lower()
+    assert 'datasets' not in head(card)
+    assert 'model-index' not in head(card)
     assert head(card) == {'library_name': 'timm', 'pipeline_tag': 'image-classification',
                           'tags': ['image-classification', 'timm', 'timm_asr']}
     assert head(model_card(tmp_path / 'bare', REPO, license='cc-by-4.0'))['license'] == 'cc-by-4.0'
     assert 'load_trainable' not in card
     attached = write(tmp_path / 'attached', model='resnet20', asr={'asr': 'ie'})
-    assert 'trained as `resnet20` with ASR attached: with ASR (IE)' in model_card(attached, REPO)
+    assert 'trained as `resnet20` with ASR attached, with ASR (IE)' in model_card(attached, REPO)
     top1_only = model_card(write(tmp_path / 'top1', metrics={'model': 'resnet20_asr_se', 'top1': 1.0}), REPO)
     assert table(top1_only, 'Results')[0] == ['`resnet20_asr_se`, as trained', '1.00']
     epoch = {'timm_asr': {'model': 'resnet20_asr_se', 'metrics': {'before': {'top1': 76.5}, 'after': None}}}
     assert '| 76.50 |' in model_card(write(tmp_path / 'epoch', epoch), REPO)
     no_classes = model_card(write(tmp_path / 'features', {'num_classes': 0}), REPO)
-    assert 'pipeline_tag' not in head(no_classes)
+    assert head(no_classes)['pipeline_tag'] == 'image-feature-extraction'
     assert 'softmax' not in no_classes
     foreign = model_card(write(tmp_path / 'foreign', {'timm_asr': None}), REPO)
     assert 'Weights of `resnet20` for [timm]' in foreign
@@ -142,7 +147,7 @@ def test_it_claims_nothing_that_nobody_measured(tmp_path):
 def test_the_plain_backbone_stands_beside(tmp_path):
     folder = write(tmp_path / 'run', metrics=METRICS)
     plain = write(tmp_path / 'plain', metrics={
-        'model': 'resnet20', 'dataset': '/else/where/cifar10', 'images': 10_000, 'top1': 90.5, 'top5': 99.25,
+        'model': 'resnet20', 'dataset': 'cifar10', 'images': 10_000, 'top1': 90.5, 'top5': 99.25,
         'parameters': 272_474})
     row = ['`resnet20`, trained without ASR', '90.50', '99.25', '272,474']
     card = model_card(folder, REPO, plain=plain)
@@ -171,32 +176,81 @@ def test_another_plain_is_refused(tmp_path, change, sentence):
         model_card(folder, REPO, plain=write(tmp_path / 'plain', metrics=theirs))
 
 
+ASR, DIA, RAS = 'huang2024stripe', 'huang2022layerwise', 'zhong2022deepening'
+
+
 @pytest.mark.parametrize(('model', 'asr', 'papers', 'backbone'), [
-    ('resnet50_asr_se', None, ['asr', 'se'], 'resnet50'),
-    ('vit_small_asr_eca', None, ['asr', 'eca'], 'vit_small'),
-    ('resnet164_se_asr_se', None, ['asr', 'se'], 'resnet164'),
-    ('resnet164_dia_srm', None, ['dia', 'srm'], 'resnet164'),
-    ('resnet164_dia_lstm_light', None, ['dia'], 'resnet164'),
-    ('resnet164_spe', None, ['spe'], 'resnet164'),
-    ('resnet164_ras', None, ['ras'], 'resnet164'),
-    ('resnet164_ras_se', None, ['ras', 'se'], 'resnet164'),
-    ('resnet50_cbam', None, ['cbam'], 'resnet50'),
+    ('resnet50_asr_se', None, [ASR, 'hu2018squeeze'], 'resnet50'),
+    ('vit_small_asr_eca', None, [ASR, 'wang2020eca'], 'vit_small'),
+    ('resnet164_se_asr_se', None, [ASR, 'hu2018squeeze'], 'resnet164'),
+    ('resnet164_dia_srm', None, [DIA, 'lee2019srm'], 'resnet164'),
+    ('resnet164_dia_lstm_light', None, [DIA], 'resnet164'),
+    ('resnet164_spe', None, ['zhong2022mixpooling'], 'resnet164'),
+    ('resnet164_ras', None, [RAS], 'resnet164'),
+    ('resnet164_ras_se', None, [RAS, 'hu2018squeeze'], 'resnet164'),
+    ('resnet50_cbam', None, ['woo2018cbam'], 'resnet50'),
     ('resnet20', None, [], 'resnet20'),
-    ('convnext_tiny', {'asr': 'ie', 'asr_depth': 2}, ['asr', 'ie'], 'convnext_tiny'),
+    ('convnext_tiny', {'asr': 'ie', 'asr_depth': 2}, [ASR, 'liang2020instance'], 'convnext_tiny'),
     ('seresnet50.a1_in1k', None, [], 'seresnet50'),
 ])
 def test_the_right_papers_are_cited(tmp_path, model, asr, papers, backbone):
     attention = attention_of(model, asr)
-    assert (attention.papers, attention.backbone) == (papers, backbone)
+    assert ([key_of(entry) for entry in attention.papers], attention.backbone) == (papers, backbone)
     card = model_card(write(tmp_path / 'run', model=model, asr=asr), REPO)
-    cited = re.findall(r'```bibtex\n(.*?)\n```', card, re.DOTALL)
-    assert cited == [CITATIONS[key] for key in papers]
+    assert re.findall(r'```bibtex\n(.*?)\n```', card, re.DOTALL) == attention.papers
     assert ('## Citation' in card) == bool(papers)
 
 
 def test_every_entry_is_bibtex():
-    for entry in CITATIONS.values():
-        assert re.match(r'@(inproceedings|article)\{\w+,\n', entry)
+    gates = [entry for name in list_gates() for entry in split_entries(get_gate(name).paper)]
+    entries = set(gates) | set(bibliography().values())
+    for entry in entries:
+        assert re.match(r'@(inproceedings|article|misc)\{\w+,\n', entry)
         assert entry.count('{') == entry.count('}')
         assert all(f'{field} ' in entry for field in ('title', 'author', 'year'))
-    assert len({entry.splitlines()[0] for entry in CITATIONS.values()}) == len(CITATIONS)
+    assert len({key_of(entry) for entry in entries}) == len(entries)
+
+
+def test_the_head_says_it_to_the_hub(tmp_path):
+    metrics = {**METRICS, 'split': 'test', 'top1_folded': 91.2, 'top1': 91.3}
+    folder = write(tmp_path / 'run', metrics=metrics, base_model='timm/resnet50.a1_in1k', files={})
+    found = head(model_card(folder, REPO, dataset_name='uoft-cs/cifar10'))
+    assert (found['datasets'], found['base_model'], found['metrics']) == (
+        ['uoft-cs/cifar10'], 'timm/resnet50.a1_in1k', ['accuracy'])
+    entry, = found['model-index']
+    result, = entry['results']
+    assert (entry['name'], result['task']['type'], result['dataset']) == (
+        'net', 'image-classification', {'name': 'cifar10', 'type': 'uoft-cs/cifar10', 'split': 'test'})
+    assert [(m['type'], m['value']) for m in result['metrics']] == [('accuracy', 0.912), ('accuracy', 0.995)]
+    assert 'transformers' not in found['tags']  # an older folder, which transformers does not load
+    folder = write(tmp_path / 'new', files={'model.safetensors': 'ab' * 32})
+    assert 'transformers' in head(model_card(folder, REPO))['tags']
+
+
+def test_the_figures_are_those_of_the_network_in_the_folder(tmp_path):
+    metrics = {**METRICS, 'top1': 80.0, 'top1_folded': 81.0, 'top1_inference': 82.0, 'parameters_inference': 9,
+               'epoch_last': 29, 'top1_last': 79.5}
+    card = model_card(write(tmp_path / 'run', metrics=metrics), REPO)
+    assert [row[:2] for row in table(card, 'Results')] == [
+        ['`resnet20_asr_se`, as trained', '80.00'], ['`resnet20`, these weights', '81.00'],
+        ['its inference form (`timm_asr.reparameterize`)', '82.00']]
+    assert 'those of epoch 3, which was the best on these images; at the last epoch, 29, top-1 was 79.50 %.' in card
+    old = {key.replace('_folded', '_fused'): value for key, value in METRICS.items()}
+    assert '`resnet20`, these weights | 91.25' in model_card(write(tmp_path / 'old', metrics=old), REPO)
+
+
+EVIL = '](http://evil) <script>x</script> `code` | cell\n---\n# head *b* [a](b)'
+
+
+def test_strings_of_a_configuration_do_nothing_in_the_card(tmp_path):
+    folder = write(tmp_path / 'run', metrics={**METRICS, 'dataset': EVIL}, dataset=EVIL, recipe=EVIL, seed=1, epoch=1,
+                   git_commit=EVIL, base_model=EVIL, torch_version=EVIL, weights_sha256=EVIL,
+                   arguments={'opt': EVIL, 'lr': 0.1, EVIL: 1})
+    card = model_card(folder, REPO)
+    body = card.split('\n---\n', 1)[1]
+    assert '<script>' not in body
+    assert '\n# head' not in body
+    assert not re.search(r'(?<!\\)\]\(http://evil', re.sub(r'`[^`\n]*`', '', body))
+    assert head(card)['datasets'] == [EVIL]  # a string, whatever it holds
+    for row in table(card, 'Training'):
+        assert len(row) == 2

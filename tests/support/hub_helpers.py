@@ -8,9 +8,10 @@ import torch
 from helpers import images, randomize, small
 
 from timm_asr import save_fused
+from timm_asr.export.place import list_in_manifest
 
 METRICS = {
-    'model': 'resnet20_asr_se', 'plain': 'resnet20', 'dataset': '/home/me/cifar10', 'epoch': 3, 'weights': 'raw',
+    'model': 'resnet20_asr_se', 'plain': 'resnet20', 'dataset': 'cifar10', 'epoch': 3, 'weights': 'raw',
     'images': 10_000, 'top1': 91.25, 'top1_folded': 91.25, 'top5': 99.5, 'top5_folded': 99.5, 'parameters': 275_183,
     'parameters_folded': 272_474, 'parameters_plain': 272_474, 'logit_difference_relative': 3e-7,
     'images_per_second_model': 2145.3, 'images_per_second_folded': 2218.8, 'images_per_second_plain': 2211.6}
@@ -23,12 +24,13 @@ def make_folder(folder: Path, name: str = 'resnet20_asr_se', *, trainable: bool 
                       else timm.create_model(name, **kwargs), seed).eval()
     save_fused(model, folder, keep_trainable=trainable, check=False, metrics=METRICS if extras else None)
     if extras:
-        (folder / 'attention.png').write_bytes(b'\x89PNG\r\n\0attention')
+        (folder / 'attention.png').write_bytes(b'\x89PNG\r\n\x1a\nattention')
         (folder / 'summary.csv').write_text('epoch,train_loss\n0,1.5\n')
         (folder / 'args.yaml').write_text('model: resnet20_asr_se\ndata_dir: /home/me/cifar10\nlr: 0.1\n')
+        list_in_manifest(folder, ['attention.png', 'summary.csv', 'args.yaml'])
         (folder / 'last.pth.tar').write_bytes(b'a checkpoint')
         (folder / 'pytorch_model.bin').write_bytes(b'a pickle')
-        (folder / 'logs').mkdir()
+        (folder / 'other.png').write_bytes(b'a key')
     x = images(model)
     with torch.no_grad():
         torch.save((x, model(x)), folder.parent / f'{folder.name}.check.pt')

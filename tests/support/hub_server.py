@@ -110,8 +110,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._hang_up()
             return
         self.body = self._read_body()
-        if fault and self.how == 'hang':
-            fault.over.wait(60)
         try:
             if fault and fault.status:
                 raise _Refused(fault.status, fault.message or f'failing on demand with {fault.status}')
@@ -139,9 +137,6 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get('Content-Length') or 0))
 
     def _send(self, status: int, body: bytes = b'', headers: dict[str, str] | None = None) -> None:
-        if self.how == 'lost':
-            self._hang_up()
-            return
         if self.how == 'alter' and self.command == 'GET':
             body = body[:-1] + bytes([body[-1] ^ 1])
         if status == 200 and (part := re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range', ''))):
@@ -201,17 +196,13 @@ class _Handler(BaseHTTPRequestHandler):
         for method, pattern, handler in (
                 ('GET', r'/api/whoami-v2', self._whoami),
                 ('POST', r'/api/repos/create', self._create),
-                ('DELETE', r'/api/repos/delete', self._delete),
                 ('POST', r'/api/validate-yaml', self._validate),
                 ('GET', r'/api/models', self._list),
                 ('GET', model, self._info),
                 ('GET', model + r'/revision/(.+)', self._info),
-                ('GET', model + r'/tree/([^/]+)', self._list_tree),
-                ('GET', model + r'/discussions', self._discussions),
                 ('POST', model + r'/preupload/([^/]+)', self._preupload),
                 ('POST', model + r'/commit/([^/]+)', self._commit),
                 ('POST', model + r'/branch/([^/]+)', self._branch),
-                ('DELETE', model + r'/branch/([^/]+)', self._delete_branch),
                 ('POST', r'/([^/]+/[^/]+)\.git/info/lfs/objects/batch', self._batch),
                 ('PUT', r'/lfs/([0-9a-f]+)', self._put),
                 ('POST', r'/lfs/verify', self._verify),
@@ -236,14 +227,6 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(409, 'You already created this model repo', url=url)
         self.server.create(repo_id, private=asked.get('visibility') == 'private' or bool(asked.get('private')))
         self._json({'url': url, 'name': repo_id})
-
-    def _delete(self) -> None:
-        asked = json.loads(self.body)
-        repo_id = f'{asked["organization"]}/{asked["name"]}'
-        repo = self._repo(repo_id)
-        self._may_write(repo.owner, 'delete a model')
-        del self.server.repos[repo_id]
-        self._json({})
 
     def _validate(self) -> None:
         content = json.loads(self.body)['content']
@@ -285,15 +268,6 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(repo_id)
         oid, _ = self._tree(repo, revision)
         self._json(self._describe(repo_id, repo, oid, 'blobs' in self.query))
-
-    def _list_tree(self, repo_id: str, revision: str) -> None:
-        _, tree = self._tree(self._repo(repo_id), revision)
-        self._json([{'type': 'file', 'path': path, 'size': len(content), 'oid': git_hash(content)}
-                    for path, content in tree.items()])
-
-    def _discussions(self, repo_id: str) -> None:
-        found = self._repo(repo_id).proposals
-        self._json({'count': len(found), 'start': 0, 'discussions': found})
 
     def _preupload(self, repo_id: str, revision: str) -> None:
         repo = self._repo(repo_id)
@@ -343,7 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
         propose = 'create_pr' in self.query
         if not propose:
             self._may_write(repo.owner, 'write')
-        user, _ = self._user(required=True)
+        self._user(required=True)
         parent, tree = self._tree(repo, revision)
         tree, title = dict(tree), ''
         for line in self.body.splitlines():
@@ -357,16 +331,12 @@ class _Handler(BaseHTTPRequestHandler):
             elif key == 'lfsFile':
                 if value['oid'] not in self.server.large:
                     raise _Refused(400, f'LFS object {value["oid"]} is not there')
-                tree[value['path']] = self.server.large[value['oid']] + b'!' * (self.how == 'spoil')
-            elif key == 'deletedFile':
-                del tree[value['path']]
+                tree[value['path']] = self.server.large[value['oid']]
         answer: dict[str, Any] = {'success': True, 'hookOutput': ''}
         if propose:
             number = len(repo.proposals) + 1
             revision = f'refs/pr/{number}'
-            repo.proposals.append({
-                'title': title, 'num': number, 'author': {'name': user}, 'createdAt': '2026-01-01T00:00:00.000Z',
-                'status': 'open', 'repo': {'name': repo_id, 'type': 'model'}, 'isPullRequest': True})
+            repo.proposals.append({'title': title, 'num': number})
             answer['pullRequestUrl'] = f'{self.server.url}/{repo_id}/discussions/{number}'
         oid = repo.commit(revision, tree, title)
         self._json({**answer, 'commitOid': oid, 'commitUrl': f'{self.server.url}/{repo_id}/commit/{oid}'})
@@ -378,13 +348,6 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(409, f'Reference refs/heads/{branch} already exists')
         asked = json.loads(self.body or b'{}')
         repo.refs[branch] = self._tree(repo, asked.get('startingPoint', 'main'))[0]
-        self._json({})
-
-    def _delete_branch(self, repo_id: str, branch: str) -> None:
-        repo = self._repo(repo_id)
-        self._may_write(repo.owner, 'write')
-        if branch == 'main' or repo.refs.pop(branch, None) is None:
-            raise _Refused(404, f'no branch {branch}', 'RevisionNotFound')
         self._json({})
 
     def _resolve(self, repo_id: str, revision: str, path: str) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,10 +53,8 @@ class Fault:
     method: str
     path: str
     status: int = 0
-    # 'cut' the connection in the body; 'lost': do it, answer nothing; 'truncate' or 'alter' the answer; 'spoil' what is
-    # stored; 'hang' until it is `over`; 'meanwhile' somebody else commits
+    # 'cut' the connection in the body; 'truncate' or 'alter' the answer; 'meanwhile' somebody else commits
     how: str = ''
     times: int = 1_000
     message: str = ''
     seen: int = 0
-    over: threading.Event = field(default_factory=threading.Event)

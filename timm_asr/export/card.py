@@ -32,7 +32,7 @@ _PLOTS = (
 def plain_text(value: Any) -> str:
     """A value as Markdown that shows it and does nothing else: on one line, nothing in it a link, a tag or a rule."""
     text = ' '.join(str(value).split())[:200]
-    return re.sub(r'([\\`*_{}\[\]()<>#+!|~$&"\'])', lambda m: f'&#{ord(m[1])};' if m[1] in '<>&"\'' else f'\\{m[1]}',
+    return re.sub(r'([\\`*{}\[\]()<>#+!|~$&"\']|(?<!\w)_|_(?!\w))', lambda m: f'&#{ord(m[1])};' if m[1] in '<>&"\'' else f'\\{m[1]}',
                   text)
 
 
@@ -158,7 +158,7 @@ class _Card:
             return f'Weights of {name} for [timm](https://github.com/huggingface/pytorch-image-models).'
         if self.attention.asr:
             return (
-                f'{name}, trained as {self._trained_as()} with ASR ({self.attention.asr.upper()}): attention that is '
+                f'{name}, trained as {self._trained_as()}, with ASR ({self.attention.asr.upper()}): attention that is '
                 'fed by a learned vector instead of the feature map. The weights that it gives to channels are '
                 'therefore constants, and have been folded into the layers before them. What is published is '
                 f'{name} itself, its layers and its parameters, with '

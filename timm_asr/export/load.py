@@ -61,7 +61,7 @@ def load_trainable(
         def fetch(file: str) -> Path:
             return local / file
     elif isinstance(name, Path) or str(name).startswith(('local-dir:', '.', '/')):
-        raise BadInput(f'there is no folder {local}')
+        raise BadInput(f'there is no folder {name}')
     else:
         place, revision = split_repo_id(str(name), revision)
         again = 'fetch it again with force_download=True'
@@ -91,9 +91,8 @@ def load_trainable(
 def _has_trainable(section: dict[str, Any], local: Path) -> bool:
     """Whether the trainable form of these weights, and no other's, lies beside them."""
     files = section.get('files')
-    if files is None:  # written before there was a list: look, or ask
-        return not local.is_dir() or (local / TRAINABLE / CONFIG).is_file()
-    return f'{TRAINABLE}/{WEIGHTS}' in files
+    listed = files is None or f'{TRAINABLE}/{WEIGHTS}' in files  # older folders have no list: look, or ask
+    return listed and (not local.is_dir() or (local / TRAINABLE / CONFIG).is_file())
 
 
 def _is_folded(config: dict[str, Any]) -> bool:

@@ -231,19 +231,22 @@ class _Writer:
         copied = copy.copy(model)  # shallow, with what timm reads set on the copy alone
         copied.__dict__ = {
             **model.__dict__,
-            # Of the classes the root of the configuration speaks: transformers refuses to be told twice.
-            '_model_args': {key: value for key, value in args.items() if key != 'num_classes'},
+            '_model_args': dict(args),
             'pretrained_cfg': {**self._cfg(model), 'architecture': architecture, **({'tag': tag} if tag else {})}}
         root: dict[str, Any] = {KEY: provenance(facts, self.metrics)}
         if self.labels is not None:
             root['label_names'] = self.labels
         if needs and not trainable:
-            root['auto_map'] = _AUTO_MAP
+            root |= {'auto_map': _AUTO_MAP, 'image_processor_type': 'TimmWrapperImageProcessor'}
         try:
             save_config_for_hf(copied, str(folder / CONFIG), model_config=root,
                                data_config=dict(self._data_config() or {}))
         except ValueError as error:
             raise ValueError(f"The configuration of this '{architecture}' cannot be written ({error}).") from None
+        # The number of classes is at the root of the configuration: transformers refuses to be told twice.
+        config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+        (config.get('model_args') or {}).pop('num_classes', None)
+        write_whole(folder / CONFIG, json.dumps(config, indent=2).encode())
 
     def check(self, folder: Path, model: nn.Module, needs: Sequence[str]) -> None:
         """Load what was written, and compare."""

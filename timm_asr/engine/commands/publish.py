@@ -11,6 +11,8 @@ OPTIONS: list[Option] = [
         value('folder', str, None, 'folder that `export` or `train` wrote, or any that timm loads by local-dir:',
               metavar='FOLDER'),
         value('--license', str, '', 'as the Hub names it (apache-2.0); none is stated otherwise', metavar='NAME'),
+        value('--dataset-name', str, '', "data set as the Hub names it (uoft-cs/cifar10); the run's own name if unset",
+              metavar='NAME'),
         value('--plain', str, '', "folder of the plain backbone's run, for the accuracy beside it", metavar='FOLDER'),
     ),
     *group(
@@ -24,7 +26,7 @@ OPTIONS: list[Option] = [
     *group(
         'How',
         switch('--overwrite', 'replace other content of the same names'),
-        switch('--dry-run', 'list every file and its size, and send nothing'),
+        switch('--dry-run', 'list every file and its size, show the card, and send nothing'),
         switch('--no-progress', 'no progress bars'),
     ),
 ]
@@ -38,7 +40,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr publish') -> i
     from ...export.push import describe, push_to_hub
     found = push_to_hub(
         args.folder, args.repo_id, private=args.private, revision=args.revision or None, create_pr=args.create_pr,
-        dry_run=args.dry_run, overwrite=args.overwrite, license=args.license or None, plain=args.plain or None,
-        commit_message=args.commit_message or None, progress=not args.no_progress)
+        dry_run=args.dry_run, overwrite=args.overwrite, license=args.license or None,
+        dataset_name=args.dataset_name or None, plain=args.plain or None, commit_message=args.commit_message or None,
+        progress=not args.no_progress)
     print('\n'.join(describe(found, args.dry_run)))
     return 0
