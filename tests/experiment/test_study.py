@@ -1,0 +1,49 @@
+"""The study's files are plans that can be trained, and its verdicts follow the rule that was written before."""
+
+import sys
+
+import numpy as np
+import pytest
+from pages import ROOT
+
+from timm_asr.engine.commands.train import parse_args
+from timm_asr.experiment.plan import read_plan
+from timm_asr.experiment.runner import check_plan
+
+sys.path.insert(0, str(ROOT / 'results'))
+import study
+
+PLANS = sorted((ROOT / 'results' / 'study').glob('*.yaml'))
+
+
+@pytest.mark.parametrize('path', PLANS, ids=[path.stem for path in PLANS])
+def test_every_plan_can_be_trained(path, tmp_path):
+    check_plan(read_plan(path), tmp_path, parse_args)
+
+
+def rows(plan, means, seeds=8, deviation=0.5):
+    draw = np.random.default_rng(0)
+    return [{'arm': arm.name, 'seed': seed, 'status': 'done', 'nll': 1.0,
+             'top1': float(draw.normal(means.get(arm.name, 50), deviation))}
+            for arm in plan.arms for seed in range(seeds)]
+
+
+def test_a_gain_is_one_over_the_better_control_not_over_plain():
+    plan = read_plan(ROOT / 'results' / 'study' / 'small.yaml')
+    found = rows(plan, {'plain': 33, 'ASR(IE)': 47, 'ASR(SE)': 50, 'SE': 53})
+    assert study.better_control(plan, found) in study.CONTROLS
+    text = dict(line.removeprefix('- **').split('**', 1) for line in study.verdicts(plan, found, 'last norm 0', 1.0))
+    assert set(text) == {'ASR(SE)', 'ASR(IE)', 'ASR(free)', 'SE'}
+    assert ': a gain (+' in text['SE']
+    assert ': a loss (-' in text['ASR(IE)']
+    assert ': no gain of 1 points or more' in text['ASR(SE)']
+    noisy = rows(plan, {}, seeds=3, deviation=5)
+    assert any('not known' in line for line in study.verdicts(plan, noisy, 'last norm 0', 1.0))
+
+
+def test_only_seeds_that_all_arms_have_are_compared():
+    plan = read_plan(ROOT / 'results' / 'study' / 'small.yaml')
+    found = rows(plan, {}, seeds=3)[:-1]  # seed 2 lacks the last arm
+    assert {row['seed'] for row in study.balanced(plan, found)} == {0, 1}
+    assert 'seeds' in study.section(plan, found, 1.0)
+    assert 'no seed by all arms' in study.section(plan, found[:2], 1.0)
