@@ -168,18 +168,6 @@ plain = timm.create_model('resnet20')
 plain.load_state_dict(timm_asr.fold_asr(create()).state_dict())
 torch.testing.assert_close(plain.eval()(x), logits, rtol=1e-5, atol=1e-5)
 
-weights = folder / f'{name}.safetensors'
-content = weights.read_bytes()
-for spoiled in (content[:-1] + bytes([content[-1] ^ 1]), content[:1000]):
-    weights.write_bytes(spoiled)
-    for call in (create, lambda: create('resnet20_asr_se')):
-        try:
-            call()
-        except RuntimeError as error:
-            assert 'is not the file that was shipped' in str(error) and 'install the package again' in str(error), error
-        else:
-            raise AssertionError('altered weights were loaded')
-timm.create_model(name)
 print('all good')
 """
 

@@ -12,6 +12,7 @@ import torch
 from timm.models import checkpoint_seq
 from torch import nn
 from torchvision.models import ShuffleNet_V2_X1_0_Weights
+from torchvision.models import ShuffleNetV2 as TorchvisionNet
 from torchvision.models.shufflenetv2 import InvertedResidual
 
 from ..asr.blocks import register_block
@@ -52,23 +53,20 @@ class ShuffleNetV2(StagedNet):
             **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        reduction, width = 1 if small_images else 2, channels[0]
-        self.conv1 = _convolution(self.in_chans, width, 3, reduction, **dd)
-        self.feature_info = [{'num_chs': width, 'reduction': reduction, 'module': 'conv1'}]
-        self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, stride=2, padding=1)
-        if not small_images:
-            reduction *= 2
-            self.feature_info.append({'num_chs': width, 'reduction': reduction, 'module': 'maxpool'})
-        for stage, (depth, planes) in enumerate(zip(layers, channels[1:4], strict=True), 2):
-            blocks = [_block(width if i == 0 else planes, planes, 2 if i == 0 else 1, **dd) for i in range(depth)]
-            self.add_module(f'stage{stage}', nn.Sequential(*blocks))
-            width, reduction = planes, reduction * 2
-            if stage < 4:
-                self.feature_info.append({'num_chs': width, 'reduction': reduction, 'module': f'stage{stage}'})
-        self.conv5 = _convolution(width, channels[4], 1, **dd)
-        self.feature_info.append({'num_chs': channels[4], 'reduction': reduction, 'module': 'conv5'})
-        self.make_head(channels[4], **dd)
+        with nullcontext() if device is None else torch.device(device):  # torchvision's network takes neither
+            net = TorchvisionNet(list(layers), list(channels), num_classes=1)
+            net.conv1[0] = nn.Conv2d(self.in_chans, channels[0], 3, 1 if small_images else 2, padding=1, bias=False)
+            if small_images:
+                net.maxpool = nn.Identity()
+        reduction = 1 if small_images else 2
+        for part, width in zip(self.CHAIN, (channels[0], *channels), strict=True):
+            self.add_module(part, net.get_submodule(part).to(dtype=dtype))
+            reduction *= 1 if part in ('conv1', 'conv5') or (small_images and part == 'maxpool') else 2
+            self.feature_info.append({'num_chs': width, 'reduction': reduction, 'module': part})
+        # The features of a resolution are those that its last part puts out.
+        self.feature_info = [info for info in self.feature_info if info['module'] != 'stage4' and not (
+            small_images and info['module'] == 'maxpool')]
+        self.make_head(channels[4], device=device, dtype=dtype)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -86,25 +84,6 @@ class ShuffleNetV2(StagedNet):
         else:
             x = self.stage4(self.stage3(self.stage2(x)))
         return self.conv5(x)
-
-
-def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, **dd: Any) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False, **dd),
-        nn.BatchNorm2d(out_channels, **dd),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _block(
-        in_channels: int,
-        out_channels: int,
-        stride: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-) -> InvertedResidual:
-    with nullcontext() if device is None else torch.device(device):  # torchvision's block takes neither
-        return InvertedResidual(in_channels, out_channels, stride).to(dtype=dtype)
 
 
 class ASRShuffleNetV2(ZooModel, ShuffleNetV2):

@@ -12,7 +12,7 @@ from torch import nn
 from ..gates.table import list_gates, list_units
 from ..inference.reparameterize import built_for_inference
 from .authors import checkpoint_filter_fn
-from .pretrained import check_shipped, with_shipped
+from .pretrained import is_shipped, with_shipped
 
 #: The ASR paper's gates.
 ASR_GATES = ('se', 'ie', 'srm', 'eca', 'spa')
@@ -117,7 +117,7 @@ def build(backbone: Backbone, name: str, pretrained: bool = False, **kwargs: Any
             kwargs.setdefault('rd_ratio', backbone.rd_ratios[gate])
     kwargs.setdefault('pretrained_filter_fn', checkpoint_filter_fn)
     form: bool | str = False
-    if pretrained and check_shipped(name, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')):
+    if pretrained and is_shipped(name, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')):
         form = kwargs.pop('reparameterized', False)  # what ships is trainable, so it is loaded first
     model = build_model_with_cfg(backbone.model, name, pretrained, **kwargs)
     built_for_inference(model, form)
