@@ -137,8 +137,7 @@ class Checkpointed(nn.Module):
         return self.net(x)
 
 
-@pytest.mark.parametrize('kwargs', [{'use_reentrant': True}, {'use_reentrant': False},
-                                    {'use_reentrant': False, 'early_stop': False}])
+@pytest.mark.parametrize('kwargs', [{'use_reentrant': True}, {'use_reentrant': False}])
 @pytest.mark.parametrize('name', ['resnet20_asr_se', 'resnet56_acnet_asr_se', 'resnet20+scalar'])
 def test_checkpoints(name, kwargs, computed):
     net = randomize(small(name)).eval()
