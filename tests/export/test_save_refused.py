@@ -4,9 +4,10 @@ import json
 
 import pytest
 import timm
+import torch
 from torch import nn
 
-from timm_asr import attach_asr, reparameterize, save_fused
+from timm_asr import attach_asr, freeze_attention, reparameterize, save_fused
 from timm_asr.errors import BadInput
 from timm_asr.export import save as save_module
 
@@ -125,3 +126,27 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r'folder cannot be written \(No space left on device\)'):
         save_fused(model, tmp_path / 'folder')
     assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+
+class LightningModule(nn.Module):
+    """What Lightning's class is to save_fused: a class of that name with a model inside."""
+
+
+def test_the_model_inside_a_lightning_module_is_found_or_named(tmp_path):
+    model = timm.create_model('resnet20_asr_se', num_classes=3)
+    module = LightningModule()
+    module.net, module.criterion = model, nn.CrossEntropyLoss()
+    folder = save_fused(module, tmp_path / 'a')
+    assert json.loads((folder / 'config.json').read_text())['num_classes'] == 3
+    module.teacher = timm.create_model('resnet20', num_classes=3)
+    with pytest.raises(ValueError, match=r'cannot be saved by name; .*: pass model.net or model.teacher\.'):
+        save_fused(module, tmp_path / 'b')
+    with pytest.raises(ValueError, match=r'This Sequential cannot be saved by name; .*: pass model.0\.'):
+        save_fused(nn.Sequential(model, nn.Softmax(1)), tmp_path / 'c')
+
+
+def test_a_frozen_network_without_a_name_is_told_where_to_go(tmp_path):
+    model = timm.create_model('resnet20_se', num_classes=3).eval()
+    freeze_attention(model, [torch.randn(4, 3, 32, 32)], threshold=0.0)
+    with pytest.raises(ValueError, match=r"a 'resnet20_se' before .* timm_asr.export_onnx\(model, FILE\) or timm_asr"):
+        save_fused(model, tmp_path / 'a')

@@ -19,7 +19,7 @@ from ..checkpoints.source import used_data_config
 from ..errors import BadInput, Stopped
 from ..export.save import Options, write_fused
 from ..inference.compare import Comparison, tolerance
-from ..inference.reparameterize import is_foldable, reparameterize
+from ..inference.reparameterize import reparameterize
 from ..models.counts import count_parameters
 from ..models.registry import plain_architecture
 from .build import first_line, title_of
@@ -117,7 +117,9 @@ def compare_forms(model: nn.Module, loader: Iterable, device: torch.device, what
         Stopped: If logits differ beyond the contract.
     """
     folded = fold_asr(copy.deepcopy(model)) if has_asr(model) else model
-    inference = reparameterize(copy.deepcopy(folded)) if is_foldable(folded) else folded
+    inference = reparameterize(copy.deepcopy(folded))
+    if [type(m) for m in inference.modules()] == [type(m) for m in folded.modules()]:
+        inference = folded  # nothing was left to merge or to simplify
     others = list(dict.fromkeys((folded, inference)))
     found = dict(zip(others, compare(model, others, loader, device), strict=True))
     for other, name in ((folded, 'folded network'), (inference, 'inference form')):

@@ -1,0 +1,56 @@
+"""metrics.json states figures of the network that is in the folder; the inference form has a row of its own."""
+
+import pytest
+import torch
+from helpers import randomize, small
+
+from timm_asr import fold_asr, reparameterize
+from timm_asr.engine.export import compare_forms
+from timm_asr.engine.summary import table
+from timm_asr.models.counts import count_parameters
+
+CPU = torch.device('cpu')
+
+
+def batches(size=32):
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(4, 3, size, size, generator=generator), torch.tensor([0, 1, 2, 3])) for _ in range(2)]
+
+
+@pytest.mark.parametrize('name', ['repvgg_a0_asr_se', 'resnet56_acnet_asr_se', 'resnet20_se_asr_se', 'resnet20_asr_se',
+                                  'resnet20_se', 'resnet20'])
+def test_what_is_counted_is_what_is_written(name):
+    model = randomize(small(name, dtype=torch.float32)).eval()
+    forms = compare_forms(model, batches(), CPU, 'a checkpoint')
+    found = forms.figures({'model': name, 'dataset': 'digits', 'epoch': 3, 'weights': 'raw'})
+    folded, inference = fold_asr(small(name)), reparameterize(fold_asr(small(name)).eval())
+    assert found['parameters'] == count_parameters(model)
+    assert found['parameters_folded'] == count_parameters(folded)
+    assert found['images'] == 8
+    assert (found['epoch'], found['weights']) == (3, 'raw')
+    assert found['logit_difference_relative'] < 1e-5
+    merges = name not in ('resnet20_asr_se', 'resnet20')
+    assert ('top1_inference' in found) == merges
+    if merges:
+        assert found['parameters_inference'] == count_parameters(inference)
+        assert found['logit_difference_relative_inference'] < 1e-5
+    if 'asr' not in name:
+        assert found['logit_difference'] == 0
+        assert forms.folded is model
+    text = table(found)
+    assert ('inference form' in text) == merges
+    assert f'{found["parameters_folded"]:,}' in text
+
+
+def test_a_fold_that_changes_logits_writes_nothing(monkeypatch):
+    from timm_asr.engine import export
+    from timm_asr.errors import Stopped
+
+    def wrong(model):
+        model = fold_asr(model)
+        model.fc.weight.data *= 1.01
+        return model
+    monkeypatch.setattr(export, 'fold_asr', wrong)
+    model = randomize(small('resnet20_asr_se', dtype=torch.float32)).eval()
+    with pytest.raises(Stopped, match='nothing is written: the logits of the folded network differ by .* is FILE'):
+        compare_forms(model, batches(), CPU, 'FILE')
