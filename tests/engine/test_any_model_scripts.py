@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from helpers import asr_layers, randomize, relative_error
-from test_docs import blocks
+from pages import parts
 from train_helpers import make_images, run
 
 import timm_asr
@@ -190,7 +190,7 @@ def test_benchmark_against_the_plain_model(capsys):
 
 
 def test_the_examples_of_the_documentation(tmp_path):
-    code = blocks('docs/any_model.md', 'python')
+    code = [part.text for part in parts('docs/any_model.md') if part.kind == 'python']
     assert len(code) >= 3
     done = subprocess.run([sys.executable, '-c', ''.join(code)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
