@@ -15,7 +15,7 @@ With ``halving: {epochs: [2, 4, 8], keep: 0.5}`` it is a search: see ``search.py
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ TABLES = Path(__file__).resolve().parent / 'tables'
 _KEYS = ('name', 'base', 'arms', 'seeds', 'baseline', 'note', 'halving')
 #: Options that count epochs; a budget scales them.
 _EPOCHS = ('epochs', 'warmup_epochs', 'cooldown_epochs', 'decay_epochs', 'decay_milestones', 'patience_epochs')
-#: What every run has unless the plan says otherwise: only its last epoch is measured, and only that is kept.
-QUIET = {'val_interval': 10 ** 6, 'log_interval': 10 ** 6, 'checkpoint_hist': 1, 'no_fuse': True, 'no_progress': True}
+#: What every run has unless the plan says otherwise: only its last epoch is measured.
+QUIET = {'val_interval': 10 ** 6, 'log_interval': 10 ** 6, 'no_fuse': True, 'no_progress': True}
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Run:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {**QUIET, **self.arm.options, 'seed': self.seed}
+        # Whatever a recipe keeps of its run: here the last checkpoint stays, which no other replaces.
+        return {**QUIET, **self.arm.options, 'checkpoint_hist': 1, 'seed': self.seed}
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ class Plan:
     budget: float = 1.0
     halving: tuple[int, ...] = ()
     keep: float = 0.5
-    runs: tuple[Run, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        # Seed by seed, so that an experiment that is stopped early is balanced.
-        object.__setattr__(self, 'runs', tuple(Run(arm, seed) for seed in self.seeds for arm in self.arms))
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All of them, seed by seed, so that an experiment that is stopped early is balanced."""
+        return tuple(Run(arm, seed) for seed in self.seeds for arm in self.arms)
 
 
 def list_tables() -> list[str]:

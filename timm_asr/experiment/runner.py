@@ -19,7 +19,7 @@ import yaml
 from ..checkpoints.names import BEST
 from ..engine import training
 from ..engine.build import build_model, title_of
-from ..engine.checkpoint import write_atomically
+from ..engine.checkpoint import SaveFailed, write_atomically
 from ..engine.progress import setup_logging
 from ..engine.summary import read_summary
 from ..errors import BadInput, Stopped
@@ -69,8 +69,8 @@ def _write_options(run: Run, place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(run.options, sort_keys=True)
         write_atomically(path, lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise BadInput(f'--output: cannot write into {place} ({error.strerror})') from None
+    except (OSError, SaveFailed) as error:
+        raise BadInput(f'--output: cannot write into {place} ({error})') from None
 
 
 def make_run(run: Run, output: Path, parse_args: Parse, device: str | None, budget: float) -> None:
