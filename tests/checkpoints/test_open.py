@@ -304,3 +304,26 @@ def test_what_a_checkpoint_says(checkpoint: Path) -> None:
     content = read_checkpoint(checkpoint)
     assert trained_as(content) == {'model': NAME}
     assert set(state_dict_of(content)) == set(make().state_dict())
+
+
+def test_an_older_folder_still_loads(tmp_path: Path) -> None:
+    """From before the list of files: the classes are said twice, the form is called fused, figures have old keys."""
+    model = make()
+    folder = timm_asr.save_fused(model, tmp_path / 'a', keep_trainable=True, metrics={'top1': 1.0, 'top1_folded': 1.0})
+    for part in (folder, folder / 'trainable'):
+        config = json.loads((part / 'config.json').read_text())
+        config['model_args']['num_classes'] = 7
+        section = config['timm_asr']
+        section |= {'format': 1, 'created': '2026-01-01T00:00:00+00:00', 'form': section['form'].replace('old', 'us')}
+        for key in ('files', 'base_model'):
+            section.pop(key, None)
+        for key in ('auto_map', 'image_processor_type'):
+            config.pop(key, None)
+        (part / 'config.json').write_text(json.dumps(config))
+    (folder / 'modeling_timm_asr.py').unlink()
+    (folder / 'metrics.json').write_text('{"top1": 1.0, "top1_fused": 1.0}')
+    assert torch.equal(logits(load_model(str(folder))), logits(timm_asr.fold_asr(timm_asr.load_trainable(folder))))
+    assert open_source(folder).metrics == {'top1': 1.0, 'top1_folded': 1.0}
+    again = json.loads((timm_asr.save_fused(folder, tmp_path / 'b') / 'config.json').read_text())
+    assert 'num_classes' not in again['model_args']
+    assert again['timm_asr']['form'] == 'folded'

@@ -91,7 +91,7 @@ def feature_integration(
         from sklearn.ensemble import RandomForestRegressor
     except ImportError:
         raise ImportError(
-            "Feature integration needs scikit-learn: pip install 'timm-asr[analysis]'.") from None
+            "Feature integration needs scikit-learn: pip install scikit-learn.") from None
     if channels is not None and channels < width:
         draw = torch.randperm(width, generator=torch.Generator().manual_seed(seed))[:channels].sort().values
         attention, width = attention[:, :, draw], channels

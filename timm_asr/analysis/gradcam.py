@@ -78,7 +78,7 @@ class Looker:
             from pytorch_grad_cam import GradCAM
             from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
         except ImportError:
-            raise ImportError("Grad-CAM needs the library grad-cam: pip install 'timm-asr[gradcam]'.") from None
+            raise ImportError("Grad-CAM needs the library grad-cam: pip install grad-cam.") from None
         self.model = copy.deepcopy(unwrap_model(model)).eval().requires_grad_(True)
         self.layer = layer or look_layer(self.model)
         try:

@@ -19,7 +19,7 @@ def _pycocotools() -> None:
     try:
         import pycocotools  # noqa: F401
     except ImportError:
-        raise ImportError("COCO's format needs pycocotools: pip install 'timm-asr[detection]'.") from None
+        raise ImportError("COCO's format needs pycocotools: pip install pycocotools.") from None
 
 
 class CocoSet(Dataset):

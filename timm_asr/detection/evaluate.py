@@ -80,8 +80,8 @@ def _metric(kinds: tuple[str, ...]) -> Any:
 
         return MeanAveragePrecision(iou_type=kinds, backend='faster_coco_eval', max_detection_thresholds=[1, 10, 100])
     except ImportError:  # torchmetrics says the same of its backend, at greater length
-        raise ImportError("COCO's evaluation needs torchmetrics and faster-coco-eval: pip install "
-                          "'timm-asr[detection]'.") from None
+        raise ImportError("COCO's evaluation needs two packages: pip install torchmetrics "
+                          "faster-coco-eval.") from None
 
 
 def _kinds(detector: nn.Module, wanted: tuple[str, ...], found: list[dict[str, Any]]) -> tuple[str, ...]:

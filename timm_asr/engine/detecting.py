@@ -19,7 +19,9 @@ from torch.utils.data.distributed import DistributedSampler
 from torchvision.transforms import v2
 
 from ..asr.fold import fold_asr
-from ..checkpoints.load_model import load_weights, read_checkpoint, state_dict_of
+from ..checkpoints.read import read_checkpoint
+from ..checkpoints.weights import load_weights, state_dict_of
+from ..checkpoints.names import CURVE, SUMMARY
 from ..detection import CocoSet, collate, create_detector, evaluate_coco
 from ..errors import BadInput, Stopped
 from ..figures.training import plot_curve
@@ -158,8 +160,8 @@ class DetectionRun(Run):
         """Fold the best detector, check that its figures stay, and write it."""
         best = self.saver.best
         assert best is not None
-        rows = read_summary(self.folder / 'summary.csv')
-        plot_curve(rows, self.folder / 'curve.png', {'eval_AP': 'AP', 'eval_AP50': 'AP50', 'eval_mask_AP': 'mask AP'},
+        rows = read_summary(self.folder / SUMMARY)
+        plot_curve(rows, self.folder / CURVE, {'eval_AP': 'AP', 'eval_AP50': 'AP50', 'eval_mask_AP': 'mask AP'},
                    'average precision')
         model = build_detector(self.args, self.args.num_classes, weights=False)
         load_weights(model, best, state_dict_of(read_checkpoint(best), path=best), self.args.model)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ..checkpoints.names import ARGS, SUMMARY
 from ..errors import BadInput
 from ..figures.speed import plot_speed
 from ..figures.style import write_csv, write_json
@@ -26,11 +27,11 @@ def _folder(args: Namespace) -> Path:
 
 def _read_run(folder: Path) -> tuple[str, list[dict[str, str]]]:
     """Name of the model, with its ASR, and the rows of the summary."""
-    if not (folder / 'summary.csv').is_file():
+    if not (folder / SUMMARY).is_file():
         raise BadInput(f'no summary.csv in {folder}: name the folder of a run')
-    rows = read_summary(folder / 'summary.csv')
+    rows = read_summary(folder / SUMMARY)
     try:
-        told = yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8'))
+        told = yaml.safe_load((folder / ARGS).read_text(encoding='utf-8'))
         name = f'{told["model"]}{"+asr-" + told["asr"] if told.get("asr") else ""}'
     except (OSError, yaml.YAMLError, TypeError, KeyError):
         name = folder.name

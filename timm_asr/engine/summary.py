@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..asr.wrapper import ASR
+from ..checkpoints.names import ATTENTION, CURVE, SUMMARY
 from .checkpoint import write_atomically
 
 _logger = logging.getLogger(__name__)
@@ -113,15 +114,15 @@ def plot_run(folder: Path, model: nn.Module | None) -> None:
     try:
         import matplotlib
     except ImportError:
-        _logger.info('No plots: matplotlib is not installed (pip install "timm-asr[plot]").')
+        _logger.info('No plots: matplotlib is not installed (pip install matplotlib).')
         return
     matplotlib.use('Agg')
     from ..figures.training import plot_attention, plot_curve
     try:
-        rows = read_summary(folder / 'summary.csv')
+        rows = read_summary(folder / SUMMARY)
         if len(rows) > 1:
-            plot_curve(rows, folder / 'curve.png')
+            plot_curve(rows, folder / CURVE)
         if model is not None and any(isinstance(m, ASR) for m in model.modules()):
-            plot_attention(model, folder / 'attention.png')
+            plot_attention(model, folder / ATTENTION)
     except OSError as error:
         _logger.warning(f'No plots: {error}')

@@ -83,7 +83,7 @@ class Run:
     def _open_folder(self, content: dict[str, Any] | None, checkpoint: Path | None, first: int) -> None:
         args = self.args
         try:
-            write_atomically(self.folder / 'args.yaml', lambda file: file.write(as_yaml(self.options()).encode()))
+            write_atomically(self.folder / ARGS, lambda file: file.write(as_yaml(self.options()).encode()))
         except SaveFailed as error:
             raise BadInput(str(error)) from None
         _logger.info(f'Results go to {self.folder}')
@@ -133,7 +133,7 @@ class Run:
         row = OrderedDict(epoch=epoch, train_loss=trained['loss'])
         row.update((f'eval_{key}', value) for key, value in (validated or {}).items())
         row['lr'] = rate
-        self._save(lambda: add_summary(self.folder / 'summary.csv', row))
+        self._save(lambda: add_summary(self.folder / SUMMARY, row))
         self.trackers.log(row)
         self._save(lambda: self.saver.save(capture(training), epoch, metric))
         shown = ''.join(f', {name} {value:.4g}' for name, value in (validated or {}).items() if name != 'loss')

@@ -16,7 +16,7 @@ import timm
 import torch
 import yaml
 
-from ..checkpoints.names import BEST
+from ..checkpoints.names import BEST, SUMMARY
 from ..engine import training
 from ..engine.build import build_model, title_of
 from ..engine.checkpoint import SaveFailed, write_atomically
@@ -89,7 +89,7 @@ def make_run(run: Run, output: Path, parse_args: Parse, device: str | None, budg
     try:
         if training.carry_out(job) == 130:
             raise KeyboardInterrupt
-        last = read_summary(place / 'summary.csv')[-1]
+        last = read_summary(place / SUMMARY)[-1]
         row |= {'top1': float(last['eval_top1']), 'top5': float(last['eval_top5']), 'nll': float(last['eval_loss']),
                 'train_loss': float(last['train_loss'])}
     except Stopped as stopped:

@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..checkpoints.names import ARGS, ATTENTION, CURVE, KEY, METRICS
+from ..checkpoints.names import ARGS, ATTENTION, CONFIG, CURVE, KEY, METRICS, TRAINABLE
 from ..checkpoints.open import read_metrics
 from ..checkpoints.provenance import as_yaml, public_arguments
 from ..checkpoints.read import is_regular, read_config
@@ -21,7 +21,6 @@ from .citations import Attention, attention_of
 #: By which :func:`timm_asr.list_published` finds what this package published.
 TAG = 'timm_asr'
 _TEMPLATE = Path(__file__).with_name('card.md.j2')
-_HOME = 'https://pypi.org/project/timm-asr/'
 _PLOTS = (
     ('The attention', "The weights that each block's attention gives to its channels. They are constants, and are "
      'part of the published weights.\n\n', ATTENTION),
@@ -32,8 +31,9 @@ _PLOTS = (
 def plain_text(value: Any) -> str:
     """A value as Markdown that shows it and does nothing else: on one line, nothing in it a link, a tag or a rule."""
     text = ' '.join(str(value).split())[:200]
-    return re.sub(r'([\\`*{}\[\]()<>#+!|~$&"\']|(?<!\w)_|_(?!\w))', lambda m: f'&#{ord(m[1])};' if m[1] in '<>&"\'' else f'\\{m[1]}',
-                  text)
+    for letter in '&<>"\'':
+        text = text.replace(letter, f'&#{ord(letter)};' if letter != '&' else '&amp;')
+    return re.sub(r'([\\`*{}\[\]()+!|~$]|(?<!&)#|(?<!\w)_|_(?!\w))', r'\\\1', text)
 
 
 def code_text(value: Any) -> str:
@@ -65,7 +65,7 @@ def model_card(
     channels = (card.cfg.get('input_size') or [3])[0]
     head = card.head(repo_id, license)
     filled = ModelCard.from_template(
-        head, str(_TEMPLATE), title=repo_id.partition('/')[2], repo_id=repo_id, home=_HOME, known=bool(card.facts),
+        head, str(_TEMPLATE), title=repo_id.partition('/')[2], repo_id=repo_id, known=bool(card.facts),
         what=card.what(), needs=card.needs, classes=card.classes, details=card.details(),
         ours='import timm_asr  # has the architecture\n' if card.needs else '', mode='L' if channels == 1 else 'RGB',
         top=min(5, card.classes),
@@ -104,7 +104,7 @@ class _Card:
         self.model: str = self.facts.get('model') or self.architecture
         self.classes: int = config.get('num_classes') or 0
         self.needs: list[str] = self.facts.get('needs') or []
-        self.trainable = (folder / 'trainable' / 'config.json').is_file()
+        self.trainable = (folder / TRAINABLE / CONFIG).is_file()
         self.attention: Attention = attention_of(self.model, self.facts.get('asr'))
 
     def head(self, repo_id: str, license: str | None) -> ModelCardData:

@@ -38,7 +38,7 @@ def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
         try:
             import matplotlib
         except ImportError:
-            raise ImportError("Figures need matplotlib: pip install 'timm-asr[plot]'.") from None
+            raise ImportError("Figures need matplotlib: pip install matplotlib.") from None
         with matplotlib.rc_context(_RC):
             return draw(*args, **kwargs)
 

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr experiment') -
     needed = ('scipy', 'matplotlib') if args.report else ()
     for module in needed:
         if importlib.util.find_spec(module) is None:
-            raise BadInput(f'--report needs {module}: pip install "timm-asr[experiment]"')
+            raise BadInput(f'--report needs {module}: pip install {module}')
     from ...experiment.runner import check_plan, make_runs, missing_runs
     from ..progress import setup_logging
     from .train import parse_args
