@@ -1,5 +1,7 @@
 """SPE: the mix, its penalty, its ablations and what is refused."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -111,3 +113,20 @@ def test_under_asr_the_mix_is_fixed():
 def test_errors(kwargs, error, sentence):
     with pytest.raises(error, match=sentence):
         timm.create_model('resnet20_spe', **kwargs)
+
+
+@pytest.mark.parametrize('copied', [False, True])
+def test_the_penalty_is_in_the_gradient_where_nobody_asks_for_it(copied):
+    """As under timm's own train.py: forward, loss, backward. A copy of the model does the same."""
+    def gradients(ask):
+        torch.manual_seed(0)
+        model = timm.create_model('resnet20_spe', layers=(1, 1, 1), num_classes=3, spe_eta=0.2, dtype=torch.float64)
+        model = randomize(copy.deepcopy(model) if copied else model)
+        loss = model(torch.linspace(-1, 1, 2 * 3 * 8 * 8, dtype=torch.float64).view(2, 3, 8, 8)).square().mean()
+        (loss + timm_asr.auxiliary_loss(model) if ask else loss).backward()
+        return [p.grad for name, p in model.named_parameters() if name.endswith('.mix')]
+
+    asked, unasked = gradients(True), gradients(False)
+    assert len(asked) == 3
+    for a, b in zip(asked, unasked, strict=True):
+        assert relative_error(a, b) < 1e-12

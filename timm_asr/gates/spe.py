@@ -41,7 +41,9 @@ class SPE(ChannelGate):
         mix: Fixed lambda in [0, 1] (Table 3), 'max' for 1, 'min' for 0; 'average' for u = average pooling (Figure 2),
             while the reweighting still sees maximum and minimum; None learns lambda.
         reweight: See above.
-        eta: Factor of the penalty p0^2 + p1^2 (Eq. 8), which training adds through ``timm_asr.auxiliary_loss``.
+        eta: Factor of the penalty p0^2 + p1^2 (Eq. 8), which training adds through ``timm_asr.auxiliary_loss``. Where
+            nobody asks for it, as in timm's own ``train.py``, its gradient is added in the backward pass; a loss that
+            is scaled (float16 AMP) or divided (accumulation) does not scale that.
         device: Of the parameters.
         dtype: Of the parameters.
         unused: Reduction arguments of timm's blocks, which this gate has no use for.
@@ -84,6 +86,8 @@ class SPE(ChannelGate):
         self.average = mix == 'average'
         self.fixed_mix = None if mix is None or mix == 'average' else check_mix(mix, 'spe_mix')
         self.mix = nn.Parameter(torch.full((2,), 0.5, **dd)) if mix is None else None
+        self.collected = False
+        self._watch()
         self.exc_weight = nn.Parameter(torch.zeros(channels, **dd))
         self.exc_bias = nn.Parameter(torch.full((channels,), -1.0, **dd))
         width = {'a': 2 * channels, 'none': 0}.get(reweight, channels)  # 'a': for max, then for min
@@ -155,9 +159,25 @@ class SPE(ChannelGate):
             return (w * low + b).sigmoid()
         return torch.addcmul(b, high + low, w).sigmoid()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of copies and pickles, whose parameters have no hooks
+        super().__setstate__(state)
+        self._watch()
+
+    def _watch(self) -> None:
+        if self.mix is not None and self.mix.requires_grad:
+            self.mix.register_hook(self._with_penalty)
+
+    def _with_penalty(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of the mix; with that of the penalty where nobody adds the penalty to the loss."""
+        return gradient if self.collected else gradient + 2 * self.eta * self.mix.detach()
+
     @torch.jit.ignore
     def penalty(self) -> tuple[float, torch.Tensor] | None:
-        """eta and (p0, p1) of the penalty eta (p0^2 + p1^2), None where the mix is fixed: Eq. 8."""
+        """eta and (p0, p1) of the penalty eta (p0^2 + p1^2), None where the mix is fixed: Eq. 8.
+
+        Who asks adds it to the loss: from then on its gradient is not added here.
+        """
+        self.collected = True
         return None if self.mix is None else (self.eta, self.mix)
 
     @torch.jit.ignore

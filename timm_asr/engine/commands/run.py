@@ -1,11 +1,17 @@
 """Run another program's script with the models of this package registered."""
 
+import os
 import runpy
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...checkpoints.names import BEST
 from ...errors import BadInput
+from ..options import build_parser
+from . import export
+from .train import OPTIONS
 
 USAGE = """usage: {prog} SCRIPT [ARGUMENT ...]
 
@@ -14,7 +20,8 @@ Runs a Python script with its arguments, after the models of this package are re
   {prog} TIMM/train.py --model resnet50_asr_se --data-dir IMAGES
   {prog} TIMM/validate.py --model resnet50_asr_se --checkpoint FILE --reparam --data-dir IMAGES
 
-timm's own --reparam folds these models.
+timm's own --reparam folds these models. After timm's train.py the best checkpoint of the run is exported into the
+folder of the run, as `train` does at its end: the folded network, checked on the validation images.
 """
 
 
@@ -36,8 +43,33 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr run') -> int:
     before = sys.argv, list(sys.path)
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).absolute().parent))
+    started = time.time()
     try:
         runpy.run_path(script, run_name='__main__')
     finally:
         sys.argv, sys.path[:] = before
+    if Path(script).name == 'train.py' and os.environ.get('RANK', '0') == '0':
+        return export_best(arguments, started, prog)
     return 0
+
+
+def export_best(arguments: Sequence[str], started: float, prog: str) -> int:
+    """Export the best checkpoint that timm's ``train.py`` wrote since then; returns the exit status.
+
+    Args:
+        arguments: The script's, which say where it wrote and which images it validated on.
+        started: Seconds since the epoch.
+        prog: The program as it was called.
+    """
+    args = build_parser(OPTIONS, prog).parse_known_args(arguments)[0]
+    found = [path for path in Path(args.output or './output/train').glob(f'{args.experiment or "*"}/{BEST}')
+             if path.stat().st_mtime >= started]
+    if not found:
+        return 0
+    best = max(found, key=lambda path: path.stat().st_mtime)
+    words = [str(best), '--output', str(best.parent), '--force', '--workers', str(args.workers)]
+    words += ['--use-ema'] if args.model_ema and not args.model_ema_force_cpu else []
+    for name, value in (('--data-dir', args.data_dir or args.data), ('--dataset', args.dataset),
+                        ('--split', args.val_split), ('--class-map', args.class_map), ('--device', args.device)):
+        words += [f'{name}={value}'] if value else []
+    return export.main(words, prog)
