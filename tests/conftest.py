@@ -7,6 +7,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pytest
 import torch
 from hub_client import _started_hub, hub, hub_client, stock_client  # noqa: F401 - fixtures
+from timm_scripts import timm_scripts  # noqa: F401
 
 import timm_asr  # noqa: F401 - registers the models
 

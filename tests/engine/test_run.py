@@ -1,7 +1,6 @@
 """``python -m timm_asr run``: other programs' scripts, timm's own among them."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +10,12 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from train_helpers import make_images
 
+import timm_asr
 from timm_asr.engine.commands import run
 from timm_asr.errors import BadInput
 
-TIMM = os.environ.get('TIMM_SCRIPTS', '')
 NAME = 'resnet20_asr_se'
 
 SCRIPT = """
@@ -94,9 +94,8 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert 'SCRIPT [ARGUMENT ...]' in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not TIMM, reason="set TIMM_SCRIPTS to a folder with timm's validate.py and benchmark.py")
 @pytest.mark.slow
-def test_timms_own_scripts(tmp_path: Path) -> None:
+def test_timms_own_scripts(tmp_path: Path, timm_scripts: Path) -> None:
     rng = np.random.default_rng(0)
     for label in range(7):
         where = tmp_path / 'set' / 'validation' / f'class_{label}'
@@ -115,11 +114,24 @@ def test_timms_own_scripts(tmp_path: Path) -> None:
 
     line = ['--model', NAME, '--checkpoint', tmp_path / 'a.pth', '--data-dir', tmp_path / 'set', '--device', 'cpu',
             '-j', '0', '-b', '8', '--num-classes', '7']
-    theirs = result('run', Path(TIMM) / 'validate.py', *line)
-    fused = result('run', Path(TIMM) / 'validate.py', *line, '--reparam')
+    theirs = result('run', timm_scripts / 'validate.py', *line)
+    fused = result('run', timm_scripts / 'validate.py', *line, '--reparam')
     ours = result('validate', *line)
     assert ours == theirs
     assert fused == theirs | {'param_count': round(plain / 1e6, 2)}
-    row = result('run', Path(TIMM) / 'benchmark.py', '--reparam', '--model', NAME, '--device', 'cpu', '-b', '2',
+    row = result('run', timm_scripts / 'benchmark.py', '--reparam', '--model', NAME, '--device', 'cpu', '-b', '2',
                  '--num-warm-iter', '1', '--num-bench-iter', '5', '--bench', 'inference')
     assert row['param_count'] == 0.27
+
+
+@pytest.mark.slow
+def test_timms_train_ends_with_the_folded_model(tmp_path: Path, timm_scripts: Path) -> None:
+    images = make_images(tmp_path / 'images')
+    command = [sys.executable, '-m', 'timm_asr', 'run', timm_scripts / 'train.py', '--data-dir', images, '--device',
+               'cpu', '--model', NAME, '--num-classes', 3, '--img-size', 32, '-b', 6, '-j', 0, '--epochs', 1, '--lr',
+               '0.1', '--output', tmp_path / 'out', '--experiment', 'x']
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'top-1 on 12 images' in done.stdout
+    folded = timm.create_model(f'local-dir:{tmp_path / "out" / "x"}', pretrained=True)
+    assert not timm_asr.has_asr(folded)

@@ -1,27 +1,23 @@
 """timm's own ``train.py`` trains models of this package, and each engine goes on from the other's checkpoint."""
 
 import csv
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from train_helpers import make_images, run
 
-SCRIPTS = os.environ.get('TIMM_SCRIPTS', '')
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(
-    not SCRIPTS, reason="set TIMM_SCRIPTS to a folder with timm's train.py, which its wheel does not have")]
+pytestmark = pytest.mark.slow
 
 
-def test_each_goes_on_from_the_other(tmp_path):
+def test_each_goes_on_from_the_other(tmp_path, timm_scripts):
     images = make_images(tmp_path / 'images')
     common = ['--data-dir', images, '--num-classes', 3, '--img-size', 32, '-b', 6, '-j', 0, '--output', tmp_path,
               '--model-ema', '--opt', 'adamw', '--lr', '1e-3', '--warmup-epochs', 1, '--model', 'resnet50_asr_se']
 
     def timm_train(*argv):
-        command = [sys.executable, Path(SCRIPTS) / 'train.py', '--device-modules', 'timm_asr', '--device', 'cpu',
+        command = [sys.executable, timm_scripts / 'train.py', '--device-modules', 'timm_asr', '--device', 'cpu',
                    *common, *argv]
         done = subprocess.run([str(word) for word in command], text=True, capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
