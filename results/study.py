@@ -81,11 +81,16 @@ def section(plan: Plan, rows: Sequence[dict[str, Any]], margin: float) -> str:
     text = [markdown(plan, whole).replace('# ', '## ', 1).rstrip()]
     if not seeds:
         return f'## {plan.name}\n\n{len(rows)} of {len(plan.runs)} runs are done, no seed by all arms yet.'
+    return '\n\n'.join([*text, *conclusion(plan, whole, margin)])
+
+
+def conclusion(plan: Plan, whole: Sequence[dict[str, Any]], margin: float) -> list[str]:
+    """The verdicts, with a line above them; nothing where there is no control or one seed alone."""
     control = better_control(plan, whole)
-    if control is not None and seeds > 1:
-        text += [f'Against the better control, {control!r}, by the rule of the plan:',
-                 '\n'.join(verdicts(plan, whole, control, margin))]
-    return '\n\n'.join(text)
+    if control is None or len(whole) < 2 * len(plan.arms):
+        return []
+    return [f'{plan.name}: against the better control, {control!r}, by the rule of the plan:',
+            '\n'.join(verdicts(plan, whole, control, margin))]
 
 
 def cells(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -106,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = parser.parse_args(argv).runs
     if not folder.is_dir():
         raise BadInput(f'no folder at {folder}')
-    sections, columns, missing, shown = [], {}, [], None
+    sections, columns, missing, words, shown = [], {}, [], [], None
     for name in ORDER:
         plan = read_plan(HERE / 'study' / f'{name}.yaml')
         rows = read_results(plan, folder / name)
@@ -115,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         write_results(HERE / 'study' / f'{name}.csv', rows)
         whole = balanced(plan, rows)
-        sections.append(section(plan, rows, 0.3 if name.startswith('all_images') else 1.0))
+        margin = 0.3 if name.startswith('all_images') else 1.0
+        sections.append(section(plan, rows, margin))
+        words += conclusion(plan, whole, margin)
         if whole:
             plot_arms(plan.name, {arm.name: list(values_of(whole, arm.name, 'top1').values()) for arm in plan.arms},
                       HERE / 'study' / f'{name}.png')
@@ -141,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if shown is not None:
         shutil.copy(HERE / 'study' / f'{shown}.png', PAGE.parent / 'images' / 'study.png')
         figure = f'\n![{read_plan(HERE / "study" / f"{shown}.yaml").name}: a dot a run](images/study.png)\n'
-    PAGE.write_text(f'{before}{MARKS[0]}\n{table}{figure}{MARKS[1]}{after}', encoding='utf-8')
+    PAGE.write_text('\n'.join([f'{before}{MARKS[0]}', f'{table}{figure}', *(f'{each}\n' for each in words),
+                               f'{MARKS[1]}{after}']), encoding='utf-8')
     return 0
 
 
