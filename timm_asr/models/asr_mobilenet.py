@@ -35,12 +35,10 @@ class ASRMobileNet(ZooModel, EfficientNet):
         block.se = make(block.conv_pw.in_channels)
 
 
-class ASRCifarMobileNet(ZooModel, SmallStem, EfficientNet):
+class ASRCifarMobileNet(SmallStem, ASRMobileNet):
     """:class:`ASRMobileNet` for small images: the stem keeps their size."""
 
     STEM = 'conv_stem'
-    GATED = (DepthwiseSeparableConv,)
-    place_gate = staticmethod(ASRMobileNet.place_gate)
 
 
 # Blocks, stride and channels of each stage (Table 1 of the paper), as timm writes them.

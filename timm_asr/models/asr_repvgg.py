@@ -29,11 +29,8 @@ class ASRRepVGG(ZooModel, ByobNet):
         block.attn = make(block.conv_kxk.conv.out_channels)
 
 
-class ASRCifarRepVGG(ZooModel, SmallStem, ByobNet):
+class ASRCifarRepVGG(SmallStem, ASRRepVGG):
     """:class:`ASRRepVGG` for small images: stem and first stage keep their size."""
-
-    GATED = (RepVggBlock,)
-    place_gate = staticmethod(ASRRepVGG.place_gate)
 
 
 def _backbone(name: str, channels: tuple[int, ...], depths: tuple[int, ...], small: bool) -> Backbone:

@@ -81,12 +81,13 @@ class ZooModel(Reparameterizable):
             for block in list(self.modules()):  # type: ignore[attr-defined]
                 if isinstance(block, self.GATED):
                     self.place_gate(block, make)
-        # Following an image through the network finds the same sites in blocks of known classes, and takes longer.
-        sites = class_sites(self) or None  # type: ignore[arg-type]
-        if last_norm_init is not None:
-            init_last_norms(self, last_norm_init, sites)  # type: ignore[arg-type]
-        if asr is not None:
-            attach_asr(self, asr_layer, sites=sites, preserve=False, **options)  # type: ignore[arg-type]
+        if asr is not None or last_norm_init is not None:
+            # Following an image through the network finds the same sites in blocks of known classes, and takes longer.
+            sites = class_sites(self) or None  # type: ignore[arg-type]
+            if last_norm_init is not None:
+                init_last_norms(self, last_norm_init, sites)  # type: ignore[arg-type]
+            if asr is not None:
+                attach_asr(self, asr_layer, sites=sites, preserve=False, **options)  # type: ignore[arg-type]
         built_for_inference(self, reparameterized)  # type: ignore[arg-type]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
