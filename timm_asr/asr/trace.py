@@ -103,7 +103,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        name = self.names[module]
+        name = self.names.get(module, self.scopes[-1])  # ASR runs some layers on a copy, which belongs to the original
         if self.layer is None and name in self.graph.layers:
             self.layer = module
         self.scopes.append(name)
