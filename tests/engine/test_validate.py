@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ KEPT = """
     --torchcompile-mode --torchscript --torchcompile --results-file --results-format --real-labels --valid-labels
     --retry --seed --metrics-avg
 """
-OURS = {'--asr', '--bn-noise', '--fold-bn'}
+OURS = {'--asr', '--bn-noise', '--fold-bn', '--per-class'}
 REFUSED = {'--fuser', '--aot-autograd', '--naflex-loader', '--naflex-max-seq-len'}
 DEFAULTS: dict[str, Any] = {
     'data': None, 'data_dir': None, 'dataset': '', 'split': 'validation', 'num_samples': None,
@@ -264,18 +265,32 @@ def test_a_list_of_models(run: Callable, model: nn.Module, tmp_path: Path, check
 
 def test_metrics() -> None:
     predictions = validation.Predictions()
-    # Class 2 is never predicted, class 3 never there.
-    target, guess = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 3, 0]
+    # Class 2 is never predicted, class 3 never there; precision, recall and F1 of classes 0 and 1 all differ.
+    target, guess = [0, 0, 0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 3, 0, 0]
     predictions.add(nn.functional.one_hot(torch.tensor(guess), 4).float(), torch.tensor(target))
-    precision, recall = [2 / 3, 1 / 2, 0, 0], [2 / 3, 1 / 2, 0, 0]
-    f1 = [2 / 3, 1 / 2, 0, 0]
-    for average, weights in (('macro', [1 / 4] * 4), ('weighted', [3 / 6, 2 / 6, 1 / 6, 0])):
+    precision, recall = [3 / 5, 1 / 2, 0, 0], [3 / 4, 1 / 2, 0, 0]
+    f1 = [2 * 3 / (4 + 5), 1 / 2, 0, 0]
+    for average, weights in (('macro', [1 / 4] * 4), ('weighted', [4 / 8, 2 / 8, 2 / 8, 0])):
         scores = predictions.scores(average)
         for key, values in (('precision', precision), ('recall', recall), ('f1_score', f1)):
             want = 100 * sum(w * v for w, v in zip(weights, values, strict=True))
             assert scores[f'{average}_{key}'] == pytest.approx(want, abs=1e-4)
+        assert len(set(scores.values())) == 3
     assert predictions.scores('micro') == {
         'micro_precision': 50.0, 'micro_recall': 50.0, 'micro_f1_score': 50.0}
+    assert predictions.by_class() == [
+        {'class': 0, 'images': 4, 'top1': 75.0}, {'class': 1, 'images': 2, 'top1': 50.0},
+        {'class': 2, 'images': 2, 'top1': 0.0}]
+
+
+def test_accuracy_of_each_class(folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    validate.main(['--data-dir', str(folder), '--checkpoint', str(checkpoint), '-j', '0', '-b', '8', '--device', 'cpu',
+                   '--per-class'])
+    printed, result = capsys.readouterr().out.split('--result\n')
+    rows = re.findall(r'\| (class_\d) +\| +(\d+) \| +([\d.]+) \|', printed)
+    assert [name for name, _, _ in rows] == [f'class_{i}' for i in range(CLASSES)]
+    assert sum(int(count) * float(top1) for _, count, top1 in rows) / (CLASSES * IMAGES) == pytest.approx(
+        json.loads(result)['top1'], abs=0.05)
 
 
 def test_metrics_are_in_the_row(run: Callable, checkpoint: Path) -> None:

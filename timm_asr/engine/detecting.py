@@ -19,9 +19,9 @@ from torch.utils.data.distributed import DistributedSampler
 from torchvision.transforms import v2
 
 from ..asr.fold import fold_asr
+from ..checkpoints.names import CURVE, SUMMARY
 from ..checkpoints.read import read_checkpoint
 from ..checkpoints.weights import load_weights, state_dict_of
-from ..checkpoints.names import CURVE, SUMMARY
 from ..detection import CocoSet, collate, create_detector, evaluate_coco
 from ..errors import BadInput, Stopped
 from ..figures.training import plot_curve

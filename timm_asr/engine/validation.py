@@ -1,11 +1,13 @@
 """Accuracy of one model, several, or all checkpoints of a folder, on a data set."""
 
 import argparse
+import importlib.util
 import json
 import logging
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from .device import find_device
 from .evaluate import Totals, evaluate
 from .inputs import check_data, make_loader, open_data, open_model
 from .interrupt import deferred_interrupts
+from .loaders import label_names
 from .prepare import DTYPES, autocast, check_noise, compiled, fast_matmul, inference_form
 from .progress import setup_logging
-from .reports import check_results_file, write_results
+from .reports import as_markdown, check_results_file, write_results
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ _NOT_IMAGENET = ('*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer')
 
 
 class Predictions:
-    """Predicted and true classes of all images, for precision, recall and F1."""
+    """Predicted and true classes of all images."""
 
     def __init__(self) -> None:
         self.pairs: list[torch.Tensor] = []
@@ -50,22 +53,19 @@ class Predictions:
             average: ``micro`` (over images), ``macro`` (over the classes that occur or are predicted) or ``weighted``
                 (the same, by how often each occurs).
         """
-        target, predicted = torch.cat(self.pairs, dim=1)
-        size = int(max(target.max(), predicted.max())) + 1
-        support = torch.bincount(target, minlength=size).double()
-        claimed = torch.bincount(predicted, minlength=size).double()
-        hits = torch.bincount(target[target == predicted], minlength=size).double()
-        if average == 'micro':
-            precision = recall = f1 = hits.sum() / support.sum()
-        else:
-            there = (support + claimed) > 0
-            weight = support if average == 'weighted' else there.double()
-            weight = weight / weight.sum()
-            precision = (hits / claimed.clamp(min=1) * weight).sum()
-            recall = (hits / support.clamp(min=1) * weight).sum()
-            f1 = (2 * hits / (support + claimed).clamp(min=1) * weight).sum()
+        from sklearn.metrics import precision_recall_fscore_support
+        target, predicted = torch.cat(self.pairs, dim=1).numpy()
+        found = precision_recall_fscore_support(target, predicted, average=average, zero_division=0)
         return {f'{average}_{key}': round(100 * float(value), 4)
-                for key, value in (('precision', precision), ('recall', recall), ('f1_score', f1))}
+                for key, value in zip(('precision', 'recall', 'f1_score'), found, strict=False)}
+
+    def by_class(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """For each class that occurs: ``class``, ``images`` and ``top1``, the percentage of them that are right."""
+        target, predicted = torch.cat(self.pairs, dim=1)
+        counts = torch.bincount(target)
+        hits = torch.bincount(target[target == predicted], minlength=len(counts))
+        return [{'class': names[i] if names else i, 'images': count, 'top1': round(100 * hits[i].item() / count, 2)}
+                for i, count in enumerate(counts.tolist()) if count]
 
 
 def _check(args: argparse.Namespace) -> torch.device:
@@ -78,6 +78,8 @@ def _check(args: argparse.Namespace) -> torch.device:
     if args.num_gpu > 1 and (device.type != 'cuda' or torch.cuda.device_count() < args.num_gpu):
         count = torch.cuda.device_count() if device.type == 'cuda' else 0
         raise BadInput(f'--num-gpu {args.num_gpu}: this run can use {count} GPUs')
+    if args.metrics_avg and importlib.util.find_spec('sklearn') is None:
+        raise BadInput('--metrics-avg needs scikit-learn: pip install "timm-asr[metrics]"')
     if args.batch_size < 1 or args.log_freq < 1:
         raise BadInput('--batch-size and --log-freq must be at least 1')
     if args.tf_preprocessing:
@@ -166,7 +168,7 @@ def validate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
     predictions = Predictions()
 
     def on_output(output: torch.Tensor, target: torch.Tensor) -> None:
-        if args.metrics_avg:
+        if args.metrics_avg or args.per_class:
             predictions.add(output, target)
         if real_labels is not None:
             real_labels.add_result(output)
@@ -200,6 +202,8 @@ def validate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
         crop_pct=crop_pct,
         interpolation=data_config['interpolation'],
     )
+    if args.per_class:
+        print(as_markdown(predictions.by_class(label_names(dataset, num_classes))), end='')
     more = ''.join(f' | {key} {value:.3f}' for key, value in scores.items())
     _logger.info(f' * Acc@1 {top1:.3f} ({100 - top1:.3f}) Acc@5 {top5:.3f} ({100 - top5:.3f}){more}')
     return results

@@ -34,6 +34,7 @@ OPTIONS: list[Option] = [
         'Results',
         value('--real-labels', str, '', 'JSON file of the ImageNet Real labels to count instead', metavar='FILE'),
         value('--valid-labels', str, '', 'text file of the class indices that count, one a line', metavar='FILE'),
+        switch('--per-class', 'also print the accuracy of each class'),
         value('--metrics-avg', str, None, 'also give precision, recall and F1, averaged so over classes',
               choices=('micro', 'macro', 'weighted')),
     ),
