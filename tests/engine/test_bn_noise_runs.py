@@ -20,7 +20,8 @@ RUN = '--config digits --model resnet20_asr_se --epochs 2 --no-progress --batch-
 @pytest.mark.slow
 def test_a_run(tmp_path, capsys):
     for noise in (['--bn-noise', '0.8,0.5'], []):
-        process = start([*RUN.split(), *noise, '--output', tmp_path / ('noisy' if noise else 'clean')], tmp_path / 'log')
+        folder = tmp_path / ('noisy' if noise else 'clean')
+        process = start([*RUN.split(), *noise, '--output', folder], tmp_path / 'log')
         process.join()
         assert process.exitcode == 0, (tmp_path / 'log').read_text()[-2000:]
     rows = {name: list(csv.DictReader((tmp_path / name / 'noise' / 'summary.csv').open()))

@@ -32,5 +32,5 @@ def plot_feature_integration(
         axes.set(title=name, xlabel='source block', ylabel='target block')
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))
-    figure.colorbar(image, ax=list(panels), label='Gini importance, largest of a row = 1', shrink=0.8)
+    figure.colorbar(image, ax=list(panels), label='importance', shrink=0.8)
     save(figure, path, title, caption)

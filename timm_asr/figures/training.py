@@ -39,6 +39,7 @@ def plot_curve(
             if x:
                 axes.plot(x, y, marker='.', label=label)
         axes.set_xlabel('epoch')
+        axes.locator_params(axis='x', integer=True)
         if axes.lines:
             axes.legend()
     losses.set(ylabel='loss', title='Loss')
@@ -67,6 +68,7 @@ def plot_curves(
         for name, rows in runs.items():
             axes.plot(*_column(rows, key), label=name)
         axes.set(xlabel='epoch', ylabel=label)
+        axes.locator_params(axis='x', integer=True)
     figure.legend(*panels[0].get_legend_handles_labels(), loc='outside upper center', ncols=min(4, len(runs)))
     save(figure, path, title, caption)
 
