@@ -20,6 +20,7 @@ from timm.data import create_loader
 
 import timm_asr
 from timm_asr.data import Digits
+from timm_asr.figures import plot_frozen
 
 HERE = Path(__file__).parent
 THRESHOLDS = (None, 0.1, 0.05, 0.02)
@@ -70,7 +71,8 @@ def main() -> None:
                 row = (len(report.frozen), report.change.mean, report.change.same_top1, top1(frozen))
                 figures.setdefault((threshold, recalibrate), []).append(row)
                 if threshold is None and not recalibrate and seed == args.seeds[0]:
-                    report.plot(HERE / 'freeze.png', f'{args.model} on digits, seed {seed}: weights of each gate')
+                    plot_frozen(report.gates, HERE / 'freeze.png',
+                                f'{args.model} on digits, seed {seed}: weights of each gate')
                 print(seed, threshold, recalibrate, row, flush=True)
     rows = ['| threshold | BatchNorm anew | gates frozen | logits moved by | same prediction, % | top-1, % |',
             '|---|---|---:|---:|---:|---:|']
