@@ -24,7 +24,7 @@ COMPUTED = []
 def computed(monkeypatch):
     """The number of sites that were computed together, pass by pass; after each test nothing is left behind."""
     def spy(network):
-        found = list(real(network))
+        found = real(network)
         COMPUTED.append(len(found))
         return found
 
@@ -302,6 +302,19 @@ class Counting(timm_asr.get_gate('se')):
         self.register_buffer('seen', torch.zeros(()))
 
 
+def test_linear_layers_without_bias_and_nothing_of_their_weights_kept(computed):
+    body = nn.Sequential(*(nn.Linear(16, 16, bias=i == 2) for i in range(4))).double()
+    model = randomize(timm_asr.attach_asr(body, 'se', sites=['0', '1', '3', '2']))
+    same(model, x := torch.randn(4, 16, dtype=torch.float64))
+    assert computed == [3]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        model(x)
+    own = {p.data_ptr() for p in model.parameters()}
+    scaled = {t.untyped_storage().data_ptr() for t in kept if t.shape[-2:] == (16, 16) and t.data_ptr() not in own}
+    assert len(scaled) == 2  # the weights that the layers run with: those of three in one tensor, that of one alone
+
+
 def test_a_gate_that_keeps_state_stays_alone(computed):
     model = timm_asr.attach_asr(timm.create_model('resnet18', num_classes=3), Counting)
     model(torch.randn(2, 3, 64, 64))
@@ -335,7 +348,7 @@ def test_threads_have_passes_of_their_own(model):
 #: Operations of a training step over those of the plain network, as they are today; none may exceed 1.15.
 RATIOS = {
     'resnet164_asr_se': 1.04, 'resnet164_asr_ie': 1.03, 'resnet164_asr_srm': 1.04, 'resnet164_asr_eca': 1.02,
-    'resnet164_asr_spa': 1.06, 'resnet50_asr_se': 1.14, 'vit_small_asr_se': 1.12, 'vit_small_asr_eca': 1.08}
+    'resnet164_asr_spa': 1.06, 'resnet50_asr_se': 1.14, 'vit_small_asr_se': 1.13, 'vit_small_asr_eca': 1.09}
 
 
 @pytest.mark.parametrize('name', RATIOS)

@@ -292,9 +292,8 @@ def _fsdp_worker(rank, name, port, folder):
 @pytest.mark.parametrize('worker', [_ddp_worker, _fsdp_worker])
 @pytest.mark.parametrize('name', ['vit_tiny_asr_se', 'resnet20_se_asr_se'])
 def test_two_processes_have_the_gradients_of_one(tmp_path, name, worker):
-    if worker is _fsdp_worker:
-        if not hasattr(torch.distributed.fsdp, 'fully_shard'):
-            pytest.skip('this PyTorch has no FSDP2 yet')
+    if worker is _fsdp_worker and not hasattr(torch.distributed.fsdp, 'fully_shard'):
+        pytest.skip('this PyTorch has no FSDP2 yet')
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]

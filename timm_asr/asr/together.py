@@ -11,7 +11,6 @@ runs without its network, as when blocks are recomputed for the backward pass, i
 
 import functools
 import weakref
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -84,47 +83,70 @@ class _Columns(TorchFunctionMode):
     """Linear layers as W x^T + b: under ``vmap`` two operations instead of five, and W gets a contiguous gradient."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and len(args) >= 2 and args[0].ndim == 2:
-            x, weight, bias = (*args, None)[:3] if len(args) == 2 else args
-            y = torch.mm(weight, x.t()).t()
-            return y if (bias is None and not kwargs) else y + (kwargs or {}).get('bias', bias)
+        if func is F.linear and args[0].ndim == 2:
+            return _linear(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
-def _compute(groups: list[tuple[_Group, list[_Tensors]]]) -> Iterator[tuple[ASR, dict[str, torch.Tensor]]]:
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    y = torch.mm(weight, x.t()).t()
+    return y if bias is None else y + bias
+
+
+class _ScaledStack(torch.autograd.Function):
+    """(N, C, ...) from v, (N, C), and N tensors: their stack times v. Of the tensors no copy is kept for backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(v: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        stack = torch.stack(tensors)
+        return stack * v.view(*v.shape, *[1] * (stack.ndim - 2))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        v, *tensors = ctx.saved_tensors
+        of_v = (grad * torch.stack(tensors)).flatten(2).sum(2) if ctx.needs_input_grad[0] else None
+        return of_v, *(grad * v.view(*v.shape, *[1] * (grad.ndim - 2))).unbind()
+
+
+def _compute(groups: list[tuple[_Group, list[_Tensors]]]) -> dict[ASR, dict[str, torch.Tensor]]:
     """The scaled tensors of each site, from the tensors of groups that have one type and device.
 
-    All tensors are joined to one, and cut where those of a name and group end: one operation forward and one backward.
+    The vectors' parameters and the layers' ``rows`` are joined to one tensor, and cut where those of a name and group
+    end: one operation forward and one backward.
     """
     by_rows: dict[int, list[tuple[_Group, list[_Tensors]]]] = {}
-    pieces: list[_Tensors] = []
+    pieces = [one for group, tensors in groups for one in tensors[:group.inside]]
     for group, tensors in groups:
-        by_rows.setdefault(len(group.rows), []).append((group, tensors))
-        pieces += [*tensors[:group.inside], *tensors[group.inside + len(group.rows):]]
+        if group.rows:
+            by_rows.setdefault(len(group.rows), []).append((group, tensors))
     for rows, alike in by_rows.items():  # name by name, then group by group, then site by site
         pieces.append([t for j in range(rows) for group, tensors in alike for t in tensors[group.inside + j]])
     flat = torch.cat([t.reshape(-1) for piece in pieces for t in piece])
     cuts = iter(flat.split([sum(t.numel() for t in piece) for piece in pieces]))
 
     found: dict[ASR, dict[str, torch.Tensor]] = {site: {} for group, _ in groups for site in group.sites}
-    weights: dict[int, torch.Tensor] = {}
+    weights: dict[_Group, torch.Tensor] = {}
     for group, tensors in groups:
-        sites = len(group.sites)
-        stacks = [next(cuts).view(sites, *one[0].shape) for one in tensors[:group.inside]]
-        weights[id(group)] = v = group.channel_weights(stacks)
+        stacks = [next(cuts).view(len(group.sites), *one[0].shape) for one in tensors[:group.inside]]
+        weights[group] = group.channel_weights(stacks)
         for name, one in zip(group.blocks, tensors[group.inside + len(group.rows):], strict=True):
-            stack = next(cuts).view(sites, *one[0].shape)
-            scaled = stack * v.view(*v.shape, *[1] * (stack.ndim - 2))
-            for site, tensor in zip(group.sites, scaled.unbind(), strict=True):
+            scaled = _ScaledStack.apply(weights[group], *one).unbind()
+            for site, tensor in zip(group.sites, scaled, strict=True):
                 found[site][name] = tensor
     for rows, alike in by_rows.items():
-        v = torch.cat([weights[id(group)].reshape(-1) for group, _ in alike])
-        takers = [(site, group.rows[j], weights[id(group)].shape[1])
+        v = torch.cat([weights[group].reshape(-1) for group, _ in alike])
+        takers = [(site, group.rows[j], weights[group].shape[1])
                   for j in range(rows) for group, _ in alike for site in group.sites]
-        scaled = (next(cuts).view(rows, -1) * v).view(-1) if rows else v[:0]
-        for (site, name, _), tensor in zip(takers, scaled.split([c for _, _, c in takers]), strict=True):
+        scaled = (next(cuts).view(rows, -1) * v).view(-1).split([channels for _, _, channels in takers])
+        for (site, name, _), tensor in zip(takers, scaled, strict=True):
             found[site][name] = tensor
-    yield from found.items()
+    return found
 
 
 #: Network -> its groups. They are looked for anew when a site has become another one.
@@ -162,19 +184,21 @@ def _find_groups(network: nn.Module) -> list[_Group]:
     return [_Group(sites) for sites in alike.values() if len(sites) > 1]
 
 
-def _scaled_by_site(network: nn.Module) -> Iterator[tuple[ASR, dict[str, torch.Tensor]]]:
+def _scaled_by_site(network: nn.Module) -> dict[ASR, dict[str, torch.Tensor]]:
     groups = _groups.get(network)
     read = [] if groups is None else [group.read() for group in groups]
-    if groups is None or None in read:
-        groups = _groups[network] = _find_groups(network)
-        read = [group.read() for group in groups]
+    if groups is None or None in read:  # what cannot be joined, such as the shards of FSDP, stays alone from then on
+        groups = [group for group in _find_groups(network) if group.read() is not None]
+        _groups[network], read = groups, [group.read() for group in groups]
     lanes: dict[Any, list[tuple[_Group, list[_Tensors]]]] = {}
     for group, tensors in zip(groups, read, strict=True):
-        if tensors is not None:
-            lanes.setdefault((tensors[0][0].dtype, tensors[0][0].device), []).append((group, tensors))
+        assert tensors is not None
+        lanes.setdefault((tensors[0][0].dtype, tensors[0][0].device), []).append((group, tensors))
+    found: dict[ASR, dict[str, torch.Tensor]] = {}
     with _Columns():
         for lane in lanes.values():
-            yield from _compute(lane)
+            found |= _compute(lane)
+    return found
 
 
 def _start(network: nn.Module, args: Any) -> None:
@@ -189,10 +213,10 @@ def _start(network: nn.Module, args: Any) -> None:
     current = Pass(weakref.ref(network), {}, {}, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
     device = next((p.device.type for p in network.parameters()), 'cpu')
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-        for site, tensors in _scaled_by_site(network):
-            psi = site.vectors[0].psi
-            current.tensors[site] = tensors
-            current.stamps[site] = (psi, version(psi))  # type: ignore[arg-type,assignment]
+        current.tensors.update(_scaled_by_site(network))
+    for site in current.tensors:
+        psi = site.vectors[0].psi  # type: ignore[index,union-attr]
+        current.stamps[site] = (psi, version(psi))
     begin(current)
 
 
