@@ -111,7 +111,7 @@ def test_deepcopy_and_pickle(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', SOME)
+@pytest.mark.parametrize('name', [*SOME, 'repvgg_a0_cifar_se_asr_se'])
 def test_compile_without_graph_breaks(name):
     model, x = model_and_images(name)
     for training in (False, True):

@@ -203,15 +203,15 @@ def test_repvgg_is_folded_before_its_branches_are_merged():
 def test_a_fused_checkpoint_does_not_fit_a_trainable_model():
     trainable, fused = small('resnet18_asr_se'), fold_asr(small('resnet18_asr_se'))
     for strict in (True, False):
-        with pytest.raises(RuntimeError, match=r"fused or plain checkpoint \('layer1.0.bn2.weight'\) and the model"):
+        with pytest.raises(RuntimeError, match=r"folded or plain checkpoint \('layer1.0.bn2.weight'\) and the model"):
             trainable.load_state_dict(fused.state_dict(), strict=strict)
-        with pytest.raises(RuntimeError, match=r'trainable checkpoint with unfused ASR vectors'):
+        with pytest.raises(RuntimeError, match=r'trainable checkpoint with ASR vectors'):
             fused.load_state_dict(trainable.state_dict(), strict=strict)
     wrapped = nn.DataParallel(small('vit_tiny_asr_se'))
     state = {f'module.{k}': v for k, v in fold_asr(small('vit_tiny_asr_se')).state_dict().items()}
-    with pytest.raises(RuntimeError, match='fused or plain checkpoint'):
+    with pytest.raises(RuntimeError, match='folded or plain checkpoint'):
         wrapped.load_state_dict(state)
-    with pytest.raises(RuntimeError, match='unfused ASR vectors') as error:
+    with pytest.raises(RuntimeError, match='with ASR vectors') as error:
         fused.load_state_dict(trainable.state_dict())
     assert len(re.findall('unfused ASR vectors', str(error.value))) == 1  # once, not for every layer
 

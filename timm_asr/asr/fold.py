@@ -8,7 +8,7 @@ from .wrapper import ASR
 
 
 def has_asr(module: nn.Module) -> bool:
-    """Whether unfused ASR vectors are left anywhere inside a module."""
+    """Whether ASR vectors that are not folded are left anywhere inside a module."""
     return any(isinstance(m, ASR) and len(m.vectors) > 0 for m in module.modules())
 
 

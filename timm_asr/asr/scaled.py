@@ -95,11 +95,11 @@ def _branch_names(block: nn.Module) -> list[str]:
         layer = block.get_submodule(end)
         if isinstance(layer, WITH_ACTIVATION) and not isinstance(getattr(layer, 'act', None), nn.Identity | None):
             raise TypeError(
-                f"The branch '{end}' of this {type(block).__name__} ends in an activation, after which its sum with "
-                'the others cannot be scaled by parameters.')
+                f"The parallel branch '{end}' of this {type(block).__name__} ends in an activation, after which its sum "
+                'with the others cannot be scaled by parameters.')
         names += [f'{end}.{name}' for name in scaled_names(layer)]
     if not names:
-        raise TypeError(f'This {type(block).__name__} has no branch that ends in a layer to scale.')
+        raise TypeError(f'This {type(block).__name__} has no parallel branch that ends in a layer to scale.')
     return names
 
 
@@ -114,7 +114,7 @@ def out_channels(layer: nn.Module) -> int:
     if type(layer) in _TRANSPOSED:
         return layer.out_channels  # type: ignore[return-value]
     if any(_tensor(layer, name).shape[0] != tensor.shape[0] for name in names):
-        raise TypeError(f'The branches of this {type(layer).__name__} differ in their number of channels.')
+        raise TypeError(f'The parallel branches of this {type(layer).__name__} differ in their number of channels.')
     if isinstance(layer, nn.LayerNorm | nn.RMSNorm) and tensor.ndim != 1:
         raise TypeError(
             f'A {type(layer).__name__} over the shape {tuple(tensor.shape)} has no channel weights to scale; '

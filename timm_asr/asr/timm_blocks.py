@@ -33,14 +33,14 @@ from .wrapper import ASR
 
 
 class SumASR(ASR):
-    """ASR around a block whose output is the sum of its branches: multiplying one is multiplying the other."""
+    """ASR around a block that sums parallel branches: multiplying one is multiplying the other."""
 
     def scripted(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return self.layer(x) * v.view(1, -1, 1, 1)
 
 
 class RepVggASR(ASR):
-    """ASR around timm's ``RepVggBlock``: the sum of its branches times v, before a gate that stands in the block."""
+    """ASR around timm's ``RepVggBlock``: the sum of its parallel branches times v, before the block's own gate."""
 
     def scripted(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         block = self.layer
@@ -54,17 +54,17 @@ class RepVggASR(ASR):
 
 
 def repvgg_ends(block: nn.Module) -> list[str]:
-    """The norms that the branches of a ``RepVggBlock`` end in, or its merged convolution."""
+    """The norms that the parallel branches of a ``RepVggBlock`` end in, or its merged convolution."""
     return existing(block, 'reparam_conv') or existing(block, 'conv_kxk.bn', 'conv_1x1.bn', 'identity')
 
 
 def mobileone_ends(block: nn.Module) -> list[str]:
-    """The norms that the branches of a ``MobileOneBlock`` end in, or its merged convolution."""
+    """The norms that the parallel branches of a ``MobileOneBlock`` end in, or its merged convolution."""
     return existing(block, 'reparam_conv') or existing(block, 'identity', 'conv_kxk.bn', 'conv_scale.bn')
 
 
 def repghost_ends(block: nn.Module) -> list[str]:
-    """The norms of the two branches of a ``RepGhostModule``, or its merged convolution."""
+    """The norms of the two parallel branches of a ``RepGhostModule``, or its merged convolution."""
     return ['cheap_operation.1', 'fusion_bn.0'] if len(block.fusion_bn) else []  # type: ignore[arg-type]
 
 
@@ -75,7 +75,7 @@ def _norm(block: nn.Module) -> list[str]:
 register_block(byobnet.RepVggBlock, sites=('',), ends=repvgg_ends, scripted=RepVggASR)
 register_block(byobnet.MobileOneBlock, sites=('',), ends=mobileone_ends)
 register_block(fastvit.MobileOneBlock, ends=mobileone_ends)
-# x + layer_scale(mixer(x) - norm(x)): the branch is what is scaled.
+# x + layer_scale(mixer(x) - norm(x)): the residual branch is what is scaled.
 register_block(fastvit.RepMixer, sites=('',), ends=lambda block: existing(block, 'layer_scale'))
 register_block(repghost.RepGhostModule, ends=repghost_ends)
 # bn(conv(x) + conv1(x) + x); the legacy form has no norm after the sum, and x itself cannot be scaled

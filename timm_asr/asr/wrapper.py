@@ -28,12 +28,12 @@ def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
 class ASR(nn.Module):
     """A layer whose output channels are multiplied by v = v_1 * ... * v_delta, through its parameters.
 
-    layer(x; w, b) * v = layer(x; v * w, v * b) (ASR paper, Eq. 5 to 7), while training and when fused. The layer stays
+    layer(x; w, b) * v = layer(x; v * w, v * b) (ASR paper, Eq. 5 to 7), while training and when folded. The layer stays
     an ordinary module inside, so what converts, freezes or synchronises BatchNorms finds it and the attention stays.
 
     Args:
         layer: A layer with C output channels: BatchNorm and its kin, LayerNorm, GroupNorm, LayerScale, linear,
-            convolution; or a block that sums branches which end in such layers, of a class that
+            convolution; or a block that sums parallel branches which end in such layers, of a class that
             :mod:`timm_asr.asr.blocks` knows.
         gate: Constructor ``f(channels, device=None, dtype=None)`` of a foldable gate.
         depth: Number of vectors delta, 1 to 4.
@@ -179,10 +179,10 @@ class ASR(nn.Module):
             unexpected_keys: list[str],
             error_msgs: list[str],
     ) -> None:
-        fused = [key for key in (prefix + name for name in scaled_names(self.layer)) if key in state_dict]
-        if fused:
+        plain = [key for key in (prefix + name for name in scaled_names(self.layer)) if key in state_dict]
+        if plain:
             error_msgs.append(
-                f"This is a fused or plain checkpoint ('{fused[0]}') and the model still trains its ASR vectors: load "
+                f"This is a folded or plain checkpoint ('{plain[0]}') and the model still trains its ASR vectors: load "
                 'it into the plain architecture (or fold_asr(model) first); to go on training from it, use '
                 'attach_asr(plain_model, gate, preserve=True).')
         super()._load_from_state_dict(

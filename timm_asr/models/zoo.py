@@ -100,6 +100,6 @@ class ZooModel(Reparameterizable):
         if foreign:
             error_msgs = args[-1]
             error_msgs.append(
-                f"This is a trainable checkpoint with unfused ASR vectors ('{foreign[0]}') and the model is fused or "
-                'plain there: load it into the ASR architecture, then fold_asr(model).')
+                f"This is a trainable checkpoint with ASR vectors ('{foreign[0]}') and the model is folded or plain "
+                'there: load it into the ASR architecture, then fold_asr(model).')
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
