@@ -327,3 +327,11 @@ def test_an_older_folder_still_loads(tmp_path: Path) -> None:
     again = json.loads((timm_asr.save_fused(folder, tmp_path / 'b') / 'config.json').read_text())
     assert 'num_classes' not in again['model_args']
     assert again['timm_asr']['form'] == 'folded'
+
+
+def test_what_training_started_from(tmp_path: Path) -> None:
+    model = make('resnet18')
+    for args, wanted in (({'pretrained': True}, 'timm/resnet18.a1_in1k'), ({}, None),
+                         ({'model': 'hf-hub:me/net@v1'}, 'me/net')):
+        path = save(tmp_path / 'a.pth.tar', model, 'resnet18', args={'model': 'resnet18', **args})
+        assert open_source(path).facts.get('base_model') == wanted

@@ -10,6 +10,7 @@ from helpers import randomize
 from timm_asr import save_fused
 from timm_asr.checkpoints.provenance import file_sha256
 from timm_asr.checkpoints.read import read_config
+from timm_asr.errors import BadInput
 from timm_asr.export import place
 from timm_asr.export.place import list_in_manifest, manifest_of
 
@@ -103,3 +104,12 @@ def test_a_link_beside_a_checkpoint_is_not_followed(tmp_path):
     (run / 'curve.png').write_bytes(b'no picture')
     folder = save_fused(checkpoint, tmp_path / 'net', check=False)
     assert not {'attention.png', 'curve.png'} & {path.name for path in folder.iterdir()}
+
+
+def test_a_broken_configuration_is_another_export(tmp_path):
+    save_fused(model(1), tmp_path, check=False)
+    (tmp_path / 'config.json').write_text('{')
+    with pytest.raises(BadInput, match='has another model.safetensors already'):
+        save_fused(model(1), tmp_path, check=False)
+    save_fused(model(1), tmp_path, label_names=['new', 'b', 'c'], check=False, overwrite=True)
+    assert state(tmp_path) == ('new', True)

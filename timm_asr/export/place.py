@@ -30,9 +30,15 @@ def files_in(folder: Path) -> set[str]:
 
 def manifest_of(folder: Path) -> dict[str, str]:
     """The files that belong to the export in a folder, ``config.json`` apart, with their SHA-256; empty if unknown."""
-    if not is_folder_of_weights(folder):
+    return _section(folder).get('files') or {}
+
+
+def _section(folder: Path) -> dict[str, Any]:
+    """What the configuration in a folder says of its export; empty where it says nothing that can be read."""
+    try:
+        return read_config(folder).get(KEY) or {}
+    except BadInput:
         return {}
-    return (read_config(folder).get(KEY) or {}).get('files') or {}
 
 
 def list_in_manifest(folder: Path, names: Iterable[str]) -> None:
@@ -89,9 +95,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def holds_same(folder: Path, other: Path) -> bool:
     """Whether two folders have the same weights under the same configuration; other files may differ."""
-    if not (is_folder_of_weights(folder) and is_folder_of_weights(other)):
+    try:
+        configs = [read_config(one) for one in (folder, other)]
+    except BadInput:  # there is none, or a broken one
         return False
-    configs = [read_config(one) for one in (folder, other)]
     for config in configs:
         for key in ('files', 'created'):
             (config.get(KEY) or {}).pop(key, None)
@@ -118,7 +125,7 @@ def refuse_other(folder: Path, facts: Mapping[str, Any], overwrite: bool) -> Non
     """
     if overwrite or not (folder / WEIGHTS).is_file():
         return
-    there = (read_config(folder).get(KEY) or {}) if is_folder_of_weights(folder) else {}
+    there = _section(folder)
     if any(there.get(key) != facts.get(key) for key in ('source', 'weights')):
         raise _taken(folder, WEIGHTS)
 
