@@ -21,10 +21,7 @@ ORDER = [
     {'__init__', '__main__'},
 ]
 
-LONG = {
-    'results/sites.py', 'tests/engine/test_benchmark.py', 'tests/engine/test_validate.py',
-    'tests/freeze/test_freeze.py', 'tests/support/hub_server.py',
-}
+LONG = {'results/sites.py', 'tests/support/hub_server.py'}
 
 
 def name_of(file: Path) -> str:

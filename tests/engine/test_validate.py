@@ -1,4 +1,4 @@
-"""validate.py: its flags, its figures, its errors."""
+"""validate.py: its figures, its errors."""
 
 import csv
 import json
@@ -12,10 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torch.multiprocessing as mp
-from flag_checks import check_flags
 from PIL import Image
-from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import nn
 
 import timm_asr
@@ -28,49 +25,11 @@ NAME = 'resnet20_asr_se'
 CLASSES = 7
 IMAGES = 3  # of each class
 
-KEPT = """
-    data --data-dir --dataset --split --num-samples --dataset-download --class-map --input-key --input-img-mode
-    --target-key --dataset-trust-remote-code --model --pretrained --workers --batch-size --img-size --in-chans
-    --input-size --use-train-size --crop-pct --crop-mode --crop-border-pixels --mean --std --interpolation
-    --num-classes --gp --log-freq --checkpoint --num-gpu --test-pool --no-prefetcher --pin-mem --channels-last --device
-    --amp --amp-dtype --model-dtype --tf-preprocessing --use-ema --fast-norm --reparam --model-kwargs
-    --torchcompile-mode --torchscript --torchcompile --results-file --results-format --real-labels --valid-labels
-    --retry --seed --metrics-avg
-"""
-OURS = {'--asr', '--bn-noise', '--fold-bn', '--per-class'}
-REFUSED = {'--fuser', '--aot-autograd', '--naflex-loader', '--naflex-max-seq-len'}
-DEFAULTS: dict[str, Any] = {
-    'data': None, 'data_dir': None, 'dataset': '', 'split': 'validation', 'num_samples': None,
-    'dataset_download': False, 'class_map': '', 'input_key': None, 'input_img_mode': None, 'target_key': None,
-    'dataset_trust_remote_code': False, 'model': 'dpn92', 'pretrained': False, 'workers': 4, 'batch_size': 256,
-    'img_size': None, 'in_chans': None, 'input_size': None, 'use_train_size': False, 'crop_pct': None,
-    'crop_mode': None, 'crop_border_pixels': None, 'mean': None, 'std': None, 'interpolation': '',
-    'num_classes': None, 'gp': None, 'log_freq': 10, 'checkpoint': '', 'num_gpu': 1, 'test_pool': False,
-    'no_prefetcher': False, 'pin_mem': False, 'channels_last': False, 'amp': False, 'amp_dtype': 'float16',
-    'model_dtype': None, 'tf_preprocessing': False, 'use_ema': False, 'fast_norm': False, 'reparam': False,
-    'model_kwargs': {}, 'torchcompile_mode': None, 'torchscript': False, 'torchcompile': None, 'results_file': '',
-    'results_format': 'csv', 'real_labels': '', 'valid_labels': '', 'retry': False, 'seed': 42, 'metrics_avg': None,
-}
-ALIASES = {'--model': '-m', '--workers': '-j', '--batch-size': '-b'}
-
 
 @pytest.fixture(autouse=True)
 def _log_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, 'setup_logging', lambda: None)
     monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
-
-
-def test_flags_kept_and_refused() -> None:
-    check_flags(validate.OPTIONS, KEPT, OURS, DEFAULTS, ALIASES)
-    assert set(validate.REFUSED) == REFUSED
-
-
-@pytest.mark.parametrize('flag', sorted(REFUSED))
-def test_refused_flags_say_why(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        validate.main(['somewhere', flag, '1'])
-    assert stop.value.code == 2
-    assert f'{flag}: {validate.REFUSED[flag]}' in capsys.readouterr().err
 
 
 @pytest.fixture(scope='module')
@@ -263,26 +222,6 @@ def test_a_list_of_models(run: Callable, model: nn.Module, tmp_path: Path, check
     assert len((tmp_path / 'all.csv').read_text().splitlines()) == 3
 
 
-def test_metrics() -> None:
-    predictions = validation.Predictions()
-    # Class 2 is never predicted, class 3 never there; precision, recall and F1 of classes 0 and 1 all differ.
-    target, guess = [0, 0, 0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 3, 0, 0]
-    predictions.add(nn.functional.one_hot(torch.tensor(guess), 4).float(), torch.tensor(target))
-    precision, recall = [3 / 5, 1 / 2, 0, 0], [3 / 4, 1 / 2, 0, 0]
-    f1 = [2 * 3 / (4 + 5), 1 / 2, 0, 0]
-    for average, weights in (('macro', [1 / 4] * 4), ('weighted', [4 / 8, 2 / 8, 2 / 8, 0])):
-        scores = predictions.scores(average)
-        for key, values in (('precision', precision), ('recall', recall), ('f1_score', f1)):
-            want = 100 * sum(w * v for w, v in zip(weights, values, strict=True))
-            assert scores[f'{average}_{key}'] == pytest.approx(want, abs=1e-4)
-        assert len(set(scores.values())) == 3
-    assert predictions.scores('micro') == {
-        'micro_precision': 50.0, 'micro_recall': 50.0, 'micro_f1_score': 50.0}
-    assert predictions.by_class() == [
-        {'class': 0, 'images': 4, 'top1': 75.0}, {'class': 1, 'images': 2, 'top1': 50.0},
-        {'class': 2, 'images': 2, 'top1': 0.0}]
-
-
 def test_accuracy_of_each_class(folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     validate.main(['--data-dir', str(folder), '--checkpoint', str(checkpoint), '-j', '0', '-b', '8', '--device', 'cpu',
                    '--per-class'])
@@ -303,55 +242,6 @@ def test_the_embedded_digits(run: Callable, tmp_path: Path) -> None:
                tmp_path / 'a.pth')
     row = run('--checkpoint', tmp_path / 'a.pth', '--dataset', 'digits', data=None)
     assert 0 <= row['top1'] <= row['top5'] <= 100
-
-
-def loader_of(images: torch.Tensor, target: torch.Tensor, sampler: Any) -> Any:
-    data = torch.utils.data.TensorDataset(images, target)
-    return torch.utils.data.DataLoader(data, batch_size=2, sampler=sampler)
-
-
-class Known(nn.Module):
-    """Logits that are the input itself."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(1)
-
-
-def known_data(count: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return torch.randn(count, 8, 1, 1, generator=generator), torch.randint(8, (count,), generator=generator)
-
-
-def test_the_padding_of_the_last_batch_is_not_counted() -> None:
-    images, target = known_data()
-    whole = evaluate(Known(), loader_of(images, target, None), nn.CrossEntropyLoss(), device=torch.device('cpu'))
-    assert whole['count'] == 7
-    assert whole['loss'] == pytest.approx(nn.functional.cross_entropy(images.flatten(1), target).item(), rel=1e-6)
-    parts = [
-        evaluate(Known(), loader_of(images, target, OrderedDistributedSampler(images, num_replicas=4, rank=rank)),
-                 nn.CrossEntropyLoss(), device=torch.device('cpu'))
-        for rank in range(4)]
-    assert [part['count'] for part in parts] == [2, 2, 2, 1]
-    for key in ('loss', 'top1', 'top5'):
-        assert sum(part[key] * part['count'] for part in parts) / 7 == pytest.approx(whole[key], rel=1e-6)
-
-
-def _one_process(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', world_size=2, rank=rank)
-    images, target = known_data()
-    sampler = OrderedDistributedSampler(images)
-    figures = evaluate(Known(), loader_of(images, target, sampler), nn.CrossEntropyLoss(), device=torch.device('cpu'))
-    Path(folder, f'{rank}.json').write_text(json.dumps(figures))
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    mp.spawn(_one_process, args=(str(tmp_path),), nprocs=2)
-    images, target = known_data()
-    whole = evaluate(Known(), loader_of(images, target, None), nn.CrossEntropyLoss(), device=torch.device('cpu'))
-    for rank in range(2):
-        assert json.loads((tmp_path / f'{rank}.json').read_text()) == pytest.approx(dict(whole), rel=1e-6)
 
 
 def test_bad_options(run: Callable, checkpoint: Path, tmp_path: Path) -> None:

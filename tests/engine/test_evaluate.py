@@ -1,0 +1,87 @@
+"""Evaluation: metrics of known outputs, each image counted once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from timm.data.distributed_sampler import OrderedDistributedSampler
+from torch import nn
+
+from timm_asr.engine import validation
+from timm_asr.engine.evaluate import evaluate
+
+NAME = 'resnet20_asr_se'
+CLASSES = 7
+IMAGES = 3  # of each class
+
+
+def test_metrics() -> None:
+    predictions = validation.Predictions()
+    # Class 2 is never predicted, class 3 never there; precision, recall and F1 of classes 0 and 1 all differ.
+    target, guess = [0, 0, 0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 3, 0, 0]
+    predictions.add(nn.functional.one_hot(torch.tensor(guess), 4).float(), torch.tensor(target))
+    precision, recall = [3 / 5, 1 / 2, 0, 0], [3 / 4, 1 / 2, 0, 0]
+    f1 = [2 * 3 / (4 + 5), 1 / 2, 0, 0]
+    for average, weights in (('macro', [1 / 4] * 4), ('weighted', [4 / 8, 2 / 8, 2 / 8, 0])):
+        scores = predictions.scores(average)
+        for key, values in (('precision', precision), ('recall', recall), ('f1_score', f1)):
+            want = 100 * sum(w * v for w, v in zip(weights, values, strict=True))
+            assert scores[f'{average}_{key}'] == pytest.approx(want, abs=1e-4)
+        assert len(set(scores.values())) == 3
+    assert predictions.scores('micro') == {
+        'micro_precision': 50.0, 'micro_recall': 50.0, 'micro_f1_score': 50.0}
+    assert predictions.by_class() == [
+        {'class': 0, 'images': 4, 'top1': 75.0}, {'class': 1, 'images': 2, 'top1': 50.0},
+        {'class': 2, 'images': 2, 'top1': 0.0}]
+
+
+def loader_of(images: torch.Tensor, target: torch.Tensor, sampler: Any) -> Any:
+    data = torch.utils.data.TensorDataset(images, target)
+    return torch.utils.data.DataLoader(data, batch_size=2, sampler=sampler)
+
+
+class Known(nn.Module):
+    """Logits that are the input itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)
+
+
+def known_data(count: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(count, 8, 1, 1, generator=generator), torch.randint(8, (count,), generator=generator)
+
+
+def test_the_padding_of_the_last_batch_is_not_counted() -> None:
+    images, target = known_data()
+    whole = evaluate(Known(), loader_of(images, target, None), nn.CrossEntropyLoss(), device=torch.device('cpu'))
+    assert whole['count'] == 7
+    assert whole['loss'] == pytest.approx(nn.functional.cross_entropy(images.flatten(1), target).item(), rel=1e-6)
+    parts = [
+        evaluate(Known(), loader_of(images, target, OrderedDistributedSampler(images, num_replicas=4, rank=rank)),
+                 nn.CrossEntropyLoss(), device=torch.device('cpu'))
+        for rank in range(4)]
+    assert [part['count'] for part in parts] == [2, 2, 2, 1]
+    for key in ('loss', 'top1', 'top5'):
+        assert sum(part[key] * part['count'] for part in parts) / 7 == pytest.approx(whole[key], rel=1e-6)
+
+
+def _one_process(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', world_size=2, rank=rank)
+    images, target = known_data()
+    sampler = OrderedDistributedSampler(images)
+    figures = evaluate(Known(), loader_of(images, target, sampler), nn.CrossEntropyLoss(), device=torch.device('cpu'))
+    Path(folder, f'{rank}.json').write_text(json.dumps(figures))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
+    mp.spawn(_one_process, args=(str(tmp_path),), nprocs=2)
+    images, target = known_data()
+    whole = evaluate(Known(), loader_of(images, target, None), nn.CrossEntropyLoss(), device=torch.device('cpu'))
+    for rank in range(2):
+        assert json.loads((tmp_path / f'{rank}.json').read_text()) == pytest.approx(dict(whole), rel=1e-6)
