@@ -95,8 +95,8 @@ def _branch_names(block: nn.Module) -> list[str]:
         layer = block.get_submodule(end)
         if isinstance(layer, WITH_ACTIVATION) and not isinstance(getattr(layer, 'act', None), nn.Identity | None):
             raise TypeError(
-                f"The parallel branch '{end}' of this {type(block).__name__} ends in an activation, after which the sum "
-                'cannot be scaled by parameters.')
+                f"The parallel branch '{end}' of this {type(block).__name__} ends in an activation, after which "
+                'the sum cannot be scaled by parameters.')
         names += [f'{end}.{name}' for name in scaled_names(layer)]
     if not names:
         raise TypeError(f'This {type(block).__name__} has no parallel branch that ends in a layer to scale.')
