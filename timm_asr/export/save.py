@@ -32,8 +32,7 @@ _FOREIGN = ('tag', 'license', 'paper_ids', 'paper_name', 'origin_url', 'descript
 _CODE = Path(__file__).with_name(f'{CODE}.txt')
 #: What transformers runs, if its user trusts it, for architectures that timm lacks.
 _AUTO_MAP = {auto: f'{CODE.removesuffix(".py")}.{name}' for auto, name in (
-    ('AutoConfig', 'TimmAsrConfig'), ('AutoModel', 'TimmAsrModel'),
-    ('AutoModelForImageClassification', 'TimmAsrForImageClassification'))}
+    ('AutoModel', 'TimmAsrModel'), ('AutoModelForImageClassification', 'TimmAsrForImageClassification'))}
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 
@@ -237,7 +236,7 @@ class _Writer:
         if self.labels is not None:
             root['label_names'] = self.labels
         if needs and not trainable:
-            root |= {'auto_map': _AUTO_MAP, 'image_processor_type': 'TimmWrapperImageProcessor'}
+            root['auto_map'] = _AUTO_MAP
         try:
             save_config_for_hf(copied, str(folder / CONFIG), model_config=root,
                                data_config=dict(self._data_config() or {}))
