@@ -72,10 +72,11 @@ class _Group:
     def channel_weights(self, stacks: _Tensors) -> torch.Tensor:
         """v of all sites, (sites, C), from the stacked parameters of the vectors."""
         rest = iter(stacks)
-        found = [
-            torch.vmap(lambda own, vector=vector: stand_in(vector, own)(), randomness='different')(
-                {name: next(rest) for name in names})
-            for vector, names in zip(self.vectors, self.parameters, strict=True)]
+        with _Columns():
+            found = [
+                torch.vmap(lambda own, vector=vector: stand_in(vector, own)(), randomness='different')(
+                    {name: next(rest) for name in names})
+                for vector, names in zip(self.vectors, self.parameters, strict=True)]
         return functools.reduce(torch.mul, found)
 
 
@@ -195,9 +196,8 @@ def _scaled_by_site(network: nn.Module) -> dict[ASR, dict[str, torch.Tensor]]:
         assert tensors is not None
         lanes.setdefault((tensors[0][0].dtype, tensors[0][0].device), []).append((group, tensors))
     found: dict[ASR, dict[str, torch.Tensor]] = {}
-    with _Columns():
-        for lane in lanes.values():
-            found |= _compute(lane)
+    for lane in lanes.values():
+        found |= _compute(lane)
     return found
 
 
