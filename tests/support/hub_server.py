@@ -139,20 +139,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: bytes = b'', headers: dict[str, str] | None = None) -> None:
         if self.how == 'alter' and self.command == 'GET':
             body = body[:-1] + bytes([body[-1] ^ 1])
-        if status == 200 and (part := re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range', ''))):
-            status, start = 206, int(part[1])
-            headers = {**(headers or {}), 'Content-Range': f'bytes {start}-{len(body) - 1}/{len(body)}'}
-            body = body[start:]
         self.send_response(status)
         for name, value in {'Content-Type': 'application/json', 'Content-Length': str(len(body)),
                             **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == 'HEAD':
-            return
-        if self.how == 'truncate':
-            self.wfile.write(body[:len(body) // 2])
-            self._hang_up()
             return
         self.wfile.write(body)
 

@@ -53,7 +53,7 @@ class Fault:
     method: str
     path: str
     status: int = 0
-    # 'cut' the connection in the body; 'truncate' or 'alter' the answer; 'meanwhile' somebody else commits
+    # 'cut' the connection in the body; 'alter' the answer; 'meanwhile' somebody else commits
     how: str = ''
     times: int = 1_000
     message: str = ''
