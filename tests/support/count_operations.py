@@ -1,8 +1,8 @@
 """Counts the operations of a training step: what an accelerator would have to launch, whatever the machine.
 
-An operation is a call of ATen that reaches a device, in the forward and in the backward pass. Left out are calls that
-move no data: views (the schema says that the result aliases an input without writing to it), and those that only
-allocate. The loss is the sum of the logits, plus the model's auxiliary loss where it has one.
+An operation is a call of ATen below autograd, in the forward and in the backward pass. Views are left out: calls whose
+schema says that the result aliases an input without writing to it, and those that are views by another name. The loss
+is the sum of the logits, plus the model's auxiliary loss where it has one.
 """
 
 from collections import Counter
@@ -13,16 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_asr import auxiliary_loss
 
-_ALLOCATE = {'empty', 'empty_like', 'empty_strided', 'new_empty', 'new_empty_strided', 'empty_permuted'}
 _VIEWS_BY_ANOTHER_NAME = {'_unsafe_view', '_reshape_alias'}
 
 
-def moves_no_data(func: torch._ops.OpOverload) -> bool:
-    """Whether an operation is a view or only allocates."""
-    name = func.overloadpacket.__name__
+def is_view(func: torch._ops.OpOverload) -> bool:
+    """Whether an operation's result is a view of its input."""
     returns = func._schema.returns
-    view = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-    return view or name in _ALLOCATE or name in _VIEWS_BY_ANOTHER_NAME
+    aliases = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+    return aliases or func.overloadpacket.__name__ in _VIEWS_BY_ANOTHER_NAME
 
 
 class OperationCounter(TorchDispatchMode):
@@ -37,7 +35,7 @@ class OperationCounter(TorchDispatchMode):
         return sum(self.calls.values())
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not moves_no_data(func):
+        if not is_view(func):
             self.calls[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
 

@@ -8,7 +8,7 @@ from torch import nn
 from .forms import InferenceForm, swallow
 from .lstm_cells import LightLSTMCell, SqueezedLSTMCell, StandardLSTMCell
 from .pointwise import PointwiseConv2d
-from .pooling import average_pool
+from .pooling import average_of, average_pool
 from .shared import SharedForm, SharedUnit
 
 MAX_CELLS = 3
@@ -23,29 +23,24 @@ class RecurrentUnit(SharedUnit):
 
     channels: int
 
-    def start(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Zeros (B, C), two a cell, on the device and in the dtype of the stage's input."""
+    def zeros(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The state before the first block: (B, C), twice a cell, on the device and in the dtype of x."""
+        zero = x.new_zeros([x.shape[0], self.channels])
         state: list[torch.Tensor] = []
         for _ in self.cells:
-            state.append(x.new_zeros([x.shape[0], self.channels]))
-            state.append(x.new_zeros([x.shape[0], self.channels]))
+            state.append(zero)
+            state.append(zero)
         return state
+
+    def start(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return self.zeros(x)
 
     def pool(self, a: torch.Tensor) -> torch.Tensor:
         """Global average pooling, (B, C, H, W) -> (B, C)."""
         return average_pool(a).flatten(1)
 
-    def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        return self.run(u, state)
-
-    def run(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Pass u through the cells."""
-        after: list[torch.Tensor] = []
-        for n, cell in enumerate(self.cells):
-            u, c = cell(u, state[2 * n], state[2 * n + 1])
-            after.append(u)
-            after.append(c)
-        return u, after
+    def read(self, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return average_of(a)
 
 
 class SharedLSTM(RecurrentUnit):
@@ -97,6 +92,25 @@ class SharedLSTM(RecurrentUnit):
         self.cells = nn.ModuleList([_CELLS[cell](channels, act=act, **kwargs, **dd)])
         self.cells.extend([StandardLSTMCell(channels, act=act, **dd) for _ in range(cells - 1)])
 
+    def start(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Zeros, then what all blocks use: ones (B, 1) and the cells' matrices."""
+        state = self.zeros(x)
+        state.append(x.new_ones([x.shape[0], 1]))
+        for cell in self.cells:
+            state.extend(cell.prepare())
+        return state
+
+    def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        after: list[torch.Tensor] = []
+        used = 2 * len(self.cells)
+        one, place = state[used], used + 1
+        for n, cell in enumerate(self.cells):
+            u, c = cell.step(u, state[2 * n], state[2 * n + 1], one, state[place:place + cell.prepared])
+            place += cell.prepared
+            after.append(u)
+            after.append(c)
+        return u, after + state[used:]
+
     @torch.jit.ignore
     def inference_form(self, convs: Sequence[nn.Module]) -> SharedForm:
         first = self.cells[0].first_layer()
@@ -144,4 +158,9 @@ class InferenceLSTM(InferenceForm, RecurrentUnit):
     def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         if self.first is not None:
             u = self.first(u)
-        return self.run(u, state)
+        after: list[torch.Tensor] = []
+        for n, cell in enumerate(self.cells):
+            u, c = cell(u, state[2 * n], state[2 * n + 1])
+            after.append(u)
+            after.append(c)
+        return u, after

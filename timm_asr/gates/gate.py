@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from .forms import OWN_MATRIX, Excite, GateForm, swallows
+from .fused import weigh
 from .pointwise import PointwiseConv2d
-from .pooling import average_pool
+from .pooling import average_of, average_pool
 from .shared import SharedGate, SharedUnit
 
 
@@ -66,6 +67,10 @@ class ChannelGate(nn.Module):
     #: The logits are an affine function of the descriptor, and the weights their sigmoid.
     affine = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pools_by_default = type(self).pool is ChannelGate.pool
+
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """Global average pooling, (B, C, H, W) -> (B, C): Eq. 3."""
         return average_pool(x).flatten(1)
@@ -84,10 +89,17 @@ class ChannelGate(nn.Module):
 
     def scale(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Multiply the feature map (B, C, H, W) by its channel weights (B, C): Eq. 4."""
-        return x * v[:, :, None, None]
+        return weigh(x, v)
+
+    def read(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The feature map as ``scale``, and nothing else, may take it, and its descriptor, ``pool(x)``."""
+        if self.pools_by_default:
+            return average_of(x)
+        return x, self.pool(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.scale(x, self.excite(self.pool(x)))
+        x, u = self.read(x)
+        return self.scale(x, self.excite(u))
 
     def describe(self, psi: torch.Tensor) -> torch.Tensor:
         """The descriptor (1, D) of a feature map of one pixel whose values are psi, a vector (psi_ratio * C,)."""
@@ -110,7 +122,7 @@ class ChannelGate(nn.Module):
     @torch.jit.ignore
     def averages(self) -> bool:
         """Whether ``pool`` averages over ``grids``, and so commutes with an affine layer of one pixel."""
-        return type(self).pool is ChannelGate.pool
+        return self.pools_by_default
 
     @torch.jit.ignore
     def inference_form(self, conv: nn.Module | None = None) -> GateForm | None:

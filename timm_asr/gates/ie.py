@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .forms import ChannelSigmoid, channel_by_channel
+from .fused import affine
 from .gate import ChannelGate, check_unused
 
 
@@ -43,7 +44,7 @@ class IE(ChannelGate):
         self.bias = nn.Parameter(torch.full((channels,), -1.0, device=device, dtype=dtype))
 
     def logits(self, u: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(self.bias, u, self.weight)
+        return affine(u, self.weight, self.bias)
 
     @torch.jit.ignore
     def pooled_form(self) -> ChannelSigmoid:

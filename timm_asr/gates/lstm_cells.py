@@ -5,23 +5,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from .forms import double
+from .lstm_step import advance, squash
 
 _ACTIVATIONS = ('sigmoid', 'tanh', 'relu')
-
-
-def squash(c: torch.Tensor, act: str) -> torch.Tensor:
-    """The output activation of a cell."""
-    if act == 'sigmoid':
-        return c.sigmoid()
-    if act == 'tanh':
-        return c.tanh()
-    return c.relu()
 
 
 class LSTMCell(nn.Module):
     """What all cells have in common; subclasses give the four gates' pre-activations.
 
     c = sigmoid(f) * c' + sigmoid(i) * tanh(g), h = sigmoid(o) * act(c), with h', c' the state before.
+
+    What can be computed once for all blocks of a stage, ``prepare`` does: the matrices of input and hidden state stand
+    side by side, with the biases as their last column. So a block takes one product instead of two and a sum.
 
     Args:
         act: Activation of the cell state at the output: 'sigmoid', 'tanh' or 'relu'.
@@ -36,15 +31,36 @@ class LSTMCell(nn.Module):
             raise ValueError(f"The output activation of a cell is one of {', '.join(_ACTIVATIONS)}, not {act!r}.")
         self.act = act
 
-    def gates(self, y: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        """Pre-activations (B, 4C) of the gates i, f, g, o, from input and hidden state (B, C)."""
+    #: Number of tensors that ``prepare`` gives.
+    prepared = 1
+
+    def prepare(self) -> list[torch.Tensor]:
+        """Matrices, made of the parameters, that all blocks of a stage use."""
         raise NotImplementedError
+
+    def gates(
+            self, y: torch.Tensor, h: torch.Tensor, one: torch.Tensor, ready: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Pre-activations (B, 4C) of the gates i, f, g, o: themselves, or the two factors u and W of u W^T.
+
+        Args:
+            y: Input, (B, C).
+            h: Hidden state, (B, C).
+            one: Ones, (B, 1).
+            ready: What ``prepare`` gives.
+        """
+        raise NotImplementedError
+
+    def step(
+            self, y: torch.Tensor, h: torch.Tensor, c: torch.Tensor, one: torch.Tensor, ready: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``forward``, with what is the same for all blocks made before; arguments as in ``gates``."""
+        u, weight = self.gates(y, h, one, ready)
+        return advance(u, weight, c, self.act)
 
     def forward(self, y: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Input, hidden and cell state, all (B, C), to the new hidden and cell state."""
-        i, f, g, o = self.gates(y, h).chunk(4, 1)
-        c = torch.addcmul(f.sigmoid() * c, i.sigmoid(), g.tanh())
-        return o.sigmoid() * squash(c, self.act), c
+        return self.step(y, h, c, y.new_ones([y.shape[0], 1]), self.prepare())
 
     @torch.jit.ignore
     def first_layer(self) -> nn.Linear | None:
@@ -87,8 +103,23 @@ class SqueezedLSTMCell(LSTMCell):
         self.w_hh = nn.Sequential(
             nn.Linear(channels, hidden, **dd), nn.ReLU(), nn.Linear(hidden, 4 * channels, **dd))
 
-    def gates(self, y: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        return self.w_ih(y) + self.w_hh(h)
+    prepared = 2
+
+    def prepare(self) -> list[torch.Tensor]:
+        y1, y2, h1, h2 = self.w_ih[0], self.w_ih[2], self.w_hh[0], self.w_hh[2]
+        zero = torch.zeros_like(y1.weight)
+        row = torch.zeros_like(y1.weight[:1])
+        first = torch.cat([
+            torch.cat([y1.weight, zero, y1.bias[:, None]], dim=1),  # type: ignore[list-item]
+            torch.cat([zero, h1.weight, h1.bias[:, None]], dim=1),  # type: ignore[list-item]
+            torch.cat([row, row, torch.ones_like(row[:, :1])], dim=1)])  # hands the one on to the second layer
+        second = torch.cat([y2.weight, h2.weight, (y2.bias + h2.bias)[:, None]], dim=1)  # type: ignore[list-item]
+        return [first, second]
+
+    def gates(
+            self, y: torch.Tensor, h: torch.Tensor, one: torch.Tensor, ready: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return torch.relu_(F.linear(torch.cat([y, h, one], dim=1), ready[0])), ready[1]
 
     @torch.jit.ignore
     def first_layer(self) -> nn.Linear:
@@ -120,8 +151,14 @@ class StandardLSTMCell(LSTMCell):
         self.w_ih = nn.Linear(channels, 4 * channels, device=device, dtype=dtype)
         self.w_hh = nn.Linear(channels, 4 * channels, device=device, dtype=dtype)
 
-    def gates(self, y: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        return self.w_ih(y) + self.w_hh(h)
+    def prepare(self) -> list[torch.Tensor]:
+        bias = (self.w_ih.bias + self.w_hh.bias).unsqueeze(1)
+        return [torch.cat([self.w_ih.weight, self.w_hh.weight, bias], dim=1)]
+
+    def gates(
+            self, y: torch.Tensor, h: torch.Tensor, one: torch.Tensor, ready: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return torch.cat([y, h, one], dim=1), ready[0]
 
     @torch.jit.ignore
     def inference_form(self) -> nn.Module:
@@ -165,10 +202,17 @@ class LightLSTMCell(LSTMCell):
         nn.init.uniform_(self.weight_ih, -(0.5**0.5), 0.5**0.5)
         nn.init.uniform_(self.weight_hh, -(0.5**0.5), 0.5**0.5)
 
-    def gates(self, y: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    prepared = 0
+
+    def prepare(self) -> list[torch.Tensor]:
+        none: list[torch.Tensor] = []
+        return none
+
+    def gates(
+            self, y: torch.Tensor, h: torch.Tensor, one: torch.Tensor, ready: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         y = self.fc2(F.relu(self.fc1(y)))
-        gates = torch.addcmul(self.bias, y.repeat(1, 4), self.weight_ih)
-        return torch.addcmul(gates, h.repeat(1, 4), self.weight_hh)
+        return y.repeat(1, 4) * self.weight_ih + h.repeat(1, 4) * self.weight_hh + self.bias, None
 
     @torch.jit.ignore
     def first_layer(self) -> nn.Linear:

@@ -22,12 +22,32 @@ def average_pool(x: torch.Tensor) -> torch.Tensor:
 
 @torch.jit.unused
 def _average_pool(x: torch.Tensor) -> torch.Tensor:
-    if not _needs_gradient(x):
+    if not needs_gradient(x):
         return F.adaptive_avg_pool2d(x, 1)
     if x.dtype in (torch.float32, torch.float64):
         # The gradient of a sum is such a view as well, and comes without a call of Python in the backward pass.
         return x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3])
-    return _AveragePool.apply(x)
+    return _AveragePool.apply(x)[1]
+
+
+def average_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The map and the average of its channels: (B, C, H, W) -> (B, C, H, W), (B, C).
+
+    The map that comes back must go nowhere but into one product: its gradient is written over.
+    """
+    if torch.jit.is_scripting():
+        return x, F.adaptive_avg_pool2d(x, 1).flatten(1)
+    else:  # noqa: RET505 - TorchScript compiles what follows a return
+        return _average_of(x)
+
+
+@torch.jit.unused
+def _average_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if needs_gradient(x):
+        x, u = _AveragePool.apply(x)
+    else:
+        u = F.adaptive_avg_pool2d(x, 1)
+    return x, u.flatten(1)
 
 
 def extremes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -43,7 +63,7 @@ def extremes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @torch.jit.unused
 def _extremes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    if _needs_gradient(x) and x.device.type == 'cpu':
+    if needs_gradient(x) and x.device.type == 'cpu':
         return _Extremes.apply(x)[:3]
     return x, x.amax((2, 3)), x.amin((2, 3))
 
@@ -85,32 +105,41 @@ class MixPool(torch.nn.Module):
         return mixed_pool(x, self.mix)
 
 
-def _needs_gradient(x: torch.Tensor) -> bool:
+def needs_gradient(*tensors: torch.Tensor) -> bool:
+    """Whether gradients of some tensors are wanted, by an ordinary run: nothing is compiled, traced or scripted."""
     # Compilers and exporters know how to fuse the ordinary operators, and need no more than these.
-    plain = isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return not plain and x.requires_grad and torch.is_grad_enabled()
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    return not any(isinstance(x, torch.fx.Proxy) for x in tensors) and any(x.requires_grad for x in tensors)
 
 
 class _AveragePool(torch.autograd.Function):
-    """For types in which a sum may overflow. The gradient is a view of one value for all positions, not a map."""
+    """The gradient of the average is added to that of the map, in place."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        return F.adaptive_avg_pool2d(x, 1)
+    def forward(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.view_as(x), F.adaptive_avg_pool2d(x, 1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: tuple[torch.Tensor, ...]) -> None:
         ctx.shape = inputs[0].shape
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        return (grad / (ctx.shape[-2] * ctx.shape[-1])).expand(ctx.shape)
+    def backward(ctx: Any, grad: torch.Tensor | None, average: torch.Tensor | None) -> torch.Tensor | None:
+        pixels = ctx.shape[-2] * ctx.shape[-1]
+        if average is None:
+            return grad
+        if grad is None:
+            return (average / pixels).expand(ctx.shape)
+        # Where a gradient of the gradient is wanted, this one must stay as it is.
+        return (grad.add if torch.is_grad_enabled() else grad.add_)(average, alpha=1 / pixels)
 
     @staticmethod
-    def jvp(ctx: Any, tangent: torch.Tensor) -> torch.Tensor:
-        return F.adaptive_avg_pool2d(tangent, 1)
+    def jvp(ctx: Any, tangent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return tangent.view_as(tangent), F.adaptive_avg_pool2d(tangent, 1)
 
 
 class _Extremes(torch.autograd.Function):
@@ -123,25 +152,33 @@ class _Extremes(torch.autograd.Function):
         size = x.shape[2:]
         high, i = F.max_pool2d(x, size, return_indices=True)
         low, j = F.max_pool2d(-x, size, return_indices=True)
-        return x.view_as(x), high.flatten(1), -low.flatten(1), torch.cat([i, j], 2).flatten(2).transpose(1, 2)
+        return x.view_as(x), high.flatten(1), -low.flatten(1), i.flatten(2), j.flatten(2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: tuple[torch.Tensor, ...]) -> None:
-        places = output[3]
-        ctx.mark_non_differentiable(places)
-        ctx.save_for_backward(places)
-        ctx.save_for_forward(places)
+        ctx.shape, places = inputs[0].shape, output[3:]
+        ctx.mark_non_differentiable(*places)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*places)
+        ctx.save_for_forward(*places)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor, high: torch.Tensor, low: torch.Tensor, _: object) -> torch.Tensor:
-        places, = ctx.saved_tensors
-        flat, values = grad.flatten(2).transpose(1, 2), torch.stack([high, low], 1)
+    def backward(ctx: Any, grad: torch.Tensor | None, *extremes: torch.Tensor | None) -> torch.Tensor | None:
+        if grad is None:
+            given = [e for e in extremes if e is not None]
+            if not given:
+                return None
+            grad = given[0].new_zeros(ctx.shape)
+        flat = grad.flatten(2)
         # Where a gradient of the gradient is wanted, this one must stay as it is.
-        scatter = flat.scatter_add if torch.is_grad_enabled() else flat.scatter_add_
-        return scatter(1, places, values).transpose(1, 2).unflatten(2, grad.shape[2:])
+        scatter = torch.Tensor.scatter_add if torch.is_grad_enabled() else torch.Tensor.scatter_add_
+        for place, extreme in zip(ctx.saved_tensors, extremes, strict=False):
+            if extreme is not None:
+                flat = scatter(flat, 2, place, extreme.unsqueeze(2))
+        return flat.unflatten(2, ctx.shape[2:])
 
     @staticmethod
     def jvp(ctx: Any, tangent: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        places, = ctx.saved_tensors
-        high, low = tangent.flatten(2).transpose(1, 2).gather(1, places).unbind(1)
-        return tangent.view_as(tangent), high, low, None
+        i, j = ctx.saved_tensors
+        flat = tangent.flatten(2)
+        return tangent.view_as(tangent), flat.gather(2, i).squeeze(2), flat.gather(2, j).squeeze(2), None, None

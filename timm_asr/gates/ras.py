@@ -9,6 +9,7 @@ from torch import nn
 from .bottleneck import BottleneckGate
 from .eca import ECA
 from .forms import GateForm, channel_by_channel
+from .fused import affine
 from .gate import ChannelGate, check_unused
 from .se import SE
 from .spa import SPA
@@ -100,10 +101,10 @@ class RAS(ChannelGate):
         self.affine = are_norms(self.connections)
 
     def logits(self, u: torch.Tensor) -> torch.Tensor:
-        u = torch.addcmul(self.bias, u, self.weight)
+        u = affine(u, self.weight, self.bias)
         for _ in range(self.passes):
             for connection in self.connections:
-                u = torch.addcmul(self.bias, connection(u), self.weight)
+                u = affine(connection(u), self.weight, self.bias)
         return u
 
     @torch.jit.ignore
@@ -158,6 +159,9 @@ class Recurrent(ChannelGate):
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         return self.gate.pool(x)
+
+    def read(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.gate.read(x)
 
     def logits(self, u: torch.Tensor) -> torch.Tensor:
         u = self.gate.logits(u)

@@ -8,7 +8,7 @@ from timm.layers import create_act_layer
 from torch import nn
 
 from .bottleneck import BottleneckGate, dense, hidden_width
-from .pooling import MixPool, average_pool, check_mix, mixed_pool
+from .pooling import MixPool, average_of, average_pool, check_mix, mixed_pool
 
 MAX_DEPTH = 4
 
@@ -78,6 +78,11 @@ class SE(BottleneckGate):
         if self.mix is not None:
             return mixed_pool(x, self.mix)
         return average_pool(x).flatten(1)
+
+    def read(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.mix is not None:
+            return x, mixed_pool(x, self.mix)
+        return average_of(x)
 
     def logits(self, u: torch.Tensor) -> torch.Tensor:
         u = dense(self.act(self.hidden(u)), self.fc2.weight, self.fc2.bias)

@@ -5,6 +5,7 @@ from timm.layers import EcaModule
 from torch import nn
 
 from .bottleneck import dense, hidden_width
+from .fused import affine
 from .gate import ChannelGate
 
 
@@ -67,6 +68,6 @@ class SEM(ChannelGate):
         switch = self.switch(u).sigmoid()
         z = torch.stack([
             self.fc2(self.act(self.hidden(u))), self.conv(u.unsqueeze(1)).squeeze(1),
-            torch.addcmul(self.bias, u, self.weight)], dim=1)
+            affine(u, self.weight, self.bias)], dim=1)
         v1, v2, v3 = (z * switch.unsqueeze(2)).sigmoid().unbind(1)
         return v1 * v2 * v3

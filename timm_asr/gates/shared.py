@@ -73,8 +73,13 @@ class SharedUnit(nn.Module):
             self, a: torch.Tensor, state: list[torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """Feature map (B, C, H, W) and state to the map that z weighs, z (broadcast over it), and the new state."""
-        z, state = self.excite(self.pool(a), state)
+        a, u = self.read(a)
+        z, state = self.excite(u, state)
         return a, z[:, :, None, None], state
+
+    def read(self, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The feature map as one product with z, and nothing else, may take it, and its descriptor, ``pool(a)``."""
+        return a, self.pool(a)
 
     @torch.jit.ignore
     def inference_form(self, convs: Sequence[nn.Module]) -> SharedForm | None:
@@ -99,6 +104,9 @@ class SharedGate(SharedUnit):
 
     def pool(self, a: torch.Tensor) -> torch.Tensor:
         return self.gate.pool(a)
+
+    def read(self, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.gate.read(a)
 
     def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         return self.gate.excite(u), state

@@ -7,6 +7,7 @@ from timm.models import checkpoint, checkpoint_seq
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
+from .fused import weigh_map
 from .shared import SharedUnit
 
 
@@ -27,7 +28,7 @@ class BranchBasicBlock(BasicBlock):
 
     def merge(self, a: torch.Tensor, z: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """act(shortcut + a * own(z)), with z broadcast over the branch a."""
-        a = a * self.own(z)
+        a = weigh_map(a, self.own(z))
         if self.drop_path is not None:
             a = self.drop_path(a)
         a += shortcut
@@ -49,7 +50,7 @@ class BranchBottleneck(Bottleneck):
 
     def merge(self, a: torch.Tensor, z: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """act(shortcut + a * own(z)), with z broadcast over the branch a."""
-        a = a * self.own(z)
+        a = weigh_map(a, self.own(z))
         if self.drop_path is not None:
             a = self.drop_path(a)
         a += shortcut

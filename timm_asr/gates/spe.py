@@ -3,11 +3,13 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .forms import Excite, GateForm, PairSigmoid, double
+from .fused import affine
 from .gate import ChannelGate, check_unused
-from .pooling import average_pool, check_mix, extremes
+from .pooling import average_pool, check_mix, extremes, needs_gradient
 
 #: Ways to reweight: the paper's, those of its Figure 4, and none.
 REWEIGHTS = ('shared', 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'none')
@@ -130,12 +132,26 @@ class SPE(ChannelGate):
         return self.scale(x, self._weigh(high, low, self._mixed(high, low)))
 
     def _weigh(self, high: torch.Tensor, low: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(self.exc_bias, mixed, self.exc_weight).sigmoid() * self._reweights(high, low)
+        v = affine(mixed, self.exc_weight, self.exc_bias).sigmoid()
+        if self.reweight == 'shared' and self.rew_weight is not None and self.rew_bias is not None:
+            # v * sigmoid(...) as a gated linear unit, whose gradient is one operation
+            return F.glu(torch.cat([v, affine(high + low, self.rew_weight, self.rew_bias)], dim=1), 1)
+        return v * self._reweights(high, low)
 
     def _mixed(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-        mix = self.fixed_mix
-        if mix is not None:
-            return torch.lerp(low, high, mix)
+        if self.fixed_mix is not None:
+            return torch.lerp(low, high, self.fixed_mix)
+        if torch.jit.is_scripting():
+            return torch.lerp(low, high, self.shares()[0].to(high.dtype))
+        else:  # noqa: RET505 - TorchScript compiles what follows a return
+            return self._learned_mix(high, low)
+
+    @torch.jit.unused
+    def _learned_mix(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+        p = self.mix
+        assert p is not None
+        if needs_gradient(high, p) and p.dtype in (torch.float32, torch.float64) and high.dtype == p.dtype:
+            return _Mix.apply(high, low, p, self.eps)[0]
         return torch.lerp(low, high, self.shares()[0].to(high.dtype))
 
     def _reweights(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
@@ -155,9 +171,7 @@ class SPE(ChannelGate):
             return (w * high + b).sigmoid() * (w * low + b).sigmoid()
         if self.reweight == 'f':
             return (w * high + b).sigmoid()
-        if self.reweight == 'g':
-            return (w * low + b).sigmoid()
-        return torch.addcmul(b, high + low, w).sigmoid()
+        return (w * low + b).sigmoid()
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of copies and pickles, whose parameters have no hooks
         super().__setstate__(state)
@@ -200,6 +214,57 @@ class SPE(ChannelGate):
                 biases.append(b)
         excite = PairSigmoid(torch.stack(weights, dim=1).to(like), torch.stack(biases).to(like))
         return GateForm('output', MaxMinPool(), excite)
+
+
+class _Mix(torch.autograd.Function):
+    """lambda * high + (1 - lambda) * low with lambda = q0 / (q0 + q1), q = p^2 + eps: Eq. 2 and 3."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+            high: torch.Tensor, low: torch.Tensor, p: torch.Tensor, eps: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q = p * p + eps
+        total = q.sum()
+        shares = q / total
+        return torch.lerp(low, high, shares[0]), shares, total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        *tensors, ctx.eps = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output[1:])
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor | None, *_: object) -> tuple[torch.Tensor | None, ...]:
+        high, low, p, shares, total = ctx.saved_tensors
+        if grad is None:
+            return None, None, None, None
+        if torch.is_grad_enabled():  # a gradient of this one is wanted
+            q = p * p + ctx.eps
+            shares, total = q / q.sum(), q.sum()
+        of_high = grad * shares[0]
+        of_share = ((high - low) * grad).sum()
+        # d lambda / d p = 2 p / total * (q1, -q0) / total
+        of_p = of_share * 2 / total * p * torch.stack([shares[1], -shares[0]])
+        return of_high, grad - of_high, of_p, None
+
+    @staticmethod
+    def jvp(ctx: Any, of_high: Any, of_low: Any, of_p: Any, _: None) -> tuple[torch.Tensor | None, ...]:
+        high, low, p = ctx.saved_tensors
+        q = p * p + ctx.eps
+        share, out = q[0] / q.sum(), torch.zeros_like(high)
+        if of_high is not None:
+            out = out + share * of_high
+        if of_low is not None:
+            out = out + (1 - share) * of_low
+        if of_p is not None:
+            slope = 2 * p * torch.stack([q[1], -q[0]]) / q.sum() ** 2
+            out = out + (high - low) * (slope * of_p).sum()
+        return out, None, None
 
 
 class MaxMinPool(nn.Module):

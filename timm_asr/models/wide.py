@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.init import zeros_
 
 from ..asr.blocks import register_block
+from ..gates.fused import weigh_map
 
 
 class WideBlock(nn.Module):
@@ -105,7 +106,7 @@ class BranchWideBlock(WideBlock):
 
     def merge(self, a: torch.Tensor, z: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """shortcut + a * own(z), with z broadcast over the branch a."""
-        a = a * self.own(z)
+        a = weigh_map(a, self.own(z))
         if self.drop_path is not None:
             a = self.drop_path(a)
         return a + shortcut
