@@ -10,6 +10,7 @@ from helpers import randomize, relative_error, small
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, vmap
 
+from timm_asr import auxiliary_loss
 from timm_asr.engine.measure import saved_for_backward
 from timm_asr.gates.fused import affine, weigh
 from timm_asr.gates.lstm_step import advance
@@ -72,6 +73,7 @@ def test_derivatives(case, layout):
 def test_gradients_of_single_samples():
     for name in ('se', 'ras', 'spe', 'dia_lstm'):
         model = randomize(small(f'resnet20_{name}', layers=(1, 1, 1), channels=(4, 4, 8))).eval()
+        auxiliary_loss(model)  # asked for, the penalty of SPE is not added to gradients by itself
         parameters = dict(model.named_parameters())
         x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
 
@@ -91,6 +93,7 @@ def test_layouts_precisions_and_the_compiler_agree(name):
 
     def step(model, x):
         model = copy.deepcopy(model).train()
+        auxiliary_loss(model)
         model(x).float().square().mean().backward()
         return torch.cat([p.grad.float().flatten() for p in model.parameters()])
 
@@ -101,6 +104,7 @@ def test_layouts_precisions_and_the_compiler_agree(name):
     assert relative_error(expected, step(last, x.contiguous(memory_format=torch.channels_last))) < 1e-2
     torch.compiler.reset()
     compiled = copy.deepcopy(model).train()
+    auxiliary_loss(compiled)
     torch.compile(compiled, backend='aot_eager', fullgraph=True)(x).square().mean().backward()
     assert relative_error(expected, torch.cat([p.grad.flatten() for p in compiled.parameters()])) < 1e-2
     for dtype in (torch.bfloat16, torch.float16):

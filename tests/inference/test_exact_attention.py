@@ -6,7 +6,7 @@ import timm
 import torch
 from helpers import randomize, relative_error
 
-import timm_asr  # noqa: F401 - registers the models
+import timm_asr
 
 
 def standing(f, *args, **kwargs):
@@ -76,6 +76,7 @@ def build(backbone, method, **kwargs):
     name = backbone if 'dia' in options else f'{backbone}_{method.split()[0]}'
     model = timm.create_model(name, dtype=torch.float64, num_classes=5, **{**options, **kwargs})
     randomize(model)
+    timm_asr.auxiliary_loss(model)  # asked for, the penalty of SPE is not added to gradients by itself
     for key, p in model.named_parameters():
         if key.endswith('.mix'):  # away from zero, where a mix has no meaning
             p.data = torch.rand_like(p) + 0.2

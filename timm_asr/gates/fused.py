@@ -37,8 +37,16 @@ def weigh(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 def weigh_map(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """x * v, with v (B, C, 1, 1), or broadcast over x (B, C, H, W) in another way."""
-    if v.shape[1] == x.shape[1] and v.shape[2] == 1 and v.shape[3] == 1:
-        return weigh(x, v.flatten(1))
+    if torch.jit.is_scripting():
+        return x * v
+    else:  # noqa: RET505 - TorchScript compiles what follows a return
+        return _weigh_map(x, v)
+
+
+@torch.jit.unused
+def _weigh_map(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    if needs_gradient(x, v) and v.shape[1:] == (x.shape[1], 1, 1):
+        return _weigh(x, v.flatten(1))
     return x * v
 
 

@@ -20,19 +20,17 @@ class LSTMCell(nn.Module):
 
     Args:
         act: Activation of the cell state at the output: 'sigmoid', 'tanh' or 'relu'.
+        prepared: Number of tensors that ``prepare`` gives.
 
     Raises:
         ValueError: The activation is another.
     """
 
-    def __init__(self, act: str) -> None:
+    def __init__(self, act: str, prepared: int) -> None:
         super().__init__()
         if act not in _ACTIVATIONS:
             raise ValueError(f"The output activation of a cell is one of {', '.join(_ACTIVATIONS)}, not {act!r}.")
-        self.act = act
-
-    #: Number of tensors that ``prepare`` gives.
-    prepared = 1
+        self.act, self.prepared = act, prepared
 
     def prepare(self) -> list[torch.Tensor]:
         """Matrices, made of the parameters, that all blocks of a stage use."""
@@ -95,15 +93,13 @@ class SqueezedLSTMCell(LSTMCell):
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(act)
+        super().__init__(act, prepared=2)
         dd = {'device': device, 'dtype': dtype}
         hidden = max(1, round(channels * rd_ratio))
         self.w_ih = nn.Sequential(
             nn.Linear(channels, hidden, **dd), nn.ReLU(), nn.Linear(hidden, 4 * channels, **dd))
         self.w_hh = nn.Sequential(
             nn.Linear(channels, hidden, **dd), nn.ReLU(), nn.Linear(hidden, 4 * channels, **dd))
-
-    prepared = 2
 
     def prepare(self) -> list[torch.Tensor]:
         y1, y2, h1, h2 = self.w_ih[0], self.w_ih[2], self.w_hh[0], self.w_hh[2]
@@ -147,7 +143,7 @@ class StandardLSTMCell(LSTMCell):
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(act)
+        super().__init__(act, prepared=1)
         self.w_ih = nn.Linear(channels, 4 * channels, device=device, dtype=dtype)
         self.w_hh = nn.Linear(channels, 4 * channels, device=device, dtype=dtype)
 
@@ -190,7 +186,7 @@ class LightLSTMCell(LSTMCell):
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(act)
+        super().__init__(act, prepared=0)
         dd = {'device': device, 'dtype': dtype}
         hidden = max(1, round(channels * rd_ratio / 2))
         self.fc1 = nn.Linear(channels, hidden, bias=False, **dd)
@@ -201,8 +197,6 @@ class LightLSTMCell(LSTMCell):
         self.bias = nn.Parameter(torch.zeros(4 * channels, **dd))
         nn.init.uniform_(self.weight_ih, -(0.5**0.5), 0.5**0.5)
         nn.init.uniform_(self.weight_hh, -(0.5**0.5), 0.5**0.5)
-
-    prepared = 0
 
     def prepare(self) -> list[torch.Tensor]:
         none: list[torch.Tensor] = []

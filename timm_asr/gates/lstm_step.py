@@ -44,10 +44,14 @@ def _literally(gates: torch.Tensor, c: torch.Tensor, act: str) -> tuple[torch.Te
 def _advance(
         u: torch.Tensor, weight: torch.Tensor | None, c: torch.Tensor, act: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    cast = torch.amp.is_autocast_available(u.device.type) and torch.is_autocast_enabled(u.device.type)
-    if weight is None or not needs_gradient(u, weight, c) or cast or u.dtype != c.dtype:
+    if weight is None or not needs_gradient(u, weight, c) or u.dtype != c.dtype or _casts(u):
         return _literally(u if weight is None else F.linear(u, weight), c, act)
     return _Advance.apply(u, weight, c, act)[:2]
+
+
+def _casts(x: torch.Tensor) -> bool:
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 _BACKWARD = {
