@@ -178,7 +178,7 @@ def export(args: argparse.Namespace) -> None:
 
     Raises:
         BadInput: The checkpoint, the images or the target cannot be used.
-        Stopped: The fused model is not the same function, or what was written does not load back. Nothing is kept.
+        Stopped: The folded network is not the same function, or what was written does not load back. Nothing is kept.
     """
     device = find_device(args.device)
     labels = read_labels(args.labels)

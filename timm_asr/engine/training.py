@@ -36,7 +36,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Run:
-    """A run from its first epoch to the fused model."""
+    """A run from its first epoch to the folded network."""
 
     def __init__(self, args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-asr train') -> None:
         self.args, self.argv, self.prog = args, list(argv), prog
@@ -148,11 +148,11 @@ class Run:
     def fuse(self, timed: bool = False) -> dict[str, Any] | None:
         """Fuse the best checkpoint into the run folder; None where there are no images to compare on."""
         if self.training.loaders.eval is None:
-            _logger.warning('No fused model is written: there are no validation images to compare it on (--val-split).')
+            _logger.warning('No folded network is written: there are no validation images to compare it on (--val-split).')
             return None
         best = self.saver.best
         if best is None:
-            raise Stopped('no checkpoint was written: there is nothing to fuse')
+            raise Stopped('no checkpoint was written: there is nothing to fold')
         loader = self.training.loaders.eval
         if self.args.distributed:  # which has a part of the images only
             loader = make_eval_loader(self.args, self.data_config, self.datasets[1], self.device, self.training.dtype,
@@ -170,7 +170,7 @@ class Run:
         return self.finish() if self.primary else 0
 
     def finish(self) -> int:
-        """Fuse, plot, and print the table."""
+        """Fold, plot, and print the table."""
         best = self.saver.best
         if self.saver.best_metric is not None:
             _logger.info(f'Best {self.metric}: {self.saver.best_metric:.4f} in epoch {self.saver.best_epoch}.')

@@ -69,7 +69,7 @@ def check_fit(plain: str, args: Mapping[str, Any], state: Mapping[str, torch.Ten
         stock = timm.create_model(plain, **args, device='meta')
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"The fused model is not a '{plain}' that can be rebuilt from its arguments ({error}); "
+            f"The folded network is not a '{plain}' that can be rebuilt from its arguments ({error}); "
             'pass what is missing as model_args.') from None
     except (RuntimeError, NotImplementedError):  # some constructors compute on their tensors
         stock = timm.create_model(plain, **args)
@@ -85,7 +85,7 @@ def check_fit(plain: str, args: Mapping[str, Any], state: Mapping[str, torch.Ten
             'as it was before, and let whoever runs it merge.')
     name = next(n for n in {**expected, **found} if expected.get(n) != found.get(n))
     raise ValueError(
-        f"The fused weights do not fit '{plain}': '{name}' is {found.get(name, 'absent')} where it has "
+        f"The folded weights do not fit '{plain}': '{name}' is {found.get(name, 'absent')} where it has "
         f'{expected.get(name, "none")}. If the model was built with further arguments, pass them as model_args.')
 
 

@@ -217,9 +217,9 @@ OPTIONS: list[Option] = [
     ),
     *group(
         'Fusing and output',
-        value('--fuse-every', int, 0, 'also write the fused model of the best checkpoint every N epochs; '
+        value('--fuse-every', int, 0, 'also write the folded network of the best checkpoint every N epochs; '
               '0 for the end only', metavar='N'),
-        switch('--no-fuse', 'do not write the fused model at the end'),
+        switch('--no-fuse', 'do not write the folded network at the end'),
         switch('--no-progress', 'plain log lines instead of a progress bar'),
         switch('--log-tensorboard', 'log to TensorBoard, in the run folder'),
     ),
