@@ -33,7 +33,7 @@ def test_style_is_left_as_it_was(tmp_path):
 
 def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'matplotlib', None)
-    with pytest.raises(ImportError, match="Figures need matplotlib: pip install 'timm-asr\\[plot\\]'"):
+    with pytest.raises(ImportError, match='Figures need matplotlib: pip install matplotlib'):
         plot_curve(ROWS, tmp_path / 'figure.png')
 
 

@@ -167,7 +167,6 @@ class GateStatistics:
     Attributes:
         name: Of the module, as in ``model.named_modules()``.
         kind: Its class.
-        calls: How often it was called.
         pooled: The feature map before it, averaged over positions.
         scale: Its factors, if it multiplies.
         shift: Its terms, if it adds.
@@ -176,7 +175,6 @@ class GateStatistics:
 
     name: str
     kind: str
-    calls: int = 0
     pooled: ChannelStatistics = field(default_factory=ChannelStatistics)
     scale: ChannelStatistics | None = None
     shift: ChannelStatistics | None = None
@@ -189,7 +187,6 @@ class GateStatistics:
 
     def update(self, x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None, keep: int) -> None:
         """Add a call: the map before the gate (B, C, H, W), factors and terms (B, C) or None."""
-        self.calls += 1
         pooled = x.mean((2, 3))
         self.pooled.update(pooled)
         if scale is not None:
@@ -224,7 +221,7 @@ def measure_gates(
 
     Returns:
         Name of each gate -> its statistics, in the order in which they run; of gates inside each other, the inner one.
-        A gate that ran more than once an image has more ``calls`` than there were batches.
+        A gate that ran more than once an image has a larger ``count`` than there were images.
 
     Raises:
         ValueError: A gate's weights are not finite.
