@@ -41,7 +41,7 @@ def test_a_network_without_gates_is_written(checkpoint, tmp_path, capsys):
     assert (status, err) == (0, '')
     assert "The model is a 'resnet20' now." in out
     assert 'statistics of 21 BatchNorms were estimated anew' in out
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in folder.iterdir()} >= {
         'config.json', 'model.safetensors', 'metrics.json', 'gates.json', 'gates.png'}
     told = json.loads((folder / 'gates.json').read_text())
     assert (told['images'], told['architecture'], len(told['gates'])) == (100, 'resnet20', 9)
