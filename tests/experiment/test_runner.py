@@ -86,6 +86,7 @@ def _child(argv, at):
     """Run the command and kill it at the at-th file that is flushed, as kill -9 does."""
     import timm_asr.engine.checkpoint as checkpoint
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     count, flush = [0], os.fsync
 
     def fsync(handle):
@@ -103,7 +104,8 @@ def _weights(folder):
 
 
 @pytest.mark.slow
-def test_workers_end_with_the_command_that_started_them(tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGINT], ids=['kill -9', 'interrupt'])
+def test_workers_end_with_the_command_that_started_them(tmp_path, number):
     plan = write(tmp_path / 'plan.yaml', ARMS, [0, 1], epochs=500)
     argv = [str(plan), '--output', str(tmp_path / 'runs'), '--parallel', '2']
     process = _CONTEXT.Process(target=_child, args=(argv, None))
@@ -113,8 +115,8 @@ def test_workers_end_with_the_command_that_started_them(tmp_path):
         time.sleep(0.1)
     workers = children_of(process.pid)
     assert len(workers) >= 2
-    process.kill()
-    process.join()
+    os.kill(process.pid, number)
+    process.join(60)
     while any(Path(f'/proc/{pid}').exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [pid for pid in workers if Path(f'/proc/{pid}').exists()]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,9 @@ def make_runs(plan: Plan, output: Path, parse_args: Parse, parallel: int = 1, de
         try:
             list(pool.map(make, runs))
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():  # asked to end, one would begin the next run; its epochs are saved
+                worker.kill()
             raise
 
 
