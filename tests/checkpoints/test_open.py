@@ -285,8 +285,11 @@ def test_lists_of_names(tmp_path: Path, checkpoint: Path) -> None:
     assert expand_names(NAME) is None
     assert expand_names(str(checkpoint)) is None
     assert expand_names('resnet20_asr_*') == sorted(timm.list_models('resnet20_asr_*'))
-    assert all(name.startswith('resnet18.') for name in expand_names('resnet18', pretrained=True) or [])
-    assert 'resnet18.a1_in1k' in (expand_names('resnet18*', pretrained=True) or [])
+    assert expand_names('resnet18', pretrained=True) is None
+    found = expand_names('resnet18*', pretrained=True)
+    assert found is not None
+    assert 'resnet18.a1_in1k' in found
+    assert all(name.startswith('resnet18') and '.' in name for name in found)
     with pytest.raises(BadInput, match=r"no model matches 'nope\*'"):
         expand_names('nope*')
     listing = tmp_path / 'models.txt'

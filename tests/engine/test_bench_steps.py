@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import timm_asr
-from timm_asr.engine import bench_steps
 from timm_asr.engine.bench_steps import InferenceStep, TrainStep, split_name
 from timm_asr.engine.commands import benchmark
 from timm_asr.engine.measure import peak_memory, saved_for_backward
 from timm_asr.engine.options import parse
+from timm_asr.gates.spe import SPE
 from timm_asr.models.counts import count_operations
 
 CPU = torch.device('cpu')
@@ -66,12 +66,15 @@ def test_gradients_are_clipped(mode: str, norm: float | None) -> None:
         assert gradients.norm().item() == pytest.approx(norm, rel=1e-3)
 
 
-def test_the_auxiliary_loss_is_part_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = TrainStep('resnet20', options(), CPU, 2)
+def test_the_auxiliary_loss_is_part_of_the_step() -> None:
+    step = TrainStep('resnet20_spe', options(), CPU, 2)
     step.eager.eval()  # the same output twice
-    plain = step.forward_loss().item()
-    monkeypatch.setattr(bench_steps, 'auxiliary_loss', lambda model: torch.tensor(10.0))
-    assert step.forward_loss().item() == pytest.approx(plain + 10, abs=1e-4)
+    with torch.no_grad():
+        plain = step.loss(step.eager(step.images), step.target)
+    gates = [module for module in step.eager.modules() if isinstance(module, SPE)]
+    penalty = sum(gate.eta * gate.mix.square().sum() for gate in gates)
+    assert len(gates) == 9
+    assert step.forward_loss().item() == pytest.approx((plain + penalty).item(), abs=1e-4)
 
 
 @pytest.mark.parametrize(('precision', 'weights', 'output'), [
