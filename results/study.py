@@ -87,8 +87,10 @@ def section(plan: Plan, rows: Sequence[dict[str, Any]], margin: float) -> str:
 def conclusion(plan: Plan, whole: Sequence[dict[str, Any]], margin: float) -> list[str]:
     """The verdicts, with a line above them; nothing where there is no control or one seed alone."""
     control = better_control(plan, whole)
-    if control is None or len(whole) < 2 * len(plan.arms):
+    if control is None or not whole:
         return []
+    if len(whole) < 2 * len(plan.arms):
+        return [f'{plan.name}: one seed so far, which decides nothing.']
     return [f'{plan.name}: against the better control, {control!r}, by the rule of the plan:',
             '\n'.join(verdicts(plan, whole, control, margin))]
 
