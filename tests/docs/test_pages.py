@@ -15,6 +15,7 @@ from pages import PAGES, ROOT, anchors, commands, links, parts
 
 import timm_asr
 from timm_asr.engine import options
+from timm_asr.engine.commands import names as command_names
 from timm_asr.engine.recipes import find_recipe, list_recipes
 
 WITH_PYTHON = [page for page in PAGES if any(part.kind == 'python' for part in parts(page))]
@@ -113,3 +114,8 @@ def test_every_recipe_is_on_its_page():
     rows = re.findall(r'^\| `(\w+)` \| `(\w+)` \|', (ROOT / 'docs' / 'recipes.md').read_text(), re.MULTILINE)
     models = {name: yaml.safe_load(find_recipe(name).read_text())['model'] for name in list_recipes()}
     assert dict(rows) == models
+
+
+def test_every_command_is_on_its_page():
+    rows = re.findall(r'^\| `([\w-]+)` \|', (ROOT / 'docs' / 'commands.md').read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(name.replace('_', '-') for name in command_names())
