@@ -202,7 +202,7 @@ def test_no_gate_starts_dead(name, channels, init):
     for seed in range(60):
         torch.manual_seed(seed)
         vector = ASRVector(asr_gate(name), channels, init)
-        if name in ('ie', 'spe', 'ras'):  # their scale starts at zero: psi moves from the second step on
+        if name in ('ie', 'spe', 'spem', 'ras'):  # their scale starts at zero: psi moves from the second step on
             optimizer = torch.optim.SGD(vector.parameters(), lr=0.1)
             (vector() * torch.randn(channels)).sum().backward()
             optimizer.step()

@@ -17,6 +17,7 @@ import timm_asr
 from timm_asr.engine import options
 from timm_asr.engine.commands import names as command_names
 from timm_asr.engine.recipes import find_recipe, list_recipes
+from timm_asr.models.registry import list_variants
 
 WITH_PYTHON = [page for page in PAGES if any(part.kind == 'python' for part in parts(page))]
 SLOW = {page for page in PAGES if any(part.kind == 'test' and part.text == 'slow' for part in parts(page))}
@@ -119,3 +120,8 @@ def test_every_recipe_is_on_its_page():
 def test_every_command_is_on_its_page():
     rows = re.findall(r'^\| `([\w-]+)` \|', (ROOT / 'docs' / 'commands.md').read_text(), re.MULTILINE)
     assert sorted(rows) == sorted(name.replace('_', '-') for name in command_names())
+
+
+def test_the_table_of_models_has_every_name():
+    rows = re.findall(r'^\| `(\w+)` \|', (ROOT / 'docs' / 'model_table.md').read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(variant.name for variant in list_variants()), 'run `python results/model_table.py`'
