@@ -148,7 +148,7 @@ class Run:
     def fuse(self, timed: bool = False) -> dict[str, Any] | None:
         """Fuse the best checkpoint into the run folder; None where there are no images to compare on."""
         if self.training.loaders.eval is None:
-            _logger.warning('No folded network is written: there are no validation images to compare it on (--val-split).')
+            _logger.warning('No folded network is written: there are no validation images to compare on (--val-split).')
             return None
         best = self.saver.best
         if best is None:
