@@ -1,0 +1,195 @@
+"""What attention costs where networks are deployed: PyTorch, ONNX Runtime in float and int8, OpenVINO.
+
+    python results/deploy.py [--cifar10 FILE] [--budget SECONDS] [SECTION ...]
+
+Writes deploy.csv and deploy.md beside this file; with sections named, the rows of the others stay. FILE holds CIFAR-10
+as arrays (x_train, x_test, y_test; uint8), on which the accuracy of the weights that come with the package is measured;
+without it that section is left out. Timed as `results/speed.py` does: one process, in turns, pinned threads.
+"""
+
+import argparse
+import copy
+import csv
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from speed import SETTINGS, machine, number
+
+if __name__ == '__main__' and any(os.environ.get(key) != value for key, value in SETTINGS.items()):
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | SETTINGS)
+
+import numpy as np
+import onnxruntime
+import openvino
+import timm
+import torch
+from attention_speed import stir
+from torch import nn
+
+import timm_asr
+from timm_asr.engine.reports import as_markdown, write_results
+from timm_asr.engine.versus import Spread, interleave, ratios
+from timm_asr.export.int8 import onnx_top1, quantize_onnx
+
+HERE = Path(__file__).parent
+SEED, BACKBONE = 42, 'resnet83'
+BATCHES = {1: 20, 64: 1}  # batch size -> steps a round
+CLIENTS = ('eager', 'torch.compile', 'ONNX Runtime, literal', 'ONNX Runtime', 'ONNX Runtime, int8', 'OpenVINO')
+ACCURACY = ('resnet20', 'resnet20_se', 'resnet20_asr_se')
+Step = Callable[[], object]
+
+
+def networks(backbone: str) -> Iterator[tuple[str, nn.Module]]:
+    """What is compared, in eval mode, by the name of its row. Weights are random, statistics are moved."""
+    for gate in ('', 'asr_se', 'se', 'eca', 'ie', 'ras', 'dia_lstm'):
+        model = stir(timm.create_model(f'{backbone}_{gate}'.rstrip('_'))).eval()
+        yield gate or 'plain', model
+        if gate == 'se':
+            frozen = copy.deepcopy(model)
+            timm_asr.freeze_attention(frozen, torch.randn(32, 3, 32, 32).split(16))
+            yield 'se, frozen', frozen
+    yield 'repvgg_a0 with asr_se', stir(timm.create_model('repvgg_a0_cifar_asr_se')).eval()
+
+
+def ort_step(file: Path, images: torch.Tensor) -> Step:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+    return lambda: session.run(None, {'images': images.numpy()})
+
+
+def openvino_step(file: Path, images: torch.Tensor) -> Step:
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(file), 'CPU', {'INFERENCE_NUM_THREADS': torch.get_num_threads(),
+                                                                 'INFERENCE_PRECISION_HINT': 'f32'})
+    return lambda: compiled([images.numpy()])
+
+
+def torch_step(model: nn.Module, images: torch.Tensor) -> Step:
+    def step() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(images)
+    return step
+
+
+def speed_section(folder: Path, budget: float, batch: int) -> list[dict[str, Any]]:
+    torch.manual_seed(SEED)
+    images = torch.randn(batch, 3, 32, 32)
+    last = images.to(memory_format=torch.channels_last)
+    steps: dict[str, dict[str, Step]] = {client: {} for client in CLIENTS}
+    for name, model in networks(BACKBONE):
+        form = timm_asr.reparameterize(copy.deepcopy(model), fold_bn=True)
+        form.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trained = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        steps['eager'][f'{name}, as trained'] = torch_step(trained, last)
+        steps['eager'][name] = torch_step(form, last)
+        steps['torch.compile'][name] = torch_step(torch.compile(copy.deepcopy(form)), last)
+        file = folder / f'{name}.onnx'
+        timm_asr.export_onnx(model, file, fold_bn=True, overwrite=True)
+        steps['ONNX Runtime'][name] = ort_step(file, images)
+        steps['OpenVINO'][name] = openvino_step(file, images)
+        quantized = quantize_onnx(file, folder / f'{name}.int8.onnx', [torch.randn(16, 3, 32, 32)])
+        steps['ONNX Runtime, int8'][name] = ort_step(quantized, images)
+        literal = folder / f'{name}.literal.onnx'
+        timm_asr.export_onnx(model, literal, unfused=True, overwrite=True)
+        steps['ONNX Runtime, literal'][name] = ort_step(literal, images)
+    rows = []
+    for client, own in steps.items():
+        times = interleave(own, rounds=200, iters=BATCHES[batch], warmup=3, budget=budget)
+        over = ratios(times, 'plain')
+        rows += [{'client': client, 'network': name, 'batch_size': batch, 'rounds': len(taken),
+                  'ms': round(1000 * Spread.of(taken).median, 3), 'over_plain': round(over[name].median, 3),
+                  'q1': round(over[name].q1, 3), 'q3': round(over[name].q3, 3)} for name, taken in times.items()]
+        print(as_markdown(rows[-len(times):]))
+    return rows
+
+
+def accuracy_section(folder: Path, file: Path) -> list[dict[str, Any]]:
+    with np.load(file) as arrays:
+        train, test, labels = (torch.from_numpy(arrays[key]) for key in ('x_train', 'x_test', 'y_test'))
+    rows = []
+    for name in ACCURACY:
+        model = timm.create_model(f'{name}.cifar10', pretrained=True).eval()
+        mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ('mean', 'std'))
+
+        def prepared(images: torch.Tensor, mean: torch.Tensor = mean, std: torch.Tensor = std) -> torch.Tensor:
+            return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(SEED))[:512]
+        calibration = prepared(train[chosen]).split(64)
+        pairs = list(zip(prepared(test).split(500), labels.flatten().split(500), strict=True))
+        variants = {name: model}
+        if name.endswith('_se') and 'asr' not in name:
+            frozen = copy.deepcopy(model)
+            timm_asr.freeze_attention(frozen, calibration)
+            variants[f'{name}, frozen'] = frozen
+        for variant, network in variants.items():
+            onnx = timm_asr.export_onnx(network, folder / 'float.onnx', fold_bn=True, overwrite=True)
+            int8 = quantize_onnx(onnx, folder / 'int8.onnx', calibration)
+            rows.append({'network': variant, 'images': len(test), 'top1_float': round(onnx_top1(onnx, pairs), 2),
+                         'top1_int8': round(onnx_top1(int8, pairs), 2)})
+            print(rows[-1])
+    return rows
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    settings = ' '.join(f'{key}={value}' for key, value in SETTINGS.items())
+    parts = [f"""# What attention costs where networks are deployed
+
+Command: `python results/deploy.py --cifar10 FILE` (seed {SEED}; it sets `{settings}` itself).
+Machine: {machine()}; PyTorch {torch.__version__}, timm {timm.__version__}, ONNX Runtime {onnxruntime.__version__},
+OpenVINO {openvino.__version__.partition('-')[0]}, timm_asr {timm_asr.__version__}; {BACKBONE}, 32x32, float32 unless
+int8 is named.
+
+The networks of a table ran in turns in one process. `over_plain` is the median over rounds of a network's time divided
+by that of the plain backbone in the same client and round; `q1` and `q3` are its quartiles. Absolute times on a shared
+machine mean little. In PyTorch and ONNX Runtime a network is in its inference form with norms folded
+(`reparameterize(fold_bn=True)`); "as trained" and "literal" are the network as it was trained.
+"""]
+    for batch in BATCHES:
+        own = [row for row in rows if row['section'] == f'speed-{batch}']
+        for client in CLIENTS:
+            shown = [{key: number(row[key]) for key in ('network', 'rounds', 'ms', 'over_plain', 'q1', 'q3')}
+                     for row in own if row['client'] == client]
+            if shown:
+                parts.append(f'## {client}, batch {batch}\n\n{as_markdown(shown)}')
+    shown = [{key: number(row[key]) for key in ('network', 'images', 'top1_float', 'top1_int8')}
+             for row in rows if row['section'] == 'accuracy']
+    if shown:
+        parts.append('## Accuracy on the test images of CIFAR-10, by ONNX Runtime, in percent\n\n'
+                     'Calibrated on 512 training images. The weights are those that come with the package.\n\n'
+                     + as_markdown(shown))
+    return '\n'.join(parts)
+
+
+def main() -> None:
+    sections = [f'speed-{batch}' for batch in BATCHES] + ['accuracy']
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('sections', nargs='*', metavar='SECTION', choices=[[], *sections], help=', '.join(sections))
+    parser.add_argument('--cifar10', type=Path, metavar='FILE')
+    parser.add_argument('--budget', type=float, default=30.0, help='seconds that the rounds of one table may take')
+    args = parser.parse_args()
+    table = HERE / 'deploy.csv'
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for section in args.sections or sections:
+            if section == 'accuracy':
+                if args.cifar10 is None:
+                    print('Accuracy is left out; --cifar10 FILE measures it.')
+                    continue
+                fresh = accuracy_section(folder, args.cifar10)
+            else:
+                fresh = speed_section(folder, args.budget, int(section.partition('-')[2]))
+            rows = list(csv.DictReader(table.open())) if table.is_file() else []
+            rows = [row for row in rows if row['section'] != section] + [{'section': section, **row} for row in fresh]
+            rows.sort(key=lambda row: sections.index(row['section']))
+            write_results(table, rows)
+            (HERE / 'deploy.md').write_text(markdown(list(csv.DictReader(table.open()))))
+
+
+if __name__ == '__main__':
+    main()
