@@ -95,7 +95,7 @@ def speed_section(folder: Path, budget: float, batch: int) -> list[dict[str, Any
         quantized = quantize_onnx(file, folder / f'{name}.int8.onnx', [torch.randn(16, 3, 32, 32)])
         steps['ONNX Runtime, int8'][name] = ort_step(quantized, images)
         literal = folder / f'{name}.literal.onnx'
-        timm_asr.export_onnx(model, literal, unfused=True, overwrite=True)
+        timm_asr.export_onnx(model, literal, as_trained=True, overwrite=True)
         steps['ONNX Runtime, literal'][name] = ort_step(literal, images)
     rows = []
     for client, own in steps.items():

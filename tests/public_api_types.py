@@ -17,6 +17,7 @@ def use_everything(model: nn.Module) -> None:
     assert_type(timm_asr.fold_asr(model), nn.Module)
     assert_type(timm_asr.reparameterize(model, fold_bn=True), nn.Module)
     assert_type(timm_asr.save_fused(model, 'folder'), Path)
+    assert_type(timm_asr.quantize_onnx('net.onnx', 'int8.onnx', [torch.randn(8, 3, 32, 32)]), Path)
     assert_type(timm_asr.push_to_hub(model, 'me/net', license='mit', dry_run=True).files, list[tuple[str, int]])
     assert_type(timm_asr.load_trainable('me/net', num_classes=7), nn.Module)
     assert_type([one.metrics for one in timm_asr.list_published('me')], list[dict[str, Any]])

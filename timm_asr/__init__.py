@@ -4,6 +4,7 @@ from . import _requirements  # noqa: F401 - first: an older timm would fail furt
 from .asr.attach import attach_asr
 from .asr.fold import fold_asr, has_asr
 from .export.graph import export_onnx, export_program
+from .export.int8 import quantize_onnx
 from .export.load import list_published, load_trainable
 from .export.push import push_to_hub
 from .export.save import save_fused
@@ -33,6 +34,7 @@ __all__ = [
     'load_trainable',
     'plain_architecture',
     'push_to_hub',
+    'quantize_onnx',
     'reparameterize',
     'save_fused',
 ]

@@ -1,16 +1,20 @@
 """int8 networks: their accuracy, and what folding does to the codes of the weights."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
 import timm
 import torch
+from export_helpers import digits_model, our_checkpoint
 from helpers import asr_layers, randomize
+from PIL import Image
 
 import timm_asr
 from timm_asr.data import Digits
-from timm_asr.errors import BadInput
+from timm_asr.engine.commands.export import main
+from timm_asr.errors import BadInput, run_main
 from timm_asr.export.int8 import onnx_top1, quantize_onnx
 
 onnx = pytest.importorskip('onnx')
@@ -89,3 +93,44 @@ def test_without_images(tmp_path):
     with pytest.raises(BadInput, match='needs images to calibrate on'):
         quantize_onnx(file, tmp_path / 'int8.onnx', [])
     assert not (tmp_path / 'int8.onnx').exists()
+
+
+def test_the_command(tmp_path, capsys):
+    """With the digits of the run, whose training images calibrate and whose others tell the accuracy."""
+    checkpoint = our_checkpoint(tmp_path / 'last.pth.tar', digits_model())
+    files = {name: tmp_path / name for name in ('float.onnx', 'int8.onnx', 'folder')}
+    argv = [checkpoint, '--onnx', files['float.onnx'], '--int8', files['int8.onnx'], '-o', files['folder'],
+            '--samples', 70, '-j', 0]
+    assert run_main(lambda: main([str(word) for word in argv]), 'export') == 0
+    out, err = capsys.readouterr()
+    assert err == ''
+    metrics = json.loads((files['folder'] / 'metrics.json').read_text())
+    assert metrics['int8_samples'] == 70
+    assert (f'int8     calibrated on 70 images of the split train; top-1 on 359 images {metrics["top1_onnx"]:.2f} % in '
+            f'float and {metrics["top1_int8"]:.2f} % in int8') in out
+    held_out = Digits('validation')
+    images = torch.stack([torch.from_numpy(np.array(image.convert('L').resize((32, 32), 2))) for image, _ in held_out])
+    images = (images[:, None].float() / 255 - 0.3053) / 0.376
+    pairs = [(images, torch.tensor([label for _, label in held_out]))]
+    for key, name in (('top1_onnx', 'float.onnx'), ('top1_int8', 'int8.onnx')):
+        assert onnx_top1(files[name], pairs) == pytest.approx(metrics[key], abs=0.6)  # resized by another program
+    assert metrics['top1_onnx'] == pytest.approx(metrics['top1_folded'])
+    operations = {node.op_type for node in onnx.load(files['float.onnx']).graph.node}
+    assert 'BatchNormalization' not in operations
+    assert 'QuantizeLinear' in {node.op_type for node in onnx.load(files['int8.onnx']).graph.node}
+
+
+@pytest.mark.parametrize('splits', [('val',), ('train', 'val'), ()])
+def test_which_images_it_is_calibrated_on(splits, tmp_path, capsys):
+    for split in splits or ('',):
+        for label in '01':
+            (tmp_path / 'data' / split / label).mkdir(parents=True)
+            Image.new('L', (32, 32), 40).save(tmp_path / 'data' / split / label / 'a.png')
+    checkpoint = our_checkpoint(tmp_path / 'last.pth.tar', digits_model())
+    argv = [checkpoint, '--onnx', tmp_path / 'f.onnx', '--int8', tmp_path / 'i.onnx', '--data-dir', tmp_path / 'data',
+            '-j', 0]
+    assert run_main(lambda: main([str(word) for word in argv]), 'export') == 0
+    out = capsys.readouterr().out
+    which = 'train;' if 'train' in splits else 'validation, on which accuracy is measured too;'
+    assert f'calibrated on 2 images of the split {which}' in out
+    assert ('no training images: ' in out) == (splits == ('val',))

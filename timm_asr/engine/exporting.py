@@ -1,4 +1,4 @@
-"""What ``timm-asr export`` does: folded weights as a folder, an ONNX file or a program of torch.export."""
+"""What ``timm-asr export`` does: folded weights as a folder, ONNX in float and int8, a program of torch.export."""
 
 import argparse
 import logging
@@ -20,12 +20,14 @@ from ..checkpoints.provenance import dataset_name, file_sha256
 from ..checkpoints.source import Source, used_data_config
 from ..errors import BadInput, Stopped
 from ..export.graph import ExportedAsTrained, check_packages, write_onnx, write_program
+from ..export.int8 import onnx_top1, quantize_onnx
 from ..export.place import refuse_other
 from ..export.save import Options, write_fused
 from .build import first_line
 from .device import find_device
 from .export import compare_forms
-from .interrupt import deferred_interrupts
+from .inputs import mix
+from .interrupt import deferred_interrupts, stoppable
 from .loaders import classes_of, label_names, open_dataset
 from .progress import setup_logging
 from .workers import quiet_workers
@@ -55,12 +57,16 @@ def check(args: argparse.Namespace) -> None:
             ('--as-trained', args.as_trained, '--onnx or --torch-export', graphs),
             ('--any-size', args.any_size, '--onnx or --torch-export', graphs),
             ('--fold-bn', args.fold_bn, '--onnx or --torch-export', graphs),
+            ('--int8', args.int8, '--onnx', args.onnx),
             ('--opset', args.opset, '--onnx', args.onnx)):
         if given and not there:
             raise BadInput(f'{name} goes with {needs}')
-    if args.as_trained and args.fold_bn:
-        raise BadInput('--as-trained and --fold-bn exclude each other')
-    for path in (args.onnx, args.torch_export):
+    for name, given in (('--fold-bn', args.fold_bn), ('--int8', args.int8)):
+        if args.as_trained and given:
+            raise BadInput(f'--as-trained and {name} exclude each other')
+    if args.samples < 1:
+        raise BadInput('--samples takes one image or more')
+    for path in (args.onnx, args.int8, args.torch_export):
         if path and Path(path).exists() and not args.force:
             raise BadInput(f'{path} is there already; choose another name, or replace it (--force)')
     if args.onnx:
@@ -150,13 +156,63 @@ def compare_images(args: argparse.Namespace, source: Source, loader: Iterable, d
                     f'{found.relative:.1g} of the largest')
 
 
-def some_images(loader: Iterable | None) -> Iterator[torch.Tensor]:
-    """The first real images, in batches on the CPU."""
+def calibration_images(
+        args: argparse.Namespace,
+        source: Source,
+        config: dict[str, Any],
+        device: torch.device,
+        shown: Any,
+) -> tuple[Iterable, str]:
+    """The images that int8 is calibrated on, and which they are: of the training split, where there is one.
+
+    Args:
+        args: The options.
+        source: The model, and what is known about it.
+        config: What the images go through.
+        device: Where batches go.
+        shown: Loader of the images to compare on; None where there are none.
+
+    Raises:
+        BadInput: No images are named.
+    """
+    if shown is None:
+        raise BadInput('no images to calibrate int8 on: give the folder of the images (--data-dir DIR) or the name of '
+                       'a data set (--dataset NAME)')
+    split = 'train'
+    try:
+        loader = open_images(argparse.Namespace(**{**vars(args), 'split': split}), source, config, device)
+        roots = [getattr(getattr(one.dataset, 'reader', None), 'root', None) for one in (loader, shown)]
+        if roots[0] is not None and roots[0] == roots[1]:  # a folder without splits is there under every name
+            split = args.split
+    except BadInput as error:
+        step('int8', f'no training images: {error}')
+        split = args.split
+        loader = open_images(args, source, config, device)
+    mix(loader, args.samples)
+    which = f'images of the split {split}' + (', on which accuracy is measured too' if split == args.split else '')
+    return loader, which
+
+
+def quantize(args: argparse.Namespace, source: Source, loader: Iterable, calibration: tuple[Iterable, str]) -> None:
+    """Write the int8 file, and keep its accuracy and that of the float file in the source."""
+    batches = list(some_images(calibration[0], args.samples))
+    quantize_onnx(args.onnx, args.int8, batches)
+    before, after = (
+        onnx_top1(file, ((images.cpu().float(), target.cpu()) for images, target in stoppable(loader)))
+        for file in (args.onnx, args.int8))
+    used = sum(len(batch) for batch in batches)
+    source.metrics = {**(source.metrics or {}), 'top1_onnx': before, 'top1_int8': after, 'int8_samples': used}
+    step('int8', f'calibrated on {used} {calibration[1]}; top-1 on {source.metrics["images"]} images '
+                 f'{before:.2f} % in float and {after:.2f} % in int8')
+
+
+def some_images(loader: Iterable | None, most: int = GRAPH_IMAGES) -> Iterator[torch.Tensor]:
+    """The first real images, in batches on the CPU, until there are ``most`` or more."""
     count = 0
     for images, _ in loader or ():
         yield images.cpu().float()
         count += len(images)
-        if count >= GRAPH_IMAGES:
+        if count >= most:
             return
 
 
@@ -189,21 +245,28 @@ def export(args: argparse.Namespace) -> None:
     if args.output:
         refuse_other(Path(args.output), source.facts, args.force)
     source.label_names = labels or source.label_names
-    loader = open_images(args, source, apply_data_options(args, source), device)
+    config = apply_data_options(args, source)
+    loader = open_images(args, source, config, device)
+    calibration = calibration_images(args, source, config, device, loader) if args.int8 else None
     try:
         if loader is not None:
             with deferred_interrupts():
                 compare_images(args, source, loader, device)
+        if args.onnx:
+            write_onnx(source, args.onnx, args.as_trained, args.fold_bn or bool(args.int8), args.any_size, args.opset,
+                       some_images(loader), args.force, step)
+            step('written', args.onnx)
+            print_file(Path(args.onnx), Path(args.onnx).name)
+        if args.int8:
+            with deferred_interrupts():
+                quantize(args, source, loader, calibration)
+            step('written', args.int8)
+            print_file(Path(args.int8), Path(args.int8).name)
         if args.output:
             folder = write_fused(source, args.output, Options(
                 keep_trainable=args.keep_trainable, tag=args.tag, dtype=args.dtype, overwrite=args.force, report=step))
             step('written', str(folder))
             list_files(folder)
-        if args.onnx:
-            write_onnx(source, args.onnx, args.as_trained, args.fold_bn, args.any_size, args.opset,
-                       some_images(loader), args.force, step)
-            step('written', args.onnx)
-            print_file(Path(args.onnx), Path(args.onnx).name)
         if args.torch_export:
             write_program(source, args.torch_export, args.as_trained, args.fold_bn, args.any_size,
                           some_images(loader), args.force, step)

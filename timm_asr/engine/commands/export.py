@@ -1,4 +1,4 @@
-"""Write folded weights as timm loads them, and as ONNX or a program of torch.export."""
+"""Write folded weights as timm loads them, and as ONNX, in int8 too, or a program of torch.export."""
 
 from collections.abc import Sequence
 
@@ -29,6 +29,9 @@ OPTIONS: list[Option] = [
         value('--output', str, '', 'folder for the folded weights, as timm loads it', '-o', metavar='FOLDER'),
         switch('--keep-trainable', 'also write the unfolded model, into the folder trainable inside'),
         value('--onnx', str, '', 'ONNX file of the inference form', metavar='FILE'),
+        value('--int8', str, '', 'the same network in int8, quantized from the file of --onnx with norms folded and '
+              'calibrated on training images', metavar='FILE'),
+        value('--samples', int, 512, 'images to calibrate on, chosen at random where they can be', metavar='N'),
         value('--torch-export', str, '', 'program of torch.export of the inference form (.pt2)', metavar='FILE'),
         switch('--as-trained', 'leave attention and branches in the ONNX file or program', aliases=('--unfused',)),
         switch('--any-size', 'let the ONNX file or program take images of any size, where the network can'),
