@@ -78,14 +78,8 @@ class bn_noise(TorchFunctionMode):  # noqa: N801 - called as a function is, afte
         return self._batch_norm(*args, **(kwargs or {}))
 
     def _batch_norm(
-            self,
-            x: torch.Tensor,
-            running_mean: torch.Tensor | None,
-            running_var: torch.Tensor | None,
-            weight: torch.Tensor | None = None,
-            bias: torch.Tensor | None = None,
-            *rest: Any,
-            **kwargs: Any,
+            self, x: torch.Tensor, running_mean: torch.Tensor | None, running_var: torch.Tensor | None,
+            weight: torch.Tensor | None = None, bias: torch.Tensor | None = None, *rest: Any, **kwargs: Any,
     ) -> torch.Tensor:
         gamma = x.new_ones(x.shape[1]) if weight is None else weight
         added = self.b.draw(gamma) * gamma

@@ -19,11 +19,7 @@ from .stripes import measure_stripes
 
 
 def collect_attention(
-        model: nn.Module,
-        loader: Iterable[Any],
-        samples: int = 1000,
-        progress: bool = True,
-) -> dict[str, torch.Tensor]:
+        model: nn.Module, loader: Iterable[Any], samples: int = 1000, progress: bool = True) -> dict[str, torch.Tensor]:
     """Attention weights of every block over real images.
 
     Args:
@@ -59,11 +55,7 @@ def _stage(name: str) -> str:
 
 
 def feature_integration(
-        attention: torch.Tensor,
-        trees: int = 100,
-        channels: int | None = None,
-        seed: int = 0,
-        jobs: int | None = None,
+        attention: torch.Tensor, trees: int = 100, channels: int | None = None, seed: int = 0, jobs: int | None = None,
 ) -> torch.Tensor:
     """Importance of every source block for every target block of a stage: Algorithm 1.
 

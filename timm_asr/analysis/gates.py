@@ -204,10 +204,7 @@ class GateStatistics:
 
 @torch.no_grad()
 def measure_gates(
-        model: nn.Module,
-        batches: Iterator[Any],
-        names: set[str] | None = None,
-        keep: int = 0,
+        model: nn.Module, batches: Iterator[Any], names: set[str] | None = None, keep: int = 0,
 ) -> dict[str, GateStatistics]:
     """Find the channel gates of a model in eval mode and collect their weights over images.
 

@@ -103,10 +103,7 @@ class Looker:
 
 
 def grad_cam(
-        model: nn.Module,
-        images: torch.Tensor,
-        targets: torch.Tensor | None = None,
-        layer: str = '',
+        model: nn.Module, images: torch.Tensor, targets: torch.Tensor | None = None, layer: str = '',
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Grad-CAM of a few images: :class:`Looker` for one batch."""
     return Looker(model, layer)(images, targets)
@@ -128,12 +125,7 @@ class AverageLook:
 
 
 def average_cam(
-        model: nn.Module,
-        loader: Iterable[Any],
-        *,
-        samples: int | None = 500,
-        layer: str = '',
-        progress: bool = True,
+        model: nn.Module, loader: Iterable[Any], *, samples: int | None = 500, layer: str = '', progress: bool = True,
 ) -> AverageLook:
     """The mean of Grad-CAM's maps over images: the region that a network looks at on average (ASR paper, Figure 6).
 

@@ -65,13 +65,8 @@ class StageGradients:
 
 
 def stage_gradients(
-        model: nn.Module,
-        loader: Iterable[Any],
-        *,
-        samples: int | None = None,
-        training: bool = True,
-        progress: bool = True,
-) -> list[StageGradients]:
+        model: nn.Module, loader: Iterable[Any], *, samples: int | None = None, training: bool = True,
+        progress: bool = True) -> list[StageGradients]:
     """The distribution of |d loss / d x| at the output x of each stage, over images and all their positions.
 
     The loss is the cross entropy, summed over a batch: so the size of a batch does not matter. The paper looks at

@@ -28,12 +28,7 @@ class Images:
     """
 
     def __init__(
-            self,
-            loader: Iterable[Any],
-            model: nn.Module,
-            samples: int | None = None,
-            progress: bool = True,
-    ) -> None:
+            self, loader: Iterable[Any], model: nn.Module, samples: int | None = None, progress: bool = True) -> None:
         if not isinstance(loader, Iterable) or isinstance(loader, Iterator):
             raise TypeError(
                 f'The loader is a {type(loader).__name__}, and the images are read several times; pass a DataLoader or '

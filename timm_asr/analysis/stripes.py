@@ -70,12 +70,7 @@ class StripeReport:
 
 
 def measure_stripes(
-        model: nn.Module,
-        loader: Iterable[Any],
-        *,
-        samples: int | None = None,
-        keep: int = 64,
-        progress: bool = True,
+        model: nn.Module, loader: Iterable[Any], *, samples: int | None = None, keep: int = 64, progress: bool = True,
 ) -> StripeReport:
     """How far the channel weights of a network depend on the image: per gate, per channel, and as one score.
 
@@ -114,10 +109,7 @@ def measure_stripes(
     return StripeReport(list(found.values()), images.seen)
 
 
-def stripe_differences(
-        models: Iterable[nn.Module],
-        images: Any,
-) -> dict[str, torch.Tensor]:
+def stripe_differences(models: Iterable[nn.Module], images: Any) -> dict[str, torch.Tensor]:
     """How the weights of a few fixed images change from epoch to epoch: |v(t+1) - v(t)|, the paper's Figure 1c.
 
     Args:

@@ -13,18 +13,9 @@ from .wrapper import ASR, MAX_DEPTH, wrap
 
 
 def attach_asr(
-        model: nn.Module,
-        gate: str | Callable[..., ChannelGate] = 'se',
-        sites: Sequence[str] | None = None,
-        depth: int = 1,
-        init: float | str | None = None,
-        learnable: bool = True,
-        rd_ratio: float | None = None,
-        preserve: bool | None = None,
-        stack: bool = False,
-        constant: bool = False,
-        gain: float = 1.0,
-) -> nn.Module:
+        model: nn.Module, gate: str | Callable[..., ChannelGate] = 'se', sites: Sequence[str] | None = None,
+        depth: int = 1, init: float | str | None = None, learnable: bool = True, rd_ratio: float | None = None,
+        preserve: bool | None = None, stack: bool = False, constant: bool = False, gain: float = 1.0) -> nn.Module:
     """Scale layers of a model by attention that is fed by learned vectors (ASR), in place.
 
     Args:

@@ -23,11 +23,7 @@ class Ungated(ChannelGate):
     start: float | None = 1.0
 
     def __init__(
-            self,
-            channels: int,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
+            self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.channels = channels
 

@@ -61,16 +61,9 @@ class ASRVector(nn.Module):
     gain = 1.0
 
     def __init__(
-            self,
-            gate: Callable[..., ChannelGate],
-            channels: int,
-            init: float | str | None = None,
-            learnable: bool = True,
-            constant: bool = False,
-            gain: float = 1.0,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
+            self, gate: Callable[..., ChannelGate], channels: int, init: float | str | None = None,
+            learnable: bool = True, constant: bool = False, gain: float = 1.0, device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None) -> None:
         super().__init__()
         if not 0 < gain < float('inf'):
             raise ValueError(f'asr_gain is {gain!r}; it takes a positive number, such as 2.')

@@ -44,13 +44,7 @@ class ASR(nn.Module):
         ValueError: ``depth`` or ``init`` is out of range, or the gate does not fit the layer.
     """
 
-    def __init__(
-            self,
-            layer: nn.Module,
-            gate: Callable[..., ChannelGate],
-            depth: int = 1,
-            **options: Any,
-    ) -> None:
+    def __init__(self, layer: nn.Module, gate: Callable[..., ChannelGate], depth: int = 1, **options: Any) -> None:
         super().__init__()
         self.layer = layer
         self.channel_dim = channel_dim(layer)
@@ -58,12 +52,7 @@ class ASR(nn.Module):
         self.add_vectors(gate, depth, **options)
 
     @torch.jit.ignore
-    def add_vectors(
-            self,
-            gate: Callable[..., ChannelGate],
-            depth: int = 1,
-            **options: Any,
-    ) -> None:
+    def add_vectors(self, gate: Callable[..., ChannelGate], depth: int = 1, **options: Any) -> None:
         """Add ``depth`` vectors; arguments and errors as in the constructor."""
         if not 1 <= depth <= MAX_DEPTH - len(self.vectors):
             raise ValueError(
@@ -170,15 +159,8 @@ class ASR(nn.Module):
         scale_(self.layer, self._full_precision_vector().reciprocal())
 
     def _load_from_state_dict(
-            self,
-            state_dict: dict,
-            prefix: str,
-            local_metadata: dict,
-            strict: bool,
-            missing_keys: list[str],
-            unexpected_keys: list[str],
-            error_msgs: list[str],
-    ) -> None:
+            self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool, missing_keys: list[str],
+            unexpected_keys: list[str], error_msgs: list[str]) -> None:
         plain = [key for key in (prefix + name for name in scaled_names(self.layer)) if key in state_dict]
         if plain:
             error_msgs.append(

@@ -10,8 +10,7 @@ from .style import WIDTH, new, save, styled
 
 @styled
 def plot_feature_integration(
-        maps: Mapping[str, torch.Tensor], path: str | Path, title: str = '', caption: str = '',
-) -> None:
+        maps: Mapping[str, torch.Tensor], path: str | Path, title: str = '', caption: str = '') -> None:
     """Heat maps of all stages side by side.
 
     Args:

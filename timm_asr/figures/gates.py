@@ -72,14 +72,8 @@ def plot_deviations(report: StripeReport, path: str | Path, title: str = '', cap
 
 @styled
 def plot_differences(
-        differences: Mapping[str, torch.Tensor],
-        path: str | Path,
-        title: str = '',
-        caption: str = '',
-        gates: int | Sequence[str] = 4,
-        images: int = 3,
-        channels: int = 20,
-) -> None:
+        differences: Mapping[str, torch.Tensor], path: str | Path, title: str = '', caption: str = '',
+        gates: int | Sequence[str] = 4, images: int = 3, channels: int = 20) -> None:
     """How much the weights of fixed images still change from epoch to epoch (Figure 1c): black is not at all.
 
     Args:

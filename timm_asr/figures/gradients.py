@@ -11,8 +11,7 @@ from .style import new, save, styled
 
 @styled
 def plot_gradients(
-        models: Mapping[str, Sequence[StageGradients]], path: str | Path, title: str = '', caption: str = '',
-) -> None:
+        models: Mapping[str, Sequence[StageGradients]], path: str | Path, title: str = '', caption: str = '') -> None:
     """One panel a stage, one line a model: the density of log10 |g|; the dashed line is the mean of |g|.
 
     Args:

@@ -11,14 +11,9 @@ from .style import WIDTH, new, save, styled
 
 @styled
 def plot_looks(
-        images: torch.Tensor,
-        looks: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-        path: str | Path,
-        title: str = '',
-        caption: str = '',
-        names: Sequence[str] = (),
-        average: tuple[torch.Tensor, Mapping[str, AverageLook]] | None = None,
-) -> None:
+        images: torch.Tensor, looks: Mapping[str, tuple[torch.Tensor, torch.Tensor]], path: str | Path, title: str = '',
+        caption: str = '', names: Sequence[str] = (),
+        average: tuple[torch.Tensor, Mapping[str, AverageLook]] | None = None) -> None:
     """The images, and beside them where each model looks, with the softmax score of the target above.
 
     Args:

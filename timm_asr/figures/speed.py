@@ -8,9 +8,7 @@ from .style import new, save, styled
 
 
 @styled
-def plot_speed(
-        rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = '', caption: str = '',
-) -> None:
+def plot_speed(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = '', caption: str = '') -> None:
     """A point a model: images per second to the right, accuracy upwards, its area that of the parameters.
 
     Args:

@@ -18,11 +18,8 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], li
 
 @styled
 def plot_curve(
-        rows: Sequence[Mapping[str, Any]],
-        path: str | Path,
-        metrics: Mapping[str, str] = {'eval_top1': 'top-1', 'eval_top5': 'top-5'},
-        unit: str = 'correct, %',
-) -> None:
+        rows: Sequence[Mapping[str, Any]], path: str | Path,
+        metrics: Mapping[str, str] = {'eval_top1': 'top-1', 'eval_top5': 'top-5'}, unit: str = 'correct, %') -> None:
     """Loss and metrics of one run by epoch, from the rows of its ``summary.csv``.
 
     Args:
@@ -51,8 +48,7 @@ def plot_curve(
 
 @styled
 def plot_curves(
-        runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, title: str = '', caption: str = '',
-) -> None:
+        runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, title: str = '', caption: str = '') -> None:
     """Several runs in one figure (DIA paper, Figure 10): training loss, validation loss and validation accuracy.
 
     Args:

@@ -12,10 +12,7 @@ from .fold import Constant, Place, fold_constants, multiplied
 
 
 def checked_fold(
-        model: nn.Module,
-        constants: dict[str, Constant],
-        places: dict[str, Place],
-        images: Any,
+        model: nn.Module, constants: dict[str, Constant], places: dict[str, Place], images: Any,
 ) -> tuple[nn.Module, dict[str, Place]]:
     """A copy of a model in eval mode with its gates replaced, and where each constant went in the end.
 

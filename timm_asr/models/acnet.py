@@ -39,14 +39,8 @@ class ACBlock(nn.Module):
     norm_init = 1 / 3
 
     def __init__(
-            self,
-            in_channels: int,
-            out_channels: int,
-            stride: int = 1,
-            norm_layer: type[nn.Module] = nn.BatchNorm2d,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
+            self, in_channels: int, out_channels: int, stride: int = 1, norm_layer: type[nn.Module] = nn.BatchNorm2d,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         for name, (height, width) in _KERNELS.items():
             self.add_module(name, ConvNormAct(

@@ -52,13 +52,8 @@ _STAGES = (
 
 
 def _create(
-        backbone: Backbone,
-        name: str,
-        pretrained: bool = False,
-        depth_multiplier: float = 1.0,
-        norm_layer: Any = None,
-        **kwargs: Any,
-) -> nn.Module:
+        backbone: Backbone, name: str, pretrained: bool = False, depth_multiplier: float = 1.0, norm_layer: Any = None,
+        **kwargs: Any) -> nn.Module:
     return build(
         backbone,
         name,

@@ -44,14 +44,9 @@ class ShuffleNetV2(StagedNet):
     CHAIN = ('conv1', 'maxpool', 'stage2', 'stage3', 'stage4', 'conv5')
 
     def __init__(
-            self,
-            layers: Sequence[int] = (4, 8, 4),
-            channels: Sequence[int] = (24, 116, 232, 464, 1024),
-            small_images: bool = False,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **kwargs: Any,
-    ) -> None:
+            self, layers: Sequence[int] = (4, 8, 4), channels: Sequence[int] = (24, 116, 232, 464, 1024),
+            small_images: bool = False, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+            **kwargs: Any) -> None:
         super().__init__(**kwargs)
         with nullcontext() if device is None else torch.device(device):  # torchvision's network takes neither
             net = TorchvisionNet(list(layers), list(channels), num_classes=1)

@@ -34,14 +34,9 @@ class VGGBlock(nn.Module):
     """
 
     def __init__(
-            self,
-            in_channels: int,
-            out_channels: int,
-            act_layer: type[nn.Module] = nn.ReLU,
-            norm_layer: type[nn.Module] = nn.BatchNorm2d,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
+            self, in_channels: int, out_channels: int, act_layer: type[nn.Module] = nn.ReLU,
+            norm_layer: type[nn.Module] = nn.BatchNorm2d, device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False, **dd)  # type: ignore[arg-type]
@@ -75,16 +70,9 @@ class CifarVGG(StagedNet):
     """
 
     def __init__(
-            self,
-            layers: Sequence[int] = (2, 2, 4, 4, 4),
-            channels: Sequence[int] = (64, 128, 256, 512, 512),
-            global_pool: str = 'max',
-            act_layer: LayerType = nn.ReLU,
-            norm_layer: LayerType = nn.BatchNorm2d,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **kwargs: Any,
-    ) -> None:
+            self, layers: Sequence[int] = (2, 2, 4, 4, 4), channels: Sequence[int] = (64, 128, 256, 512, 512),
+            global_pool: str = 'max', act_layer: LayerType = nn.ReLU, norm_layer: LayerType = nn.BatchNorm2d,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
         super().__init__(global_pool=global_pool, **kwargs)
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         kinds = {'act_layer': get_act_layer(act_layer), 'norm_layer': get_norm_layer(norm_layer)}

@@ -46,21 +46,11 @@ class CifarResNet(StagedNet):
     TAIL = ('norm', 'act')
 
     def __init__(
-            self,
-            block: type[nn.Module] | tuple[type[nn.Module], ...],
-            layers: tuple[int, int, int],
-            channels: tuple[int, int, int] = (16, 32, 64),
-            stem_width: int | None = None,
-            preact: bool = False,
-            act_layer: LayerType = nn.ReLU,
-            norm_layer: LayerType = nn.BatchNorm2d,
-            drop_path_rate: float = 0.0,
-            zero_init_last: bool = False,
-            block_args: dict[str, Any] | None = None,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **kwargs: Any,
-    ) -> None:
+            self, block: type[nn.Module] | tuple[type[nn.Module], ...], layers: tuple[int, int, int],
+            channels: tuple[int, int, int] = (16, 32, 64), stem_width: int | None = None, preact: bool = False,
+            act_layer: LayerType = nn.ReLU, norm_layer: LayerType = nn.BatchNorm2d, drop_path_rate: float = 0.0,
+            zero_init_last: bool = False, block_args: dict[str, Any] | None = None,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         dd = {'device': device, 'dtype': dtype}
         act_layer = get_act_layer(act_layer)
@@ -124,16 +114,8 @@ class CifarResNet(StagedNet):
 
 
 def make_stage(
-        block: Any,
-        in_planes: int,
-        planes: int,
-        stride: int,
-        drop_path_rates: list[float],
-        norm_layer: type[nn.Module],
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **block_args: Any,
-) -> nn.Sequential:
+        block: Any, in_planes: int, planes: int, stride: int, drop_path_rates: list[float], norm_layer: type[nn.Module],
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None, **block_args: Any) -> nn.Sequential:
     """One stage of residual blocks, the first with ``stride`` and, where shapes differ, a projection shortcut.
 
     A block class may bring its own, ``make_shortcut``, with the arguments of timm's ``downsample_conv``.

@@ -15,15 +15,9 @@ from .registry import plain_architecture, variant_of
 
 
 def create_model(
-        model_name: str,
-        pretrained: bool = False,
-        asr: str | None = None,
-        rd_ratio: float | None = None,
-        asr_sites: Sequence[str] | None = None,
-        preserve: bool | None = None,
-        last_norm_init: float | None = None,
-        **kwargs: Any,
-) -> nn.Module:
+        model_name: str, pretrained: bool = False, asr: str | None = None, rd_ratio: float | None = None,
+        asr_sites: Sequence[str] | None = None, preserve: bool | None = None, last_norm_init: float | None = None,
+        **kwargs: Any) -> nn.Module:
     """``timm.create_model``, with ASR where a gate is named.
 
     The model is timm's own class with ASR at its sites, and carries what it was made with as ``asr_options``, so that

@@ -41,21 +41,10 @@ class ResidualModel(ZooModel):
     """
 
     def __init__(
-            self,
-            block: type[nn.Module],
-            layers: Sequence[int],
-            *args: Any,
-            dia: str | None = None,
-            dia_stages: Sequence[int] | None = None,
-            dia_cell: str | None = None,
-            dia_cells: int | None = None,
-            dia_act: str | None = None,
-            dia_shared_norm: bool | None = None,
-            no_norm: bool = False,
-            no_skip: bool = False,
-            reparameterized: bool | str = False,
-            **kwargs: Any,
-    ) -> None:
+            self, block: type[nn.Module], layers: Sequence[int], *args: Any, dia: str | None = None,
+            dia_stages: Sequence[int] | None = None, dia_cell: str | None = None, dia_cells: int | None = None,
+            dia_act: str | None = None, dia_shared_norm: bool | None = None, no_norm: bool = False,
+            no_skip: bool = False, reparameterized: bool | str = False, **kwargs: Any) -> None:
         own = {'dia_cell': dia_cell, 'dia_cells': dia_cells, 'dia_act': dia_act, 'dia_shared_norm': dia_shared_norm}
         given = [key for key, value in {**own, 'dia_stages': dia_stages}.items() if value is not None]
         if dia is None and given:

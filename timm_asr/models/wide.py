@@ -38,19 +38,10 @@ class WideBlock(nn.Module):
     last_norm = False
 
     def __init__(
-            self,
-            inplanes: int,
-            planes: int,
-            stride: int = 1,
-            downsample: nn.Module | None = None,
-            act_layer: type[nn.Module] = nn.ReLU,
-            norm_layer: type[nn.Module] = nn.BatchNorm2d,
-            attn_layer: Any = None,
-            drop_rate: float = 0.0,
-            drop_path: nn.Module | None = None,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
+            self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None,
+            act_layer: type[nn.Module] = nn.ReLU, norm_layer: type[nn.Module] = nn.BatchNorm2d, attn_layer: Any = None,
+            drop_rate: float = 0.0, drop_path: nn.Module | None = None, device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.bn1 = norm_layer(inplanes, **dd)

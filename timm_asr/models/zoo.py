@@ -49,14 +49,8 @@ class ZooModel(Reparameterizable):
         raise NotImplementedError
 
     def __init__(
-            self,
-            *args: Any,
-            gate: str | None = None,
-            asr: str | None = None,
-            last_norm_init: float | None = None,
-            reparameterized: bool | str = False,
-            **kwargs: Any,
-    ) -> None:
+            self, *args: Any, gate: str | None = None, asr: str | None = None, last_norm_init: float | None = None,
+            reparameterized: bool | str = False, **kwargs: Any) -> None:
         options = take_vector_options(kwargs)
         if options and asr is None:
             raise TypeError(f"asr_{next(iter(options))} is for models with ASR; this one has none (asr='se' adds it).")
