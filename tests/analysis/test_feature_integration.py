@@ -92,10 +92,8 @@ def test_heat_map(tmp_path):
 
 
 @pytest.mark.parametrize(('name', 'sentence'), [
-    ('resnet20', 'No module of this ASRCifarResNet weighs channels'),
-    ('resnet20_sge', 'weighs channels'),
-    ('resnet20_dia_cbam', 'is called by several blocks'),
-])
+    ('resnet20', 'No module of this ASRCifarResNet weighs channels'), ('resnet20_sge', 'weighs channels'),
+    ('resnet20_dia_cbam', 'is called by several blocks')])
 def test_attention_that_is_no_weight_per_channel_and_block(name, sentence):
     with pytest.raises(ValueError, match=sentence):
         collect_attention(timm.create_model(name), loader(), samples=4)

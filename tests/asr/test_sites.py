@@ -42,14 +42,11 @@ def two_layers(self, x):
 
 # (forward, layers, expected sites)
 CASES = {
-    'the last norm before the addition': (
-        lambda self, x: x + two_layers(self, x), CONV_BN, ['bn2']),
-    'in place': (
-        lambda self, x: two_layers(self, x).add_(x), CONV_BN, ['bn2']),
+    'the last norm before the addition': (lambda self, x: x + two_layers(self, x), CONV_BN, ['bn2']),
+    'in place': (lambda self, x: two_layers(self, x).add_(x), CONV_BN, ['bn2']),
     'where there is no norm, the convolution': (
         lambda self, x: x + self.conv2(self.bn(self.conv(x)).relu()), CONV_BN, ['conv2']),
-    'before an activation': (
-        lambda self, x: x + two_layers(self, x).relu(), CONV_BN, ['bn2']),
+    'before an activation': (lambda self, x: x + two_layers(self, x).relu(), CONV_BN, ['bn2']),
     'not the projection beside it': (
         lambda self, x: self.down_bn(self.down(x)) + two_layers(self, x),
         CONV_BN | {'down': lambda: nn.Conv2d(C, C, 1), 'down_bn': lambda: nn.BatchNorm2d(C)}, ['bn2']),
@@ -61,8 +58,7 @@ CASES = {
     'layer scale, where nothing else can be scaled': (
         lambda self, x: x + self.scale(self.pool(x)),
         {'pool': lambda: nn.AvgPool2d(3, 1, 1), 'scale': lambda: tl.LayerScale2d(C)}, ['scale']),
-    'both ends of a sum': (
-        lambda self, x: x + (self.conv(x) + self.conv2(x.relu())), CONV_BN, ['conv', 'conv2']),
+    'both ends of a sum': (lambda self, x: x + (self.conv(x) + self.conv2(x.relu())), CONV_BN, ['conv', 'conv2']),
     'both ends of a sum of a stack': (
         lambda self, x: x + torch.stack([self.conv(x), self.conv2(x)]).sum(dim=0), CONV_BN, ['conv', 'conv2']),
     'both parts of a concatenation': (
@@ -75,8 +71,7 @@ CASES = {
         lambda self, x: x + self.std(self.conv(x).relu()),
         {'conv': conv, 'std': lambda: tl.ScaledStdConv2d(C, C, 1)}, ['std']),
     'tokens: the channels are the last dimension': (
-        lambda self, x: (t := x.flatten(2).transpose(1, 2)) + self.fc(t),
-        {'fc': lambda: nn.Linear(C, C)}, ['fc']),
+        lambda self, x: (t := x.flatten(2).transpose(1, 2)) + self.fc(t), {'fc': lambda: nn.Linear(C, C)}, ['fc']),
     'mixed tokens: the layer that mixes them is passed, its channels being tokens': (
         lambda self, x: (t := x.flatten(2).transpose(1, 2)) + self.mix(self.norm(t).transpose(1, 2)).transpose(1, 2),
         {'norm': lambda: nn.LayerNorm(C), 'mix': lambda: nn.Linear(36, 36)}, ['norm']),
@@ -115,10 +110,8 @@ REFUSED = {
         lambda self, x: x + (y := self.conv(x)) * y.var((2, 3), keepdim=True).rsqrt(), {'conv': conv}),
     'a plain network whose norm has no parameters': (
         lambda self, x: self.norm(self.conv(x)), {'conv': conv, 'norm': lambda: nn.InstanceNorm2d(C)}),
-    'a layer that runs twice': (
-        lambda self, x: x + self.conv(self.conv(x)), {'conv': conv}),
-    'parameters that somebody else reads': (
-        lambda self, x: x + self.conv(x * self.conv.weight.mean()), {'conv': conv}),
+    'a layer that runs twice': (lambda self, x: x + self.conv(self.conv(x)), {'conv': conv}),
+    'parameters that somebody else reads': (lambda self, x: x + self.conv(x * self.conv.weight.mean()), {'conv': conv}),
     'parameters that only somebody else reads': (
         lambda self, x: x + torch.nn.functional.conv2d(x, self.conv.weight, self.conv.bias, padding=1),
         {'conv': conv}),

@@ -5,17 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from freeze_helpers import (
-    CIFAR,
-    FIVE,
-    IMAGENET,
-    build,
-    gates_of,
-    literally_frozen,
-    loader,
-    logits,
-    make_constant,
-)
+from freeze_helpers import CIFAR, FIVE, IMAGENET, build, gates_of, literally_frozen, loader, logits, make_constant
 from helpers import randomize, relative_error
 from timm.layers.cbam import CbamModule
 from torch import nn

@@ -205,8 +205,7 @@ def draw(shapes):
 CASES = {
     'resnet164': resnet('plain'), 'resnet164_se': resnet('se'), 'resnet164_asr_se': resnet('asr'),
     'resnet164_se_asr_se': resnet('se_asr'), 'resnet83_ras': resnet('ram'), 'resnet164_dia_lstm': resnet('dia'),
-    'wrn52_4_dia_lstm': wide(), 'resnext101_8x32d_dia_lstm': resnext(),
-}
+    'wrn52_4_dia_lstm': wide(), 'resnext101_8x32d_dia_lstm': resnext()}
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ SAMPLE = [
     'resnet20_asr_se', 'resnet83_srm', 'resnet20_sge', 'resnet18_asr_spa', 'resnet50_eca_asr_eca', 'resnet18_cbam',
     'vit_tiny_asr_srm', 'resnet20_spe', 'resnet20_ras', 'resnet20_dia_se', 'resnet18_dia_lstm',
     'repvgg_a0_cifar_se_asr_se', 'resnet56_acnet_asr_se', 'mobilenetv1_100_cifar_asr_ie',
-    'shufflenetv2_100_cifar_srm_asr_srm', 'vgg19_cifar_se_asr_se',
-]
+    'shufflenetv2_100_cifar_srm_asr_srm', 'vgg19_cifar_se_asr_se']
 # timm's list of names it expects forward_intermediates of is by module, and its weights come from the hub.
 DESELECTED = 'pretrained or model_inference'
 

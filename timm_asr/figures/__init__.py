@@ -8,15 +8,5 @@ from .speed import plot_speed
 from .training import plot_attention, plot_curve, plot_curves
 
 __all__ = [
-    'plot_attention',
-    'plot_curve',
-    'plot_curves',
-    'plot_deviations',
-    'plot_differences',
-    'plot_feature_integration',
-    'plot_frozen',
-    'plot_gradients',
-    'plot_looks',
-    'plot_speed',
-    'plot_stripes',
-]
+    'plot_attention', 'plot_curve', 'plot_curves', 'plot_deviations', 'plot_differences', 'plot_feature_integration',
+    'plot_frozen', 'plot_gradients', 'plot_looks', 'plot_speed', 'plot_stripes']

@@ -10,22 +10,10 @@ from typing import Any
 
 WIDTH, DPI = 7.2, 150  # inches of a page; pixels an inch
 _RC = {
-    'font.size': 9,
-    'axes.titlesize': 9,
-    'axes.labelsize': 9,
-    'xtick.labelsize': 8,
-    'ytick.labelsize': 8,
-    'legend.fontsize': 8,
-    'figure.titlesize': 10,
-    'axes.grid': True,
-    'axes.grid.axis': 'y',
-    'grid.alpha': 0.3,
-    'axes.axisbelow': True,
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'image.interpolation': 'nearest',
-    'lines.linewidth': 1.5,
-}
+    'font.size': 9, 'axes.titlesize': 9, 'axes.labelsize': 9, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
+    'legend.fontsize': 8, 'figure.titlesize': 10, 'axes.grid': True, 'axes.grid.axis': 'y', 'grid.alpha': 0.3,
+    'axes.axisbelow': True, 'axes.spines.top': False, 'axes.spines.right': False, 'image.interpolation': 'nearest',
+    'lines.linewidth': 1.5}
 
 
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,8 +29,7 @@ def plot_curve(
         unit: What the metrics are, on the axis.
     """
     figure, ((losses, accuracies),) = new(1, 2, 2.8)
-    for axes, names in ((losses, {'train_loss': 'training', 'eval_loss': 'validation'}),
-                        (accuracies, metrics)):
+    for axes, names in ((losses, {'train_loss': 'training', 'eval_loss': 'validation'}), (accuracies, metrics)):
         for name, label in names.items():
             x, y = _column(rows, name)
             if x:

@@ -23,8 +23,8 @@ _CHECKED_IMAGES = 2
 
 def freeze_attention(
         model: nn.Module, loader: Iterable[Any], *, threshold: float | None = None, recalibrate_bn: bool = False,
-        samples: int | None = None, progress: bool = True, eval_loader: Iterable[Any] | None = None, thresholds: int = 0,
-) -> FreezeReport:
+        samples: int | None = None, progress: bool = True, eval_loader: Iterable[Any] | None = None,
+        thresholds: int = 0) -> FreezeReport:
     """Replace each channel gate of a trained network by its mean weights over images, in place, and fold these.
 
     ::

@@ -47,28 +47,16 @@ class GateReport:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and words, one row of a table."""
         return {
-            'gate': self.name,
-            'kind': self.measured.kind,
-            'channels': len(self.mean),
-            'mean': self.mean.mean().item(),
-            'std': self.mean_std,
-            'largest_std': self.std.max().item(),
-            'frozen': self.frozen,
-            'what': self.what,
-        }
+            'gate': self.name, 'kind': self.measured.kind, 'channels': len(self.mean), 'mean': self.mean.mean().item(),
+            'std': self.mean_std, 'largest_std': self.std.max().item(), 'frozen': self.frozen, 'what': self.what}
 
 
 def _figures(change: Comparison) -> dict[str, Any]:
     """Plain numbers of a comparison."""
     before, after = change.top1 or (None, None)
     return {
-        'largest_logit': change.largest_logit,
-        'logit_change_mean': change.mean,
-        'logit_change_largest': change.largest,
-        'same_top1': change.same_top1,
-        'top1_before': before,
-        'top1_after': after,
-    }
+        'largest_logit': change.largest_logit, 'logit_change_mean': change.mean, 'logit_change_largest': change.largest,
+        'same_top1': change.same_top1, 'top1_before': before, 'top1_after': after}
 
 
 @dataclass

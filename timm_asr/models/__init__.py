@@ -12,16 +12,5 @@ from .create import create_model
 from .registry import plain_architecture
 
 __all__ = [
-    'ASRACResNet',
-    'ASRCifarMobileNet',
-    'ASRCifarRepVGG',
-    'ASRCifarResNet',
-    'ASRCifarVGG',
-    'ASRMobileNet',
-    'ASRRepVGG',
-    'ASRResNet',
-    'ASRShuffleNetV2',
-    'ASRVisionTransformer',
-    'create_model',
-    'plain_architecture',
-]
+    'ASRACResNet', 'ASRCifarMobileNet', 'ASRCifarRepVGG', 'ASRCifarResNet', 'ASRCifarVGG', 'ASRMobileNet', 'ASRRepVGG',
+    'ASRResNet', 'ASRShuffleNetV2', 'ASRVisionTransformer', 'create_model', 'plain_architecture']

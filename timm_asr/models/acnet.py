@@ -119,8 +119,7 @@ register_block(ACBasicBlock, sites=('conv2',), layers=BLOCKS[BasicBlock].layers)
 
 
 def _asymmetric(conv: nn.Conv2d, norm_layer: type[nn.Module]) -> ACBlock:
-    return ACBlock(
-        conv.in_channels, conv.out_channels, conv.stride[0], norm_layer=norm_layer, **get_device_dtype(conv))
+    return ACBlock(conv.in_channels, conv.out_channels, conv.stride[0], norm_layer=norm_layer, **get_device_dtype(conv))
 
 
 class ACResNet(CifarResNet):

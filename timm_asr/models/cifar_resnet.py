@@ -7,13 +7,7 @@ ASR authors' code (https://github.com/zhongshsh/ASR). timm has no such network.
 from typing import Any
 
 import torch
-from timm.layers import (
-    DropPath,
-    LayerType,
-    get_act_layer,
-    get_norm_layer,
-    to_ntuple,
-)
+from timm.layers import DropPath, LayerType, get_act_layer, get_norm_layer, to_ntuple
 from timm.models import checkpoint_seq
 from timm.models.resnet import downsample_conv
 from torch import nn
@@ -66,16 +60,8 @@ class CifarResNet(StagedNet):
         kinds = to_ntuple(len(channels))(block)
         for stage, (kind, planes, stage_rates) in enumerate(zip(kinds, channels, rates, strict=True)):
             blocks = make_stage(
-                kind,
-                width,
-                planes,
-                stride=1 if stage == 0 else 2,
-                drop_path_rates=stage_rates.tolist(),
-                act_layer=act_layer,
-                norm_layer=norm_layer,
-                **(block_args or {}),
-                **dd,
-            )
+                kind, width, planes, stride=1 if stage == 0 else 2, drop_path_rates=stage_rates.tolist(),
+                act_layer=act_layer, norm_layer=norm_layer, **(block_args or {}), **dd)
             width = planes * kind.expansion
             self.add_module(f'layer{stage + 1}', blocks)
             self.feature_info.append({'num_chs': width, 'reduction': 2**stage, 'module': f'layer{stage + 1}'})
@@ -129,14 +115,7 @@ def make_stage(
         if index == 0 and (stride != 1 or in_planes != out_planes):
             shortcut = make_shortcut(in_planes, out_planes, kernel_size=1, stride=stride, norm_layer=norm_layer, **dd)
         blocks.append(block(
-            in_planes,
-            planes,
-            stride=stride if index == 0 else 1,
-            downsample=shortcut,
-            drop_path=DropPath(rate) if rate > 0 else None,
-            norm_layer=norm_layer,
-            **block_args,
-            **dd,
-        ))
+            in_planes, planes, stride=stride if index == 0 else 1, downsample=shortcut,
+            drop_path=DropPath(rate) if rate > 0 else None, norm_layer=norm_layer, **block_args, **dd))
         in_planes = out_planes
     return nn.Sequential(*blocks)
