@@ -2,11 +2,15 @@
 
 import os
 import signal
+import sys
 import threading
+import time
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
 
-from timm_asr.engine.interrupt import deferred_interrupts, stoppable
+from timm_asr.engine.interrupt import GRACE, deferred_interrupts, quiet_workers, stoppable
 
 
 def send(number):
@@ -77,3 +81,41 @@ def test_other_threads_may_use_it():
     thread.start()
     thread.join()
     assert found == [1, 2]
+
+
+class Reporting(Dataset):
+    """Calls the worker's hook, as the standard library's thread does that hands over tensors; then reads for long."""
+
+    def __init__(self):
+        self.reads = torch.zeros(()).share_memory_()
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        for error in (BrokenPipeError('hung up'), EOFError('hung up'), ValueError('a real error')):
+            sys.excepthook(type(error), error, None)
+        self.reads.fill_(1)
+        time.sleep(100)
+
+
+def test_a_worker_told_to_end_gives_the_reader_a_moment_and_says_nothing_of_it(capfd):
+    hook, images = sys.excepthook, Reporting()
+    loader = DataLoader(images, num_workers=1, worker_init_fn=lambda worker: print(f'worker {worker}', flush=True),
+                        multiprocessing_context='fork')
+    quiet_workers(loader)
+    batches = iter(loader)
+    worker, = batches._workers
+    while not images.reads:
+        time.sleep(0.01)
+    os.kill(worker.pid, signal.SIGINT)
+    worker.terminate()
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.join(GRACE + 10)
+    assert worker.exitcode == 0
+    out, err = capfd.readouterr()
+    assert 'worker 0' in out  # what the loader itself does to start a worker
+    assert 'hung up' not in err
+    assert 'a real error' in err
+    assert sys.excepthook is hook

@@ -20,7 +20,7 @@ from timm_asr.data import Digits
 from timm_asr.engine import validation
 from timm_asr.engine.commands import validate
 from timm_asr.engine.evaluate import evaluate
-from timm_asr.errors import BadInput
+from timm_asr.errors import BadInput, sentence
 
 NAME = 'resnet20_asr_se'
 CLASSES = 7
@@ -299,7 +299,7 @@ def test_an_unreadable_image_is_named(run: Callable, checkpoint: Path, tmp_path:
     bad.write_bytes(bad.read_bytes()[:40])  # its header is whole
     with pytest.raises(BadInput) as error:
         run('--checkpoint', checkpoint, '-j', workers, data=root)
-    assert str(error.value) == f'cannot read the image {bad}'
+    assert sentence(error.value) == f'cannot read the image {bad}'
 
 
 def test_retry_with_smaller_batches(

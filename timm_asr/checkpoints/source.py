@@ -123,15 +123,16 @@ def to_float32(model: nn.Module) -> nn.Module:
     return model.to(device='cpu', dtype=torch.float32).eval()
 
 
-def data_config_of(model: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Size, mean, standard deviation, crop and interpolation of the images, from the options of a run and the model.
+def data_config_of(model: nn.Module, options: Mapping[str, Any], test_size: bool = False) -> dict[str, Any]:
+    """Size, mean, standard deviation, crop and interpolation of the images, from the options of a run and the model,
+    whose own configuration may have another size and crop for testing.
 
     Raises:
         BadInput: There are more or fewer means than channels.
     """
     options = {'input_size': None, 'img_size': None, 'in_chans': None, **options}
     try:
-        config = resolve_data_config(dict(options), model=model)
+        config = resolve_data_config(dict(options), model=model, use_test_size=test_size)
     except AssertionError:
         raise BadInput('--mean and --std take one value, or one for each input channel') from None
     size = options['input_size']

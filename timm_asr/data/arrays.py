@@ -34,14 +34,8 @@ class Arrays(Dataset):
         target_transform: Applied to the label, an int.
     """
 
-    def __init__(
-            self,
-            images: np.ndarray,
-            labels: np.ndarray,
-            input_img_mode: str = 'RGB',
-            transform: Callable | None = None,
-            target_transform: Callable | None = None,
-    ) -> None:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, input_img_mode: str = 'RGB',
+                 transform: Callable | None = None, target_transform: Callable | None = None) -> None:
         self.images, self.labels = images, labels
         self.input_img_mode = input_img_mode
         self.transform = transform

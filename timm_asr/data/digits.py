@@ -23,13 +23,8 @@ class Digits(Arrays):
 
     classes = [str(digit) for digit in range(10)]
 
-    def __init__(
-            self,
-            split: str = 'train',
-            input_img_mode: str = 'RGB',
-            transform: Callable | None = None,
-            target_transform: Callable | None = None,
-    ) -> None:
+    def __init__(self, split: str = 'train', input_img_mode: str = 'RGB', transform: Callable | None = None,
+                 target_transform: Callable | None = None) -> None:
         training = is_training_split(split, 'digits')
         with (files(__package__) / 'digits.npz').open('rb') as file, np.load(file) as arrays:
             chosen = arrays['held_out'] != training

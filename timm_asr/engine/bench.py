@@ -50,10 +50,8 @@ def run_step(step: Step, num_warm_iter: int, num_bench_iter: int) -> dict[str, A
         step()
     synchronize(step.device)
     seconds = time.perf_counter() - start
-    figures = {
-        'samples_per_sec': round(num_bench_iter * step.batch_size / seconds, 2),
-        'step_time': round(1000 * seconds / num_bench_iter, 3),
-    }
+    figures = {'samples_per_sec': round(num_bench_iter * step.batch_size / seconds, 2),
+               'step_time': round(1000 * seconds / num_bench_iter, 3)}
     if detail and isinstance(step, TrainStep):
         figures |= {f'{key}_time': round(1000 * total / num_bench_iter, 3) for key, total in step.detailed.items()}
     figures |= step.about()

@@ -25,14 +25,9 @@ _logger = logging.getLogger(__name__)
 _MB = 1e6
 # (type of autocast, type of the model and the images)
 PRECISIONS: dict[str, tuple[torch.dtype | None, torch.dtype]] = {
-    'amp': (torch.float16, torch.float32),
-    'amp_float16': (torch.float16, torch.float32),
-    'amp_bfloat16': (torch.bfloat16, torch.float32),
-    'float32': (None, torch.float32),
-    'tf32': (None, torch.float32),
-    'float16': (None, torch.float16),
-    'bfloat16': (None, torch.bfloat16),
-}
+    'amp': (torch.float16, torch.float32), 'amp_float16': (torch.float16, torch.float32),
+    'amp_bfloat16': (torch.bfloat16, torch.float32), 'float32': (None, torch.float32), 'tf32': (None, torch.float32),
+    'float16': (None, torch.float16), 'bfloat16': (None, torch.bfloat16)}
 _SUFFIXES = {'reparam': (True, False), 'fold-bn': (True, True)}
 
 

@@ -190,12 +190,8 @@ class DetectionRun(Run):
         (self.folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
 
 
-def main(
-        args: argparse.Namespace,
-        argv: Sequence[str] = (),
-        prog: str = 'timm-asr detect',
-        option_names: Sequence[str] = (),
-) -> int:
+def main(args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-asr detect',
+         option_names: Sequence[str] = ()) -> int:
     """Train as the options say; returns the exit status.
 
     Args:

@@ -60,19 +60,12 @@ def images_of_this_process(loader: Any) -> int | None:
     return getattr(getattr(loader, 'sampler', None), 'num_valid_samples', None)
 
 
-def evaluate(
-        model: nn.Module,
-        loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
-        criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        *,
-        device: torch.device,
-        dtype: torch.dtype | None = None,
-        amp_autocast: Callable[[], Any] = suppress,
-        channels_last: bool = False,
-        valid_labels: Sequence[int] | None = None,
-        on_output: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
-        on_batch: Callable[[int, int, Totals], None] | None = None,
-) -> 'OrderedDict[str, float]':
+def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
+             criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], *, device: torch.device,
+             dtype: torch.dtype | None = None, amp_autocast: Callable[[], Any] = suppress, channels_last: bool = False,
+             valid_labels: Sequence[int] | None = None,
+             on_output: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+             on_batch: Callable[[int, int, Totals], None] | None = None) -> 'OrderedDict[str, float]':
     """Evaluate a model.
 
     Args:

@@ -131,16 +131,8 @@ def compare_forms(model: nn.Module, loader: Iterable, device: torch.device, what
     return Forms(model, folded, inference, found[folded], found[inference])
 
 
-def export_run(
-        checkpoint: Path,
-        folder: Path,
-        args: argparse.Namespace,
-        data_config: dict[str, Any],
-        loader: Iterable,
-        device: torch.device,
-        ema: bool = False,
-        timed: bool = False,
-) -> dict[str, Any]:
+def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_config: dict[str, Any], loader: Iterable,
+               device: torch.device, ema: bool = False, timed: bool = False) -> dict[str, Any]:
     """Fold the model of a checkpoint and write ``model.safetensors``, ``config.json`` and ``metrics.json``.
 
     Args:

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_loader
-from timm.data.model_config import resolve_input_data_config
 from tqdm import tqdm
 
 from ..checkpoints.names import WEIGHTS
 from ..checkpoints.open import open_source
 from ..checkpoints.provenance import dataset_name, file_sha256
-from ..checkpoints.source import Source, used_data_config
+from ..checkpoints.source import Source, data_config_of, used_data_config
 from ..errors import BadInput, Stopped
 from ..export.graph import ExportedAsTrained, check_packages, write_onnx, write_program
 from ..export.int8 import onnx_top1, quantize_onnx
@@ -26,11 +24,11 @@ from ..export.save import Options, write_fused
 from .build import first_line
 from .device import find_device
 from .export import compare_forms
-from .inputs import mix
+from .flags import DATA, IMAGE
+from .inputs import make_loader, mix, open_data
 from .interrupt import deferred_interrupts, stoppable
-from .loaders import classes_of, label_names, open_dataset
+from .loaders import label_names
 from .progress import setup_logging
-from .workers import quiet_workers
 
 #: Real images that an ONNX file or a program is run on.
 GRAPH_IMAGES = 256
@@ -99,15 +97,7 @@ def read_labels(path: str) -> list[str] | None:
 def apply_data_options(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     """What the images go through: the options, else the checkpoint, else the model's cfg; also set in the source."""
     given = {key: getattr(args, key) for key in ('mean', 'std', 'crop_pct', 'interpolation') if getattr(args, key)}
-    known = {**(source.data_config or {}), **given}
-    cfg, channels = getattr(source.model, 'pretrained_cfg', None) or {}, getattr(source.model, 'in_chans', 3)
-    for key in ('mean', 'std'):  # of RGB, for a model of other images: their average, as in training
-        if key not in known and len(cfg.get(key) or ()) not in (0, 1, channels):
-            known[key] = (sum(cfg[key]) / len(cfg[key]),)
-    try:
-        config = resolve_input_data_config(source.model, args=known)
-    except (AssertionError, ValueError):
-        raise BadInput('--mean and --std take one value, or one for each input channel') from None
+    config = data_config_of(source.model, {**(source.data_config or {}), **given})
     if source.data_config or given:
         source.data_config = used_data_config(config)
     return config
@@ -123,23 +113,12 @@ def open_images(args: argparse.Namespace, source: Source, config: dict[str, Any]
         if source.args.get('dataset') != 'digits' or source.model.num_classes != 10:
             return None
         args.dataset = 'digits'  # which come with this package
-    if not args.dataset and not Path(args.data_dir).exists():
-        raise BadInput(f'no data at {args.data_dir}')
-    named = argparse.Namespace(**vars(args), val_split=args.split, val_num_samples=None, input_key=None,
-                               target_key=None, dataset_trust_remote_code=False)
-    dataset = open_dataset(named, False, 'RGB' if config['input_size'][0] == 3 else 'L')
-    classes = classes_of(dataset)
-    count = max(classes.values()) + 1 if classes else 0
-    if count > source.model.num_classes:
-        raise BadInput(f'the data has {count} classes, and the model tells only {source.model.num_classes} apart')
+    every = {option.key: option.start for option in (*DATA, *IMAGE)} | vars(args)
+    every['workers'] = min(args.workers, os.cpu_count() or 1)
+    dataset = open_data(argparse.Namespace(**every), config, source.model.num_classes)
     if source.label_names is None:
         source.label_names = label_names(dataset, source.model.num_classes)
-    loader = create_loader(
-        dataset, input_size=config['input_size'], batch_size=args.batch_size, is_training=False,
-        interpolation=config['interpolation'], mean=config['mean'], std=config['std'], crop_pct=config['crop_pct'],
-        num_workers=min(args.workers, os.cpu_count() or 1), device=device)
-    quiet_workers(loader)
-    return loader
+    return make_loader(argparse.Namespace(**every), dataset, {**config, 'crop_mode': None}, device)
 
 
 def compare_images(args: argparse.Namespace, source: Source, loader: Iterable, device: torch.device) -> None:

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_loader, resolve_data_config
+from timm.data import create_loader
 from timm.data.loader import PrefetchLoader
 from torch import nn
 from torch.utils.data import IterableDataset
 
+from ..checkpoints import source
 from ..checkpoints.open import open_source
 from ..errors import BadInput
+from .interrupt import quiet_workers
 from .loaders import classes_of, open_dataset
-from .workers import quiet_workers
 
 _logger = logging.getLogger(__name__)
 
@@ -38,22 +39,13 @@ def open_model(args: argparse.Namespace, untrained: bool = False) -> tuple[nn.Mo
     Raises:
         BadInput: If there is no such model, or the weights do not fit it.
     """
-    source = open_source(
-        args.checkpoint or args.model,
-        args.use_ema,
-        args.model if args.checkpoint else '',
-        pretrained=args.pretrained or not (args.checkpoint or untrained),
-        num_classes=args.num_classes,
-        in_chans=args.in_chans,
-        img_size=args.img_size,
-        input_size=args.input_size,
-        global_pool=args.gp,
-        scriptable=getattr(args, 'torchscript', False) or None,
-        asr=args.asr,
-        model_kwargs=args.model_kwargs,
-    )
-    model = source.model.eval()
-    return model, data_config_of(args, model, source.data_config)
+    found = open_source(args.checkpoint or args.model, args.use_ema, args.model if args.checkpoint else '',
+                         pretrained=args.pretrained or not (args.checkpoint or untrained), num_classes=args.num_classes,
+                         in_chans=args.in_chans, img_size=args.img_size, input_size=args.input_size,
+                         global_pool=args.gp, scriptable=getattr(args, 'torchscript', False) or None, asr=args.asr,
+                         model_kwargs=args.model_kwargs)
+    model = found.model.eval()
+    return model, data_config_of(args, model, found.data_config)
 
 
 def data_config_of(args: argparse.Namespace, model: nn.Module, trained: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -69,17 +61,8 @@ def data_config_of(args: argparse.Namespace, model: nn.Module, trained: Mapping[
     known = {**trained, 'crop_mode': 'center'} if trained else {}
     if 'img_size' in given or 'input_size' in given:
         known.pop('input_size', None)
-    try:
-        config = resolve_data_config(
-            {**known, **given}, model=model, use_test_size=not (known or getattr(args, 'use_train_size', False)))
-    except AssertionError:
-        raise BadInput('--mean and --std take one value, or one for each input channel') from None
-    channels = getattr(model, 'in_chans', config['input_size'][0])
-    config['input_size'] = (channels, *config['input_size'][1:])
-    for key in ('mean', 'std'):  # of RGB, for a model of other images: their average, as in training
-        values = config[key]
-        if len(values) != channels:
-            config[key] = (sum(values) / len(values),) * channels
+    test_size = not (known or getattr(args, 'use_train_size', False))
+    config = source.data_config_of(model, {**known, **given}, test_size)
     _logger.info('Data: ' + ', '.join(f'{key} {value}' for key, value in config.items()))
     return config
 
@@ -108,11 +91,10 @@ def open_data(args: argparse.Namespace, data_config: dict[str, Any], num_outputs
     img_mode = args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
     named = argparse.Namespace(**vars(args), val_split=args.split, val_num_samples=args.num_samples)
     dataset = open_dataset(named, False, img_mode)
-    classes = classes_of(dataset)
-    count = max(classes.values()) + 1 if classes else None
-    if count is not None and count > num_outputs:
+    count = max((classes_of(dataset) or {}).values(), default=num_outputs - 1) + 1
+    if count > num_outputs:
         raise BadInput(f'the data has {count} classes, and the model tells only {num_outputs} apart')
-    if count is not None and count < num_outputs and not args.class_map:
+    if count < num_outputs and not args.class_map:
         _logger.warning(f'The data has {count} classes, the model {num_outputs} outputs: class indices are those of '
                         'the sorted class names (--class-map names others).')
     if getattr(args, 'tf_preprocessing', False):
@@ -120,41 +102,20 @@ def open_data(args: argparse.Namespace, data_config: dict[str, Any], num_outputs
     return dataset
 
 
-def make_loader(
-        args: argparse.Namespace,
-        dataset: Any,
-        data_config: dict[str, Any],
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-) -> Any:
+def make_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], device: torch.device,
+                dtype: torch.dtype = torch.float32) -> Any:
     """timm's loader over a data set: normalized images (B, C, H, W) and labels (B,), on the device."""
-    loader = create_loader(
-        dataset,
-        input_size=data_config['input_size'],
-        batch_size=args.batch_size,
-        use_prefetcher=not args.no_prefetcher,
-        interpolation=data_config['interpolation'],
-        mean=data_config['mean'],
-        std=data_config['std'],
-        num_workers=args.workers,
-        crop_pct=data_config['crop_pct'],
-        crop_mode=data_config['crop_mode'],
-        crop_border_pixels=args.crop_border_pixels,
-        pin_memory=args.pin_mem,
-        device=device,
-        img_dtype=dtype,
-        tf_preprocessing=getattr(args, 'tf_preprocessing', False),
-    )
+    loader = create_loader(dataset, input_size=data_config['input_size'], batch_size=args.batch_size,
+                           use_prefetcher=not args.no_prefetcher, interpolation=data_config['interpolation'],
+                           mean=data_config['mean'], std=data_config['std'], num_workers=args.workers,
+                           crop_pct=data_config['crop_pct'], crop_mode=data_config['crop_mode'],
+                           crop_border_pixels=args.crop_border_pixels, pin_memory=args.pin_mem, device=device,
+                           img_dtype=dtype, tf_preprocessing=getattr(args, 'tf_preprocessing', False))
     quiet_workers(loader)
     return loader
 
 
-def open_images(
-        args: argparse.Namespace,
-        model: nn.Module,
-        data_config: dict[str, Any],
-        device: torch.device,
-) -> Any:
+def open_images(args: argparse.Namespace, model: nn.Module, data_config: dict[str, Any], device: torch.device) -> Any:
     """The loader of the images that the flags name, for a model that :func:`open_model` returned.
 
     Raises:

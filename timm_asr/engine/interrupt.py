@@ -7,14 +7,18 @@ where nothing is half done.
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _requested = False
+#: Seconds that a loading worker waits, once it is told to end, for the reader to end it properly.
+GRACE = 5
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -65,3 +69,25 @@ def stoppable(batches: Iterable[Any]) -> Iterator[Any]:
         yield batch
     if _requested:
         raise KeyboardInterrupt
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):  # of a reader that is gone: nobody needs it from each worker
+        sys.__excepthook__(kind, error, trace)
+
+
+def _start_worker(init: Callable[[int], None] | None, worker: int) -> None:
+    sys.excepthook = _report
+    # Terminals and job schedulers signal all processes of a run; the one that reads decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'alarm'):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))  # PyTorch reports any other status as an error
+    if init is not None:
+        init(worker)
+
+
+def quiet_workers(loader: Any) -> None:
+    """Let the workers of a loader end when its reader does, without tracebacks."""
+    inner = getattr(loader, 'loader', loader)
+    inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn)

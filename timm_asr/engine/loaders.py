@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.utils.data import Dataset, IterableDataset
@@ -17,14 +17,11 @@ from torchvision.transforms import RandomCrop, Resize
 from ..data import create_dataset
 from ..data.part import Part, draw_parts
 from ..errors import BadInput, OwnBadInput
+from .interrupt import quiet_workers
 from .memory import in_memory
 from .seeding import EpochSeeded, own_generator
-from .workers import quiet_workers
 
 _logger = logging.getLogger(__name__)
-
-#: Folders up to this many images have the header of each read before training starts.
-CHECKED_IMAGES = 5000
 
 
 @dataclass
@@ -98,19 +95,6 @@ def label_names(dataset: Any, num_classes: int) -> list[str] | None:
     return [names[i] for i in range(num_classes)] if set(names) == set(range(num_classes)) else None
 
 
-def check_images(dataset: Any) -> None:
-    """Read the header of every image of a folder; ``BadInput`` names the first that has none."""
-    samples = getattr(getattr(dataset, 'reader', None), 'samples', None)
-    if not isinstance(samples, list) or not 0 < len(samples) <= CHECKED_IMAGES or not isinstance(samples[0][0], str):
-        return
-    for path, _ in samples:
-        try:
-            with Image.open(path):
-                pass
-        except (OSError, SyntaxError, ValueError):
-            raise BadInput(f'cannot read the image {path}') from None
-
-
 def open_dataset(args: argparse.Namespace, training: bool, img_mode: str) -> Any:
     """The training or validation set that the options name.
 
@@ -143,7 +127,6 @@ def open_dataset(args: argparse.Namespace, training: bool, img_mode: str) -> Any
         raise BadInput(f'{args.data_dir or args.dataset} ({split}) has only one class, '
                        f'{next(iter(classes), "none")!r}; there must be a sub-folder for each of at least two classes')
     if hasattr(dataset, 'reader') and not isinstance(dataset, IterableDataset):
-        check_images(dataset)
         dataset = NamedErrors(dataset)
     return dataset
 
@@ -237,13 +220,8 @@ def _mixing(args: argparse.Namespace, splits: int) -> tuple[Callable | None, Cal
     return SharedMixup(**keywords), None, True
 
 
-def make_loaders(
-        args: argparse.Namespace,
-        data_config: dict[str, Any],
-        datasets: tuple[Any, Any],
-        device: torch.device,
-        dtype: torch.dtype | None,
-) -> Loaders:
+def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets: tuple[Any, Any], device: torch.device,
+                 dtype: torch.dtype | None) -> Loaders:
     """Loaders for the two data sets.
 
     Args:
@@ -314,14 +292,8 @@ def make_loaders(
     return Loaders(train_loader, eval_loader, mixup, mixing, batch_size)
 
 
-def make_eval_loader(
-        args: argparse.Namespace,
-        data_config: dict[str, Any],
-        dataset: Any,
-        device: torch.device,
-        dtype: torch.dtype | None,
-        distributed: bool,
-) -> Any:
+def make_eval_loader(args: argparse.Namespace, data_config: dict[str, Any], dataset: Any, device: torch.device,
+                     dtype: torch.dtype | None, distributed: bool) -> Any:
     """Loader of the validation set, all of it or the part of this process."""
     workers = args.workers
     if distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
@@ -335,13 +307,8 @@ def make_eval_loader(
     return (None if distributed else in_memory(loader, data_config['input_size'], False, args.seed)) or loader
 
 
-def _common(
-        args: argparse.Namespace,
-        data_config: dict[str, Any],
-        device: torch.device,
-        dtype: torch.dtype | None,
-        distributed: bool,
-) -> dict[str, Any]:
+def _common(args: argparse.Namespace, data_config: dict[str, Any], device: torch.device, dtype: torch.dtype | None,
+            distributed: bool) -> dict[str, Any]:
     return {
         'input_size': data_config['input_size'], 'mean': data_config['mean'], 'std': data_config['std'],
         'pin_memory': args.pin_mem, 'img_dtype': dtype or torch.float32, 'device': device,

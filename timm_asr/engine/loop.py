@@ -206,16 +206,8 @@ def train_one_epoch(training: Training, epoch: int, progress: Progress) -> 'Orde
         loss=average, images_per_second=meter.images * args.world_size / seconds, waiting=meter.waited / seconds)
 
 
-def _after_update(
-        training: Training,
-        meter: _Meter,
-        epoch: int,
-        index: int,
-        updates: int,
-        last: bool,
-        images: torch.Tensor,
-        progress: Progress,
-) -> None:
+def _after_update(training: Training, meter: _Meter, epoch: int, index: int, updates: int, last: bool,
+                  images: torch.Tensor, progress: Progress) -> None:
     args, task = training.args, training.task
     update = index // args.grad_accum_steps
     done = epoch * updates + update + 1

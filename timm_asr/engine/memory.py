@@ -88,16 +88,8 @@ class MemoryLoader:
         seed: With the epoch's number (``set_epoch``) the whole state of everything random.
     """
 
-    def __init__(
-            self,
-            loader: Any,
-            images: torch.Tensor,
-            labels: torch.Tensor,
-            training: bool,
-            pad: int = 0,
-            hflip: float = 0.0,
-            seed: int = 0,
-    ) -> None:
+    def __init__(self, loader: Any, images: torch.Tensor, labels: torch.Tensor, training: bool, pad: int = 0,
+                 hflip: float = 0.0, seed: int = 0) -> None:
         self.dataset = loader.dataset
         self.sampler = self  # what is told of a new epoch
         self.batch_size = loader.loader.batch_size

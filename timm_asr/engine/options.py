@@ -157,12 +157,8 @@ def _add(target: Any, option: Option) -> None:
     target.add_argument(*names, type=option.type, choices=option.choices, **keywords)
 
 
-def build_parser(
-        options: Sequence[Option],
-        prog: str | None = None,
-        description: str = '',
-        refused: Mapping[str, str] | None = None,
-) -> Parser:
+def build_parser(options: Sequence[Option], prog: str | None = None, description: str = '',
+                 refused: Mapping[str, str] | None = None) -> Parser:
     """The ``argparse`` parser of these options, grouped by heading, refused names included but not listed."""
     parser = Parser(prog=prog, description=description)
     groups: dict[str, Any] = {}
@@ -253,15 +249,9 @@ def as_yaml(args: argparse.Namespace | Mapping[str, Any]) -> str:
     return yaml.safe_dump(plain, default_flow_style=None, sort_keys=True, width=100)
 
 
-def parse(
-        options: Sequence[Option],
-        refused: Mapping[str, str] | None = None,
-        argv: Sequence[str] | None = None,
-        prog: str | None = None,
-        description: str = '',
-        find_config: Callable[[str], str | Path] = str,
-        print_config: bool = True,
-) -> argparse.Namespace:
+def parse(options: Sequence[Option], refused: Mapping[str, str] | None = None, argv: Sequence[str] | None = None,
+          prog: str | None = None, description: str = '', find_config: Callable[[str], str | Path] = str,
+          print_config: bool = True) -> argparse.Namespace:
     """Parse a command line in two stages: the YAML file of ``--config`` sets the defaults, then the line itself.
 
     Args:

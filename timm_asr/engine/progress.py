@@ -52,12 +52,8 @@ class Progress:
     def __enter__(self) -> 'Progress':
         return self
 
-    def __exit__(
-            self,
-            kind: type[BaseException] | None,
-            error: BaseException | None,
-            trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.close()
 

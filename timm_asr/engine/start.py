@@ -67,10 +67,7 @@ def resolve(args: argparse.Namespace) -> dict[str, Any]:
             if key != 'crop_mode'}
 
 
-def build_training(
-        args: argparse.Namespace,
-        device: torch.device,
-) -> tuple[Training, dict[str, Any], tuple[Any, Any]]:
+def build_training(args: argparse.Namespace, device: torch.device) -> tuple[Training, dict[str, Any], tuple[Any, Any]]:
     """Model, data, loss and optimizer; also the data configuration and the data sets."""
     if args.torchcompile and args.torchcompile not in torch._dynamo.list_backends(exclude_tags=()):
         raise BadInput(f'--torchcompile {args.torchcompile}: PyTorch has '

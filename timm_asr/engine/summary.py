@@ -94,11 +94,9 @@ def table(metrics: Mapping[str, Any]) -> str:
             value = metrics.get(key + suffix[column])
         return '-' if value is None else format(value, form)
 
-    rows = [
-        [f'top-1 on {metrics["images"]} images, %', *(cell('top1', c, '.2f') for c, _ in columns)],
-        ['largest logit difference', *(cell('logit_difference', c, '.1e') for c, _ in columns)],
-        ['parameters', *(cell('parameters', c, ',') for c, _ in columns)],
-    ]
+    rows = [[f'top-1 on {metrics["images"]} images, %', *(cell('top1', c, '.2f') for c, _ in columns)],
+            ['largest logit difference', *(cell('logit_difference', c, '.1e') for c, _ in columns)],
+            ['parameters', *(cell('parameters', c, ',') for c, _ in columns)]]
     header = ['', *(title for _, title in columns)]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = ['  '.join([row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True))])

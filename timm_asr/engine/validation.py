@@ -174,18 +174,10 @@ def validate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
             real_labels.add_result(output)
 
     with deferred_interrupts():
-        figures = evaluate(
-            model,
-            loader,
-            nn.CrossEntropyLoss().to(device),
-            device=device,
-            dtype=dtype,
-            amp_autocast=autocast(device, DTYPES[args.amp_dtype] if args.amp else None, args.bn_noise),
-            channels_last=args.channels_last,
-            valid_labels=valid_labels,
-            on_output=on_output,
-            on_batch=_Log(len(loader), args.log_freq),
-        )
+        figures = evaluate(model, loader, nn.CrossEntropyLoss().to(device), device=device, dtype=dtype,
+                           amp_autocast=autocast(device, DTYPES[args.amp_dtype] if args.amp else None, args.bn_noise),
+                           channels_last=args.channels_last, valid_labels=valid_labels, on_output=on_output,
+                           on_batch=_Log(len(loader), args.log_freq))
     if not math.isfinite(figures['loss']):
         _logger.warning(f'The loss of {name} is {figures["loss"]}: its accuracy means nothing.')
     top1, top5 = figures['top1'], figures['top5']

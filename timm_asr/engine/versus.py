@@ -64,17 +64,9 @@ class Neighbours:
         return min(1.0, max(0.0, busy - before - (time.process_time() - own)) / elapsed)
 
 
-def interleave(
-        steps: Mapping[str, Callable[[], object]],
-        *,
-        rounds: int = 20,
-        iters: int = 1,
-        warmup: int = 3,
-        budget: float = math.inf,
-        max_foreign: float = 1.0,
-        device: torch.device | str = 'cpu',
-        clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
+def interleave(steps: Mapping[str, Callable[[], object]], *, rounds: int = 20, iters: int = 1, warmup: int = 3,
+               budget: float = math.inf, max_foreign: float = 1.0, device: torch.device | str = 'cpu',
+               clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
     """Time steps in turns.
 
     In each round every step runs ``iters`` times in a row; the order moves on by one from round to round, so that
@@ -153,9 +145,6 @@ def compare(times: Mapping[str, Sequence[float]], baseline: str, batch_size: int
         seconds = statistics.median(own)
         rows[name] = {
             f'{prefix}_samples_per_sec': round(batch_size / seconds, 2),
-            f'{prefix}_step_time': round(1000 * seconds, 3),
-            f'{prefix}_time_ratio': round(spread[name].median, 4),
-            f'{prefix}_time_ratio_q1': round(spread[name].q1, 4),
-            f'{prefix}_time_ratio_q3': round(spread[name].q3, 4),
-        }
+            f'{prefix}_step_time': round(1000 * seconds, 3), f'{prefix}_time_ratio': round(spread[name].median, 4),
+            f'{prefix}_time_ratio_q1': round(spread[name].q1, 4), f'{prefix}_time_ratio_q3': round(spread[name].q3, 4)}
     return rows
