@@ -238,7 +238,6 @@ def test_published_weights_are_a_source(tmp_path):
     ('{c} --onnx {t}/x.onnx --int8 {t}/y.onnx --as-trained', '--as-trained and --int8 exclude each other'),
     ('{c} --onnx {t}/x.onnx --int8 {t}/text.pth', '{t}/text.pth is there already; choose another name'),
     ('{c} --onnx {t}/x.onnx --int8 {t}/y.onnx --samples 0', '--samples takes one image or more'),
-    ('resnet20_se.cifar10 --onnx {t}/x.onnx --int8 {t}/y.onnx', 'no images to calibrate int8 on: give the folder'),
     ('{c} --onnx {t}/x.onnx --keep-trainable', '--keep-trainable goes with --output'),
     ('{c} --onnx {t}/x.onnx --unfused --fold-bn', '--as-trained and --fold-bn exclude each other'),
     ('{c} --torch-export {t}/text.pth', '{t}/text.pth is there already; choose another name, or replace it (--force)'),

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from export_helpers import digits_model, our_checkpoint
-from helpers import asr_layers, randomize
+from helpers import asr_layers, randomize, small
 from PIL import Image
 
 import timm_asr
@@ -61,6 +61,23 @@ def test_folding_keeps_the_codes_where_output_channels_are_scaled(tmp_path):
     assert (codes(int8(unequal, tmp_path, 'other', images))[1] != plain[1]).any()  # the codes can tell networks apart
 
 
+def merged_codes(model):
+    """int8 weights of a network whose branches are merged, as the quantizer makes them, without it."""
+    weights = [m.weight for m in timm_asr.reparameterize(copy.deepcopy(model), fold_bn=True).modules()
+               if isinstance(m, torch.nn.Conv2d)]
+    return torch.cat([(127 * w / w.abs().amax((1, 2, 3), keepdim=True)).round().flatten() for w in weights])
+
+
+@pytest.mark.parametrize(('sites', 'kept'), [(None, True), (['stages.*.*.conv_kxk.bn'], False)])
+def test_parallel_branches_keep_the_codes_where_a_vector_scales_their_sum(sites, kept):
+    model = small('repvgg_a0_cifar' if sites else 'repvgg_a0_cifar_asr_se', dtype=torch.float32)
+    if sites:
+        timm_asr.attach_asr(model, 'se', sites=sites)
+    model = randomize(model).eval()
+    changed = (merged_codes(model) != merged_codes(without_vectors(model))).float().mean()
+    assert changed < 1e-4 if kept else changed > 0.3
+
+
 @pytest.mark.slow
 def test_a_gate_in_front_of_a_convolution_changes_its_codes(tmp_path):
     """The documentation says where the claim ends: a scale of *input* channels does not leave the codes alone."""
@@ -93,6 +110,13 @@ def test_without_images(tmp_path):
     with pytest.raises(BadInput, match='needs images to calibrate on'):
         quantize_onnx(file, tmp_path / 'int8.onnx', [])
     assert not (tmp_path / 'int8.onnx').exists()
+
+
+def test_the_command_without_images(tmp_path, capsys):
+    argv = ['resnet20_se.cifar10', '--onnx', str(tmp_path / 'x.onnx'), '--int8', str(tmp_path / 'y.onnx')]
+    assert run_main(lambda: main(argv), 'export') == 2
+    assert 'no images to calibrate int8 on: give the folder of the images (--data-dir DIR)' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command(tmp_path, capsys):
