@@ -46,13 +46,8 @@ def check_model_name(name: str) -> None:
 def expand_names(name: str, pretrained: bool = False, exclude: Sequence[str] = ()) -> list[str] | None:
     """The models that a wildcard, ``all`` or a text file (one name a line) stands for; None for a single model.
 
-    Args:
-        name: What ``--model`` was given.
-        pretrained: Names with a pretrained tag only, as far as wildcards and ``all`` go.
-        exclude: Wildcards left out of ``all``.
-
-    Raises:
-        BadInput: If a wildcard matches nothing, or a file holds no name or an unknown one.
+    With ``pretrained`` wildcards and ``all`` give names with a pretrained tag only; ``exclude`` has wildcards that
+    are left out of ``all``. ``BadInput`` says that nothing matches, or that a file has no name or an unknown one.
     """
     if source_of(name) in ('hub', 'folder', 'registry'):
         return None

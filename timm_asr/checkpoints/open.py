@@ -51,28 +51,14 @@ _PNG = b'\x89PNG\r\n\x1a\n'
 
 
 def as_source(what: nn.Module | str | os.PathLike, use_ema: bool = False) -> Source:
-    """A model in memory, or what a path or name stands for, as a source.
-
-    Raises:
-        BadInput: The path or name cannot be loaded.
-        ValueError: ``what`` is neither a model nor a path.
-    """
+    """A model in memory (:func:`live_source`), or what a path or name stands for (:func:`open_source`), as a source."""
     return open_source(what, use_ema) if isinstance(what, str | os.PathLike) else live_source(what)
 
 
-def open_source(
-        what: str | os.PathLike,
-        use_ema: bool = False,
-        name: str = '',
-        *,
-        pretrained: bool = True,
-        num_classes: int | None = None,
-        in_chans: int | None = None,
-        img_size: int | None = None,
-        input_size: Sequence[int] | None = None,
-        model_kwargs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-) -> Source:
+def open_source(what: str | os.PathLike, use_ema: bool = False, name: str = '', *, pretrained: bool = True,
+                num_classes: int | None = None, in_chans: int | None = None, img_size: int | None = None,
+                input_size: Sequence[int] | None = None, model_kwargs: Mapping[str, Any] | None = None,
+                **kwargs: Any) -> Source:
     """The model that the user names, with all that is known about it.
 
     Args:
@@ -122,14 +108,7 @@ def open_source(
 
 
 def load_model(name: str, checkpoint: str | Path = '', *, pretrained: bool = False, **options: Any) -> nn.Module:
-    """The model that the user names; keywords and errors are those of :func:`open_source`.
-
-    Args:
-        name: As ``what`` of :func:`open_source`; beside a checkpoint, the name of its model.
-        checkpoint: A weight file to load into the model ``name``, or an exported folder.
-        pretrained: Load the weights that belong to a registry or Hub name.
-        **options: More keywords of :func:`open_source`.
-    """
+    """The model of :func:`open_source`, whose options it takes; beside a checkpoint, ``name`` is that of its model."""
     if checkpoint:
         return open_source(checkpoint, name=name, **options).model
     return open_source(name, pretrained=pretrained, **options).model
@@ -170,8 +149,8 @@ def _open_folder(folder: Path, use_ema: bool, shape: Mapping[str, Any], kwargs: 
         raise BadInput(f'{folder} is an exported folder, which has no averaged weights beside the others')
     config = read_config(folder)
     check_model_name(config['architecture'])
-    classes, asked = config.get('num_classes', (config.get('pretrained_cfg') or {}).get('num_classes')), kwargs.get(
-        'num_classes')
+    asked = kwargs.get('num_classes')
+    classes = config.get('num_classes', (config.get('pretrained_cfg') or {}).get('num_classes'))
     if asked is not None and classes is not None and asked != classes:
         raise BadInput(f'{folder} has {classes} classes, but {asked} were asked for; leave --num-classes out')
     weights = next((path for path in folder.iterdir() if path.name.endswith(WEIGHT_SUFFIXES)), None)
@@ -265,13 +244,7 @@ def _classes_in(weights: Mapping[str, Any], name: str) -> int | None:
 
 
 def checkpoint_facts(path: Path, content: Mapping[str, Any], use_ema: bool) -> dict[str, Any]:
-    """The provenance of a checkpoint.
-
-    Args:
-        path: Of the file.
-        content: Of the file, as :func:`read_checkpoint` returns it.
-        use_ema: Whether its averaged weights are taken.
-    """
+    """The provenance of a checkpoint, whose ``content`` :func:`read_checkpoint` returned."""
     args = arguments_of(content)
     metric = content.get('metric')
     facts: dict[str, Any] = {

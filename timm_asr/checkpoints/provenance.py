@@ -86,14 +86,14 @@ def public_name(text: str, pattern: re.Pattern[str]) -> str | None:
     return None
 
 
-def public_dataset(text: str | None) -> str | None:
+def public_dataset(text: str) -> str | None:
     """The name of a data set, of a path its last part."""
-    return public_name(text, _DATASET) if text else None
+    return public_name(text, _DATASET)
 
 
-def public_model(text: str | None) -> str | None:
+def public_model(text: str) -> str | None:
     """The name of a model, of a path its last part."""
-    return public_name(text, _MODEL) if text else None
+    return public_name(text, _MODEL)
 
 
 def _public(value: Any) -> Any:
@@ -110,8 +110,7 @@ def _public(value: Any) -> Any:
 def public_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a run that may be published, those that are set: by the list of names, and then by their values.
 
-    Numbers, switches and words of at most 32 letters pass; of names of models and data sets that are paths the last
-    part does.
+    Numbers, switches and words of at most 32 letters pass; of models and data sets that are paths, the last part.
     """
     found = {}
     for name in sorted(PUBLIC_OPTIONS & set(args)):
@@ -162,12 +161,7 @@ def modern_metrics(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def provenance(facts: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The whole section, in one order and with every key; null stands for what is not known.
-
-    Args:
-        facts: What is known of where the weights come from; any of the keys.
-        metrics: The content of a ``metrics.json``.
-    """
+    """The whole section, in one order and with every key, from facts and the content of a ``metrics.json``."""
     section: dict[str, Any] = {
         'format': 2, 'form': None, 'needs': [], 'model': None, 'asr': None, 'package': KEY, **versions(),
         'git_commit': None, 'recipe': None, 'arguments': {}, 'seed': None, 'dataset': None, 'base_model': None,

@@ -52,11 +52,7 @@ def _count(value: Any, left: int) -> int:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A mapping in a YAML file; empty for an empty file.
-
-    Raises:
-        BadInput: It cannot be read, is no mapping, or expands, by aliases of aliases, to far more than it looks like.
-    """
+    """A mapping in a YAML file, empty for an empty file; ``BadInput`` if aliases expand it to far more than it looks."""
     path = Path(path)
     try:
         content = yaml.safe_load(_text(path))
@@ -70,11 +66,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """An object in a JSON file.
-
-    Raises:
-        BadInput: It cannot be read or holds something else.
-    """
+    """An object in a JSON file; ``BadInput`` if it cannot be read or holds something else."""
     path = Path(path)
     try:
         content = json.loads(_text(path))
@@ -91,11 +83,7 @@ def is_folder_of_weights(path: str | Path) -> bool:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The ``config.json`` of a folder of weights, its fields checked.
-
-    Raises:
-        BadInput: There is none, it names no architecture, or a field is not what belongs there.
-    """
+    """The ``config.json`` of a folder of weights, its fields checked; ``BadInput`` says what is missing or wrong."""
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise BadInput(f'{folder} is not a folder of weights: it has no {CONFIG}; write one by '
@@ -108,14 +96,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a weight file, read without running any code that it may carry, its fields checked.
+    """The dict in a weight file, ``.safetensors`` or by ``torch.save``, its fields checked; no code in it is run.
 
-    Args:
-        path: ``.safetensors``, or what ``torch.save`` wrote; a pickle is read with ``weights_only=True``.
-
-    Returns:
-        The dict in the file: a training checkpoint (``arch``, ``state_dict``, ...) or a bare state dict. The options
-        under ``args`` are a dict, also where timm's script wrote a Namespace.
+    That is a training checkpoint (``arch``, ``state_dict``, ...) or a bare state dict. The options under ``args`` are
+    a dict, also where timm's script wrote a Namespace.
 
     Raises:
         BadInput: The file is missing, truncated, of another kind, a pickle that would run code, larger inside than

@@ -67,16 +67,7 @@ CONFIGURATION: Rules = {
 
 
 def check(content: Mapping[str, Any], rules: Rules, where: str) -> None:
-    """Check the fields of a mapping.
-
-    Args:
-        content: The mapping.
-        rules: For each key that is looked at, what belongs there.
-        where: The file, as the sentence names it.
-
-    Raises:
-        BadInput: A field holds something else.
-    """
+    """Raise ``BadInput``, which names the file ``where``, if a field of a mapping is not what the rules say."""
     for key, rule in rules.items():
         value = content.get(key)
         if value is None:

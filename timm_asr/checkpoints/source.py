@@ -45,14 +45,10 @@ class Source:
 
 
 def class_names(source: Source, given: Sequence[str] | None = None) -> list[str] | None:
-    """The names of a source's classes; None where they are not known.
+    """The names of a source's classes, those given first of all; None where they are not known.
 
     The model's own cfg is believed only where it is not that of its registered name: timm gives the configuration of
     pretrained weights, label names among them, to a network that starts without them too.
-
-    Args:
-        source: The model, and what is known about it.
-        given: Names that count before all others.
 
     Raises:
         ValueError: There are more or fewer names than classes.
@@ -101,11 +97,7 @@ def models_inside(module: nn.Module) -> list[str]:
 
 
 def live_source(model: nn.Module) -> Source:
-    """A model in memory as a source.
-
-    Raises:
-        ValueError: It is no model.
-    """
+    """A model in memory as a source; ``ValueError`` if it is no model."""
     model = unwrap(model)
     return Source(model, {'model': name_of(model), 'asr': getattr(model, 'asr_options', None),
                           'git_commit': git_commit()})
@@ -124,11 +116,9 @@ def to_float32(model: nn.Module) -> nn.Module:
 
 
 def data_config_of(model: nn.Module, options: Mapping[str, Any], test_size: bool = False) -> dict[str, Any]:
-    """Size, mean, standard deviation, crop and interpolation of the images, from the options of a run and the model,
-    whose own configuration may have another size and crop for testing.
+    """Size, mean, standard deviation, crop and interpolation of the images, from the options of a run and the model.
 
-    Raises:
-        BadInput: There are more or fewer means than channels.
+    With ``test_size`` they are those that the model's own configuration has for testing.
     """
     options = {'input_size': None, 'img_size': None, 'in_chans': None, **options}
     try:

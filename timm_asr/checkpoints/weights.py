@@ -16,17 +16,10 @@ _WRAPPERS = ('module', '_orig_mod', 'model', 'net', 'network', 'backbone', 'enco
 
 
 def state_dict_of(content: Mapping[str, Any], use_ema: bool = False, path: str | Path = '') -> dict[str, torch.Tensor]:
-    """The weights inside a checkpoint, without the prefix that a wrapper put before all of their names.
+    """The weights in what ``read_checkpoint`` returned, without the prefix that a wrapper put before all their names.
 
-    Weights of the papers' authors get the names that they have here.
-
-    Args:
-        content: What ``read_checkpoint`` returned.
-        use_ema: Take the averaged weights.
-        path: Named in errors.
-
-    Raises:
-        BadInput: There are no weights, or no averaged ones.
+    Weights of the papers' authors get the names that they have here. ``BadInput``, which names ``path``, says that
+    there are no weights, or with ``use_ema`` no averaged ones.
     """
     ema = content.get('state_dict_ema', content.get('model_ema'))
     if use_ema and ema is None:

@@ -9,13 +9,15 @@ from typing import Any
 import timm
 import torch
 from timm.layers import Format, freeze_batch_norm_2d
-from timm.models import load_state_dict
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from ..asr.fold import has_asr
 from ..asr.options import ASR_KEYWORDS
+from ..checkpoints.read import read_checkpoint
+from ..checkpoints.weights import state_dict_of
+from ..errors import BadInput
 from ..models.create import create_model
 
 
@@ -36,13 +38,8 @@ class TimmPyramid(nn.Module):
         ValueError: The network has no feature at one of these strides.
     """
 
-    def __init__(
-            self,
-            body: nn.Module,
-            strides: Sequence[int],
-            out_channels: int = 256,
-            extra_blocks: ExtraFPNBlock | None = None,
-    ) -> None:
+    def __init__(self, body: nn.Module, strides: Sequence[int], out_channels: int = 256,
+                 extra_blocks: ExtraFPNBlock | None = None) -> None:
         super().__init__()
         has = {stride: index for index, stride in enumerate(body.feature_info.reduction())}
         missing = [stride for stride in strides if stride not in has]
@@ -67,14 +64,8 @@ class TimmPyramid(nn.Module):
         return self.fpn(OrderedDict((str(n), m) for n, m in enumerate(maps)))
 
 
-def make_body(
-        name: str,
-        pretrained: bool = False,
-        checkpoint: str | os.PathLike = '',
-        asr: str | None = None,
-        frozen_bn: bool = False,
-        **kwargs: Any,
-) -> nn.Module:
+def make_body(name: str, pretrained: bool = False, checkpoint: str | os.PathLike = '', asr: str | None = None,
+              frozen_bn: bool = False, **kwargs: Any) -> nn.Module:
     """A timm network by name that puts out its features.
 
     Args:
@@ -98,8 +89,10 @@ def make_body(
         if checkpoint:
             _check_checkpoint(name, state, f'The checkpoint {checkpoint}', asr, kwargs)
             # timm loads it before it takes the network apart, and leaves out a classifier that is not there.
-            pretrained, kwargs = True, {**kwargs, 'pretrained_cfg_overlay': {'file': str(checkpoint)}}
+            pretrained, kwargs = True, {**kwargs, 'pretrained_cfg_overlay': {'state_dict': state}}
         body = create_model(name, pretrained=pretrained, asr=asr, features_only=True, **kwargs)
+        for part in body.modules():  # timm keeps what it loaded from
+            (getattr(part, 'pretrained_cfg', None) or {}).pop('state_dict', None)
     return freeze_batch_norm_2d(body) if frozen_bn else body
 
 
@@ -107,9 +100,10 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ValueError(f'There is no checkpoint of the backbone at {path}.')
     try:
-        return load_state_dict(str(path))
-    except Exception as error:  # whatever reading a file that is no checkpoint raises
-        raise ValueError(f'{path} is not a checkpoint: {" ".join(str(error).split())[:120]}') from None
+        content = read_checkpoint(path)
+        return state_dict_of(content, any(key in content for key in ('state_dict_ema', 'model_ema')), path)
+    except BadInput as error:
+        raise ValueError(f'{error}.') from None
 
 
 def _has_vectors(state: dict[str, torch.Tensor]) -> bool:
@@ -117,10 +111,7 @@ def _has_vectors(state: dict[str, torch.Tensor]) -> bool:
 
 
 def _load_attached(body: nn.Module, state: dict[str, torch.Tensor], complaint: str) -> None:
-    """Load what was trained with ASR attached, of the whole network, into its features with the same ASR.
-
-    timm's features have the network's own names, but for a prefix, and for stages of a list: ``stages_0``.
-    """
+    """Load what was trained with ASR attached; timm's features have other names: ``stages_0``, a prefix."""
     flat = {key.replace('_', '.'): value for key, value in state.items()}
     names = {key: key.removeprefix('model.').replace('_', '.') for key in body.state_dict()}
     _refuse_other({names[key]: value for key, value in body.state_dict().items()}, flat, complaint)

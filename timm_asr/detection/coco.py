@@ -43,13 +43,8 @@ class CocoSet(Dataset):
             or its segmentation where masks are asked for, or is of a category 0.
     """
 
-    def __init__(
-            self,
-            images: str | os.PathLike,
-            annotations: str | os.PathLike,
-            masks: bool = False,
-            transforms: Callable[..., Any] | None = None,
-    ) -> None:
+    def __init__(self, images: str | os.PathLike, annotations: str | os.PathLike, masks: bool = False,
+                 transforms: Callable[..., Any] | None = None) -> None:
         _pycocotools()
         if not Path(images).is_dir():
             raise ValueError(f'There is no folder of images at {images}.')

@@ -2,78 +2,43 @@
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from ..asr.scaled import nearest
 from .backbone import TimmPyramid, make_body
 from .pooling import region_pool
 
-
-@dataclass(frozen=True)
-class _Kind:
-    """One detector: its class, its finest stride, the maps beyond the backbone's, and what depends on the strides."""
-
-    cls: type[nn.Module]
-    finest: int
-    extra: Callable[[int], ExtraFPNBlock]
-    extra_levels: int
-    parts: Callable[[tuple[int, ...], int], dict[str, Any]]
-    accepts: tuple[type[nn.Module], ...]
+_CLASSES: dict[str, type[nn.Module]] = {'fasterrcnn': FasterRCNN, 'maskrcnn': MaskRCNN, 'retinanet': RetinaNet}
 
 
-def _rcnn_parts(strides: tuple[int, ...], levels: int) -> dict[str, Any]:
+def _parts(name: str, strides: tuple[int, ...], levels: int) -> dict[str, Any]:
+    """What depends on the strides: anchors, and the pooling of regions from the first ``levels`` of the maps."""
+    ratios = ((0.5, 1.0, 2.0),) * len(strides)
+    if name == 'retinanet':
+        sizes = tuple(tuple(int(4 * stride * 2 ** (third / 3)) for third in range(3)) for stride in strides)
+        return {'anchor_generator': AnchorGenerator(sizes, ratios)}
     # torchvision's own choice, 32 to 512 pixels at the strides 4 to 64, carried over to any strides.
-    return {
-        'rpn_anchor_generator': AnchorGenerator(
-            tuple((8 * stride,) for stride in strides), ((0.5, 1.0, 2.0),) * len(strides)),
-        'box_roi_pool': region_pool(strides[:levels], 7),
-    }
-
-
-def _mask_rcnn_parts(strides: tuple[int, ...], levels: int) -> dict[str, Any]:
-    return {**_rcnn_parts(strides, levels), 'mask_roi_pool': region_pool(strides[:levels], 14)}
-
-
-def _retinanet_parts(strides: tuple[int, ...], levels: int) -> dict[str, Any]:
-    sizes = tuple(tuple(int(4 * stride * 2 ** (third / 3)) for third in range(3)) for stride in strides)
-    return {'anchor_generator': AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(strides))}
-
-
-_KINDS: dict[str, _Kind] = {
-    'fasterrcnn': _Kind(FasterRCNN, 4, lambda channels: LastLevelMaxPool(), 1, _rcnn_parts, (FasterRCNN,)),
-    'maskrcnn': _Kind(MaskRCNN, 4, lambda channels: LastLevelMaxPool(), 1, _mask_rcnn_parts, (MaskRCNN, FasterRCNN)),
-    'retinanet': _Kind(
-        RetinaNet, 8, lambda channels: LastLevelP6P7(channels, channels), 2, _retinanet_parts, (RetinaNet,)),
-}
+    parts = {'rpn_anchor_generator': AnchorGenerator(tuple((8 * stride,) for stride in strides), ratios),
+             'box_roi_pool': region_pool(strides[:levels], 7)}
+    return parts | ({'mask_roi_pool': region_pool(strides[:levels], 14)} if name == 'maskrcnn' else {})
 
 
 def list_detectors() -> list[str]:
     """Names that :func:`create_detector` knows."""
-    return list(_KINDS)
+    return list(_CLASSES)
 
 
-def create_detector(
-        name: str,
-        backbone: str,
-        num_classes: int = 91,
-        *,
-        pretrained: bool = False,
-        checkpoint: str | os.PathLike = '',
-        asr: str | None = None,
-        frozen_bn: bool = False,
-        strides: Sequence[int] | None = None,
-        fpn_channels: int = 256,
-        backbone_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
-) -> nn.Module:
+def create_detector(name: str, backbone: str, num_classes: int = 91, *, pretrained: bool = False,
+                    checkpoint: str | os.PathLike = '', asr: str | None = None, frozen_bn: bool = False,
+                    strides: Sequence[int] | None = None, fpn_channels: int = 256,
+                    backbone_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> nn.Module:
     """One of torchvision's detectors over a timm network with a feature pyramid.
 
     It is torchvision's class, with its interface: a list of images (3, H, W) with values from 0 to 1 and, in training,
@@ -108,27 +73,29 @@ def create_detector(
         TypeError: torchvision's class has no such keyword.
         RuntimeError: timm does not know the backbone or has no features of it.
     """
-    if name not in _KINDS:
-        raise ValueError(f"Unknown detector '{name}'{nearest(name, list(_KINDS))}; there are {', '.join(_KINDS)}.")
-    kind = _KINDS[name]
-    accepting = (*kind.accepts, GeneralizedRCNNTransform)  # torchvision hands on to it what is left
-    known = {key for cls in accepting for key in inspect.signature(cls).parameters} - {'backbone', 'kwargs'}
+    if name not in _CLASSES:
+        raise ValueError(f"Unknown detector '{name}'{nearest(name, list(_CLASSES))}; there are {', '.join(_CLASSES)}.")
+    cls = _CLASSES[name]
+    accepting = (cls, GeneralizedRCNNTransform)  # torchvision hands on to it what is left
+    known = {key for one in accepting for key in inspect.signature(one).parameters} - {'backbone', 'kwargs'}
     unknown = sorted(set(kwargs) - known)
     if unknown:  # torchvision's constructors accept anything in silence
         raise TypeError(
-            f"torchvision's {kind.cls.__name__} has no keyword '{unknown[0]}'{nearest(unknown[0], sorted(known))}.")
+            f"torchvision's {cls.__name__} has no keyword '{unknown[0]}'{nearest(unknown[0], sorted(known))}.")
 
+    finest, beyond = (8, 2) if name == 'retinanet' else (4, 1)
     body = make_body(backbone, pretrained, checkpoint, asr, frozen_bn, **(backbone_kwargs or {}))
     if strides is None:
         found = sorted(set(body.feature_info.reduction()))
-        strides = [stride for stride in found if stride >= kind.finest]
+        strides = [stride for stride in found if stride >= finest]
         if not strides:
             raise ValueError(
                 f"The features of '{backbone}' have the strides {', '.join(map(str, found))}, and a {name} reads those "
-                f'from {kind.finest} on; name the ones to use with strides=(...).')
-    pyramid = TimmPyramid(body, strides, fpn_channels, kind.extra(fpn_channels))
-    every = (*pyramid.strides, *(pyramid.strides[-1] * 2 ** n for n in range(1, kind.extra_levels + 1)))
+                f'from {finest} on; name the ones to use with strides=(...).')
+    extra = LastLevelP6P7(fpn_channels, fpn_channels) if name == 'retinanet' else LastLevelMaxPool()
+    pyramid = TimmPyramid(body, strides, fpn_channels, extra)
+    every = (*pyramid.strides, *(pyramid.strides[-1] * 2 ** n for n in range(1, beyond + 1)))
     config: dict[str, Any] = getattr(body, 'pretrained_cfg', {})
     norms = {key: list(config[source]) for key, source in (('image_mean', 'mean'), ('image_std', 'std'))
              if len(config.get(source) or ()) == 3}
-    return kind.cls(pyramid, num_classes, **{**norms, **kind.parts(every, len(pyramid.strides)), **kwargs})
+    return cls(pyramid, num_classes, **{**norms, **_parts(name, every, len(pyramid.strides)), **kwargs})

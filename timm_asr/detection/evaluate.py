@@ -18,13 +18,8 @@ METRICS = {
 
 
 @torch.inference_mode()
-def evaluate_coco(
-        detector: nn.Module,
-        loader: Iterable[Any],
-        coco: Any = None,
-        iou_types: Sequence[str] | None = None,
-        progress: bool = True,
-) -> dict[str, dict[str, float]]:
+def evaluate_coco(detector: nn.Module, loader: Iterable[Any], coco: Any = None, iou_types: Sequence[str] | None = None,
+                  progress: bool = True) -> dict[str, dict[str, float]]:
     """COCO's average precision and recall of a detector.
 
     Args:

@@ -2,29 +2,21 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torchvision.ops import MultiScaleRoIAlign, box_area
 
 
-class NearestLevel:
+def _nearest_level(strides: Sequence[int], boxes: list[torch.Tensor]) -> torch.Tensor:
     """Index of the level that each box is pooled from: the one nearest to that of the FPN paper's equation 1.
 
-    torchvision's own counts levels from the first to the last, as if strides always doubled, and a box that falls
-    between two is pooled to zeros.
-
-    Args:
-        strides: Of the levels, ascending.
+    torchvision's own counts levels as if strides always doubled: a box that falls between two is pooled to zeros.
     """
-
-    def __init__(self, strides: Sequence[int]) -> None:
-        self.levels = [math.floor(math.log2(stride) + 0.5) for stride in strides]
-
-    def __call__(self, boxes: list[torch.Tensor]) -> torch.Tensor:
-        side = torch.cat([box_area(b) for b in boxes]).sqrt()
-        wanted = torch.floor(4 + torch.log2(side / 224) + 1e-6)
-        levels = torch.tensor(self.levels, dtype=side.dtype, device=side.device)
-        return (wanted[:, None] - levels).abs().argmin(1)
+    side = torch.cat([box_area(b) for b in boxes]).sqrt()
+    wanted = torch.floor(4 + torch.log2(side / 224) + 1e-6)
+    levels = [math.floor(math.log2(stride) + 0.5) for stride in strides]
+    return (wanted[:, None] - torch.tensor(levels, dtype=side.dtype, device=side.device)).abs().argmin(1)
 
 
 def region_pool(strides: Sequence[int], output_size: int) -> MultiScaleRoIAlign:
@@ -33,5 +25,5 @@ def region_pool(strides: Sequence[int], output_size: int) -> MultiScaleRoIAlign:
     Its scales are set here, since torchvision rounds those that it infers to powers of two.
     """
     pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], output_size, sampling_ratio=2)
-    pool.scales, pool.map_levels = [1 / stride for stride in strides], NearestLevel(strides)
+    pool.scales, pool.map_levels = [1 / stride for stride in strides], partial(_nearest_level, tuple(strides))
     return pool

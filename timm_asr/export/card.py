@@ -41,13 +41,8 @@ def code_text(value: Any) -> str:
     return f'`{re.sub(r"[`|<>]", "", " ".join(str(value).split()))[:200]}`'
 
 
-def model_card(
-        folder: Path,
-        repo_id: str,
-        license: str | None = None,
-        dataset_name: str | None = None,
-        plain: Path | None = None,
-) -> str:
+def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_name: str | None = None,
+               plain: Path | None = None) -> str:
     """The ``README.md`` for a folder of weights.
 
     Args:

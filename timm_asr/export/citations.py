@@ -46,17 +46,12 @@ class Attention:
         entries = [bibliography()[key] for key, part in ((_ASR, self.asr), (_DIA, self.dia)) if part]
         for gate in (self.asr, self.gate, self.dia):
             if gate in list_gates():
-                entries += split_entries(getattr(get_gate(gate), 'paper', ''))
+                entries += split_entries(get_gate(gate).paper)
         return list(dict.fromkeys(entries))
 
 
 def attention_of(model: str, asr: Mapping[str, Any] | None = None) -> Attention:
-    """What attention a model has, by its registered name.
-
-    Args:
-        model: The name before folding, ``resnet20_se_asr_se``.
-        asr: How ASR was attached to a model whose name does not say it; ``asr`` in it names its gate.
-    """
+    """What attention a model has, by its registered name before folding, and the options of ASR that was attached."""
     attached, variant = str((asr or {}).get('asr') or ''), variant_of(model)
     if variant is None:
         return Attention(model.partition('.')[0], asr=attached)

@@ -17,12 +17,7 @@ from .place import files_in
 
 @dataclass(frozen=True)
 class File:
-    """A file as it is to be published.
-
-    Attributes:
-        path: In the repository.
-        source: Where its content is, or the content itself.
-    """
+    """A file as it is to be published: its path in the repository, and where its content is, or the content itself."""
 
     path: str
     source: Path | bytes
@@ -41,16 +36,7 @@ class File:
 
 
 def check_weights(folder: Path, config: dict[str, Any], how: str) -> None:
-    """Refuse weights that are truncated, or are not those that ``config.json`` was written for.
-
-    Args:
-        folder: That they are in.
-        config: Of the folder; without a section ``timm_asr`` it says nothing of the hash.
-        how: What helps, for the sentence.
-
-    Raises:
-        BadInput: One sentence.
-    """
+    """Raise ``BadInput`` for weights that are truncated or not those of ``config.json``; ``how`` says what helps."""
     weights = folder / WEIGHTS
     try:
         with safetensors.safe_open(weights, framework='pt') as file:

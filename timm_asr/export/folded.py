@@ -1,6 +1,5 @@
 """From a model to the tensors of its plain architecture, and the proof that they are the same function."""
 
-import copy
 import json
 import re
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ import torch
 from timm.models import get_model_args
 from torch import nn
 
-from ..asr.fold import fold_asr
 from ..asr.options import VECTOR_KEYWORDS
 from ..gates.forms import InferenceForm
 from ..gates.gate import ChannelGate
@@ -40,11 +38,7 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def refuse_inference_form(model: nn.Module, name: str) -> None:
-    """Refuse what ``reparameterize`` has merged: it does not load under the name of the architecture.
-
-    Raises:
-        ValueError: The model has merged branches, gates for inference only, or norms that were folded.
-    """
+    """Raise ``ValueError`` for what ``reparameterize`` has merged: it does not load by the architecture's name."""
     merged = next((m for m in model.modules() if isinstance(m, InferenceForm)
                    or isinstance(getattr(m, 'reparam_conv', None), nn.Module)), None)
     if merged is not None:
@@ -53,17 +47,8 @@ def refuse_inference_form(model: nn.Module, name: str) -> None:
             'nobody could load by that name; export the model as it was before, and let whoever runs it merge.')
 
 
-def fold(reference: nn.Module) -> nn.Module:
-    """A copy without ASR."""
-    return fold_asr(copy.deepcopy(reference))
-
-
 def check_fit(plain: str, args: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
-    """Refuse what could not be loaded back: build the plain architecture without memory and compare.
-
-    Raises:
-        ValueError: It cannot be built from these arguments, or has other tensors.
-    """
+    """Raise ``ValueError`` for what could not be loaded back: build the plain architecture and compare its tensors."""
     try:
         json.dumps(args)
         stock = timm.create_model(plain, **args, device='meta')

@@ -31,18 +31,9 @@ class ExportedAsTrained(UserWarning):
     """A model was exported although its inference form would do the same for less."""
 
 
-def export_onnx(
-        model: nn.Module | str | os.PathLike,
-        file: str | os.PathLike,
-        *,
-        use_ema: bool = False,
-        as_trained: bool = False,
-        fold_bn: bool = False,
-        any_size: bool = False,
-        opset: int | None = None,
-        images: Iterable[torch.Tensor] = (),
-        overwrite: bool = False,
-) -> Path:
+def export_onnx(model: nn.Module | str | os.PathLike, file: str | os.PathLike, *, use_ema: bool = False,
+                as_trained: bool = False, fold_bn: bool = False, any_size: bool = False, opset: int | None = None,
+                images: Iterable[torch.Tensor] = (), overwrite: bool = False) -> Path:
     """Write a model as ONNX, in its inference form, for batches of any size; it is left as it is.
 
     onnxruntime runs the file on random images and on those given, and its logits are compared with those of the model
@@ -72,17 +63,9 @@ def export_onnx(
     return write_onnx(as_source(model, use_ema), file, as_trained, fold_bn, any_size, opset, images, overwrite)
 
 
-def export_program(
-        model: nn.Module | str | os.PathLike,
-        file: str | os.PathLike,
-        *,
-        use_ema: bool = False,
-        as_trained: bool = False,
-        fold_bn: bool = False,
-        any_size: bool = False,
-        images: Iterable[torch.Tensor] = (),
-        overwrite: bool = False,
-) -> Path:
+def export_program(model: nn.Module | str | os.PathLike, file: str | os.PathLike, *, use_ema: bool = False,
+                   as_trained: bool = False, fold_bn: bool = False, any_size: bool = False,
+                   images: Iterable[torch.Tensor] = (), overwrite: bool = False) -> Path:
     """Write a model as a program of ``torch.export`` (``.pt2``), which PyTorch runs without this package or timm.
 
     Arguments, result and errors are those of :func:`export_onnx`; ``torch.export.load(file).module()`` is the model.
@@ -90,17 +73,9 @@ def export_program(
     return write_program(as_source(model, use_ema), file, as_trained, fold_bn, any_size, images, overwrite)
 
 
-def write_onnx(
-        source: Source,
-        file: str | os.PathLike,
-        as_trained: bool = False,
-        fold_bn: bool = False,
-        any_size: bool = False,
-        opset: int | None = None,
-        images: Iterable[torch.Tensor] = (),
-        overwrite: bool = False,
-        report: Callable[[str, str], None] = lambda step, text: None,
-) -> Path:
+def write_onnx(source: Source, file: str | os.PathLike, as_trained: bool = False, fold_bn: bool = False,
+               any_size: bool = False, opset: int | None = None, images: Iterable[torch.Tensor] = (),
+               overwrite: bool = False, report: Callable[[str, str], None] = lambda step, text: None) -> Path:
     """:func:`export_onnx` for a source that is open already."""
     file = Path(file)
     check_packages()
@@ -127,16 +102,9 @@ def write_onnx(
     return file
 
 
-def write_program(
-        source: Source,
-        file: str | os.PathLike,
-        as_trained: bool = False,
-        fold_bn: bool = False,
-        any_size: bool = False,
-        images: Iterable[torch.Tensor] = (),
-        overwrite: bool = False,
-        report: Callable[[str, str], None] = lambda step, text: None,
-) -> Path:
+def write_program(source: Source, file: str | os.PathLike, as_trained: bool = False, fold_bn: bool = False,
+                  any_size: bool = False, images: Iterable[torch.Tensor] = (), overwrite: bool = False,
+                  report: Callable[[str, str], None] = lambda step, text: None) -> Path:
     """:func:`export_program` for a source that is open already."""
     file = Path(file)
     with _aside(file, overwrite) as part:
@@ -153,11 +121,7 @@ def write_program(
 
 
 def check_packages() -> None:
-    """Say which packages are missing for ONNX.
-
-    Raises:
-        BadInput: One is.
-    """
+    """Raise ``BadInput``, which says which packages are missing for ONNX, if any is."""
     missing = [name for name in ('onnx', 'onnxruntime', 'onnxscript') if importlib.util.find_spec(name) is None]
     if missing:
         raise BadInput(f'ONNX needs the package{"s" * (len(missing) > 1)} {" and ".join(missing)}: pip install '
@@ -181,12 +145,8 @@ def _aside(file: Path, overwrite: bool) -> Iterator[Path]:
         raise BadInput(f'{file} cannot be written ({error.strerror or error})') from None
 
 
-def _ready(
-        source: Source,
-        as_trained: bool,
-        fold_bn: bool,
-        report: Callable[[str, str], None],
-) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+def _ready(source: Source, as_trained: bool, fold_bn: bool,
+           report: Callable[[str, str], None]) -> tuple[nn.Module, nn.Module, torch.Tensor]:
     """(the model as it was, the one to export, images (2, C, H, W)), in eval mode in float32 on the CPU."""
     reference = to_float32(copy.deepcopy(source.model))
     reference.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -264,19 +224,11 @@ def _quiet(*names: str) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _compare(
-        reference: nn.Module,
-        run: Callable[[torch.Tensor], torch.Tensor],
-        example: torch.Tensor,
-        any_size: bool,
-        images: Iterable[torch.Tensor],
-        by: str,
-        report: Callable[[str, str], None],
-) -> None:
-    """Compare logits on random batches of one and of three, of another size if any is free, and on real ones.
+def _compare(reference: nn.Module, run: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor, any_size: bool,
+             images: Iterable[torch.Tensor], by: str, report: Callable[[str, str], None]) -> None:
+    """Compare logits on random batches of one and three, of another size if any is free, and on real ones.
 
-    Raises:
-        ValueError: They differ by more than rounding and another order of summation explain, or a prediction changes.
+    ``ValueError``: they differ by more than rounding and another order of summation explain, or a prediction changes.
     """
     allowed = 10 * tolerance(reference)
     found = {kind: Comparison(allowed) for kind in ('random', 'real')}

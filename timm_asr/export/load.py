@@ -16,15 +16,9 @@ from .contents import check_weights
 from .remote import FAILURES, LIBRARY, download, explained, split_repo_id
 
 
-def load_trainable(
-        name: str | Path,
-        *,
-        num_classes: int | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-) -> nn.Module:
+def load_trainable(name: str | Path, *, num_classes: int | None = None, revision: str | None = None,
+                   token: str | bool | None = None, cache_dir: str | Path | None = None,
+                   force_download: bool = False) -> nn.Module:
     """The network of a publication or a folder as it was before folding, to train further.
 
     ::
@@ -121,12 +115,8 @@ class Published:
     private: bool | None = None
 
 
-def list_published(
-        owner: str,
-        *,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-) -> list[Published]:
+def list_published(owner: str, *, token: str | bool | None = None,
+                   cache_dir: str | Path | None = None) -> list[Published]:
     """What an owner has published with this package, by name.
 
     Args:

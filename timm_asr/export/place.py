@@ -57,11 +57,7 @@ def list_in_manifest(folder: Path, names: Iterable[str]) -> None:
 
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """A new folder on the disk of ``folder``, for what will be placed there; gone at the end.
-
-    Raises:
-        BadInput: ``folder`` is a file, or nothing can be written there.
-    """
+    """A new folder on the disk of ``folder``, for what will be placed there; gone at the end."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f'{folder} is a file, and a folder is to be written there')
     place = folder.resolve()
@@ -113,16 +109,7 @@ def _taken(folder: Path, name: str) -> BadInput:
 
 
 def refuse_other(folder: Path, facts: Mapping[str, Any], overwrite: bool) -> None:
-    """Before any work: refuse a folder whose weights come from somewhere else.
-
-    Args:
-        folder: Where something is to be written.
-        facts: The provenance of what is to be written.
-        overwrite: Whether it may replace what is there.
-
-    Raises:
-        BadInput: It may not, and ``folder`` holds weights of another source.
-    """
+    """Before any work: raise ``BadInput`` for a folder whose weights come from somewhere else than ``facts`` say."""
     if overwrite or not (folder / WEIGHTS).is_file():
         return
     there = _section(folder)
@@ -131,11 +118,7 @@ def refuse_other(folder: Path, facts: Mapping[str, Any], overwrite: bool) -> Non
 
 
 def check_place(aside: Path, folder: Path, overwrite: bool) -> None:
-    """Refuse to replace anything but the same weights.
-
-    Raises:
-        BadInput: A file of these names is there and is not the same, and ``overwrite`` was not given.
-    """
+    """Raise ``BadInput`` rather than replace anything but the same weights."""
     taken = sorted(name for name in {*files_in(aside), *_OWN} if (folder / name).exists())
     if taken and not overwrite and not holds_same(aside, folder):
         raise _taken(folder, WEIGHTS if WEIGHTS in taken else taken[0])

@@ -39,13 +39,7 @@ def status_of(error: BaseException | None) -> int | None:
 
 
 def explained(error: BaseException, what: str, repo_id: str) -> BadInput | Stopped:
-    """One sentence for a failed call.
-
-    Args:
-        error: What huggingface_hub raised.
-        what: What was being done, as in 'while reading OWNER/NAME'.
-        repo_id: Of the repository.
-    """
+    """One sentence for what huggingface_hub raised, and what was being done: 'fetching config.json of OWNER/NAME'."""
     hub = constants.ENDPOINT
     cause = error.__cause__  # the client wraps what went wrong with a single file
     wrapped = (type(error) is RuntimeError or str(error).startswith('Force download failed')
@@ -83,15 +77,8 @@ def explained(error: BaseException, what: str, repo_id: str) -> BadInput | Stopp
 
 
 def split_repo_id(name: str, revision: str | None = None) -> tuple[str, str | None]:
-    """``[hf-hub:]OWNER/NAME[@REVISION]`` as repository and revision.
-
-    Raises:
-        BadInput: It is not of that form.
-    """
-    repo_id = name
-    for prefix in ('hf-hub:', 'hf_hub:'):
-        repo_id = repo_id.removeprefix(prefix)
-    repo_id, at, tagged = repo_id.partition('@')
+    """``[hf-hub:]OWNER/NAME[@REVISION]`` as repository and revision; ``BadInput`` for anything else."""
+    repo_id, at, tagged = name.removeprefix('hf-hub:').removeprefix('hf_hub:').partition('@')
     try:
         validate_repo_id(repo_id)
         valid = repo_id.count('/') == 1 and not (at and not tagged)
@@ -102,28 +89,9 @@ def split_repo_id(name: str, revision: str | None = None) -> tuple[str, str | No
     return repo_id, revision or tagged or None
 
 
-def download(
-        repo_id: str,
-        file: str,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        force: bool = False,
-) -> Path:
-    """A file of a repository, from the cache if it is there and current.
-
-    Args:
-        repo_id: The repository.
-        file: The path in it.
-        revision: Branch, tag or commit.
-        token: For private repositories; by default the one that huggingface_hub finds.
-        cache_dir: Another cache than huggingface_hub's.
-        force: Fetch it again, whatever the cache has.
-
-    Raises:
-        BadInput: There is no such repository, revision or file.
-        Stopped: The Hub cannot be reached, and the cache does not have it.
-    """
+def download(repo_id: str, file: str, revision: str | None = None, token: str | bool | None = None,
+             cache_dir: str | Path | None = None, force: bool = False) -> Path:
+    """A file of a repository, from the cache if it is there and current."""
     try:
         return Path(hf_hub_download(
             repo_id, file, revision=revision, token=token, cache_dir=cache_dir, force_download=force, **LIBRARY))

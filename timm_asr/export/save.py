@@ -15,14 +15,14 @@ from timm.models import get_model_args
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from ..asr.fold import has_asr
+from ..asr.fold import fold_asr, has_asr
 from ..checkpoints.names import CODE, CONFIG, KEY, METRICS, TRAINABLE, WEIGHTS
 from ..checkpoints.open import as_source
 from ..checkpoints.provenance import file_sha256, provenance
 from ..checkpoints.source import Source, class_names, models_inside, name_of, to_float32, trainable_of
 from ..inference.compare import random_images, relative_difference, same_function
 from ..models.registry import plain_architecture
-from .folded import check_fit, data_slug, fold, plain_arguments, refuse_inference_form, state_of, tag_of
+from .folded import check_fit, data_slug, plain_arguments, refuse_inference_form, state_of, tag_of
 from .load_back import check_written, needs_of
 from .place import check_place, files_in, put_in_place, refuse_other, write_whole, written_aside
 
@@ -125,7 +125,7 @@ def write_fused(source: Source, folder: str | os.PathLike, options: Options) -> 
     trainable = _trainable(source, name) if options.keep_trainable else None
     needs = needs_of(plain)
     reference = _in_float32(source.model)
-    folded = fold(reference)
+    folded = fold_asr(copy.deepcopy(reference))
     args = {**plain_arguments(folded), **(options.model_args or {})}
     state = state_of(folded)
     check_fit(plain, args, state)
@@ -209,15 +209,8 @@ class _Writer:
         if self.metrics:
             self.metrics |= {'dtype': self.options.dtype, 'logit_difference_relative': relative}
 
-    def write(
-            self,
-            folder: Path,
-            model: nn.Module,
-            state: dict[str, torch.Tensor],
-            architecture: str,
-            args: Mapping[str, Any],
-            needs: list[str],
-    ) -> None:
+    def write(self, folder: Path, model: nn.Module, state: dict[str, torch.Tensor], architecture: str,
+              args: Mapping[str, Any], needs: list[str]) -> None:
         """Write weights and configuration, and into it the list of what lies in the folder."""
         write_whole(folder / WEIGHTS, save(state, metadata={'format': 'pt'}))
         trainable = folder.name == TRAINABLE
