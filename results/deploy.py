@@ -36,7 +36,7 @@ from timm_asr.engine.versus import Spread, interleave, ratios
 from timm_asr.export.int8 import onnx_top1, quantize_onnx
 
 HERE = Path(__file__).parent
-SEED, BACKBONE = 42, 'resnet83'
+SEED, BACKBONE, REPVGG = 42, 'resnet83', 'repvgg_a0'
 BATCHES = {1: 20, 64: 1}  # batch size -> steps a round
 CLIENTS = ('eager', 'torch.compile', 'ONNX Runtime, literal', 'ONNX Runtime', 'ONNX Runtime, int8', 'OpenVINO')
 ACCURACY = ('resnet20', 'resnet20_se', 'resnet20_asr_se')
@@ -52,7 +52,8 @@ def networks(backbone: str) -> Iterator[tuple[str, nn.Module]]:
             frozen = copy.deepcopy(model)
             timm_asr.freeze_attention(frozen, torch.randn(32, 3, 32, 32).split(16))
             yield 'se, frozen', frozen
-    yield 'repvgg_a0 with asr_se', stir(timm.create_model('repvgg_a0_cifar_asr_se')).eval()
+    yield REPVGG, stir(timm.create_model('repvgg_a0_cifar')).eval()
+    yield f'{REPVGG}, asr_se', stir(timm.create_model('repvgg_a0_cifar_asr_se')).eval()
 
 
 def ort_step(file: Path, images: torch.Tensor) -> Step:
@@ -88,19 +89,20 @@ def speed_section(folder: Path, budget: float, batch: int) -> list[dict[str, Any
         steps['eager'][f'{name}, as trained'] = torch_step(trained, last)
         steps['eager'][name] = torch_step(form, last)
         steps['torch.compile'][name] = torch_step(torch.compile(copy.deepcopy(form)), last)
-        file = folder / f'{name}.onnx'
-        timm_asr.export_onnx(model, file, fold_bn=True, overwrite=True)
+        file, quantized, literal = (folder / f'{name}{end}.onnx' for end in ('', '.int8', '.literal'))
+        if not literal.exists():  # the same for every batch size
+            timm_asr.export_onnx(model, file, fold_bn=True)
+            quantize_onnx(file, quantized, [torch.randn(16, 3, 32, 32)])
+            timm_asr.export_onnx(model, literal, as_trained=True)
         steps['ONNX Runtime'][name] = ort_step(file, images)
         steps['OpenVINO'][name] = openvino_step(file, images)
-        quantized = quantize_onnx(file, folder / f'{name}.int8.onnx', [torch.randn(16, 3, 32, 32)])
         steps['ONNX Runtime, int8'][name] = ort_step(quantized, images)
-        literal = folder / f'{name}.literal.onnx'
-        timm_asr.export_onnx(model, literal, as_trained=True, overwrite=True)
         steps['ONNX Runtime, literal'][name] = ort_step(literal, images)
     rows = []
     for client, own in steps.items():
         times = interleave(own, rounds=200, iters=BATCHES[batch], warmup=3, budget=budget)
-        over = ratios(times, 'plain')
+        over = ratios({name: t for name, t in times.items() if REPVGG not in name}, 'plain') | ratios(
+            {name: t for name, t in times.items() if REPVGG in name}, REPVGG)
         rows += [{'client': client, 'network': name, 'batch_size': batch, 'rounds': len(taken),
                   'ms': round(1000 * Spread.of(taken).median, 3), 'over_plain': round(over[name].median, 3),
                   'q1': round(over[name].q1, 3), 'q3': round(over[name].q3, 3)} for name, taken in times.items()]
@@ -146,9 +148,10 @@ OpenVINO {openvino.__version__.partition('-')[0]}, timm_asr {timm_asr.__version_
 int8 is named.
 
 The networks of a table ran in turns in one process. `over_plain` is the median over rounds of a network's time divided
-by that of the plain backbone in the same client and round; `q1` and `q3` are its quartiles. Absolute times on a shared
-machine mean little. In PyTorch and ONNX Runtime a network is in its inference form with norms folded
-(`reparameterize(fold_bn=True)`); "as trained" and "literal" are the network as it was trained.
+by that of the plain backbone, {BACKBONE} or {REPVGG} with merged branches, in the same client and round; `q1` and `q3`
+are its quartiles. Absolute times on a shared machine mean little. In PyTorch and ONNX Runtime a network is in its
+inference form with norms folded (`reparameterize(fold_bn=True)`); "as trained" and "literal" are the network as it was
+trained.
 """]
     for batch in BATCHES:
         own = [row for row in rows if row['section'] == f'speed-{batch}']
