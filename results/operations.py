@@ -246,7 +246,8 @@ beside it. `saved` compares the bytes that autograd keeps for the backward pass.
 where SPE pools as on an accelerator (on a CPU it takes other operations, fewer), and do not depend on the machine.
 `kernels` is what `torch.compile` launches in forward and backward: calls of generated kernels and of library functions
 in the code that inductor writes for a CPU. It is counted in a network of the same blocks, two a stage (ViT: two), since
-compiling a deep one takes minutes; an empty field was not counted yet. "over" is over the plain backbone's. "authors'" is their published code.
+compiling a deep one takes minutes; an empty field was not counted yet. "over" is over the plain
+backbone's. "authors'" is their published code.
 
 A training step for the CPU's time is forward, loss, backward and an SGD update, float32, `channels_last`; all variants
 of a table ran in turns in one process, and `over plain` is the median over rounds, with its quartiles. Rounds in which
