@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..gates.passes import Pass, begin, end, find, version
 from .checks import has_hooks
-from .passes import Pass, begin, end, running, version
 from .scaled import owner_of, scaled_names, stacks, stand_in
 from .vector import ASRVector
 from .wrapper import ASR
@@ -207,8 +207,7 @@ def _start(network: nn.Module, args: Any) -> None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or getattr(network, '_is_replica', False):
         return
     end(network)  # a pass that was interrupted
-    outer = running()
-    if outer is not None and any(isinstance(m, ASR) and m in outer.tensors for m in network.modules()):
+    if any(isinstance(m, ASR) and find(m) for m in network.modules()):
         return
     current = Pass(weakref.ref(network), {}, {}, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
     device = next((p.device.type for p in network.parameters()), 'cpu')

@@ -6,22 +6,14 @@ from typing import Any
 import torch
 from timm.layers import register_notrace_module
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from ..gates.gate import ChannelGate
+from ..gates.passes import take, uncounted
 from .blocks import facts_of
-from .passes import take
 from .scaled import WITH_ACTIVATION, channel_dim, out_channels, run_with, scale_, scaled_names, scaled_tensors
 from .vector import ASRVector
 
 MAX_DEPTH = 4
-
-#: Not within ``torch.func.grad`` and the like.
-_may_save_by_hooks: Callable[[], bool] = getattr(torch._C._autograd, '_saved_tensors_hooks_is_enabled')  # noqa: B009
-
-
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 @register_notrace_module
@@ -90,9 +82,8 @@ class ASR(nn.Module):
         tensors = None
         if not torch.compiler.is_compiling():
             tensors = take(self, self.vectors[0].psi)  # type: ignore[arg-type]
-            if tensors is None and torch.is_grad_enabled() and _may_save_by_hooks():
-                # A checkpoint must not count what is saved here: the first time it may have been handed out.
-                with saved_tensors_hooks(_as_it_is, _as_it_is):
+            if tensors is None:
+                with uncounted():
                     tensors = scaled_tensors(self.layer, self._full_precision_vector())
         if tensors is None:
             tensors = scaled_tensors(self.layer, self._full_precision_vector())

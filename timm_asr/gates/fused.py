@@ -24,7 +24,7 @@ def affine(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.T
 def _affine(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     if u.shape[0] == 1 or not needs_gradient(u, weight, bias):
         return torch.addcmul(bias, u, weight)
-    return torch.native_batch_norm(u, weight, bias, *_standard(weight), False, 0.0, 0.0)[0]
+    return torch.native_batch_norm(u, weight, bias, *standard(weight), False, 0.0, 0.0)[0]
 
 
 def weigh(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ class _Weigh(torch.autograd.Function):
             return grad * v[:, :, None, None], (grad * x).sum((2, 3))
         one_image, weight = (1, v.numel(), *x.shape[2:]), v.flatten()
         of_x, of_v, _ = torch.ops.aten.native_batch_norm_backward(
-            grad.view(one_image), x.view(one_image), weight, *_standard(weight), None, None, False, 0.0,
+            grad.view(one_image), x.view(one_image), weight, *standard(weight), None, None, False, 0.0,
             [True, True, False])
         return of_x.view_as(x), of_v.view_as(v)
 
@@ -89,7 +89,7 @@ class _Weigh(torch.autograd.Function):
         return of_x * v[:, :, None, None] + x * of_v[:, :, None, None]
 
 
-def _standard(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def standard(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return _zeros_and_ones(len(like), like.dtype, like.device)
 
 

@@ -10,6 +10,7 @@ from .forms import Excite, GateForm, PairSigmoid, double
 from .fused import affine
 from .gate import ChannelGate, check_unused
 from .pooling import average_pool, check_mix, extremes, needs_gradient
+from .spe_mix import MixedWeights, shares, shares_of
 
 #: Ways to reweight: the paper's, those of its Figure 4, and none.
 REWEIGHTS = ('shared', 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'none')
@@ -113,23 +114,27 @@ class SPE(ChannelGate):
         """Shares (2,) of maximum and minimum, lambda and 1 - lambda: Eq. 3. Needs a learned mix."""
         p = self.mix
         assert p is not None
-        if p.dtype == torch.float16 or p.dtype == torch.bfloat16:
-            p = p.float()  # squares of small float16 numbers are zero
-        q = p.square() + self.eps
-        return q / q.sum()
+        return shares(p, self.eps)
 
     def excite(self, u: torch.Tensor) -> torch.Tensor:
         if self.average:
             high, low, mean = u.chunk(3, 1)
             return self._weigh(high, low, mean)
         high, low = u.chunk(2, 1)
-        return self._weigh(high, low, self._mixed(high, low))
+        return self._weights(high, low)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.average:
             return self.scale(x, self.excite(self.pool(x)))
         x, high, low = extremes(x)
-        return self.scale(x, self._weigh(high, low, self._mixed(high, low)))
+        return self.scale(x, self._weights(high, low))
+
+    def _weights(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+        if not torch.jit.is_scripting():
+            v = self._at_once(high, low)
+            if v is not None:
+                return v
+        return self._weigh(high, low, self._mixed(high, low))
 
     def _weigh(self, high: torch.Tensor, low: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         v = affine(mixed, self.exc_weight, self.exc_bias).sigmoid()
@@ -144,15 +149,22 @@ class SPE(ChannelGate):
         if torch.jit.is_scripting():
             return torch.lerp(low, high, self.shares()[0].to(high.dtype))
         else:  # noqa: RET505 - TorchScript compiles what follows a return
-            return self._learned_mix(high, low)
+            return torch.lerp(low, high, self._found_shares()[0].to(high.dtype))
 
     @torch.jit.unused
-    def _learned_mix(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-        p = self.mix
-        assert p is not None
-        if needs_gradient(high, p) and p.dtype in (torch.float32, torch.float64) and high.dtype == p.dtype:
-            return _Mix.apply(high, low, p, self.eps)[0]
-        return torch.lerp(low, high, self.shares()[0].to(high.dtype))
+    def _found_shares(self) -> torch.Tensor:
+        return shares_of(self)
+
+    @torch.jit.unused
+    def _at_once(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor | None:
+        """The weights by one autograd function, None where ordinary operations have to do."""
+        p, w = self.mix, self.exc_weight
+        if p is None or self.reweight != 'shared' or not needs_gradient(high, p, w):
+            return None
+        if not (high.dtype == p.dtype == w.dtype and w.dtype in (torch.float32, torch.float64)):
+            return None
+        pair = torch.stack([high, low], 1)
+        return MixedWeights.apply(pair, shares_of(self), w, self.exc_bias, self.rew_weight, self.rew_bias)[0]
 
     def _reweights(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
         w, b = self.rew_weight, self.rew_bias
@@ -181,9 +193,9 @@ class SPE(ChannelGate):
         if self.mix is not None and self.mix.requires_grad:
             self.mix.register_hook(self._with_penalty)
 
-    def _with_penalty(self, gradient: torch.Tensor) -> torch.Tensor:
+    def _with_penalty(self, gradient: torch.Tensor | None) -> torch.Tensor | None:
         """The gradient of the mix; with that of the penalty where nobody adds the penalty to the loss."""
-        return gradient if self.collected else gradient + 2 * self.eta * self.mix.detach()
+        return gradient if gradient is None or self.collected else gradient + 2 * self.eta * self.mix.detach()
 
     @torch.jit.ignore
     def penalty(self) -> tuple[float, torch.Tensor] | None:
@@ -214,57 +226,6 @@ class SPE(ChannelGate):
                 biases.append(b)
         excite = PairSigmoid(torch.stack(weights, dim=1).to(like), torch.stack(biases).to(like))
         return GateForm('output', MaxMinPool(), excite)
-
-
-class _Mix(torch.autograd.Function):
-    """lambda * high + (1 - lambda) * low with lambda = q0 / (q0 + q1), q = p^2 + eps: Eq. 2 and 3."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-            high: torch.Tensor, low: torch.Tensor, p: torch.Tensor, eps: float,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q = p * p + eps
-        total = q.sum()
-        shares = q / total
-        return torch.lerp(low, high, shares[0]), shares, total
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        *tensors, ctx.eps = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *output[1:])
-        ctx.save_for_forward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor | None, *_: object) -> tuple[torch.Tensor | None, ...]:
-        high, low, p, shares, total = ctx.saved_tensors
-        if grad is None:
-            return None, None, None, None
-        if torch.is_grad_enabled():  # a gradient of this one is wanted
-            q = p * p + ctx.eps
-            shares, total = q / q.sum(), q.sum()
-        of_high = grad * shares[0]
-        of_share = ((high - low) * grad).sum()
-        # d lambda / d p = 2 p / total * (q1, -q0) / total
-        of_p = of_share * 2 / total * p * torch.stack([shares[1], -shares[0]])
-        return of_high, grad - of_high, of_p, None
-
-    @staticmethod
-    def jvp(ctx: Any, of_high: Any, of_low: Any, of_p: Any, _: None) -> tuple[torch.Tensor | None, ...]:
-        high, low, p = ctx.saved_tensors
-        q = p * p + ctx.eps
-        share, out = q[0] / q.sum(), torch.zeros_like(high)
-        if of_high is not None:
-            out = out + share * of_high
-        if of_low is not None:
-            out = out + (1 - share) * of_low
-        if of_p is not None:
-            slope = 2 * p * torch.stack([q[1], -q[0]]) / q.sum() ** 2
-            out = out + (high - low) * (slope * of_p).sum()
-        return out, None, None
 
 
 class MaxMinPool(nn.Module):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from timm.layers import get_device_dtype
 from torch import nn
 
@@ -13,6 +14,8 @@ from ..asr.sites import class_sites
 from ..asr.ungated import vector_maker
 from ..gates.gate import ChannelGate
 from ..gates.iebn import IEBN2d
+from ..gates.spe import SPE
+from ..gates.spe_mix import shares_at_once
 from ..gates.table import gate_arguments, gate_options, get_gate
 from ..inference.reparameterize import Reparameterizable, built_for_inference
 from .authors import our_names
@@ -42,6 +45,9 @@ class ZooModel(Reparameterizable):
 
     #: Blocks that :meth:`place_gate` puts a gate into; where there are none, they take ``attn_layer`` themselves.
     GATED: tuple[type[nn.Module], ...] = ()
+
+    #: Its SPE gates learn their mix, so that a training step computes the shares of all at once.
+    mixes = False
 
     @staticmethod
     def place_gate(block: Any, make: Callable[[int], nn.Module]) -> None:
@@ -82,7 +88,16 @@ class ZooModel(Reparameterizable):
                 init_last_norms(self, last_norm_init, sites)  # type: ignore[arg-type]
             if asr is not None:
                 attach_asr(self, asr_layer, sites=sites, preserve=False, **options)  # type: ignore[arg-type]
+        self.mixes = any(isinstance(m, SPE) and m.mix is not None for m in self.modules())  # type: ignore[attr-defined]
         built_for_inference(self, reparameterized)  # type: ignore[arg-type]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # No hook: TorchScript would compile it. A compiler joins small operations by itself.
+        if not self.mixes or not torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        gates = [m for m in self.modules() if isinstance(m, SPE) and m.mix is not None]  # type: ignore[attr-defined]
+        with shares_at_once(gates):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights, those of the papers' authors too (:mod:`timm_asr.models.authors`)."""
