@@ -32,7 +32,7 @@ class RecurrentUnit(SharedUnit):
             state.append(zero)
         return state
 
-    def start(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def start(self, x: torch.Tensor, blocks: int) -> list[torch.Tensor]:
         return self.zeros(x)
 
     def pool(self, a: torch.Tensor) -> torch.Tensor:
@@ -92,12 +92,20 @@ class SharedLSTM(RecurrentUnit):
         self.cells = nn.ModuleList([_CELLS[cell](channels, act=act, **kwargs, **dd)])
         self.cells.extend([StandardLSTMCell(channels, act=act, **dd) for _ in range(cells - 1)])
 
-    def start(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Zeros, then what all blocks use: ones (B, 1) and the cells' matrices."""
+    def start(self, x: torch.Tensor, blocks: int) -> list[torch.Tensor]:
+        """Zeros, ones (B, 1), and the cells' matrices, each as often as there are blocks.
+
+        A block takes its own out, so their gradients are summed by one operation and not block by block.
+        """
         state = self.zeros(x)
         state.append(x.new_ones([x.shape[0], 1]))
+        ready: list[torch.Tensor] = []
         for cell in self.cells:
-            state.extend(cell.prepare())
+            ready.extend(cell.prepare())
+        each = [matrix.expand(blocks, -1, -1).unbind() for matrix in ready]
+        for block in range(blocks):
+            for views in each:
+                state.append(views[block])
         return state
 
     def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -109,7 +117,8 @@ class SharedLSTM(RecurrentUnit):
             place += cell.prepared
             after.append(u)
             after.append(c)
-        return u, after + state[used:]
+        after.append(one)
+        return u, after + state[place:]
 
     @torch.jit.ignore
     def inference_form(self, convs: Sequence[nn.Module]) -> SharedForm:

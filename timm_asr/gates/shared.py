@@ -30,7 +30,7 @@ class SharedUnit(nn.Module):
 
     A stage runs, with a = f(x) the residual branch of each of its blocks in turn::
 
-        state = unit.start(x)                    # nothing is kept in the unit between or during calls
+        state = unit.start(x, len(blocks))       # nothing is kept in the unit between or during calls
         for block in blocks:
             a, shortcut = block(x)
             a, z, state = unit(a, state)         # the shared part
@@ -51,8 +51,11 @@ class SharedUnit(nn.Module):
     #: Keyword of ``timm.create_model`` -> argument of the constructor.
     options: dict[str, str] = {}
 
-    def start(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """The state before the first block, from the stage's input (B, C', H', W'); empty for stateless units."""
+    def start(self, x: torch.Tensor, blocks: int) -> list[torch.Tensor]:
+        """The state before the first of so many blocks, from the stage's input (B, C', H', W').
+
+        It is empty for stateless units.
+        """
         state: list[torch.Tensor] = []
         return state
 

@@ -78,6 +78,7 @@ class SharedStage(nn.ModuleList):
         for block in self:
             block.own = unit.make_own()
         self[0].unit = unit
+        self.count = len(blocks)  # TorchScript does not know len(self)
         self.grad_checkpointing = False
 
     @property
@@ -86,7 +87,7 @@ class SharedStage(nn.ModuleList):
         return self[0].unit
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        state = self[0].unit.start(x)
+        state = self[0].unit.start(x, self.count)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return self._checkpointed(x, state)
         for block in self:

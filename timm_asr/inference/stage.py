@@ -37,7 +37,7 @@ class InferenceStage(InferenceForm):
         self.train(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        state = self.unit.start(x)
+        state = self.unit.start(x, len(self.blocks))
         for block in self.blocks:
             a, u, shortcut = block(x)
             v, state = self.unit.excite(u, state)
