@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import timm_asr
 from timm_asr.checkpoints.open import open_source
+from timm_asr.checkpoints.trainable import create_trainable
 from timm_asr.errors import BadInput, Stopped
 
 PLAIN = st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=8)
@@ -21,14 +22,14 @@ VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dict
 ANYTHING = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def check_opening(what):
+def check_opening(what, opening=open_source):
     """Whether something is opened; what refuses it is one sentence."""
     try:
-        source = open_source(what)
+        opened = opening(what)
     except (BadInput, Stopped) as error:
         sentence = str(error)
     else:
-        return isinstance(source.model, torch.nn.Module)
+        return isinstance(getattr(opened, 'model', opened), torch.nn.Module)
     assert sentence.strip()
     assert '\n' not in sentence
     return False
@@ -104,6 +105,7 @@ def test_a_configuration_with_another_field(data, exported, tmp_path):
     content = replaced(content, data.draw(st.sampled_from(list(paths_of(content)))), data.draw(VALUES))
     (folder / 'config.json').write_text(json.dumps(content))
     check_opening(folder)
+    check_opening(folder, create_trainable)
 
 
 @ANYTHING

@@ -16,8 +16,7 @@ from timm_asr.inference.block import InferenceBlock
 
 SMALL = {'num_classes': 4, 'fpn_channels': 16, 'min_size': 64, 'max_size': 96}
 RCNN = {**SMALL, 'box_detections_per_img': 8, 'box_score_thresh': 0.0, 'rpn_post_nms_top_n_test': 30}
-KWARGS = {
-    'fasterrcnn': RCNN, 'maskrcnn': RCNN, 'retinanet': {**SMALL, 'detections_per_img': 8, 'score_thresh': 0.0}}
+KWARGS = {'fasterrcnn': RCNN, 'maskrcnn': RCNN, 'retinanet': {**SMALL, 'detections_per_img': 8, 'score_thresh': 0.0}}
 SLIM = {'layers': (2, 1, 1, 1), 'channels': (16, 16, 32, 32)}
 
 
@@ -159,8 +158,7 @@ def test_weights_of_a_trained_classifier(frozen_bn, asr, tmp_path):
 @pytest.mark.parametrize(('name', 'kwargs', 'x'), [
     ('resnet18', SLIM, torch.rand(1, 3, 64, 64)),
     ('convnext_atto', {'depths': (1, 1, 1, 1), 'dims': (8, 8, 16, 16)}, torch.rand(1, 3, 64, 64)),
-    ('vit_tiny_patch16_224', {'img_size': 32, 'depth': 3, 'embed_dim': 24, 'num_heads': 2}, torch.rand(1, 3, 32, 32)),
-])
+    ('vit_tiny_patch16_224', {'img_size': 32, 'depth': 3, 'embed_dim': 24, 'num_heads': 2}, torch.rand(1, 3, 32, 32))])
 def test_a_checkpoint_with_asr_attached(name, kwargs, x, tmp_path):
     """Attention that was trained by ``--asr`` on a name without comes along, whatever timm calls its features."""
     trained = randomize(timm_asr.create_model(name, asr='eca', **kwargs)).eval()

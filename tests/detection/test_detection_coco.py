@@ -84,9 +84,8 @@ class Oracle(nn.Module):
         for image in images:
             target = self.answers[image.sum().item()]
             count = len(target['boxes']) if self.found else 0
-            output = {
-                'boxes': target['boxes'][:count] + torch.tensor([self.shift, 0, self.shift, 0]),
-                'labels': target['labels'][:count], 'scores': torch.linspace(0.9, 0.5, count)}
+            output = {'boxes': target['boxes'][:count] + torch.tensor([self.shift, 0, self.shift, 0]),
+                      'labels': target['labels'][:count], 'scores': torch.linspace(0.9, 0.5, count)}
             if self.masks:
                 output['masks'] = target['masks'][:count, None].roll(self.shift, -1).float()
             outputs.append(output)
@@ -221,8 +220,7 @@ def test_what_a_file_leaves_out(tmp_path):
 @pytest.mark.parametrize(('change', 'sentence'), [
     (lambda c: c['annotations'][1].update(category_id=0), 'has objects of category 0, which detectors take for'),
     (lambda c: c['annotations'][1].pop('segmentation'), "an annotation (id 2) without 'segmentation'; without masks="),
-    (lambda c: c['annotations'][1].pop('bbox'), "has an annotation (id 2) without 'bbox'."),
-])
+    (lambda c: c['annotations'][1].pop('bbox'), "has an annotation (id 2) without 'bbox'.")])
 def test_bad_annotations(change, sentence, tmp_path):
     images, annotations = make_coco(tmp_path, count=2)
     content = json.loads(annotations.read_text())
@@ -242,11 +240,9 @@ def test_every_module_keeps_its_mode(tmp_path):
 
 
 @pytest.mark.parametrize(('images', 'annotations', 'sentence'), [
-    ('nowhere', None, 'There is no folder of images at '),
-    (None, 'nowhere.json', 'There are no annotations at '),
+    ('nowhere', None, 'There is no folder of images at '), (None, 'nowhere.json', 'There are no annotations at '),
     (None, 'not json', 'is not a JSON file.'),
-    (None, '{"images": []}', "is not in COCO's format: it has no list 'annotations'."),
-])
+    (None, '{"images": []}', "is not in COCO's format: it has no list 'annotations'.")])
 def test_bad_sets(images, annotations, sentence, tmp_path):
     folder, file = make_coco(tmp_path / 'set', count=2)
     if annotations == 'nowhere.json':

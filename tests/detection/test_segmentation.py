@@ -1,9 +1,9 @@
 """segmentation_models.pytorch over this package's encoders: trained a few steps, made ready, the same masks."""
 
 import copy
+import json
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from detection_helpers import make_coco
@@ -79,18 +79,8 @@ def test_frozen_norms_keep_the_attention():
     assert not timm_asr.has_asr(model)
 
 
-def test_weights_of_a_trained_classifier():
-    classifier = randomize(timm.create_model('resnet18_asr_se', num_classes=7)).double().eval()
-    model = build('Unet', 'resnet18_asr_se')
-    state = {key: value for key, value in classifier.state_dict().items() if not key.startswith('fc.')}
-    model.encoder.model.load_state_dict(state, strict=True)
-    with torch.no_grad():
-        assert relative_error(classifier.forward_features(images()), model.encoder(images())[-1]) < 1e-12
-
-
 def test_trained_a_few_steps(tmp_path):
     """Digits against background, on the images of the small COCO set."""
-    import json
     folder, file = make_coco(tmp_path, count=5)
     content = json.loads(file.read_text())
     batch, wanted = [], torch.zeros(4, 64, 64, dtype=torch.long)

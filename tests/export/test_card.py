@@ -64,11 +64,9 @@ def table(card, section):
     return [[cell.strip() for cell in re.split(r'(?<!\\)\|', row)[1:-1]] for row in rows if row.startswith('|')][2:]
 
 
-@pytest.mark.parametrize(('name', 'kwargs', 'ours'), [
-    ('resnet18_asr_se', {'num_classes': 10}, False),
-    ('resnet20_asr_se', {'in_chans': 1, 'num_classes': 3}, True),
-    ('resnet20_dia_se', {'num_classes': 5}, True),
-])
+@pytest.mark.parametrize(('name', 'kwargs', 'ours'), [('resnet18_asr_se', {'num_classes': 10}, False),
+                                                      ('resnet20_asr_se', {'in_chans': 1, 'num_classes': 3}, True),
+                                                      ('resnet20_dia_se', {'num_classes': 5}, True)])
 def test_its_code_runs_as_it_stands(hub, stock_client, tmp_path, name, kwargs, ours):
     folder = make_folder(tmp_path / 'folder', name, trainable='asr' in name, **kwargs)
     if 'dia' in name:
@@ -103,13 +101,11 @@ def test_what_it_says_of_a_run(tmp_path):
     assert '\n# net\n' in card
     assert 'trained as `resnet20_asr_se`, with ASR (SE)' in card
     assert 'import it before the model is made' in card
-    assert table(card, 'Results') == [
-        ['`resnet20_asr_se`, as trained', '91.25', '99.50', '275,183'],
-        ['`resnet20`, these weights', '91.25', '99.50', '272,474']]
+    assert table(card, 'Results') == [['`resnet20_asr_se`, as trained', '91.25', '99.50', '275,183'],
+                                      ['`resnet20`, these weights', '91.25', '99.50', '272,474']]
     assert 'Measured on 10,000 images of cifar10. Folding changed no logit by more than 3e-07' in card
-    assert table(card, 'Speed') == [
-        ['`resnet20_asr_se`, as trained', '2,145'], ['`resnet20`, these weights', '2,219'],
-        ['`resnet20`, plain', '2,212']]
+    assert table(card, 'Speed') == [['`resnet20_asr_se`, as trained', '2,145'], ['`resnet20`, these weights', '2,219'],
+                                    ['`resnet20`, plain', '2,212']]
     assert 'on its machine (PyTorch 2.15.0)' in card
     assert '```yaml\nlr: 0.1\nmean: [0.5, 0.25]\n```' in card
     for row in (['recipe', 'cifar10_resnet20'], ['seed', '42'], ['commit of timm_asr', 'c0ffee']):
@@ -167,8 +163,7 @@ def test_the_plain_backbone_stands_beside(tmp_path):
     ({'model': 'resnet32'}, "is a 'resnet32', and the plain backbone of .* is 'resnet20'"),
     ({'dataset': 'cifar100'}, "was measured on dataset 'cifar100', and .* on 'cifar10'"),
     ({'images': 500}, 'was measured on images 500, and .* on 10000'),
-    ({'top1': None}, 'has no metrics.json with a top-1'),
-])
+    ({'top1': None}, 'has no metrics.json with a top-1')])
 def test_another_plain_is_refused(tmp_path, change, sentence):
     folder = write(tmp_path / 'run', metrics=METRICS)
     theirs = {'model': 'resnet20', 'dataset': 'cifar10', 'images': 10_000, 'top1': 90.5, **change}
@@ -185,14 +180,11 @@ ASR, DIA, RAS = 'huang2024stripe', 'huang2022layerwise', 'zhong2022deepening'
     ('resnet164_se_asr_se', None, [ASR, 'hu2018squeeze'], 'resnet164'),
     ('resnet164_dia_srm', None, [DIA, 'lee2019srm'], 'resnet164'),
     ('resnet164_dia_lstm_light', None, [DIA], 'resnet164'),
-    ('resnet164_spe', None, ['zhong2022mixpooling'], 'resnet164'),
-    ('resnet164_ras', None, [RAS], 'resnet164'),
+    ('resnet164_spe', None, ['zhong2022mixpooling'], 'resnet164'), ('resnet164_ras', None, [RAS], 'resnet164'),
     ('resnet164_ras_se', None, [RAS, 'hu2018squeeze'], 'resnet164'),
-    ('resnet50_cbam', None, ['woo2018cbam'], 'resnet50'),
-    ('resnet20', None, [], 'resnet20'),
+    ('resnet50_cbam', None, ['woo2018cbam'], 'resnet50'), ('resnet20', None, [], 'resnet20'),
     ('convnext_tiny', {'asr': 'ie', 'asr_depth': 2}, [ASR, 'liang2020instance'], 'convnext_tiny'),
-    ('seresnet50.a1_in1k', None, [], 'seresnet50'),
-])
+    ('seresnet50.a1_in1k', None, [], 'seresnet50')])
 def test_the_right_papers_are_cited(tmp_path, model, asr, papers, backbone):
     attention = attention_of(model, asr)
     assert ([key_of(entry) for entry in attention.papers], attention.backbone) == (papers, backbone)

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 import timm
@@ -10,7 +9,7 @@ import torch
 import yaml
 from export_helpers import SECRET, digits_model, nudged, our_checkpoint, timm_checkpoint
 from helpers import images, randomize, relative_error
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import timm_asr
 from timm_asr.checkpoints.provenance import base_name, file_sha256, git_commit, public_arguments
@@ -241,8 +240,7 @@ def test_published_weights_are_a_source(tmp_path):
     ('{c} --onnx {t}/x.onnx --keep-trainable', '--keep-trainable goes with --output'),
     ('{c} --onnx {t}/x.onnx --unfused --fold-bn', '--as-trained and --fold-bn exclude each other'),
     ('{c} --torch-export {t}/text.pth', '{t}/text.pth is there already; choose another name, or replace it (--force)'),
-    ('{c} --output {t}/x --mean 0.1 0.2', '--mean and --std take one value, or one for each input channel'),
-])
+    ('{c} --output {t}/x --mean 0.1 0.2', '--mean and --std take one value, or one for each input channel')])
 def test_one_sentence_for_what_is_wrong(argv, sentence, checkpoint, model, tmp_path, capsys):
     (tmp_path / 'text.pth').write_text('not a checkpoint')
     (tmp_path / 'half.pth.tar').write_bytes(checkpoint.read_bytes()[:10_000])
@@ -280,14 +278,3 @@ def test_figures_and_plots_of_the_best_checkpoint_go_along(model, tmp_path):
     assert read_provenance(folder)['metrics']['after'] is None
 
 
-@pytest.mark.slow
-def test_as_users_run_it(checkpoint, tmp_path):
-    """The whole program, and a fresh process of its own that checks."""
-    line = [sys.executable, '-m', 'timm_asr', 'export', str(checkpoint), '--output', 'out', '--workers', '0']
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert 'check    loads by timm and timm_asr; logits differ' in done.stdout
-    line[4] = 'nowhere.pth.tar'
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, 'timm_asr export: error: no checkpoint at nowhere.pth.tar\n')
-    assert load_file(tmp_path / 'out' / 'model.safetensors')

@@ -108,8 +108,7 @@ EMPTY = f'{REPO} is there, without files; publishing again fills it'
     (WRITE, {'method': 'POST', 'path': '/preupload/', 'status': 403}, ['(403', EMPTY], True),
     (WRITE, {'method': 'POST', 'path': '/objects/batch', 'status': 503}, ['answered 503', EMPTY], True),
     (WRITE, {'method': 'PUT', 'path': '/lfs/', 'how': 'cut'}, ['the connection broke', EMPTY], True),
-    (WRITE, {'method': 'POST', 'path': '/commit/', 'status': 503}, ['answered 503', EMPTY], True),
-])
+    (WRITE, {'method': 'POST', 'path': '/commit/', 'status': 503}, ['answered 503', EMPTY], True)])
 def test_a_failure_is_one_sentence_that_says_what_is_there(hub, hub_client, folder, token, fault, parts, there):
     if fault:
         hub.fail(**fault)

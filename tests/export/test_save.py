@@ -120,16 +120,10 @@ def test_wrappers_layouts_and_precisions(tmp_path):
     inside = clone(model)
     inside.layer1 = torch.compile(inside.layer1, backend='eager')
     for i, wrapped in enumerate([
-            nn.DataParallel(clone(model)),
-            torch.compile(clone(model), backend='eager'),
-            nn.DataParallel(torch.compile(ModelEmaV3(clone(model)), backend='eager')),
-            ModelEma(clone(model)),
-            inside,
-            clone(model).double(),
-            clone(model).to(memory_format=torch.channels_last),
-            convert_sync_batchnorm(clone(model)),
-            convert_splitbn_model(clone(model), 2),
-    ]):
+            nn.DataParallel(clone(model)), torch.compile(clone(model), backend='eager'), ModelEma(clone(model)), inside,
+            nn.DataParallel(torch.compile(ModelEmaV3(clone(model)), backend='eager')), clone(model).double(),
+            clone(model).to(memory_format=torch.channels_last), convert_sync_batchnorm(clone(model)),
+            convert_splitbn_model(clone(model), 2)]):
         folder = save_fused(wrapped, tmp_path / str(i))
         assert relative_error(expected, reload(folder)(x)) < 1e-5
     freeze(model, ['bn1'])  # whose frozen norm counts no batches

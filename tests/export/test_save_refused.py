@@ -38,8 +38,7 @@ def test_what_could_not_be_loaded_back_is_refused(tmp_path, make, sentence):
 
 @pytest.mark.parametrize(('make', 'sentence'), [
     (lambda: timm.create_model('resnet20'), "This 'resnet20' has no ASR vectors to keep"),
-    (lambda: attach_asr(timm.create_model('resnet18'), 'se'), 'its ASR was attached by hand'),
-])
+    (lambda: attach_asr(timm.create_model('resnet18'), 'se'), 'its ASR was attached by hand')])
 def test_a_trainable_form_that_could_not_be_made_again_is_refused(tmp_path, make, sentence):
     with pytest.raises(ValueError, match=sentence):
         save_fused(make(), tmp_path / 'folder', keep_trainable=True)
@@ -75,8 +74,7 @@ def changed(function):
 
 @pytest.mark.parametrize(('what', 'sentence'), [
     ('fold_asr', 'The folded model is not the same function: its logits differ by'),
-    ('save', r'What was written does not load back \(its logits differ by .*\); it is not kept'),
-])
+    ('save', r'What was written does not load back \(its logits differ by .*\); it is not kept')])
 def test_what_is_not_the_same_function_is_not_kept(tmp_path, monkeypatch, what, sentence):
     monkeypatch.setattr(save_module, what, changed(getattr(save_module, what)))
     model = timm.create_model('resnet18_asr_se', num_classes=5)
@@ -91,8 +89,7 @@ def test_what_is_not_the_same_function_is_not_kept(tmp_path, monkeypatch, what, 
     (lambda c: c['pretrained_cfg'].update(mean=[0, 0, 0]), 'mean of the images is'),
     (lambda c: c['pretrained_cfg'].update(timm_asr={}), "unexpected keyword argument 'timm_asr'"),
     (lambda c: c.update(num_classes=4), "'fc|num_classes|size"),
-    (lambda c: c.update(label_names=['a', 'b', 'c', 'd', 'f']), 'its label names are'),
-])
+    (lambda c: c.update(label_names=['a', 'b', 'c', 'd', 'f']), 'its label names are')])
 def test_the_configuration_is_read_back(tmp_path, monkeypatch, change, sentence):
     write = save_module.save_config_for_hf
 

@@ -12,7 +12,7 @@ from helpers import images, randomize, small
 from PIL import Image
 from safetensors.torch import save_file
 
-from timm_asr import save_fused
+from timm_asr import create_model, save_fused
 
 pytest.importorskip('transformers')
 
@@ -50,11 +50,13 @@ print('fine')
 """
 
 
-def make(folder, name, **kwargs):
-    kwargs.setdefault('num_classes', 3)
-    model = randomize(timm.create_model(name, **kwargs) if name.startswith('repvgg') else small(
-        name, dtype=torch.float32, **kwargs)).eval()
-    x = images(model)
+def make(folder, name):
+    if name == 'convnext':
+        model = create_model('convnext_atto', asr='se', num_classes=3, depths=(1, 1, 1, 1))
+    else:
+        model = timm.create_model(name, num_classes=3) if name.startswith('repvgg') else small(
+            name, dtype=torch.float32, num_classes=3)
+    x = images(randomize(model).eval())
     model.pretrained_cfg = {**model.pretrained_cfg, 'input_size': tuple(x.shape[1:])}
     save_fused(model, folder, label_names=['ant', 'bee', 'cow'])
     with torch.no_grad():
@@ -72,25 +74,14 @@ def run(code, *words, home):
     'resnet18_asr_se',
     *(pytest.param(name, marks=pytest.mark.slow) for name in ('repvgg_a0_asr_se', 'vit_tiny_asr_eca', 'convnext'))])
 def test_transformers_alone_loads_stock_architectures(tmp_path, name):
-    if name == 'convnext':
-        from timm_asr import create_model
-        model = randomize(create_model('convnext_atto', asr='se', num_classes=3, depths=(1, 1, 1, 1))).eval()
-        x = torch.randn(2, 3, 64, 64)
-        save_fused(model, tmp_path / 'net', label_names=['ant', 'bee', 'cow'], data_config={'input_size': (3, 64, 64)})
-        with torch.no_grad():
-            save_file({'images': x, 'logits': model(x)}, tmp_path / 'net.case.safetensors')
-        Image.effect_noise((48, 40), 60).convert('RGB').save(tmp_path / 'image.png')
-    else:
-        make(tmp_path / 'net', name)
-    ran = run(WITHOUT + CHECK, tmp_path / 'net', 'alone', tmp_path, home=tmp_path / 'home')
+    ran = run(WITHOUT + CHECK, make(tmp_path / 'net', name), 'alone', tmp_path, home=tmp_path / 'home')
     assert ran.returncode == 0, ran.stderr[-3000:]
 
 
 def test_architectures_that_timm_lacks_come_with_a_few_lines_of_code(tmp_path):
     folder = make(tmp_path / 'net', 'resnet20_asr_se')
     config = json.loads((folder / 'config.json').read_text())
-    assert config['auto_map']['AutoModelForImageClassification'] == (
-        'modeling_timm_asr.TimmAsrForImageClassification')
+    assert config['auto_map']['AutoModelForImageClassification'] == ('modeling_timm_asr.TimmAsrForImageClassification')
     assert len((folder / 'modeling_timm_asr.py').read_text().splitlines()) < 30
     ran = run(CHECK, folder, 'trust', tmp_path, home=tmp_path / 'home')
     assert ran.returncode == 0, ran.stderr[-3000:]

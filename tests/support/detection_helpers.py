@@ -31,11 +31,9 @@ def make_coco(folder, count=6, side=64, scale=3, seed=0):
             w = h = 8 * scale
             annotations.append({
                 'id': len(annotations) + 1, 'image_id': number * 10, 'category_id': label % 3 + 1, 'iscrowd': 0,
-                'bbox': [x, y, w, h], 'area': w * h,
-                'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]]})
+                'bbox': [x, y, w, h], 'area': w * h, 'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]]})
         canvas.save(folder / 'images' / f'{number}.png')
-    content = {
-        'images': images, 'annotations': annotations,
-        'categories': [{'id': n, 'name': f'rest {n - 1}'} for n in (1, 2, 3)]}
+    content = {'images': images, 'annotations': annotations,
+               'categories': [{'id': n, 'name': f'rest {n - 1}'} for n in (1, 2, 3)]}
     (folder / 'annotations.json').write_text(json.dumps(content))
     return folder / 'images', folder / 'annotations.json'

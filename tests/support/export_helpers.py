@@ -38,10 +38,9 @@ def timm_checkpoint(path, model, average):
         model='resnet18_asr_se', num_classes=None, in_chans=None, img_size=48, input_size=None, gp=None, mean=[0.4],
         std=None, crop_pct=0.8, interpolation='bilinear', model_kwargs={}, data_dir=str(path.parent), dataset='',
         seed=3, lr=0.01, config='', eval_metric='top1', local_rank=0, device_modules=['timm_asr'])
-    torch.save({
-        'epoch': 4, 'arch': 'resnet18_asr_se', 'optimizer': {}, 'version': 2, 'args': args, 'metric': 55.0,
-        'state_dict': {f'module.{key}': value for key, value in model.state_dict().items()},
-        'state_dict_ema': average.state_dict()}, path)
+    torch.save({'epoch': 4, 'arch': 'resnet18_asr_se', 'optimizer': {}, 'version': 2, 'args': args, 'metric': 55.0,
+                'state_dict': {f'module.{key}': value for key, value in model.state_dict().items()},
+                'state_dict_ema': average.state_dict()}, path)
     return path
 
 

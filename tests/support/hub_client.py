@@ -56,7 +56,7 @@ class Ran:
 class Client:
     """A process with timm (and this package, unless ``stock``) that runs code against a hub; it starts once."""
 
-    def __init__(self, hub: Hub, home: Path, stock: bool = False, env: dict[str, str] | None = None) -> None:
+    def __init__(self, hub: Hub, home: Path, stock: bool = False) -> None:
         self.home = home
         home.mkdir(parents=True, exist_ok=True)
         clean = {key: value for key, value in os.environ.items() if not key.startswith(('HF_', 'HUGGING'))}
@@ -64,8 +64,7 @@ class Client:
             [sys.executable, '-c', _LOOP, 'stock' if stock else 'ours'], text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, cwd=home,
             env={**clean, 'HF_ENDPOINT': hub.url, 'HF_HUB_DISABLE_XET': '1', 'HF_HOME': str(home / 'hf'),
-                 'HF_HUB_DISABLE_TELEMETRY': '1', 'OMP_NUM_THREADS': '1', 'NO_PROXY': '127.0.0.1,localhost',
-                 **(env or {})})
+                 'HF_HUB_DISABLE_TELEMETRY': '1', 'OMP_NUM_THREADS': '1', 'NO_PROXY': '127.0.0.1,localhost'})
 
     def run(self, code: str, cwd: Path | None = None, **env: str) -> Ran:
         assert self.process.stdin is not None
@@ -76,11 +75,6 @@ class Client:
             self.process.kill()
             pytest.fail('the client does not end')
         return Ran(**json.loads(self.process.stdout.readline()))
-
-    def main(self, *words: object, cwd: Path | None = None, **env: str) -> Ran:
-        """``python -m timm_asr WORDS``."""
-        return self.run(f'import sys, timm_asr.__main__ as m\nsys.argv = {["timm_asr", *map(str, words)]!r}\n'
-                        'sys.exit(m.main())', cwd, **env)
 
     def close(self) -> None:
         assert self.process.stdin is not None

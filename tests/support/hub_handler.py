@@ -30,30 +30,23 @@ class Handler(BaseHTTPRequestHandler):
         """Tests read ``Hub.log``."""
 
     def do_GET(self) -> None:
-        self._answer()
-
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
-
-    def _answer(self) -> None:
         parts = urlsplit(self.path)
         self.query = parse_qs(parts.query)
         path = parts.path
         with self.server.lock:
             self.server.log.append((self.command, unquote(path)))
-            fault = next((f for f in self.server.faults if f.method == self.command and re.search(f.path, path)
-                          and f.seen < f.times), None)
-            if fault:
-                fault.seen += 1
-        self.how = fault.how if fault else ''
+            status, self.how = next(((status, how) for method, pattern, status, how in self.server.faults
+                                     if method == self.command and re.search(pattern, path)), (0, ''))
         if self.how == 'cut':
             if self.command in ('POST', 'PUT'):
                 self.rfile.read1(1024)
-            self._hang_up()
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
             return
         self.body = self._read_body()
         try:
-            if fault and fault.status:
-                raise _Refused(fault.status, fault.message or f'failing on demand with {fault.status}')
+            if status:
+                raise _Refused(status, f'failing on demand with {status}')
             with self.server.lock:
                 handler, arguments = self._route(path)
                 handler(*map(unquote, arguments))
@@ -63,9 +56,7 @@ class Handler(BaseHTTPRequestHandler):
                 headers['X-Error-Code'] = refused.code
             self._send(refused.status, json.dumps({'error': refused.message, **refused.body}).encode(), headers)
 
-    def _hang_up(self) -> None:
-        self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def _read_body(self) -> bytes:
         if self.headers.get('Transfer-Encoding') == 'chunked':
@@ -126,29 +117,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def _route(self, path: str) -> tuple[Callable[..., None], tuple[str, ...]]:
         model = r'/api/models/([^/]+/[^/]+)'
-        for method, pattern, handler in (
-                ('GET', r'/api/whoami-v2', self._whoami),
-                ('POST', r'/api/repos/create', self._create),
-                ('POST', r'/api/validate-yaml', self._validate),
-                ('GET', r'/api/models', self._list),
-                ('GET', model, self._info),
-                ('GET', model + r'/revision/(.+)', self._info),
-                ('POST', model + r'/preupload/([^/]+)', self._preupload),
-                ('POST', model + r'/commit/([^/]+)', self._commit),
-                ('POST', model + r'/branch/([^/]+)', self._branch),
-                ('POST', r'/([^/]+/[^/]+)\.git/info/lfs/objects/batch', self._batch),
-                ('PUT', r'/lfs/([0-9a-f]+)', self._put),
-                ('POST', r'/lfs/verify', self._verify),
-                ('GET', r'/([^/]+/[^/]+)/resolve/([^/]+)/(.+)', self._resolve),
-                ('GET', r'/cdn/([0-9a-f]+)', self._cdn)):
+        for method, pattern, handler in (('POST', r'/api/repos/create', self._create),
+                                         ('POST', r'/api/validate-yaml', self._validate),
+                                         ('GET', r'/api/models', self._list), ('GET', model, self._info),
+                                         ('GET', model + r'/revision/(.+)', self._info),
+                                         ('POST', model + r'/preupload/([^/]+)', self._preupload),
+                                         ('POST', model + r'/commit/([^/]+)', self._commit),
+                                         ('POST', model + r'/branch/([^/]+)', self._branch),
+                                         ('POST', r'/([^/]+/[^/]+)\.git/info/lfs/objects/batch', self._batch),
+                                         ('PUT', r'/lfs/([0-9a-f]+)', self._put),
+                                         ('GET', r'/([^/]+/[^/]+)/resolve/([^/]+)/(.+)', self._resolve),
+                                         ('GET', r'/cdn/([0-9a-f]+)', self._cdn)):
             match = re.fullmatch(pattern, path)
             if match and method == self.command.replace('HEAD', 'GET'):
                 return handler, match.groups()
         raise _Refused(404, f'no such endpoint: {self.command} {path}')
-
-    def _whoami(self) -> None:
-        user, role = self._user(required=True)
-        self._json({'name': user, 'type': 'user', 'orgs': [], 'auth': {'accessToken': {'role': role}}})
 
     def _create(self) -> None:
         asked = json.loads(self.body)
@@ -184,10 +167,9 @@ class Handler(BaseHTTPRequestHandler):
                     entry |= {'blobId': git_hash(digest.encode()),
                               'lfs': {'sha256': digest, 'size': len(content), 'pointerSize': 130}}
             siblings.append(entry)
-        return {
-            'id': repo_id, 'modelId': repo_id, 'author': repo.owner, 'sha': oid, 'private': repo.private,
-            'tags': matter.get('tags', []), 'library_name': matter.get('library_name'), 'cardData': matter,
-            'siblings': siblings}
+        return {'id': repo_id, 'modelId': repo_id, 'author': repo.owner, 'sha': oid, 'private': repo.private,
+                'tags': matter.get('tags', []), 'library_name': matter.get('library_name'), 'cardData': matter,
+                'siblings': siblings}
 
     def _list(self) -> None:
         user, _ = self._user()
@@ -227,9 +209,7 @@ class Handler(BaseHTTPRequestHandler):
         for one in json.loads(self.body)['objects']:
             entry = {'oid': one['oid'], 'size': one['size']}
             if one['oid'] not in self.server.large:
-                entry['actions'] = {
-                    'upload': {'href': f'{self.server.url}/lfs/{one["oid"]}', 'header': {}},
-                    'verify': {'href': f'{self.server.url}/lfs/verify', 'header': {}}}
+                entry['actions'] = {'upload': {'href': f'{self.server.url}/lfs/{one["oid"]}', 'header': {}}}
             objects.append(entry)
         self._json({'transfer': 'basic', 'objects': objects})
 
@@ -238,12 +218,6 @@ class Handler(BaseHTTPRequestHandler):
             raise _Refused(400, 'the content does not have this hash')
         self.server.large[oid] = self.body
         self._send(200)
-
-    def _verify(self) -> None:
-        asked = json.loads(self.body)
-        if len(self.server.large.get(asked['oid'], b'')) != asked['size']:
-            raise _Refused(404, 'the object is not there')
-        self._json({})
 
     def _commit(self, repo_id: str, revision: str) -> None:
         repo = self._repo(repo_id)
@@ -267,9 +241,8 @@ class Handler(BaseHTTPRequestHandler):
                 tree[value['path']] = self.server.large[value['oid']]
         answer: dict[str, Any] = {'success': True, 'hookOutput': ''}
         if propose:
-            number = len(repo.proposals) + 1
+            number = 1 + sum(ref.startswith('refs/pr/') for ref in repo.refs)
             revision = f'refs/pr/{number}'
-            repo.proposals.append({'title': title, 'num': number})
             answer['pullRequestUrl'] = f'{self.server.url}/{repo_id}/discussions/{number}'
         oid = repo.commit(revision, tree, title)
         self._json({**answer, 'commitOid': oid, 'commitUrl': f'{self.server.url}/{repo_id}/commit/{oid}'})
@@ -296,9 +269,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         digest = hashlib.sha256(content).hexdigest()
         self.server.large[digest] = content
-        self._send(302, b'', {
-            'X-Repo-Commit': oid, 'X-Linked-ETag': f'"{digest}"', 'X-Linked-Size': str(len(content)),
-            'Location': f'http://localhost:{self.server.port}/cdn/{digest}'})
+        self._send(302, b'', {'X-Repo-Commit': oid, 'X-Linked-ETag': f'"{digest}"', 'X-Linked-Size': str(len(content)),
+                              'Location': f'http://localhost:{self.server.port}/cdn/{digest}'})
 
     def _cdn(self, digest: str) -> None:
         if self.headers.get('Authorization'):

@@ -9,7 +9,7 @@ import threading
 from http.server import ThreadingHTTPServer
 
 from hub_handler import Handler
-from hub_state import ATTRIBUTES, Fault, Repo
+from hub_state import ATTRIBUTES, Repo
 
 WRITE, READ, OTHER = 'hf_testwritetoken', 'hf_testreadtoken', 'hf_testothertoken'
 
@@ -33,7 +33,7 @@ class Hub(ThreadingHTTPServer):
     def reset(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.large: dict[str, bytes] = {}
-        self.faults: list[Fault] = []
+        self.faults: list[tuple[str, str, int, str]] = []
         self.log: list[tuple[str, str]] = []
         self.leaks: list[str] = []
 
@@ -48,10 +48,13 @@ class Hub(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
         """A client that went away is nothing to report."""
 
-    def fail(self, method: str, path: str, status: int = 0, how: str = '', times: int = 1_000,
-             message: str = '') -> None:
-        """Let requests of ``method`` whose path has ``path`` (a regular expression) in it go wrong, ``times`` times."""
-        self.faults.append(Fault(method, path, status, how, times, message))
+    def fail(self, method: str, path: str, status: int = 0, how: str = '') -> None:
+        """Let requests of ``method`` whose path has ``path`` (a regular expression) in it go wrong.
+
+        They are answered by ``status``, or ``how`` is 'cut' (the connection breaks in the body), 'alter' (a byte of the
+        answer is another) or 'meanwhile' (somebody else commits).
+        """
+        self.faults.append((method, path, status, how))
 
     def create(self, repo_id: str, files: dict[str, bytes] | None = None, private: bool = False) -> Repo:
         repo = self.repos[repo_id] = Repo(repo_id.split('/')[0], private)

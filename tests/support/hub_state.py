@@ -1,4 +1,4 @@
-"""What the Hub on loopback remembers: repositories, and which requests are to go wrong."""
+"""What the Hub on loopback remembers: repositories."""
 
 import hashlib
 import re
@@ -33,7 +33,6 @@ class Repo:
     trees: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     history: list[tuple[str, str]] = field(default_factory=list)  # (ref, title) of every commit
-    proposals: list[dict[str, Any]] = field(default_factory=list)
 
     def commit(self, ref: str, tree: dict[str, bytes], title: str) -> str:
         named = sorted((path, git_hash(content)) for path, content in tree.items())
@@ -44,17 +43,3 @@ class Repo:
 
     def tree(self, revision: str = 'main') -> dict[str, bytes]:
         return self.trees[self.refs.get(revision, revision)]
-
-
-@dataclass
-class Fault:
-    """Requests that match are answered by ``status``, or go wrong as ``how`` says."""
-
-    method: str
-    path: str
-    status: int = 0
-    # 'cut' the connection in the body; 'alter' the answer; 'meanwhile' somebody else commits
-    how: str = ''
-    times: int = 1_000
-    message: str = ''
-    seen: int = 0

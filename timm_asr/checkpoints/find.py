@@ -27,20 +27,16 @@ def source_of(name: str) -> str:
 
 def check_model_name(name: str) -> None:
     """Raise ``BadInput``, with the nearest names, unless the registry knows this name and its pretrained tag."""
+    architecture, _, tag = name.partition('.')
     if not name or not is_model(name):
-        architecture, _, tag = name.partition('.')
-        if tag and is_model(architecture):
-            return check_model_name(architecture)
         near = nearest(architecture, list_models(), count=3)
         hint = f'; the nearest names are {", ".join(near)}' if name and near else ''
         raise BadInput(f'unknown model {name!r}{hint}')
-    architecture, _, tag = name.partition('.')
     known = [full.partition('.')[2] for full in get_arch_pretrained_cfgs(architecture)]
     if tag and tag not in known:
         tags = [t for t in known if t]
         hint = f'its tags are {", ".join(nearest(tag, tags, count=5))}' if tags else 'it has none'
         raise BadInput(f'unknown pretrained tag {tag!r} of {architecture}: {hint}')
-    return None
 
 
 def expand_names(name: str, pretrained: bool = False, exclude: Sequence[str] = ()) -> list[str] | None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.models import resolve_model_input_args
 from torch import nn
 
@@ -23,29 +22,11 @@ from ..errors import BadInput
 from ..models.create import create_model
 from .find import FOLDER_PREFIX, HUB_PREFIXES, check_model_name, source_of
 from .names import ARGS, ATTENTION, BEST, CONFIG, CURVE, KEY, METRICS, SUMMARY, TRAINABLE, WEIGHT_SUFFIXES, WEIGHTS
-from .provenance import (
-    as_yaml,
-    base_model_of,
-    base_name,
-    dataset_name,
-    file_sha256,
-    modern_metrics,
-    public_arguments,
-    public_model,
-)
-from .read import (
-    arguments_of,
-    first_line,
-    is_folder_of_weights,
-    is_regular,
-    read_checkpoint,
-    read_config,
-    read_json,
-    read_yaml,
-)
+from .provenance import arguments_of, base_model_of, checkpoint_facts, file_sha256, public_model, public_yaml
+from .read import first_line, is_folder_of_weights, is_regular, read_checkpoint, read_config, read_json, read_yaml
 from .source import Source, data_config_of, label_names_of, live_source, name_of, used_data_config
 from .trainable import create_trainable
-from .weights import load_weights, state_dict_of
+from .weights import classes_in, load_weights, state_dict_of
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 
@@ -67,12 +48,8 @@ def open_source(what: str | os.PathLike, use_ema: bool = False, name: str = '', 
         use_ema: Take a checkpoint's averaged weights.
         name: Of the model, where a checkpoint does not say it.
         pretrained: Load the weights that belong to a registry or Hub name; those of a folder are always loaded.
-        num_classes: Number of classes; None takes that of the weights, or the architecture's own.
-        in_chans: Channels of the input; None takes that of the checkpoint, or 3.
-        img_size: Side of the input in pixels, for architectures whose weights depend on it.
-        input_size: (channels, height, width), the same.
-        model_kwargs: More keywords of :func:`timm_asr.create_model`, ``asr`` among them.
-        **kwargs: The same; entries that are None are left out.
+        num_classes: Of the weights, or the architecture's own, if None; so are the shapes of the input.
+        model_kwargs: More keywords of :func:`timm_asr.create_model`, as ``kwargs`` are; None is left out of those.
 
     Returns:
         The source; its model is on the CPU, in train mode, its ASR not folded.
@@ -165,9 +142,8 @@ def _open_folder(folder: Path, use_ema: bool, shape: Mapping[str, Any], kwargs: 
         facts.pop(key, None)
     trainable = folder / TRAINABLE
     unfolded = partial(create_trainable, trainable) if (trainable / CONFIG).is_file() else None
-    return Source(
-        model, facts, label_names=label_names_of(model, config), metrics=read_metrics(folder),
-        files=_files_beside(folder, {}, True), unfolded=unfolded)
+    return Source(model, facts, label_names=label_names_of(model, config), metrics=read_metrics(folder),
+                  files=_files_beside(folder, {}, True), unfolded=unfolded)
 
 
 def _files_beside(folder: Path, args: Mapping[str, Any], is_best: bool) -> dict[str, bytes]:
@@ -180,13 +156,15 @@ def _files_beside(folder: Path, args: Mapping[str, Any], is_best: bool) -> dict[
     if not args and is_regular(folder / ARGS):
         args = read_yaml(folder / ARGS)
     if args:
-        files[ARGS] = as_yaml(public_arguments(args)).encode()
+        files[ARGS] = public_yaml(args)
     return files
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """The figures that lie in a folder; None where there are none."""
-    return modern_metrics(read_json(folder / METRICS)) if is_regular(folder / METRICS) else None
+    """The figures that lie in a folder, with today's keys (older files say ``_fused``); None where there are none."""
+    if not is_regular(folder / METRICS):
+        return None
+    return {key.replace('_fused', '_folded'): value for key, value in read_json(folder / METRICS).items()}
 
 
 def trained_as(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,8 +184,10 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any]
     name = name or said.get('model', '')
     if not name:
         raise BadInput(f'{path} does not say which model it is: name that with --model')
+    known = None
     if not name.startswith((*HUB_PREFIXES, FOLDER_PREFIX)):
         check_model_name(name)
+        known = timm.get_pretrained_cfg(name)
     if shape['img_size'] is None and shape['input_size'] is None:
         shape = {**shape, 'img_size': said.get('img_size'), 'input_size': said.get('input_size')}
     if shape['in_chans'] is None and shape['input_size'] is None:
@@ -219,7 +199,7 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any]
         kwargs.setdefault('asr_sites', list(dict.fromkeys(
             key.partition('.vectors.')[0] for key in weights if '.vectors.' in key)) or None)
     if 'num_classes' not in kwargs:
-        kwargs['num_classes'] = _classes_in(weights, name) or said.get('num_classes')
+        kwargs['num_classes'] = classes_in(weights, getattr(known, 'classifier', None)) or said.get('num_classes')
     model = _create(name, False, shape, kwargs)
     load_weights(model, path, weights, name)
     facts = checkpoint_facts(path, content, use_ema)
@@ -232,33 +212,3 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any]
     return Source(model, facts, data, label_names_of(model, content), metrics if fits else None, args,
                   has_ema='state_dict_ema' in content or 'model_ema' in content,
                   files=_files_beside(path.parent, args, fits or path.name == BEST))
-
-
-def _classes_in(weights: Mapping[str, Any], name: str) -> int | None:
-    """The number of classes by the classifier itself, the best witness, under the name that the model has for it."""
-    known = None if name.startswith((*HUB_PREFIXES, FOLDER_PREFIX)) else timm.get_pretrained_cfg(name)
-    head = getattr(known, 'classifier', None)
-    head = head[0] if isinstance(head, list | tuple) and head else head
-    weight = weights.get(f'{head}.weight')
-    return weight.shape[0] if isinstance(weight, torch.Tensor) else None
-
-
-def checkpoint_facts(path: Path, content: Mapping[str, Any], use_ema: bool) -> dict[str, Any]:
-    """The provenance of a checkpoint, whose ``content`` :func:`read_checkpoint` returned."""
-    args = arguments_of(content)
-    metric = content.get('metric')
-    facts: dict[str, Any] = {
-        **(content.get('made_by') or {}),
-        'model': content.get('arch') or args.get('model'),
-        'recipe': base_name(args['config']).rsplit('.', 1)[0] if args.get('config') else None,
-        'arguments': public_arguments(args) or None,
-        'seed': args.get('seed'),
-        'dataset': dataset_name(args),
-        'base_model': base_model_of(str(args.get('model') or ''), bool(args.get('pretrained'))),
-        'weights': 'ema' if use_ema else 'raw',
-        'epoch': content.get('epoch'),
-        'source': {'file': path.name, 'sha256': file_sha256(path)},
-    }
-    if isinstance(metric, int | float) and args.get('eval_metric') in ('top1', 'top5'):
-        facts['metrics'] = {'before': {args['eval_metric']: metric}, 'after': None}
-    return {key: value for key, value in facts.items() if value is not None}

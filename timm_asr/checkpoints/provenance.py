@@ -86,11 +86,6 @@ def public_name(text: str, pattern: re.Pattern[str]) -> str | None:
     return None
 
 
-def public_dataset(text: str) -> str | None:
-    """The name of a data set, of a path its last part."""
-    return public_name(text, _DATASET)
-
-
 def public_model(text: str) -> str | None:
     """The name of a model, of a path its last part."""
     return public_name(text, _MODEL)
@@ -116,7 +111,7 @@ def public_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
     for name in sorted(PUBLIC_OPTIONS & set(args)):
         value = args[name]
         if name in ('model', 'dataset'):
-            value = (public_model if name == 'model' else public_dataset)(str(value or ''))
+            value = public_name(str(value or ''), _MODEL if name == 'model' else _DATASET)
         else:
             value = _public(value)
         if value is not None and value is not False and value not in ('', [], {}):
@@ -131,33 +126,51 @@ def as_yaml(options: Mapping[str, Any]) -> str:
         else yaml.safe_dump({name: value}, default_flow_style=False, width=10_000) for name, value in options.items())
 
 
+def public_yaml(args: Mapping[str, Any]) -> bytes:
+    """The content of a published ``args.yaml``."""
+    return as_yaml(public_arguments(args)).encode()
+
+
 def dataset_name(args: Mapping[str, Any]) -> str | None:
     """The data set of a run: its name, or that of the folder of images."""
-    return public_dataset(args.get('dataset') or str(args.get('data_dir') or args.get('data') or ''))
+    return public_name(args.get('dataset') or str(args.get('data_dir') or args.get('data') or ''), _DATASET)
 
 
 def base_model_of(name: str, pretrained: bool) -> str | None:
     """The repository on the Hub whose weights a model started from, by the name it was made by; None if unknown."""
-    for prefix in ('hf-hub:', 'hf_hub:'):
-        if name.startswith(prefix):
-            return name.removeprefix(prefix).partition('@')[0]
+    if name.startswith(('hf-hub:', 'hf_hub:')):
+        return name.partition(':')[2].partition('@')[0]
     cfg = get_pretrained_cfg(name, allow_unregistered=True) if pretrained and name else None
     return (cfg.hf_hub_id or None) if cfg is not None else None
 
 
-def metrics_summary(flat: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def metrics_summary(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracy before and after folding, percent, from the content of a ``metrics.json``."""
-    if not flat:
-        return None
-    before = {key: flat[key] for key in ('top1', 'top5', 'loss') if flat.get(key) is not None}
-    after = {key: flat[f'{key}_folded'] for key in ('top1', 'top5') if flat.get(f'{key}_folded') is not None}
-    more = {key: flat[key] for key in ('images', 'logit_difference_relative') if flat.get(key) is not None}
-    return {'before': before or None, 'after': after or None, **more}
+    def known(*keys: str, end: str = '') -> dict[str, Any]:
+        return {key: flat[key + end] for key in keys if flat.get(key + end) is not None}
+    return {'before': known('top1', 'top5', 'loss') or None, 'after': known('top1', 'top5', end='_folded') or None,
+            **known('images', 'logit_difference_relative')}
 
 
-def modern_metrics(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a ``metrics.json`` with today's keys: older files say ``_fused`` for ``_folded``."""
-    return {key.replace('_fused', '_folded'): value for key, value in flat.items()}
+def arguments_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a checkpoint was trained with; empty if it does not say."""
+    return dict(content.get('args') or {})
+
+
+def checkpoint_facts(path: Path, content: Mapping[str, Any], use_ema: bool) -> dict[str, Any]:
+    """The provenance of a checkpoint, whose ``content`` :func:`read_checkpoint` returned."""
+    args = arguments_of(content)
+    metric = content.get('metric')
+    facts: dict[str, Any] = {
+        **(content.get('made_by') or {}), 'model': content.get('arch') or args.get('model'),
+        'recipe': base_name(args['config']).rsplit('.', 1)[0] if args.get('config') else None,
+        'arguments': public_arguments(args) or None, 'seed': args.get('seed'), 'dataset': dataset_name(args),
+        'base_model': base_model_of(str(args.get('model') or ''), bool(args.get('pretrained'))),
+        'weights': 'ema' if use_ema else 'raw', 'epoch': content.get('epoch'),
+        'source': {'file': path.name, 'sha256': file_sha256(path)}}
+    if isinstance(metric, int | float) and args.get('eval_metric') in ('top1', 'top5'):
+        facts['metrics'] = {'before': {args['eval_metric']: metric}, 'after': None}
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def provenance(facts: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> dict[str, Any]:

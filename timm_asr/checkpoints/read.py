@@ -5,7 +5,6 @@ import errno
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def _count(value: Any, left: int) -> int:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A mapping in a YAML file, empty for an empty file; ``BadInput`` if aliases expand it to far more than it looks."""
+    """A mapping in a YAML file, empty for an empty file; ``BadInput`` if its aliases expand to far more than that."""
     path = Path(path)
     try:
         content = yaml.safe_load(_text(path))
@@ -162,8 +161,3 @@ def _unsafe_names(path: Path) -> str:
     except Exception:  # the legacy format has no such list, and the answer is only a courtesy
         return ''
     return f' ({", ".join(sorted(names)[:3])})' if names else ''
-
-
-def arguments_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a checkpoint was trained with; empty if it does not say."""
-    return dict(content.get('args') or {})

@@ -55,14 +55,12 @@ CHECKPOINT: Rules = {
 }
 CONFIGURATION: Rules = {
     'architecture': TEXT, 'num_classes': COUNT, 'num_features': COUNT, 'model_args': MAPPING, 'label_names': NAMES,
-    'pretrained_cfg': {
-        'architecture': TEXT, 'num_classes': COUNT, 'input_size': SIZE, 'mean': NUMBERS, 'std': NUMBERS,
-        'crop_pct': NUMBER, 'crop_mode': TEXT, 'interpolation': TEXT, 'label_names': NAMES, 'tag': TEXT},
-    'timm_asr': {
-        'form': TEXT, 'needs': TEXTS, 'model': TEXT, 'asr': _ASR, 'weights_sha256': TEXT, 'dataset': TEXT,
-        'arguments': MAPPING, 'recipe': TEXT, 'weights': TEXT, 'epoch': COUNT, 'seed': NUMBER, 'dtype': TEXT,
-        'files': MAPPING, 'source': {'file': TEXT, 'sha256': TEXT}, 'exported_with': MAPPING,
-        'metrics': {'before': MAPPING, 'after': MAPPING, 'images': COUNT}, 'base_model': TEXT},
+    'pretrained_cfg': {'architecture': TEXT, 'num_classes': COUNT, 'input_size': SIZE, 'mean': NUMBERS, 'std': NUMBERS,
+                       'crop_pct': NUMBER, 'crop_mode': TEXT, 'interpolation': TEXT, 'label_names': NAMES, 'tag': TEXT},
+    'timm_asr': {'form': TEXT, 'needs': TEXTS, 'model': TEXT, 'asr': _ASR, 'weights_sha256': TEXT, 'dataset': TEXT,
+                 'arguments': MAPPING, 'recipe': TEXT, 'weights': TEXT, 'epoch': COUNT, 'seed': NUMBER, 'dtype': TEXT,
+                 'files': MAPPING, 'source': {'file': TEXT, 'sha256': TEXT}, 'exported_with': MAPPING,
+                 'metrics': {'before': MAPPING, 'after': MAPPING, 'images': COUNT}, 'base_model': TEXT},
 }
 
 

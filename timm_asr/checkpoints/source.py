@@ -19,29 +19,17 @@ _DATA_KEYS = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 @dataclass
 class Source:
-    """A model with what is known about it.
+    """A model with what is known about it."""
 
-    Attributes:
-        model: Unwrapped, its weights loaded, as it was trained.
-        facts: Entries of the provenance.
-        data_config: What its images went through, in timm's words; None where the model's own cfg says it.
-        label_names: A name for each class, or None.
-        metrics: The content of a ``metrics.json``, or None.
-        args: All options of the training run, or none.
-        unfolded: Loads the trainable model that lies beside a folded one, where there is one.
-        has_ema: Whether the checkpoint has averaged weights too.
-        files: What lies beside it and may go along, by name: curves, the attention plot, the options.
-    """
-
-    model: nn.Module
-    facts: dict[str, Any] = field(default_factory=dict)
-    data_config: dict[str, Any] | None = None
+    model: nn.Module  # unwrapped, its weights loaded, as it was trained
+    facts: dict[str, Any] = field(default_factory=dict)  # entries of the provenance
+    data_config: dict[str, Any] | None = None  # of its images, in timm's words; None where the model's own cfg says it
     label_names: Sequence[str] | None = None
-    metrics: dict[str, Any] | None = None
-    args: dict[str, Any] = field(default_factory=dict)
-    unfolded: Callable[[], nn.Module] | None = None
-    has_ema: bool = False
-    files: dict[str, bytes] = field(default_factory=dict)
+    metrics: dict[str, Any] | None = None  # the content of a metrics.json
+    args: dict[str, Any] = field(default_factory=dict)  # all options of the training run
+    unfolded: Callable[[], nn.Module] | None = None  # loads the trainable model that lies beside a folded one
+    has_ema: bool = False  # whether the checkpoint has averaged weights too
+    files: dict[str, bytes] = field(default_factory=dict)  # what lies beside it and may go along, by name
 
 
 def class_names(source: Source, given: Sequence[str] | None = None) -> list[str] | None:

@@ -45,13 +45,11 @@ def _prefix_of(weights: Mapping[str, Any]) -> str:
     return ''
 
 
-def _classifier_classes(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> int | None:
-    classifier = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier')
-    classifier = classifier[0] if isinstance(classifier, list | tuple) and classifier else classifier
-    for name in (f'{classifier}.weight', f'{classifier}.bias'):
-        if isinstance(weights.get(name), torch.Tensor):
-            return weights[name].shape[0]
-    return None
+def classes_in(weights: Mapping[str, Any], classifier: Any) -> int | None:
+    """The number of classes by the classifier itself, the best witness, under the name that a model's cfg gives it."""
+    name = classifier[0] if isinstance(classifier, list | tuple) and classifier else classifier
+    found = [weights.get(f'{name}.{part}') for part in ('weight', 'bias')]
+    return next((tensor.shape[0] for tensor in found if isinstance(tensor, torch.Tensor)), None)
 
 
 def _other_backbone(with_asr: Iterable[str], without: Iterable[str]) -> bool:
@@ -62,7 +60,7 @@ def _other_backbone(with_asr: Iterable[str], without: Iterable[str]) -> bool:
 
 def load_weights(model: nn.Module, path: str | Path, weights: Mapping[str, torch.Tensor], name: str = '') -> None:
     """Load weights strictly; ``BadInput`` says what kind of other model they belong to."""
-    classes = _classifier_classes(model, weights)
+    classes = classes_in(weights, (getattr(model, 'pretrained_cfg', None) or {}).get('classifier'))
     if classes is not None and classes != model.num_classes:
         raise BadInput(f'{path} was trained for {classes} classes, but {model.num_classes} were asked for; '
                        f'leave --num-classes out or give {classes}')

@@ -29,9 +29,7 @@ class TimmPyramid(nn.Module):
 
     Args:
         body: A network made with ``features_only=True``.
-        strides: Strides to use, such as (4, 8, 16, 32), in any order; of several features of a stride, the last one
-            is taken.
-        out_channels: Channels of the pyramid.
+        strides: Those to use, as (4, 8, 16, 32), in any order; of several features of a stride, the last is taken.
         extra_blocks: Makes further, coarser maps.
 
     Raises:
@@ -66,21 +64,7 @@ class TimmPyramid(nn.Module):
 
 def make_body(name: str, pretrained: bool = False, checkpoint: str | os.PathLike = '', asr: str | None = None,
               frozen_bn: bool = False, **kwargs: Any) -> nn.Module:
-    """A timm network by name that puts out its features.
-
-    Args:
-        name: Any name that timm knows, those of this package included.
-        pretrained: Load the pretrained weights of that name.
-        checkpoint: File to load them from, a checkpoint of ``train.py`` or a state dict.
-        asr: Gate of ASR to put at the known sites. With weights loaded it starts as the function they are; a checkpoint
-            that was trained with it goes on where it was.
-        frozen_bn: Turn every BatchNorm into a frozen one (timm's ``freeze_batch_norm_2d``).
-        kwargs: Of :func:`timm_asr.create_model`.
-
-    Raises:
-        RuntimeError: timm does not know the name, or has no features of it.
-        ValueError: There is no such checkpoint, it is of another network, or ASR does not fit.
-    """
+    """A timm network by name that puts out its features; options and errors are those of :func:`create_detector`."""
     state = _read_state(Path(checkpoint)) if checkpoint else {}
     if asr and _has_vectors(state):
         body = create_model(name, asr=asr, features_only=True, **{**kwargs, 'preserve': False})

@@ -1,6 +1,7 @@
 """Data sets in COCO's format."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -15,13 +16,6 @@ from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
 
-def _pycocotools() -> None:
-    try:
-        import pycocotools  # noqa: F401
-    except ImportError:
-        raise ImportError("COCO's format needs pycocotools: pip install pycocotools.") from None
-
-
 class CocoSet(Dataset):
     """Images and targets of a data set in COCO's format, as torchvision's detectors take them.
 
@@ -31,9 +25,8 @@ class CocoSet(Dataset):
     asked for.
 
     Args:
-        images: Folder of the images.
-        annotations: JSON file of the annotations.
-        masks: Whether targets have masks.
+        images: A folder.
+        annotations: A JSON file.
         transforms: Of torchvision's v2, called with image and target, in place of the conversion to a tensor. Boxes
             and masks are torchvision's ``tv_tensors`` there; boxes that are left without area are dropped afterwards.
 
@@ -45,7 +38,8 @@ class CocoSet(Dataset):
 
     def __init__(self, images: str | os.PathLike, annotations: str | os.PathLike, masks: bool = False,
                  transforms: Callable[..., Any] | None = None) -> None:
-        _pycocotools()
+        if importlib.util.find_spec('pycocotools') is None:
+            raise ImportError("COCO's format needs pycocotools: pip install pycocotools.")
         if not Path(images).is_dir():
             raise ValueError(f'There is no folder of images at {images}.')
         _check_annotations(Path(annotations), masks)

@@ -39,7 +39,7 @@ def create_detector(name: str, backbone: str, num_classes: int = 91, *, pretrain
                     checkpoint: str | os.PathLike = '', asr: str | None = None, frozen_bn: bool = False,
                     strides: Sequence[int] | None = None, fpn_channels: int = 256,
                     backbone_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> nn.Module:
-    """One of torchvision's detectors over a timm network with a feature pyramid.
+    """One of torchvision's detectors over a timm network with a feature pyramid, in training mode.
 
     It is torchvision's class, with its interface: a list of images (3, H, W) with values from 0 to 1 and, in training,
     a list of targets. ``timm_asr.reparameterize(detector)`` makes it ready to run, ``timm_asr.fold_asr(detector)``
@@ -55,21 +55,15 @@ def create_detector(name: str, backbone: str, num_classes: int = 91, *, pretrain
         asr: Gate of ASR for a backbone whose name has none, at the known sites; with weights loaded it starts as the
             function they are, and with those of a checkpoint trained with the same ASR it is what was trained.
         frozen_bn: Keep the backbone's BatchNorms as they are in training, as is usual with trained weights (without,
-            the residual branches of a ResNet, whose last norms start at zero, would stay at zero); their attention is
-            trained all the same.
-        strides: Strides of the backbone's features to use, in any order; by default all it has from 4 on (RetinaNet:
-            from 8 on).
+            the residual branches of a ResNet would stay at zero); their attention is trained all the same.
+        strides: Strides of the backbone's features to use, in any order; by default all from 4 on (RetinaNet: 8).
         fpn_channels: Channels of the pyramid.
         backbone_kwargs: Further keywords of :func:`timm_asr.create_model`, such as ``asr_depth``.
         kwargs: Of torchvision's class, e.g. ``min_size``, ``box_detections_per_img``, ``size_divisible``. Anchors and
             region pooling follow from the strides (8 pixels of anchor a stride; RetinaNet 4) unless given.
 
-    Returns:
-        The detector, in training mode.
-
     Raises:
-        ValueError: The detector is unknown, the backbone has no feature at a stride, or the checkpoint is not one of
-            it.
+        ValueError: The detector is unknown, the backbone has no feature at a stride, or the checkpoint is another's.
         TypeError: torchvision's class has no such keyword.
         RuntimeError: timm does not know the backbone or has no features of it.
     """

@@ -11,10 +11,9 @@ from torchvision.tv_tensors import BoundingBoxes
 from tqdm import tqdm
 
 #: Name of a figure here -> its name in torchmetrics.
-METRICS = {
-    'AP': 'map', 'AP50': 'map_50', 'AP75': 'map_75', 'AP_small': 'map_small', 'AP_medium': 'map_medium',
-    'AP_large': 'map_large', 'AR1': 'mar_1', 'AR10': 'mar_10', 'AR100': 'mar_100', 'AR_small': 'mar_small',
-    'AR_medium': 'mar_medium', 'AR_large': 'mar_large'}
+METRICS = {'AP': 'map', 'AP50': 'map_50', 'AP75': 'map_75', 'AP_small': 'map_small', 'AP_medium': 'map_medium',
+           'AP_large': 'map_large', 'AR1': 'mar_1', 'AR10': 'mar_10', 'AR100': 'mar_100', 'AR_small': 'mar_small',
+           'AR_medium': 'mar_medium', 'AR_large': 'mar_large'}
 
 
 @torch.inference_mode()

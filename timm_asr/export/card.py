@@ -43,17 +43,9 @@ def code_text(value: Any) -> str:
 
 def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_name: str | None = None,
                plain: Path | None = None) -> str:
-    """The ``README.md`` for a folder of weights.
+    """The ``README.md`` for a folder of weights; arguments are those of :func:`timm_asr.push_to_hub`.
 
-    Args:
-        folder: With ``config.json``, and what else there is: ``metrics.json``, plots, ``trainable``.
-        repo_id: Under which it is published.
-        license: As the Hub names it; nothing is said of a licence without.
-        dataset_name: The data set as the Hub names it; by default the name that the run had.
-        plain: Folder of the plain backbone's own run, for the accuracy beside the model's.
-
-    Raises:
-        BadInput: ``plain`` was not measured on the same images, or is not the plain backbone.
+    ``BadInput``: the run in the folder ``plain`` was not measured on the same images, or is not the plain backbone's.
     """
     card = _Card(folder, read_config(folder), read_metrics(folder) or {}, dataset_name)
     card.add_plain(plain)
@@ -84,8 +76,7 @@ def _number(value: Any, form: str) -> str:
 class _Card:
     """The facts of one folder, as pieces of Markdown."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], metrics: Mapping[str, Any],
-                 dataset: str | None) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], dataset: Any) -> None:
         self.folder, self.config = folder, config
         self.facts: dict[str, Any] = config.get(KEY) or {}
         summary = self.facts.get('metrics') or {}

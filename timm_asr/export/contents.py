@@ -9,7 +9,7 @@ import safetensors
 from huggingface_hub.hf_api import RepoSibling
 
 from ..checkpoints.names import ARGS, CARD, CONFIG, KEY, TRAINABLE, WEIGHTS
-from ..checkpoints.provenance import as_yaml, file_sha256, public_arguments
+from ..checkpoints.provenance import file_sha256, public_yaml
 from ..checkpoints.read import is_regular, read_config, read_yaml
 from ..errors import BadInput
 from .place import files_in
@@ -79,6 +79,6 @@ def collect(folder: Path) -> tuple[list[File], list[str]]:
             raise BadInput(f'{path} is to be published, and is no regular file in this folder; {again}')
         if listed[name] and file_sha256(path) != listed[name]:
             raise BadInput(f'{path} was altered since the folder was written; {again}')
-        source: Path | bytes = as_yaml(public_arguments(read_yaml(path))).encode() if name == ARGS else path
+        source: Path | bytes = public_yaml(read_yaml(path)) if name == ARGS else path
         files.append(File(name, source))
     return files, sorted(name for name in files_in(folder) - set(listed) if not name.startswith('.'))

@@ -53,9 +53,8 @@ def check_fit(plain: str, args: Mapping[str, Any], state: Mapping[str, torch.Ten
         json.dumps(args)
         stock = timm.create_model(plain, **args, device='meta')
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"The folded network is not a '{plain}' that can be rebuilt from its arguments ({error}); "
-            'pass what is missing as model_args.') from None
+        raise ValueError(f"The folded network is not a '{plain}' that can be rebuilt from its arguments ({error}); "
+                         'pass what is missing as model_args.') from None
     except (RuntimeError, NotImplementedError):  # some constructors compute on their tensors
         stock = timm.create_model(plain, **args)
     expected = {name: tuple(t.shape) for name, t in stock.state_dict().items()}

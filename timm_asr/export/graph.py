@@ -52,9 +52,6 @@ def export_onnx(model: nn.Module | str | os.PathLike, file: str | os.PathLike, *
         images: Batches (B, C, H, W) to compare on as well, float32, normalized.
         overwrite: Replace a file.
 
-    Returns:
-        The file.
-
     Raises:
         BadInput: The packages of the extra ``onnx`` are missing, the model cannot be loaded or exported, or the file
             is there already.
@@ -212,14 +209,13 @@ def _to_onnx(model: nn.Module, example: torch.Tensor, any_size: bool, opset: int
 
 @contextlib.contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 

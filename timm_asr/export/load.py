@@ -99,12 +99,10 @@ class Published:
     """A repository that this package published.
 
     Attributes:
-        repo_id: ``OWNER/NAME``.
         architecture: What ``timm.create_model('hf-hub:OWNER/NAME')`` makes of it.
         model: The name before folding.
         needs: Packages to import first, none where stock timm is enough.
         metrics: Top-1 and top-5 ``before`` and ``after`` folding, percent, and more; empty where nothing was measured.
-        private: Whether others do not see it.
     """
 
     repo_id: str
@@ -139,7 +137,6 @@ def list_published(owner: str, *, token: str | bool | None = None,
             continue  # a card with the tag alone
         section = config.get(KEY) or {}
         if section:
-            found.append(Published(
-                info.id, config['architecture'], section.get('model') or config['architecture'],
-                tuple(section.get('needs') or ()), section.get('metrics') or {}, info.private))
+            found.append(Published(info.id, config['architecture'], section.get('model') or config['architecture'],
+                                   tuple(section.get('needs') or ()), section.get('metrics') or {}, info.private))
     return found

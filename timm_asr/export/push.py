@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,14 +28,12 @@ class Publication:
     """What :func:`push_to_hub` did, or with ``dry_run`` would do.
 
     Attributes:
-        repo_id: The repository.
         url: Of the repository, or of the pull request.
         files: Path and size in bytes of every file that is published.
         left_behind: Files of the folder that are not.
         kept: Files of the repository that are not of this publication, and stay there.
         commit: Of the repository where it has these files; None after a dry run.
         changed: Whether a commit was made: not if all was there already.
-        card: The text of the model card.
     """
 
     repo_id: str
@@ -48,23 +46,11 @@ class Publication:
     card: str = ''
 
 
-def push_to_hub(
-        model_or_folder: nn.Module | str | os.PathLike,
-        repo_id: str,
-        *,
-        private: bool = False,
-        revision: str | None = None,
-        create_pr: bool = False,
-        dry_run: bool = False,
-        overwrite: bool = False,
-        token: str | None = None,
-        license: str | None = None,
-        dataset_name: str | None = None,
-        plain: str | os.PathLike | None = None,
-        keep_trainable: bool = False,
-        commit_message: str | None = None,
-        progress: bool = True,
-) -> Publication:
+def push_to_hub(model_or_folder: nn.Module | str | os.PathLike, repo_id: str, *, private: bool = False,
+                revision: str | None = None, create_pr: bool = False, dry_run: bool = False, overwrite: bool = False,
+                token: str | None = None, license: str | None = None, dataset_name: str | None = None,
+                plain: str | os.PathLike | None = None, keep_trainable: bool = False,
+                commit_message: str | None = None, progress: bool = True) -> Publication:
     """Publish a folded network on the Hugging Face Hub, with a model card.
 
     ::
@@ -84,17 +70,13 @@ def push_to_hub(
         create_pr: Open a pull request instead of changing the branch.
         dry_run: Only say what would be published, and write the card; the Hub is not asked.
         overwrite: Replace files of the same names with other content in a repository that was there.
-        token: With permission to write; by default the one that huggingface_hub finds (``HF_TOKEN``, or
-            ``hf auth login``). It is neither printed nor stored.
+        token: With permission to write; by default huggingface_hub's. It is neither printed nor stored.
         license: As the Hub names it, ``apache-2.0``; none is stated by default.
         dataset_name: The data set as the Hub names it, for the card's head; by default the name that the run had.
         plain: Folder of the plain backbone's own run, whose accuracy the card then shows beside the model's.
         keep_trainable: Of a model, publish the trainable form as well.
         commit_message: Title of the commit.
         progress: Show progress bars, if stderr is a terminal; ``HF_HUB_DISABLE_PROGRESS_BARS`` has the last word.
-
-    Returns:
-        What was published, and where.
 
     Raises:
         ValueError: The model cannot be saved, see :func:`timm_asr.save_fused`.
@@ -123,24 +105,13 @@ def push_to_hub(
         found = Publication(
             repo_id, f'{constants.ENDPOINT}/{repo_id}', [(f.path, f.size) for f in files], left, card=card)
         if not dry_run:
-            stack.enter_context(_bars(progress))
+            asked = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled()
+            if not asked and not (progress and sys.stderr.isatty()):  # huggingface_hub shows its bars anywhere
+                disable_progress_bars()
+                stack.callback(enable_progress_bars)
             _publish(found, files, _checked_token(token), revision or 'main', private, create_pr, overwrite,
                      commit_message or 'Weights by timm_asr')
         return found
-
-
-@contextmanager
-def _bars(progress: bool) -> Iterator[None]:
-    """Progress bars on terminals alone: huggingface_hub shows its bars anywhere, unless its own variable decides."""
-    asked = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None
-    hide = not asked and not are_progress_bars_disabled() and not (progress and sys.stderr.isatty())
-    if hide:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            enable_progress_bars()
 
 
 def _checked_token(token: str | None) -> str:
@@ -189,11 +160,13 @@ def _operations(found: Publication, files: Sequence[File], info: ModelInfo, repl
     found.kept = sorted(set(there) - {file.path for file in files})
     other = sorted([*found.kept, *(file.path for file in new if file.path in there)])
     if other and new and not replace:
-        more = f' and {len(other) - 3} more' if len(other) > 3 else ''
-        raise BadInput(
-            f'{found.repo_id} has other content ({", ".join(other[:3])}{more}): publish under another name, replace '
-            'what has the same name (--overwrite), or propose the change (--create-pr)')
+        raise BadInput(f'{found.repo_id} has other content ({_first(other)}): publish under another name, replace '
+                       'what has the same name (--overwrite), or propose the change (--create-pr)')
     return [CommitOperationAdd(file.path, file.source) for file in new]
+
+
+def _first(names: Sequence[str]) -> str:
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
 
 def _state(api: HfApi, repo_id: str, revision: str) -> str:
@@ -206,8 +179,7 @@ def _state(api: HfApi, repo_id: str, revision: str) -> str:
     names = sorted(file.rfilename for file in info.siblings or [] if file.rfilename != _UNTOUCHED)
     if not names:
         return f'{repo_id} is there, without files; publishing again fills it'
-    more = f' and {len(names) - 3} more' if len(names) > 3 else ''
-    return f'{repo_id} has {", ".join(names[:3])}{more} (commit {(info.sha or "")[:12]})'
+    return f'{repo_id} has {_first(names)} (commit {(info.sha or "")[:12]})'
 
 
 def describe(found: Publication, dry_run: bool = False) -> Sequence[str]:

@@ -53,22 +53,11 @@ class Options:
     report: Callable[[str, str], None] = lambda step, text: None
 
 
-def save_fused(
-        model: nn.Module | str | os.PathLike,
-        folder: str | os.PathLike,
-        model_args: Mapping[str, Any] | None = None,
-        *,
-        use_ema: bool = False,
-        keep_trainable: bool = False,
-        data_config: Mapping[str, Any] | None = None,
-        label_names: Sequence[str] | None = None,
-        metrics: Mapping[str, Any] | None = None,
-        provenance: Mapping[str, Any] | None = None,
-        tag: str | None = None,
-        dtype: str = 'float32',
-        overwrite: bool = False,
-        check: bool = True,
-) -> Path:
+def save_fused(model: nn.Module | str | os.PathLike, folder: str | os.PathLike,
+               model_args: Mapping[str, Any] | None = None, *, use_ema: bool = False, keep_trainable: bool = False,
+               data_config: Mapping[str, Any] | None = None, label_names: Sequence[str] | None = None,
+               metrics: Mapping[str, Any] | None = None, provenance: Mapping[str, Any] | None = None,
+               tag: str | None = None, dtype: str = 'float32', overwrite: bool = False, check: bool = True) -> Path:
     """Fold a model's ASR and write what is left as a folder that timm loads.
 
     ::
@@ -83,14 +72,12 @@ def save_fused(
 
     Args:
         model: A model made by ``timm.create_model``, in whatever precision, layout and wrapper (averaged, DDP,
-            compiled, a LightningModule); or the path of a training checkpoint, of this package or of timm's
-            ``train.py``; or of a folder that was written before.
+            compiled, a LightningModule); or the path of a checkpoint (also of timm's ``train.py``) or written folder.
         folder: Where ``model.safetensors`` and ``config.json`` go; made if absent.
         model_args: Constructor arguments of the plain architecture beyond those that timm remembers.
         use_ema: Take the averaged weights of a checkpoint.
         keep_trainable: Also write the model before folding, into the folder ``trainable`` inside, under its own name.
-        data_config: What the images went through (``input_size``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``,
-            ``interpolation``), where neither the checkpoint nor the model's cfg says it.
+        data_config: What the images went through, in timm's words, where neither checkpoint nor model's cfg says it.
         label_names: A name for each class, in the order of the outputs.
         metrics: Figures to put into ``metrics.json``: ``top1``, ``top1_folded``, ... in percent.
         provenance: More entries of the section ``timm_asr`` in ``config.json``.
@@ -99,16 +86,12 @@ def save_fused(
         overwrite: Replace other weights in the folder.
         check: Load what was written before it is put in its place.
 
-    Returns:
-        The folder.
-
     Raises:
         ValueError: The model was not made by ``timm.create_model``, is a feature extractor or an inference form, does
             not fit the plain architecture, or does not load back to the same function. Nothing is written.
         BadInput: The checkpoint or folder cannot be read, or the folder holds other weights or cannot be written.
     """
-    source = as_source(model, use_ema)
-    return write_fused(source, folder, Options(
+    return write_fused(as_source(model, use_ema), folder, Options(
         model_args, keep_trainable, data_config, label_names, metrics, provenance or {}, tag, dtype, overwrite, check))
 
 
@@ -158,8 +141,7 @@ def _in_float32(model: nn.Module) -> nn.Module:
 
 
 def _why_unnamed(model: nn.Module) -> str:
-    kind = type(model).__name__
-    inside = models_inside(model)
+    kind, inside = type(model).__name__, models_inside(model)
     if getattr(model, 'frozen_from', None):
         return (f"This network was a '{model.frozen_from}' before its gates were frozen, and no registered name stands "
                 'for what it is now: write it by timm_asr.export_onnx(model, FILE) or timm_asr.export_program(model, '
@@ -222,8 +204,7 @@ class _Writer:
                   'files': None if trainable else {n: file_sha256(folder / n) for n in sorted(files_in(folder))}}
         copied = copy.copy(model)  # shallow, with what timm reads set on the copy alone
         copied.__dict__ = {
-            **model.__dict__,
-            '_model_args': dict(args),
+            **model.__dict__, '_model_args': dict(args),
             'pretrained_cfg': {**self._cfg(model), 'architecture': architecture, **({'tag': tag} if tag else {})}}
         root: dict[str, Any] = {KEY: provenance(facts, self.metrics)}
         if self.labels is not None:
@@ -256,8 +237,7 @@ class _Writer:
 
     def _data(self, model: nn.Module) -> dict[str, Any]:
         """What the loaded model's data configuration must be, in JSON's types."""
-        data = resolve_input_data_config(
-            model, args=dict(self._data_config() or {}), pretrained_cfg=self._cfg(model))
+        data = resolve_input_data_config(model, args=dict(self._data_config() or {}), pretrained_cfg=self._cfg(model))
         return json.loads(json.dumps(data))
 
     def _data_config(self) -> Mapping[str, Any] | None:
