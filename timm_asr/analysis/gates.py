@@ -162,22 +162,14 @@ class ChannelStatistics:
 
 @dataclass
 class GateStatistics:
-    """What one gate did to the images that it saw.
+    """What one gate did to the images that it saw."""
 
-    Attributes:
-        name: Of the module, as in ``model.named_modules()``.
-        kind: Its class.
-        pooled: The feature map before it, averaged over positions.
-        scale: Its factors, if it multiplies.
-        shift: Its terms, if it adds.
-        kept: Of the first images, pooled feature and weights, (images, C) each, in float32.
-    """
-
-    name: str
-    kind: str
-    pooled: ChannelStatistics = field(default_factory=ChannelStatistics)
-    scale: ChannelStatistics | None = None
-    shift: ChannelStatistics | None = None
+    name: str  #: as in ``model.named_modules()``
+    kind: str  #: its class
+    pooled: ChannelStatistics = field(default_factory=ChannelStatistics)  #: the map before it, averaged over positions
+    scale: ChannelStatistics | None = None  #: its factors, if it multiplies
+    shift: ChannelStatistics | None = None  #: its terms, if it adds
+    #: Of the first images, pooled feature and weights, (images, C) each, in float32.
     kept: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
 
     @property
@@ -208,13 +200,8 @@ def measure_gates(
 ) -> dict[str, GateStatistics]:
     """Find the channel gates of a model in eval mode and collect their weights over images.
 
-    Nothing is changed in the model, and the memory it takes does not grow with the number of images.
-
-    Args:
-        model: The model.
-        batches: The images.
-        names: Modules that may be gates; as :class:`GateWatch` has it.
-        keep: Values of so many images are kept one by one, for heat maps.
+    Nothing is changed in the model, and memory grows only with ``keep``, the images whose values are kept one by one.
+    ``names`` is that of :class:`GateWatch`.
 
     Returns:
         Name of each gate -> its statistics, in the order in which they run; of gates inside each other, the inner one.

@@ -20,11 +20,7 @@ from .images import Images
 
 
 def stage_names(model: nn.Module) -> list[str]:
-    """Modules at whose ends a network of timm has its feature maps, without its stem.
-
-    Raises:
-        ValueError: The model does not say (it has no ``feature_info``).
-    """
+    """Modules at whose ends a network of timm has its feature maps, without its stem; needs ``feature_info``."""
     info = getattr(model, 'feature_info', None)
     names = [entry['module'] for entry in (getattr(info, 'info', info) or [])]
     names = [name for name in names if name not in ('stem', 'bn1', 'act1', 'conv1')]
@@ -91,9 +87,7 @@ class Looker:
     def __call__(self, images: torch.Tensor, targets: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps (B, H, W) from 0 to 1 in the size of the images, and softmax scores (B,), of the targets.
 
-        Args:
-            images: (B, C, H, W), as the model takes them.
-            targets: Class indices (B,); the predicted ones where None.
+        These are class indices (B,); the predicted ones where None.
         """
         wanted = None if targets is None else [self._target(int(target)) for target in targets]
         maps = torch.from_numpy(self._cam(input_tensor=images, targets=wanted)).float()
@@ -111,16 +105,10 @@ def grad_cam(
 
 @dataclass
 class AverageLook:
-    """What :func:`average_cam` found.
+    """What :func:`average_cam` found: means over a number of images."""
 
-    Attributes:
-        map: Mean map, (H, W), from 0 to 1.
-        score: Mean softmax score of the targets.
-        images: Number of images.
-    """
-
-    map: torch.Tensor
-    score: float
+    map: torch.Tensor  #: (H, W), from 0 to 1
+    score: float  #: softmax score of the targets
     images: int
 
 
@@ -129,12 +117,7 @@ def average_cam(
 ) -> AverageLook:
     """The mean of Grad-CAM's maps over images: the region that a network looks at on average (ASR paper, Figure 6).
 
-    Args:
-        model: A classifier, left as it is.
-        loader: Gives (images, labels), or images; without labels, the predicted class is the target.
-        samples: Images to use, the first ones that the loader gives; all of them where None.
-        layer: Name of the module to look at; :func:`look_layer` chooses if empty.
-        progress: Show a progress bar where standard error is a terminal.
+    ``loader`` and ``samples`` as :class:`Images` has them; without labels, the predicted class is the target.
     """
     looker = Looker(model, layer)
     images = Images(loader, looker.model, samples, progress)

@@ -20,15 +20,10 @@ _BINS = 150
 
 @dataclass
 class StageGradients:
-    """Absolute values of the gradient at one stage's output, added up batch by batch.
+    """Absolute values of the gradient at one stage's output, added up batch by batch."""
 
-    Attributes:
-        stage: Name of the module.
-        counts: Histogram of log10 |g| over :data:`DECADES`, 150 bins; zeros are in the first.
-        count: Number of values.
-    """
-
-    stage: str
+    stage: str  #: name of the module
+    #: Histogram of log10 |g| over :data:`DECADES`, 150 bins; zeros are in the first.
     counts: torch.Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.float64))
     count: int = 0
     _sum: float = 0.0

@@ -12,9 +12,6 @@ from .gates import GateStatistics, measure_gates
 from .images import Images
 from .tables import text_table
 
-_NO_GATE = ('No module of this {} weighs channels by what it sees in an image (SE, ECA, CBAM, DIA, ...), so there are '
-            'no weights to look at.')
-
 
 @dataclass
 class StripeReport:
@@ -41,15 +38,10 @@ class StripeReport:
     def rows(self) -> list[dict[str, Any]]:
         """One row a gate; means and deviations are averages over its channels."""
         return [{
-            'gate': gate.name,
-            'kind': gate.kind,
-            'channels': len(gate.weights.mean),
-            'mean': gate.weights.mean.mean().item(),
-            'std': gate.weights.std.mean().item(),
-            'std before': gate.pooled.std.mean().item(),
-            'score': gate.weights.stripe_score,
-            'score before': gate.pooled.stripe_score,
-        } for gate in self.gates]
+            'gate': gate.name, 'kind': gate.kind, 'channels': len(gate.weights.mean),
+            'mean': gate.weights.mean.mean().item(), 'std': gate.weights.std.mean().item(),
+            'std before': gate.pooled.std.mean().item(), 'score': gate.weights.stripe_score,
+            'score before': gate.pooled.stripe_score} for gate in self.gates]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and words, for a JSON file: with mean and deviation of every channel."""
@@ -105,22 +97,19 @@ def measure_stripes(
         for module, mode in training.items():
             module.training = mode
     if not found:
-        raise ValueError(_NO_GATE.format(type(model).__name__))
+        raise ValueError(
+            f'No module of this {type(model).__name__} weighs channels by what it sees in an image (SE, ECA, CBAM, '
+            'DIA, ...), so there are no weights to look at.')
     return StripeReport(list(found.values()), images.seen)
 
 
 def stripe_differences(models: Iterable[nn.Module], images: Any) -> dict[str, torch.Tensor]:
     """How the weights of a few fixed images change from epoch to epoch: |v(t+1) - v(t)|, the paper's Figure 1c.
 
-    Args:
-        models: One network at several times of its training, in order; an iterator that loads them one by one will do.
-        images: What a model is called with, (B, C, H, W).
+    ``models`` is one network at two times of its training or more, in order; an iterator that loads them will do.
 
     Returns:
-        Name of each gate -> absolute first differences (times - 1, B, C).
-
-    Raises:
-        ValueError: There are fewer than two models, or no gates in them.
+        Name of each gate -> absolute first differences (times - 1, B, C) for images (B, C, H, W).
     """
     last: dict[str, torch.Tensor] = {}
     steps: dict[str, list[torch.Tensor]] = {}

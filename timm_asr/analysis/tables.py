@@ -5,11 +5,7 @@ from typing import Any
 
 
 def text_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Columns that stand under each other; numbers are to the right, with four digits after the point.
-
-    Args:
-        rows: All with the keys of the first, which are the heads of the columns.
-    """
+    """Columns under the keys of the first row; numbers are to the right, with four digits after the point."""
     head = list(rows[0])
     numeric = [all(isinstance(row[key], int | float | None) for row in rows) for key in head]
     cells = [head, *([_cell(row[key]) for key in head] for row in rows)]

@@ -42,15 +42,7 @@ _UNKNOWN = Block()
 
 
 def register_block(kind: type[nn.Module], **facts: Any) -> None:
-    """Make a class of blocks known: ``register_block(ACBlock, ends=lambda block: ['conv.bn'])``.
-
-    Args:
-        kind: The class.
-        facts: Fields of :class:`Block`.
-
-    Raises:
-        RuntimeError: The class is registered already.
-    """
+    """Make a class known by fields of :class:`Block`, once: ``register_block(ACBlock, ends=lambda block: ['bn'])``."""
     if kind in BLOCKS:
         raise RuntimeError(f'The block {kind.__name__} is registered already.')
     BLOCKS[kind] = Block(**facts)

@@ -1,17 +1,11 @@
 """What is asked of a model before its parameters are changed: whose memory they are, and whether they are fresh."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
 
 def refuse_scripted(model: nn.Module, verb: str) -> None:
-    """Refuse a TorchScript module, whose code cannot be changed any more.
-
-    Raises:
-        TypeError: The model is one.
-    """
+    """Refuse a TorchScript module, whose code cannot be changed any more, by a ``TypeError``."""
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f'A scripted model cannot be changed: {verb} before torch.jit.script.')
 
@@ -51,15 +45,7 @@ def _span(parameter: torch.Tensor) -> tuple[int, int]:
 
 
 def refuse_shared(found: dict[nn.Module, list[tuple[str, nn.Module]]], layer: nn.Module) -> None:
-    """Refuse a layer some of whose parameters another one uses as well: scaling it would scale the other.
-
-    Args:
-        found: Of the whole model, by :func:`sharing`.
-        layer: The layer.
-
-    Raises:
-        ValueError: It shares its parameters.
-    """
+    """Refuse a layer that shares parameters, as :func:`sharing` found them: scaling it would scale others."""
     inside = set(layer.modules())
     for name, other in (pair for module in inside for pair in found.get(module, ())):
         if other not in inside:
@@ -68,19 +54,10 @@ def refuse_shared(found: dict[nn.Module, list[tuple[str, nn.Module]]], layer: nn
 
 @torch.no_grad()
 def is_fresh(model: nn.Module) -> bool:
-    """Whether a model looks untrained: running statistics as they start, norms and layer scales with equal weights.
-
-    A network without norms, statistics and layer scales always looks so.
-    """
-    def constant(t: torch.Tensor) -> bool:
-        return t.is_meta or t.numel() < 2 or bool((t == t.flatten()[0]).all())
-
-    return all(constant(t) for t in _starting_constant(model))
-
-
-def _starting_constant(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Whether a model looks untrained: running statistics as they start, norms and layer scales with equal weights."""
     for name, t in (*model.named_buffers(), *model.named_parameters()):
         leaf = name.rpartition('.')[2]
-        if leaf in ('running_mean', 'running_var') or (leaf in ('weight', 'gamma', 'gain') and t.squeeze().ndim == 1
-                                                       and '.vectors.' not in name):
-            yield t
+        affine = leaf in ('weight', 'gamma', 'gain') and t.squeeze().ndim == 1 and '.vectors.' not in name
+        if (affine or leaf in ('running_mean', 'running_var')) and not t.is_meta and (t != t.flatten()[:1]).any():
+            return False
+    return True

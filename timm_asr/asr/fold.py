@@ -16,13 +16,7 @@ def fold_asr(module: nn.Module) -> nn.Module:
     """Fold every ASR vector into the layer it scales, in place, and nothing else.
 
     What is left is the stock network: its classes, state-dict keys, shapes and parameter count, still trainable, and
-    the same function. Calling it twice changes nothing.
-
-    Args:
-        module: Any module with ASR somewhere inside, or an ASR layer itself.
-
-    Returns:
-        The module (for an ASR layer, the layer inside).
+    the same function. Calling it twice changes nothing. Returns the module (for an ASR layer, the layer inside).
 
     Raises:
         TypeError: The module is scripted.

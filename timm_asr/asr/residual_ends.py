@@ -1,4 +1,4 @@
-"""Where the residual branches of a network end, read off the graph of a forward pass (models/dataflow.py)."""
+"""Where the residual branches of a network end, read off the graph of a forward pass (asr/trace.py)."""
 
 import math
 from collections.abc import Iterator
@@ -40,14 +40,11 @@ class Additions:
 
     What goes around is the input of the branch itself, or a projection of it: at most one convolution in a row, no
     activation, while the branch has more. Sums of equals, such as RepVGG's branches, are not residual.
-
-    Attributes:
-        branches: Node of a residual addition -> (node of the branch, its nodes as bits).
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph, self.nodes = graph, graph.nodes
-        self.branches: dict[int, tuple[int, int]] = {}
+        self.branches: dict[int, tuple[int, int]] = {}  # addition -> (node of the branch, its nodes as bits)
         projected: set[int] = set()
         for i, node in enumerate(self.nodes):
             if node.op not in _ADD or len(node.inputs) != 2:
@@ -91,22 +88,12 @@ class Additions:
 
 
 class BranchEnds:
-    """The last usable layers on the channels of each residual branch.
-
-    Args:
-        graph: Of the network.
-        usable: Names of its layers that may be scaled.
-
-    Attributes:
-        found: Layer -> name of the module that does the addition.
-        missed: Number of residual additions whose branch ends in nothing usable.
-    """
+    """The last usable layers on the channels of each residual branch: in ``found``, each with the adding module."""
 
     def __init__(self, graph: Graph, usable: set[str]) -> None:
         self.graph, self.nodes, self.usable = graph, graph.nodes, usable
         self.additions = Additions(graph)
         self.found: dict[str, str] = {}
-        self.missed = 0
         self._cache: dict[tuple[int, int], set[str]] = {}
         for i, (branch, inside) in self.additions.branches.items():
             node = self.nodes[i]
@@ -114,7 +101,6 @@ class BranchEnds:
             axes = (1, 3) if len(node.shape) == 4 else (len(node.shape) - 1,)
             self._cache.clear()
             ends = next(filter(None, (self._ends(branch, axis, inside) for axis in axes)), set())
-            self.missed += not ends
             for layer in ends:
                 self.found.setdefault(layer, node.scope)
 

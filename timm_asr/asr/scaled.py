@@ -55,12 +55,9 @@ _CHANNELS_LAST: tuple[type[nn.Module], ...] = (
 
 
 def register_layer(kind: type[nn.Module], names: tuple[str, ...], channels_last: bool = False) -> None:
-    """Let ASR scale layers of one more class, without an activation of their own.
+    """Let ASR scale layers of one more class, whose output is affine, channel by channel, in the named tensors.
 
-    Args:
-        kind: The class. Its output must be affine, channel by channel, in the named tensors together.
-        names: Of the tensors, whose first dimension is the output channel; the first must be there.
-        channels_last: Whether channels are the last dimension of its output; otherwise they are the second.
+    The tensors' first dimension is the output channel, and the first of them must be there.
     """
     global _CHANNELS_LAST
     SCALABLE[kind] = names
@@ -155,11 +152,7 @@ def stacks(owner: nn.Module) -> bool:
 
 
 def scaled_tensors(layer: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors of a layer that v, (C,), multiplies, multiplied by it.
-
-    Raises:
-        TypeError: The layer cannot be scaled.
-    """
+    """The tensors of a layer that v, (C,), multiplies, multiplied by it."""
     return {name: _tensor(layer, name) * factor_for(layer, name, v) for name in scaled_names(layer)}
 
 
@@ -210,11 +203,7 @@ def _batch_norm(bn: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
 
 @torch.no_grad()
 def scale_(layer: nn.Module, v: torch.Tensor) -> None:
-    """Multiply the layer's output channels by v, (C,), in place and for good.
-
-    Raises:
-        TypeError: The layer cannot be scaled.
-    """
+    """Multiply the layer's output channels by v, (C,), in place and for good."""
     for name in scaled_names(layer):
         _tensor(layer, name).mul_(factor_for(layer, name, v))
 

@@ -101,13 +101,7 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def found_sites(model: nn.Module, graph: Graph, known: tuple[str, ...] = ()) -> list[str]:
-    """The sites that the graph of a forward pass shows.
-
-    Args:
-        model: The network.
-        graph: What :func:`follow` recorded of it.
-        known: Sites of blocks whose class is known; what else is in these blocks is left out.
-    """
+    """The sites that a graph shows; what else is in blocks with ``known`` sites is left out."""
     usable = _usable(model, graph)
     ends = BranchEnds(graph, usable)
     blocks = tuple(
@@ -161,11 +155,10 @@ def match_sites(model: nn.Module, patterns: list[str]) -> list[str]:
     names = [name for name, _ in model.named_modules() if name]
     # What an ASR holds is not a site: 'layer1.*.bn3' must not reach into 'layer1.0.bn3.vectors...'.
     inside = tuple(f'{name}.' for name, module in model.named_modules() if isinstance(module, ASR))
-    names = [name for name in names if not name.startswith(inside)] if inside else names
-    depth = {pattern: pattern.count('.') for pattern in patterns}
+    names = [name for name in names if not name.startswith(inside)]
     matched: set[str] = set()
     for pattern in patterns:
-        found = [n for n in names if n.count('.') == depth[pattern] and fnmatch.fnmatchcase(n, pattern)]
+        found = [n for n in names if n.count('.') == pattern.count('.') and fnmatch.fnmatchcase(n, pattern)]
         if not found:
             raise ValueError(
                 f"No module of this {type(model).__name__} is called '{pattern}'{nearest(pattern, names)}; "

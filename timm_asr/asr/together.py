@@ -30,27 +30,20 @@ _Tensors = list[torch.Tensor]
 
 
 class _Group:
-    """Sites that are alike, and where their tensors are.
-
-    Attributes:
-        sites: The sites.
-        vectors: The first site's vectors, which compute those of all others.
-        rows: Names of the layers' scaled tensors that have one value a channel.
-        blocks: Names of those that have more, such as the weights of linear layers.
-        inside: Number of parameters of a site's vectors.
-        places: Where all tensors are: those ``inside``, then ``rows``, then ``blocks``; of each, site by site.
-    """
+    """Sites that are alike, and where their tensors are."""
 
     def __init__(self, sites: list[ASR]) -> None:
         self.sites = sites
         self.layers = [site.layer for site in sites]
-        self.vectors = list(sites[0].vectors)
+        self.vectors = list(sites[0].vectors)  # they compute those of all others
         names = scaled_names(sites[0].layer)
+        # Scaled tensors with one value a channel, and those with more, such as the weights of linear layers.
         self.rows = [name for name in names if getattr(*owner_of(sites[0].layer, name)).ndim == 1]
         self.blocks = [name for name in names if name not in self.rows]
         self.parameters = [[name for name, _ in vector.named_parameters()] for vector in self.vectors]
         inside = [f'{i}.{name}' for i, own in enumerate(self.parameters) for name in own]
         self.inside = len(inside)
+        # Where the tensors are: parameters of the vectors, then ``rows``, then ``blocks``; of each, site by site.
         self.places: list[_Places] = [
             *([owner_of(site.vectors, name) for site in sites] for name in inside),
             *([owner_of(layer, name) for layer in self.layers] for name in (*self.rows, *self.blocks))]
@@ -224,15 +217,10 @@ def _end(network: nn.Module, args: Any, output: Any) -> None:
     end(network)
 
 
-class _Prepare:
+def _prepare(network: nn.Module) -> nn.Module:
     """TorchScript calls this before it compiles a network. It would compile hooks, and needs none."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-
-    def __call__(self) -> nn.Module:
-        apart(self.network)
-        return self.network
+    apart(network)
+    return network
 
 
 def together(network: nn.Module) -> None:
@@ -240,14 +228,13 @@ def together(network: nn.Module) -> None:
     apart(network)
     network.register_forward_pre_hook(_start)
     network.register_forward_hook(_end, always_call=True)
-    network.__dict__['__prepare_scriptable__'] = _Prepare(network)
+    network.__dict__['__prepare_scriptable__'] = functools.partial(_prepare, network)
 
 
 def apart(network: nn.Module) -> None:
     """Undo :func:`together`, in every module inside too."""
     for module in network.modules():
-        if isinstance(vars(module).get('__prepare_scriptable__'), _Prepare):
-            del module.__dict__['__prepare_scriptable__']
+        if vars(module).pop('__prepare_scriptable__', None):
             for hooks, own in ((module._forward_pre_hooks, _start), (module._forward_hooks, _end)):
                 for key in [key for key, hook in hooks.items() if hook is own]:
                     del hooks[key]

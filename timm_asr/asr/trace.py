@@ -21,33 +21,19 @@ LAYER = 'layer'
 
 @dataclass(frozen=True)
 class Node:
-    """A tensor that depends on the image, and how it was made.
+    """A tensor that depends on the image, and how it was made."""
 
-    Attributes:
-        op: Name of the ATen operation without its overload, or :data:`LAYER`.
-        inputs: Nodes it was made of, in order; tensors that do not depend on the image are left out.
-        shape: Of the tensor.
-        ancestors: The nodes it depends on and itself, one bit each.
-        scope: Name of the innermost module that was running.
-        layer: Name of the layer, for :data:`LAYER`.
-        args: Positional arguments of the operation, None in the place of tensors.
-    """
-
-    op: str
-    inputs: tuple[int, ...]
+    op: str  # name of the ATen operation without its overload, or LAYER
+    inputs: tuple[int, ...]  # nodes it was made of, in order, without tensors that do not depend on the image
     shape: tuple[int, ...]
-    ancestors: int
-    scope: str = ''
-    layer: str = ''
-    args: tuple[Any, ...] = ()
+    ancestors: int  # the nodes it depends on and itself, one bit each
+    scope: str = ''  # name of the innermost module that was running
+    layer: str = ''  # name of the layer, for LAYER
+    args: tuple[Any, ...] = ()  # positional arguments of the operation, None in the place of tensors
 
 
 class Graph:
-    """The nodes of one forward pass, in the order in which they were computed.
-
-    Args:
-        layers: Modules that are followed as one node each, by name.
-    """
+    """The nodes of one forward pass in order; ``layers`` are followed as one node each."""
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self.layers = dict(layers)
@@ -60,10 +46,6 @@ class Graph:
         self._index: dict[int, int] = {}
         self._alive: list[Any] = []  # an id is worth nothing once its tensor is gone
 
-    def start(self, image: torch.Tensor) -> None:
-        """Make the image the first node."""
-        self._add(image, 'image', (), 0)
-
     def note(self, results: Any, op: str, inputs: Any, **where: Any) -> None:
         """Add a node for each tensor among ``results``, if one of the tensors among ``inputs`` has one."""
         tensors = [t for t in tree_leaves(inputs) if isinstance(t, torch.Tensor)]
@@ -75,9 +57,9 @@ class Graph:
             before |= self.nodes[i].ancestors
         for result in tree_leaves(results) if known else ():
             if isinstance(result, torch.Tensor):
-                self._add(result, op, known, before, **where)
+                self.add(result, op, known, before, **where)
 
-    def _add(self, tensor: torch.Tensor, op: str, inputs: tuple[int, ...], before: int, **where: Any) -> None:
+    def add(self, tensor: torch.Tensor, op: str, inputs: tuple[int, ...], before: int, **where: Any) -> None:
         index = len(self.nodes)
         self._index[id(tensor)] = index
         self._alive.append(tensor)
@@ -156,15 +138,8 @@ def _skeleton(model: nn.Module, empty: bool) -> nn.Module:
 def follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, ...]) -> Graph:
     """Send an image without content through a copy of a model, in eval mode, and record what happens to it.
 
-    Nothing is computed, no memory is taken for activations, and the model itself does not take part.
-
-    Args:
-        model: The model, on any device, 'meta' too.
-        layers: Modules inside that are followed as one node each, by name.
-        size: Of the image, (channels, height, width).
-
-    Returns:
-        The graph.
+    Nothing is computed, no memory is taken for activations, and the model itself does not take part. ``layers`` are
+    followed as one node each; ``size`` is (channels, height, width).
     """
     try:
         return _follow(model, layers, size, fake=False)
@@ -192,7 +167,7 @@ def _follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, 
             stack.enter_context(_quiet('torch._subclasses.fake_tensor'))
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         image = torch.zeros(1, *size, device=like.device, dtype=like.dtype)
-        graph.start(image)
+        graph.add(image, 'image', (), 0)
         stack.enter_context(recorder)
         skeleton(image)
     return graph

@@ -11,13 +11,7 @@ from ..gates.table import asr_gate
 
 
 class Ungated(ChannelGate):
-    """In the place of a gate under ASR: psi alone makes the weights v, and there is nothing else to learn.
-
-    Args:
-        channels: Channels C of the layer.
-        device: Not used, since there is no parameter besides psi.
-        dtype: Not used.
-    """
+    """In the place of a gate under ASR: psi alone makes the weights v, and there is nothing else to learn."""
 
     #: v at the start, unless ``asr_init`` says another; None for half the gain, the middle of a sigmoid.
     start: float | None = 1.0
@@ -73,13 +67,7 @@ UNGATED: dict[str, type[Ungated]] = {'free': Free, 'scale': Scale, 'scalar': Sca
 def vector_maker(name: str, rd_ratio: float | None = None, **options: Any) -> Callable[..., ChannelGate]:
     """What makes v of psi, by the name that ``asr=`` takes: a foldable gate, or one of ``free``, ``scale``, ``scalar``.
 
-    Args:
-        name: Of it.
-        rd_ratio: Hidden width over channels, for gates with a hidden layer.
-        options: Further options of the gate.
-
-    Returns:
-        A constructor ``f(channels, device=None, dtype=None)``.
+    It is a constructor ``f(channels, device=None, dtype=None)``; ``options`` are those of the gate.
 
     Raises:
         ValueError: The name is unknown, or that gate cannot be folded.

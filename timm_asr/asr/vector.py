@@ -9,13 +9,6 @@ from torch import nn
 from ..gates.gate import ChannelGate
 from .ungated import Ungated
 
-#: Not within ``torch.func.grad`` and the like.
-_may_save_by_hooks: Callable[[], bool] = getattr(torch._C._autograd, '_saved_tensors_hooks_is_enabled')  # noqa: B009
-
-
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
 
 def parse_init(init: float | str | None) -> tuple[str, float | None]:
     """``asr_init`` as ('C', value) for a constant (0.1, ``'C_0.1'``) or ('N', s) for N(0, s^2) (``'N_0.1'``), the
@@ -50,8 +43,6 @@ class ASRVector(nn.Module):
         learnable: Whether psi is trained.
         constant: Train neither psi nor the gate: v stays what it starts as.
         gain: Factor of v; 2 lets the v of most gates start near one.
-        device: Of the parameters.
-        dtype: Of the parameters.
 
     Raises:
         ValueError: ``init`` is malformed, out of range, or leaves a hidden unit inactive; ``gain`` is not positive; or

@@ -40,20 +40,12 @@ class ASR(nn.Module):
         super().__init__()
         self.layer = layer
         self.channel_dim = channel_dim(layer)
-        self.vectors = nn.ModuleList()
-        self.add_vectors(gate, depth, **options)
-
-    @torch.jit.ignore
-    def add_vectors(self, gate: Callable[..., ChannelGate], depth: int = 1, **options: Any) -> None:
-        """Add ``depth`` vectors; arguments and errors as in the constructor."""
-        if not 1 <= depth <= MAX_DEPTH - len(self.vectors):
-            raise ValueError(
-                f'asr_depth={depth} does not fit: a site takes 1 to {MAX_DEPTH} vectors'
-                + (f' and has {len(self.vectors)}.' if len(self.vectors) else '.'))
-        channels = out_channels(self.layer)
-        like = next(t for t in (*self.layer.parameters(), *self.layer.buffers()) if t.is_floating_point())
-        self.vectors.extend([
-            ASRVector(gate, channels, **options, device=like.device, dtype=like.dtype) for _ in range(depth)])
+        if not 1 <= depth <= MAX_DEPTH:
+            raise ValueError(f'asr_depth={depth} does not fit: a site takes 1 to {MAX_DEPTH} vectors.')
+        channels = out_channels(layer)
+        like = next(t for t in (*layer.parameters(), *layer.buffers()) if t.is_floating_point())
+        self.vectors = nn.ModuleList(
+            ASRVector(gate, channels, **options, device=like.device, dtype=like.dtype) for _ in range(depth))
 
     def attention_vector(self) -> torch.Tensor:
         """The channel weights v, (C,), the product over all vectors at this site."""
@@ -132,11 +124,7 @@ class ASR(nn.Module):
     @torch.jit.ignore
     @torch.no_grad()
     def check_preservable(self) -> None:
-        """Refuse a v by which the layer's parameters cannot be divided.
-
-        Raises:
-            ValueError: A parameter would be infinite.
-        """
+        """Refuse a v by which the layer's parameters cannot be divided, by a ``ValueError``."""
         scaled = scaled_tensors(self.layer, self._full_precision_vector().reciprocal())
         if not all(t.is_meta or t.isfinite().all() for t in scaled.values()):
             raise ValueError(

@@ -1,4 +1,7 @@
-"""Everything that draws, in one style; needs the extra ``plot`` (matplotlib)."""
+"""Everything that draws, in one style; needs the extra ``plot`` (matplotlib).
+
+The ending of ``path`` names the format of the image; ``title`` stands above the panels, ``caption`` below them.
+"""
 
 from .feature_integration import plot_feature_integration
 from .gates import plot_deviations, plot_differences, plot_frozen, plot_stripes

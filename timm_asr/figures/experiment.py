@@ -10,13 +10,7 @@ from .style import new, save, styled
 
 @styled
 def plot_arms(title: str, values: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Draw top-1 (percent) of every run, a row an arm, with the mean of the arm and its standard error.
-
-    Args:
-        title: Above the figure.
-        values: Arm -> a value a run; arms without runs are left out.
-        path: File to write.
-    """
+    """Draw top-1 (percent) of every run, a row an arm, with the mean of the arm and its standard error."""
     shown = {name: np.array(runs) for name, runs in values.items() if len(runs)}
     figure, panels = new(height=0.8 + 0.35 * len(shown))
     axes = panels[0, 0]

@@ -11,15 +11,7 @@ from .style import WIDTH, new, save, styled
 @styled
 def plot_feature_integration(
         maps: Mapping[str, torch.Tensor], path: str | Path, title: str = '', caption: str = '') -> None:
-    """Heat maps of all stages side by side.
-
-    Args:
-        maps: Name of a stage -> importance (blocks, blocks), as
-            :func:`timm_asr.analysis.feature_integration.feature_integration` gives it.
-        path: Of the image; its ending names the format.
-        title: Above the panels.
-        caption: Below them.
-    """
+    """Heat maps of all stages side by side: of each what :func:`~timm_asr.analysis.feature_integration` gives."""
     from matplotlib.ticker import MaxNLocator
 
     figure, (panels,) = new(1, len(maps), WIDTH / max(len(maps), 2))

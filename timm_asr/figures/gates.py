@@ -27,9 +27,6 @@ def plot_stripes(
 
     Args:
         report: Of :func:`timm_asr.analysis.measure_stripes`, with ``keep`` images or more.
-        path: Of the image; its ending names the format.
-        title: Above the panels.
-        caption: Below them.
         gates: Names of gates, or how many, spread over the depth of the network. Of wide ones the first 128 channels
             are drawn.
     """
@@ -78,9 +75,6 @@ def plot_differences(
 
     Args:
         differences: Of :func:`timm_asr.analysis.stripe_differences`.
-        path: Of the image; its ending names the format.
-        title: Above the panels.
-        caption: Below them.
         gates: Names of gates, or how many, spread over the depth: one row each.
         images: Images, side by side.
         channels: Channels to draw, at equal distances.
@@ -107,14 +101,7 @@ def plot_differences(
 
 @styled
 def plot_frozen(gates: Sequence[GateReport], path: str | Path, title: str = '', caption: str = '') -> None:
-    """Of each gate, deviations over images and means of its channels; gates that were left are grey.
-
-    Args:
-        gates: As :class:`~timm_asr.freeze.FreezeReport` has them.
-        path: Of the image; its ending names the format.
-        title: Above the panels.
-        caption: Below them.
-    """
+    """Of each gate, deviations over images and means of its channels; gates that were left are grey."""
     figure, ((upper,), (lower,)) = new(2, 1, 2.6, sharex=True)
     colors = ['tab:blue' if gate.frozen else 'tab:gray' for gate in gates]
     ticks = list(range(len(gates)))

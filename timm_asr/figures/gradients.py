@@ -12,14 +12,7 @@ from .style import new, save, styled
 @styled
 def plot_gradients(
         models: Mapping[str, Sequence[StageGradients]], path: str | Path, title: str = '', caption: str = '') -> None:
-    """One panel a stage, one line a model: the density of log10 |g|; the dashed line is the mean of |g|.
-
-    Args:
-        models: Label of each model -> what :func:`timm_asr.analysis.gradients.stage_gradients` found in it.
-        path: Of the image; its ending names the format.
-        title: Above the panels.
-        caption: Below them.
-    """
+    """One panel a stage, one line a (labelled) model: the density of log10 |g|; dashed is the mean of |g|."""
     stages = max((len(found) for found in models.values()), default=0)
     figure, (panels,) = new(1, stages, 2.8, sharey=True)
     low, high = DECADES

@@ -20,9 +20,6 @@ def plot_looks(
         images: (B, 3 or 1, H, W) from 0 to 1.
         looks: Label of a model -> its maps (B, H, W) and scores (B,), as :func:`timm_asr.analysis.gradcam.grad_cam`
             gives them.
-        path: Of the image; its ending names the format.
-        title: Above the panels.
-        caption: Below them.
         names: Of the targets, beside the images.
         average: Mean image (3 or 1, H, W), and the average look of each model: one more row at the end.
     """

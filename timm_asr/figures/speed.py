@@ -11,11 +11,7 @@ from .style import new, save, styled
 def plot_speed(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = '', caption: str = '') -> None:
     """A point a model: images per second to the right, accuracy upwards, its area that of the parameters.
 
-    Args:
-        rows: With ``model``, ``images_per_second``, ``parameters`` and ``top1``; rows that lack one are left out.
-        path: Of the image; its ending names the format.
-        title: Above the panel.
-        caption: Below it.
+    ``rows`` have ``model``, ``images_per_second``, ``parameters`` and ``top1``; those that lack one are left out.
     """
     keys = ('images_per_second', 'parameters', 'top1')
     rows = [row for row in rows if all(row.get(key) is not None for key in keys)]

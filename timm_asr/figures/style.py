@@ -42,14 +42,7 @@ def new(rows: int = 1, columns: int = 1, height: float = 2.4, width: float = WID
 
 
 def save(figure: Any, path: str | Path, title: str = '', caption: str = '') -> None:
-    """Write a figure with its title above and its caption, such as the command that made it, below.
-
-    Args:
-        figure: Of :func:`new`.
-        path: Of the image; its ending names the format.
-        title: Above the panels.
-        caption: Small, below them; broken into lines.
-    """
+    """Write a figure with its title above and its caption, such as the command that made it, small below."""
     if title:
         figure.suptitle(title)
     if caption:

@@ -20,14 +20,7 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], li
 def plot_curve(
         rows: Sequence[Mapping[str, Any]], path: str | Path,
         metrics: Mapping[str, str] = {'eval_top1': 'top-1', 'eval_top5': 'top-5'}, unit: str = 'correct, %') -> None:
-    """Loss and metrics of one run by epoch, from the rows of its ``summary.csv``.
-
-    Args:
-        rows: Of ``summary.csv``.
-        path: Of the image.
-        metrics: Column of each metric -> its name in the figure.
-        unit: What the metrics are, on the axis.
-    """
+    """Loss and metrics (column -> name in the figure) of one run by epoch, from the rows of its ``summary.csv``."""
     figure, ((losses, accuracies),) = new(1, 2, 2.8)
     for axes, names in ((losses, {'train_loss': 'training', 'eval_loss': 'validation'}), (accuracies, metrics)):
         for name, label in names.items():
@@ -48,14 +41,7 @@ def plot_curve(
 @styled
 def plot_curves(
         runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, title: str = '', caption: str = '') -> None:
-    """Several runs in one figure (DIA paper, Figure 10): training loss, validation loss and validation accuracy.
-
-    Args:
-        runs: Label of each run -> the rows of its ``summary.csv``.
-        path: Of the image; its ending names the format.
-        title: Above the panels.
-        caption: Below them.
-    """
+    """Several runs, each the rows of a ``summary.csv``, in one figure (DIA paper, Figure 10): losses and accuracy."""
     wanted = {'train_loss': 'training loss', 'eval_loss': 'validation loss', 'eval_top1': 'validation top-1, %'}
     shown = {key: label for key, label in wanted.items() if any(_column(rows, key)[0] for rows in runs.values())}
     figure, (panels,) = new(1, len(shown), 3.0)

@@ -11,6 +11,7 @@ from torch import nn
 from ..analysis.gates import GateStatistics, measure_gates
 from ..analysis.images import Images
 from ..inference.compare import Comparison
+from ..models.counts import count_parameters
 from .batch_norm import recalibrate_batch_norm
 from .check import checked_fold
 from .fold import Constant, Place, find_places, fold_constants
@@ -101,7 +102,7 @@ def freeze_attention(
         gates=[_gate_report(gate, places.get(name), reasons[name]) for name, gate in gates.items()],
         left=left,
         images=measured,
-        parameters=(_parameters(before), _parameters(after)),
+        parameters=(count_parameters(before), count_parameters(after)),
         changes={key: changes[key] for key in variants if key in changes and key not in map(str, ladder)},
         costs=[Cost(step, sum(not _why_left(gate, measured, step) for gate in gates.values()), changes[f'{step}'])
                for step in ladder if changes],
@@ -127,8 +128,8 @@ def _no_gate(model: nn.Module, left: dict[str, str]) -> str:
     return f'{text}.'
 
 
-def _parts(gate: GateStatistics) -> list[Any]:
-    return [part for part in (gate.scale, gate.shift) if part]
+def _deviation(gate: GateStatistics) -> float:
+    return max(part.std.mean().item() for part in (gate.scale, gate.shift) if part)
 
 
 def _constant(gate: GateStatistics) -> Constant:
@@ -138,14 +139,14 @@ def _constant(gate: GateStatistics) -> Constant:
 def _why_left(gate: GateStatistics, images: int, threshold: float | None) -> str:
     if gate.weights.count > images:
         return 'left: several places share it'
-    if threshold is not None and max(part.std.mean().item() for part in _parts(gate)) > threshold:
+    if threshold is not None and _deviation(gate) > threshold:
         return f'left: its deviation exceeds {threshold:g}'
     return ''
 
 
 def _ladder(gates: list[GateStatistics], count: int) -> list[float]:
     """Thresholds that leave fewer and fewer gates, three digits each; the last leaves none."""
-    stds = sorted(max(part.std.mean().item() for part in _parts(gate)) for gate in gates)
+    stds = sorted(map(_deviation, gates))
     chosen = [stds[max(1, round(len(stds) * k / count)) - 1] for k in range(1, count + 1)] if stds else []
     return sorted({float(f'{1.005 * std + 1e-12:.3g}') for std in chosen})
 
@@ -155,10 +156,6 @@ def _gate_report(gate: GateStatistics, place: Place | None, reason: str) -> Gate
     if gate.shift:
         what += ' (adds)' if gate.scale is None else ' (scales and adds)'
     return GateReport(gate, place is not None, what)
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 @torch.no_grad()

@@ -13,12 +13,8 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> int:
     """Replace the running statistics of every BatchNorm by their averages over batches, in place.
 
     Only the BatchNorms run in training mode, each batch counts the same, and a norm that is frozen or does not run
-    keeps its statistics. PyTorch's ``update_bn`` would turn dropout and stochastic depth on as well.
-
-    Args:
-        model: The model, in eval mode.
-        batches: What the model is called with. One image after larger batches, what is left over at the end, is not
-            used: on maps of one pixel it has no variance.
+    keeps its statistics. PyTorch's ``update_bn`` would turn dropout and stochastic depth on as well. One image after
+    larger batches, what is left over at the end, is not used: on maps of one pixel it has no variance.
 
     Returns:
         Number of BatchNorms whose statistics are new.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..inference.compare import close
-from .fold import Constant, Place, fold_constants, multiplied
+from .fold import Constant, Place, fold_constants
 
 
 def checked_fold(
@@ -18,16 +18,10 @@ def checked_fold(
 
     The copy is compared with one whose constants are all multiplications: after each gate or, where its constant went
     on, after the layers that took it. A place that makes a difference beyond rounding stays a multiplication. If only
-    the model's output shows a difference, all do.
-
-    Args:
-        model: The model; left as it is.
-        constants: Name of each gate -> its constant.
-        places: Name of each gate -> where its constant should go.
-        images: What the model is called with; a few will do.
+    the model's output shows a difference, all do. The model is left as it is; a few images will do.
     """
     plain = copy.deepcopy(model)
-    fold_constants(plain, constants, {name: multiplied(place) for name, place in places.items()})
+    fold_constants(plain, constants, {name: Place(name) for name in places})
     points = {layer: name for name, place in places.items() for layer in _points(place)}
     expected = _outputs(plain, [*points, ''], images)
     del plain
@@ -40,9 +34,9 @@ def checked_fold(
         # In the order of execution: what comes after a wrong place is wrong too.
         wrong = next((points[p] for p in differing if p and places[points[p]].layers), None)
         if wrong is not None:
-            places[wrong] = multiplied(places[wrong])
+            places[wrong] = Place(wrong)
         elif differing and any(place.layers for place in places.values()):
-            places = {name: multiplied(place) for name, place in places.items()}
+            places = {name: Place(name) for name in places}
         else:
             return folded, places
 

@@ -3,7 +3,7 @@
 import operator
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -56,17 +56,11 @@ class Constant:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the constant of a gate goes.
-
-    Attributes:
-        gate: Name of the gate.
-        layers: Names of the layers that take it; none where it stays a multiplication.
-        before: Whether they come before the gate (then their outputs are scaled), or after (their inputs).
-    """
+    """Where the constant of a gate goes."""
 
     gate: str
-    layers: tuple[str, ...] = ()
-    before: bool = True
+    layers: tuple[str, ...] = ()  # that take it; none where it stays a multiplication
+    before: bool = True  # whether they come before the gate (then their outputs are scaled), or after (their inputs)
 
     def __str__(self) -> str:
         if not self.layers:
@@ -213,17 +207,7 @@ def fold_constants(model: nn.Module, constants: dict[str, Constant], places: dic
                 layer.bias.add_(constant.shift.to(weight))
         like = next(gate.parameters())
         new = nn.Identity() if place.layers else constant.layer(like)
-        replace_module(model, gate, new.train(gate.training))
-
-
-def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in another's place, under all of its names."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                setattr(parent, name, new)
-
-
-def multiplied(place: Place) -> Place:
-    """The same gate, kept as a multiplication."""
-    return replace(place, layers=())
+        places_of_gate = [(parent, name) for parent in model.modules() for name, child in parent._modules.items()
+                          if child is gate]
+        for parent, child_name in places_of_gate:
+            setattr(parent, child_name, new.train(gate.training))

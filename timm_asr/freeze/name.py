@@ -37,12 +37,7 @@ def _candidates(name: str, args: dict[str, Any], asr: bool) -> Iterator[tuple[st
 def name_frozen(model: nn.Module, images: torch.Tensor) -> tuple[str, dict[str, Any]] | None:
     """Name and keywords of a registered network that takes a frozen model's state dict and is the same function.
 
-    Args:
-        model: A model in eval mode without gates, made by ``timm.create_model`` by the name it had with them.
-        images: Both are run on these.
-
-    Returns:
-        None where there is none: a network that takes the weights may still compute something else.
+    Both are run on the images; None where there is none, as a network may take the weights and compute something else.
     """
     config = getattr(model, 'pretrained_cfg', None) or {}
     name = config.get('architecture')

@@ -24,15 +24,7 @@ class ACBlock(nn.Module):
     """Sum of a 3x3, a 1x3 and a 3x1 convolution, each with its BatchNorm: (B, C, H, W) to (B, C', H / s, W / s).
 
     BN(x * K_3x3) + BN(x * K_1x3) + BN(x * K_3x1) is, with the running statistics, one 3x3 convolution (section 3.4 of
-    the paper).
-
-    Args:
-        in_channels: C.
-        out_channels: C'.
-        stride: s.
-        norm_layer: Normalization.
-        device: Of the parameters.
-        dtype: Of the parameters.
+    the paper). C, C' and s are ``in_channels``, ``out_channels`` and ``stride``.
     """
 
     #: Initial weight of the three norms, as in the authors' CIFAR networks: their sum starts at one.

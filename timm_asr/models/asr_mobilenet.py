@@ -43,12 +43,7 @@ class ASRCifarMobileNet(SmallStem, ASRMobileNet):
 
 # Blocks, stride and channels of each stage (Table 1 of the paper), as timm writes them.
 _STAGES = (
-    ['dsa_r1_k3_s1_c64'],
-    ['dsa_r2_k3_s2_c128'],
-    ['dsa_r2_k3_s2_c256'],
-    ['dsa_r6_k3_s2_c512'],
-    ['dsa_r2_k3_s2_c1024'],
-)
+    ['dsa_r1_k3_s1_c64'], ['dsa_r2_k3_s2_c128'], ['dsa_r2_k3_s2_c256'], ['dsa_r6_k3_s2_c512'], ['dsa_r2_k3_s2_c1024'])
 
 
 def _create(

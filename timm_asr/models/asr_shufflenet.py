@@ -36,8 +36,6 @@ class ShuffleNetV2(StagedNet):
         layers: Number of blocks in each of the three stages.
         channels: Of the stem, each stage, and the last convolution.
         small_images: The stem keeps the size of the images, and the pooling after it is left out.
-        device: Of the parameters.
-        dtype: Of the parameters.
         kwargs: Of :class:`StagedNet`.
     """
 

@@ -22,16 +22,7 @@ __all__ = ['ASRCifarVGG']
 
 
 class VGGBlock(nn.Module):
-    """A 3x3 convolution, its norm, its activation and a place for attention: (B, C, H, W) to (B, C', H, W).
-
-    Args:
-        in_channels: C.
-        out_channels: C'.
-        act_layer: Activation.
-        norm_layer: Normalization.
-        device: Of the parameters.
-        dtype: Of the parameters.
-    """
+    """A 3x3 convolution, its norm, its activation and a place for attention: (B, C, H, W) to (B, C', H, W)."""
 
     def __init__(
             self, in_channels: int, out_channels: int, act_layer: type[nn.Module] = nn.ReLU,
@@ -62,10 +53,6 @@ class CifarVGG(StagedNet):
         layers: Number of convolutions in each stage.
         channels: Of each stage.
         global_pool: Pooling before the classifier, '' for none.
-        act_layer: Activation.
-        norm_layer: Normalization.
-        device: Of the parameters.
-        dtype: Of the parameters.
         kwargs: Of :class:`StagedNet`.
     """
 

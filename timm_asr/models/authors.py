@@ -45,11 +45,7 @@ _MATRICES = ('.fc1.weight', '.fc2.weight')  # linear layers there, 1x1 convoluti
 
 
 def our_names(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A state dict of the authors' code under the names of this package; any other one as it is.
-
-    Args:
-        state_dict: Tensors by name, without DataParallel's ``module.``.
-    """
+    """A state dict of the authors' code (without ``module.``) under our names; any other one as it is."""
     renames = next((found for mark, found in _CODES if any(re.search(mark, key) for key in state_dict)), None)
     if renames is None:
         return state_dict

@@ -26,13 +26,9 @@ class CifarResNet(StagedNet):
         channels: Planes of each stage; a bottleneck puts out four times as many.
         stem_width: Channels of the stem, by default the planes of the first stage.
         preact: The blocks begin with norm and activation (wide ResNets): none after the stem, but after the last stage.
-        act_layer: Activation.
-        norm_layer: Normalization.
         drop_path_rate: Stochastic depth, growing linearly to this at the last block.
         zero_init_last: Start the last norm of every residual branch at zero. Off, as in the authors' code.
         block_args: Further arguments of the blocks, e.g. ``attn_layer``.
-        device: Of the parameters.
-        dtype: Of the parameters.
         kwargs: Of :class:`StagedNet`.
     """
 

@@ -40,15 +40,7 @@ class _Operations(TorchDispatchMode):
 
 
 def count_operations(model: nn.Module, inputs: torch.Tensor) -> tuple[int, int]:
-    """Multiply-accumulates and activations of convolutions and matrix products in one forward pass.
-
-    Args:
-        model: In eval mode.
-        inputs: Images, (B, C, H, W).
-
-    Returns:
-        (MACs, activations), for the whole batch.
-    """
+    """Multiply-accumulates and activations of convolutions and matrix products in one forward pass of a batch."""
     # Fused attention has kernels whose operations nobody counts.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Operations() as count:
         model(inputs)
@@ -74,9 +66,6 @@ def model_rows(pattern: str = '*') -> Iterator[dict[str, Any]]:
 
     Keys of a row: ``name``, ``title``, ``input`` ('3x32x32'), ``parameters`` (as trained), ``folded`` (parameters once
     its ASR is folded), and ``macs``: multiply-accumulates of the folded network for one image.
-
-    Args:
-        pattern: Shell pattern of the names.
     """
     for variant in list_variants():
         if not fnmatch(variant.name, pattern):

@@ -22,13 +22,7 @@ def init_last_norms(model: nn.Module, value: float, sites: Sequence[str] | None 
     block sums parallel branches, the norm of each gets ``value``; the three of an ACNet block get a third of it, since
     1/3 is where they start.
 
-    Args:
-        model: A network with fresh weights, with or without ASR.
-        value: The initial weight of every channel.
-        sites: Names or patterns of the norms; by default the layers that ASR would scale.
-
-    Returns:
-        The model.
+    ``sites`` are names or patterns of the norms, by default the layers that ASR would scale. Returns the model.
 
     Raises:
         ValueError: ``value`` is not a finite number, or the network has no site that is known.

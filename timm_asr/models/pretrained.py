@@ -27,12 +27,7 @@ def shipped(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
 
 
 def with_shipped(cfgs: Mapping[str, dict[str, Any]], folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
-    """The argument of timm's ``generate_default_cfgs``, with a row for each shipped weight in place of a bare name.
-
-    Args:
-        cfgs: A configuration for each architecture, without weights.
-        folder: Where the weights are.
-    """
+    """The argument of timm's ``generate_default_cfgs``, with a row for each shipped weight in place of a bare name."""
     rows = dict(cfgs)
     for name, content in shipped(folder).items():
         architecture = content['architecture']

@@ -125,11 +125,7 @@ def build(backbone: Backbone, name: str, pretrained: bool = False, **kwargs: Any
 
 
 def register_backbones(module: str, *backbones: Backbone) -> None:
-    """Register every variant of some backbones with timm.
-
-    Args:
-        module: ``__name__`` of the calling module: where timm says that the models are.
-        backbones: The backbones.
+    """Register every variant of some backbones with timm, as models of the calling ``module`` (its ``__name__``).
 
     Raises:
         RuntimeError: A name is taken, by timm or by this package.

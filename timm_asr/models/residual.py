@@ -21,9 +21,6 @@ class ResidualModel(ZooModel):
     """Mixed into a timm-like ResNet: the keywords of :class:`ZooModel`, shared units, no norms, no skips.
 
     Args:
-        block: Class of the blocks.
-        layers: Number of blocks in each stage.
-        args: Of the network.
         dia: Attention that each stage shares, one of :func:`timm_asr.gates.table.list_units`.
         dia_stages: Stages that have a unit, counted from 1 (default all).
         dia_cell: Of 'lstm': 'squeezed' (default), 'light' or 'standard'.
@@ -33,11 +30,6 @@ class ResidualModel(ZooModel):
         no_norm: Remove the norms of stem and blocks; those of projection shortcuts stay, as in the paper's Table 14,
             and so do those inside gates.
         no_skip: Remove every shortcut.
-        reparameterized: See :class:`ZooModel`.
-
-    Raises:
-        TypeError: A keyword is unknown, or has no meaning for this model.
-        ValueError: A value is out of range.
     """
 
     def __init__(
@@ -60,10 +52,7 @@ class ResidualModel(ZooModel):
         super().__init__(block, layers, *args, **kwargs)
         if dia is not None:
             _share(self, stages, make_unit)
-        if no_norm:
-            _remove_norms(self)
-        if no_skip:
-            _remove_skips(self)
+        _remove(self, no_norm, no_skip)  # type: ignore[arg-type]
         built_for_inference(self, reparameterized)  # type: ignore[arg-type]
 
     @torch.jit.ignore
@@ -102,17 +91,11 @@ class NoShortcut(nn.Module):
         return x.new_zeros([1])
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    return [m for m in model.modules() if isinstance(m, BasicBlock | Bottleneck | WideBlock)]
-
-
-def _remove_norms(model: nn.Module) -> None:
-    for module in (model, *_blocks(model)):
+def _remove(model: nn.Module, norms: bool, skips: bool) -> None:
+    blocks = [m for m in model.modules() if isinstance(m, BasicBlock | Bottleneck | WideBlock)]
+    for module in (model, *blocks) if norms else ():
         for name in ('bn1', 'bn2', 'bn3', 'norm'):
             if hasattr(module, name):
                 setattr(module, name, nn.Identity())
-
-
-def _remove_skips(model: nn.Module) -> None:
-    for block in _blocks(model):
+    for block in blocks if skips else ():
         block.downsample = NoShortcut()

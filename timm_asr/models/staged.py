@@ -80,21 +80,10 @@ class StagedNet(nn.Module):
             self, x: torch.Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
             output_fmt: str = 'NCHW', intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Features after the parts that ``feature_info`` names.
+        """The last feature map and those after the parts that ``feature_info`` names, or the list of the latter alone.
 
-        Args:
-            x: Images (B, in_chans, H, W).
-            indices: The last n if an int, these if a list, all if None.
-            norm: Apply the final norm and activation, where there are any, to the last intermediate.
-            stop_early: Do not compute what comes after the last one wanted.
-            output_fmt: 'NCHW' only.
-            intermediates_only: Return the list alone.
-
-        Returns:
-            The last feature map and the list of intermediates, or the list.
-
-        Raises:
-            ValueError: ``output_fmt`` is not 'NCHW'.
+        Arguments as in timm: the last n if ``indices`` is an int, these if a list, all if None; ``norm`` applies the
+        final norm and activation, where there are any. Raises a ``ValueError`` for another format than 'NCHW'.
         """
         if output_fmt != 'NCHW':
             raise ValueError(f"output_fmt={output_fmt!r} is not supported; the features are 'NCHW'.")

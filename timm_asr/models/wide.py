@@ -16,21 +16,9 @@ from ..gates.fused import weigh_map
 class WideBlock(nn.Module):
     """x + f(x), f = conv3x3, dropout, conv3x3, with norm and activation before each convolution.
 
-    Where the shape changes, the shortcut is a 1x1 convolution of the first activation, without a norm.
-    The arguments are those of timm's ``BasicBlock`` as far as they apply.
-
-    Args:
-        inplanes: Channels that come in.
-        planes: Channels that go out.
-        stride: Of the first convolution.
-        downsample: The projection shortcut.
-        act_layer: Activation.
-        norm_layer: Normalization.
-        attn_layer: Attention after the last convolution, ``f(channels, device=None, dtype=None)``.
-        drop_rate: Dropout between the convolutions.
-        drop_path: Stochastic depth.
-        device: Of the parameters.
-        dtype: Of the parameters.
+    Where the shape changes, the shortcut is a 1x1 convolution of the first activation, without a norm. The arguments
+    are those of timm's ``BasicBlock`` as far as they apply; attention stands after the last convolution, and
+    ``drop_rate`` is that of dropout between the convolutions.
     """
 
     expansion = 1
