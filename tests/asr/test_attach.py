@@ -54,13 +54,6 @@ def test_preserve_changes_nothing_and_trains(name, gate):
     assert relative_error(expected, fold_asr(model)(x)) < 1e-12
 
 
-def test_without_preserve_the_attention_acts():
-    model = randomize(resnet()).eval()
-    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    before = model(x)
-    assert relative_error(before, attach_asr(model, preserve=False)(x)) > 1e-3
-
-
 def test_stacking_adds_vectors_to_a_site():
     model = attach_asr(randomize(resnet()), 'se')
     expected = model.eval()(x := torch.randn(2, 3, 32, 32, dtype=torch.float64))
@@ -80,13 +73,6 @@ def test_a_shared_layer_is_one_site():
     fold_asr(model)
     assert model[0] is model[2] is bn
     assert relative_error(expected, model(x)) < 1e-12
-
-
-def test_tied_parameters_are_refused():
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-    model[2].weight = model[0].weight
-    with pytest.raises(ValueError, match="the site '0': it shares its parameters with '2'"):
-        attach_asr(model, sites=['0'])
 
 
 class Wrong(SE):

@@ -6,7 +6,6 @@ import pickle
 import socket
 
 import pytest
-import timm
 import torch
 import torch.distributed as dist
 import torch.distributed.fsdp
@@ -217,21 +216,6 @@ def test_features_are_equal_before_and_after_fusing(name):
     assert len(y) == len(expected) >= 4
     for a, b in zip(expected, y, strict=True):
         assert relative_error(a, b) < 1e-12
-
-
-def test_cifar_features_and_pruning():
-    net = timm.create_model('resnet20_asr_se', features_only=True)
-    assert net.feature_info.channels() == [16, 16, 32, 64]
-    assert net.feature_info.reduction() == [1, 1, 2, 4]
-    assert [f.shape[-1] for f in net(torch.randn(2, 3, 96, 96))] == [96, 96, 48, 24]
-    model = timm.create_model('resnet20_asr_se')
-    x = torch.randn(2, 3, 32, 32)
-    whole = model.eval().forward_intermediates(x, intermediates_only=True)
-    assert model.prune_intermediate_layers([0, 2]) == [0, 2]
-    assert relative_error(whole[2], model(x)) < 1e-5
-    assert not list(model.layer3)
-    with pytest.raises(ValueError, match="output_fmt='NLC' is not supported"):
-        model.forward_intermediates(x, output_fmt='NLC')
 
 
 @pytest.mark.parametrize('name', SOME + OTHERS)

@@ -19,14 +19,8 @@ from timm_asr.gates.gate import ChannelGate
 
 # Name, its keywords, the plain network that is left with its keywords, image size, and where the constants go.
 EXACT = [
-    ('resnet20_se', CIFAR, 'resnet20', CIFAR, 16, 'before'),
-    ('resnet20_eca', CIFAR, 'resnet20', CIFAR, 16, 'before'),
-    ('resnet20_ie', CIFAR, 'resnet20', CIFAR, 16, 'before'),
-    ('resnet20_srm', CIFAR, 'resnet20', CIFAR, 16, 'before'),
-    ('resnet20_spa', CIFAR, 'resnet20', CIFAR, 16, 'before'),
-    ('resnet20_spe', CIFAR, 'resnet20', CIFAR, 16, 'before'),
-    ('resnet20_ras', CIFAR, 'resnet20', CIFAR, 16, 'before'),
-    ('resnet20_ras_se', CIFAR, 'resnet20', CIFAR, 16, 'before'),
+    *[(f'resnet20_{gate}', CIFAR, 'resnet20', CIFAR, 16, 'before')
+      for gate in ('se', 'eca', 'ie', 'srm', 'spa', 'spe', 'ras', 'ras_se')],
     ('wrn52_4_se', CIFAR, 'wrn52_4', CIFAR, 16, 'before'),
     ('seresnet50', IMAGENET, 'resnet50', IMAGENET, 64, 'before'),
     ('ecaresnet50d', IMAGENET, 'resnet50d', IMAGENET, 64, 'before'),

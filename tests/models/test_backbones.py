@@ -230,7 +230,8 @@ def test_vgg19_for_small_images():
     assert timm.create_model('vgg19_cifar', num_classes=100, device='meta').fc.out_features == 100
 
 
-@pytest.mark.parametrize('name', ['vgg19_cifar_asr_se', 'shufflenetv2_100_srm_asr_srm', 'shufflenetv2_100_cifar_ie'])
+@pytest.mark.parametrize('name', [
+    'vgg19_cifar_asr_se', 'shufflenetv2_100_srm_asr_srm', 'shufflenetv2_100_cifar_ie', 'resnet20_asr_se'])
 def test_intermediates_and_pruning(name):
     model = small(name).eval()
     x = images(model)

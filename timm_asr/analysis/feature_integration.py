@@ -20,14 +20,10 @@ from .stripes import measure_stripes
 
 def collect_attention(
         model: nn.Module, loader: Iterable[Any], samples: int = 1000, progress: bool = True) -> dict[str, torch.Tensor]:
-    """Attention weights of every block over real images.
+    """Attention weights of every block over the first ``samples`` images of a loader.
 
-    Args:
-        model: A network with a channel gate in its blocks or with shared units, before ``reparameterize``. It is left
-            as it is, and runs in eval mode where its parameters are.
-        loader: Gives (images, labels) or images, as timm's loaders do.
-        samples: Images to use, the first ones that the loader gives.
-        progress: Show a progress bar where standard error is a terminal.
+    The model has a channel gate in its blocks, or shared units, and is not reparameterized. It is left as it is, and
+    runs in eval mode where its parameters are.
 
     Returns:
         Name of each stage -> weights (samples, blocks, channels) of its blocks, on the CPU in float32. Blocks with
@@ -63,10 +59,8 @@ def feature_integration(
 
     Args:
         attention: Weights (samples, blocks, channels).
-        trees: Of each random forest.
-        channels: Use this many channels, drawn at random, instead of all: time grows with their square.
-        seed: Of the draw and of the forests.
-        jobs: Processes, as scikit-learn's ``n_jobs``.
+        trees: Of each random forest; ``jobs`` is scikit-learn's ``n_jobs``.
+        channels: Use this many channels, drawn at random by ``seed``, instead of all: time grows with their square.
 
     Returns:
         (blocks, blocks) in float64; row t, column n < t: importance of block n for block t, 1 for the most important
@@ -82,8 +76,7 @@ def feature_integration(
     try:
         from sklearn.ensemble import RandomForestRegressor
     except ImportError:
-        raise ImportError(
-            "Feature integration needs scikit-learn: pip install scikit-learn.") from None
+        raise ImportError('Feature integration needs scikit-learn: pip install scikit-learn.') from None
     if channels is not None and channels < width:
         draw = torch.randperm(width, generator=torch.Generator().manual_seed(seed))[:channels].sort().values
         attention, width = attention[:, :, draw], channels

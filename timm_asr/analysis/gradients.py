@@ -65,14 +65,8 @@ def stage_gradients(
     """The distribution of |d loss / d x| at the output x of each stage, over images and all their positions.
 
     The loss is the cross entropy, summed over a batch: so the size of a batch does not matter. The paper looks at
-    networks without skip connections: ``timm.create_model('resnet56_dia_lstm', no_skip=True)``.
-
-    Args:
-        model: A classifier, left as it is.
-        loader: Gives (images, labels).
-        samples: Images to use, the first ones that the loader gives; all of them where None.
-        training: Run in training mode, with the statistics of each batch, as a step of training does.
-        progress: Show a progress bar where standard error is a terminal.
+    networks without skip connections: ``timm.create_model('resnet56_dia_lstm', no_skip=True)``. The classifier is left
+    as it is; with ``training`` it runs with the statistics of each batch, as a step of training does.
 
     Raises:
         ValueError: There are no labels, or the model does not say where its stages end.

@@ -15,14 +15,9 @@ from .tables import text_table
 
 @dataclass
 class StripeReport:
-    """What :func:`measure_stripes` found; ``print`` it.
+    """What :func:`measure_stripes` found in a number of images; ``print`` it."""
 
-    Attributes:
-        gates: In the order in which they run.
-        images: Number of images.
-    """
-
-    gates: list[GateStatistics]
+    gates: list[GateStatistics]  #: in the order in which they run
     images: int
 
     @property
@@ -81,7 +76,6 @@ def measure_stripes(
         loader: Gives (images, labels) or images, as timm's loaders do.
         samples: Images to use, the first ones that the loader gives; all of them where None.
         keep: Images whose values are kept one by one, for the heat maps. Memory does not grow with the others.
-        progress: Show a progress bar where standard error is a terminal.
 
     Raises:
         ValueError: The model weighs no channels, or the images do not fit it or are not finite.

@@ -76,8 +76,7 @@ def plot_differences(
     Args:
         differences: Of :func:`timm_asr.analysis.stripe_differences`.
         gates: Names of gates, or how many, spread over the depth: one row each.
-        images: Images, side by side.
-        channels: Channels to draw, at equal distances.
+        images: Images side by side, ``channels`` of each at equal distances.
     """
     names = spread(list(differences), gates) if isinstance(gates, int) else list(gates)
     images = min(images, differences[names[0]].shape[1])

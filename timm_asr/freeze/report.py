@@ -12,17 +12,11 @@ from ..inference.compare import Comparison
 
 @dataclass
 class GateReport:
-    """One gate.
+    """One gate."""
 
-    Attributes:
-        measured: What it did to the images.
-        frozen: Whether a constant stands for the gate now.
-        what: What became of it, or why it was left.
-    """
-
-    measured: GateStatistics
-    frozen: bool
-    what: str
+    measured: GateStatistics  #: what it did to the images
+    frozen: bool  #: whether a constant stands for the gate now
+    what: str  #: what became of it, or why it was left
 
     @property
     def name(self) -> str:
