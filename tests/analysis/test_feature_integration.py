@@ -4,13 +4,11 @@ import pytest
 import timm
 import torch
 from helpers import randomize
-from PIL import Image
 from timm.data import create_loader
 
 import timm_asr  # noqa: F401 - registers the models
 from timm_asr.analysis.feature_integration import collect_attention, feature_integration
 from timm_asr.data import Digits
-from timm_asr.figures import plot_feature_integration
 
 sklearn_ensemble = pytest.importorskip('sklearn.ensemble', reason='the extra `analysis` is not installed')
 
@@ -81,14 +79,6 @@ def test_it_finds_the_block_that_matters(channels):
     assert importance[4, :4].argmax() == 0
     assert importance[3, [0, 2]].max() < 0.2
     assert torch.equal(importance.nan_to_num(), feature_integration(h, trees=10, channels=channels).nan_to_num())
-
-
-def test_heat_map(tmp_path):
-    maps = {'layer1': torch.rand(4, 4, dtype=torch.float64), 'layer2': torch.rand(18, 18, dtype=torch.float64)}
-    plot_feature_integration(maps, tmp_path / 'map.png', 'title')
-    image = Image.open(tmp_path / 'map.png')
-    assert image.size[0] > 800
-    assert len(image.convert('RGB').getcolors(1 << 20)) > 100
 
 
 @pytest.mark.parametrize(('name', 'sentence'), [

@@ -1,14 +1,12 @@
-"""Grad-CAM: against its definition, CNNs, transformers, averages, and the sheet."""
+"""Grad-CAM: against its definition, CNNs, transformers, averages."""
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 import timm_asr  # noqa: F401 - registers the models
 from timm_asr.analysis.gradcam import average_cam, grad_cam, look_layer
-from timm_asr.figures import plot_looks
 
 pytest.importorskip('pytorch_grad_cam', reason='the extra `gradcam` is not installed')
 
@@ -95,14 +93,3 @@ def test_errors():
         grad_cam(model, torch.randn(1, 3, 32, 32), layer='layer9')
     with pytest.raises(ValueError, match='no feature_info that names its stages; name a layer'):
         grad_cam(torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3)), torch.randn(1, 3, 8, 8))
-
-
-def test_the_sheet(tmp_path):
-    model = timm.create_model('resnet20', num_classes=5)
-    x = torch.rand(2, 3, 32, 32)
-    looks = {name: grad_cam(model, x) for name in ('one', 'two')}
-    average = average_cam(model, [x])
-    plot_looks(x, looks, tmp_path / 'sheet.png', 'title', 'command', ['cat', 'dog'],
-               (x.mean(0), {'one': average, 'two': average}))
-    image = Image.open(tmp_path / 'sheet.png').convert('RGB')
-    assert len(image.getcolors(1 << 20)) > 500

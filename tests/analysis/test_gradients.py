@@ -5,10 +5,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from freeze_helpers import CIFAR
-from PIL import Image
 
 from timm_asr.analysis.gradients import StageGradients, stage_gradients
-from timm_asr.figures import plot_gradients
 
 
 @pytest.mark.parametrize('training', [True, False])
@@ -47,11 +45,3 @@ def test_zeros_and_giants_are_counted():
 def test_labels_are_needed():
     with pytest.raises(ValueError, match='no labels, and the gradient is that of a loss'):
         stage_gradients(timm.create_model('resnet20', **CIFAR), [torch.randn(2, 3, 16, 16)])
-
-
-def test_the_figure(tmp_path):
-    loader = [(torch.randn(4, 3, 16, 16), torch.arange(4))]
-    models = {name: stage_gradients(timm.create_model(name, no_skip=True, **CIFAR), loader)
-              for name in ('resnet20', 'resnet20_se')}
-    plot_gradients(models, tmp_path / 'g.png', 'title', 'command')
-    assert Image.open(tmp_path / 'g.png').width == 1080

@@ -1,4 +1,4 @@
-"""Stripes: gates that are constant, random and half-half by construction, real ones by hand, figures, detectors."""
+"""Stripes: gates that are constant, random and half-half by construction, real ones by hand."""
 
 import json
 
@@ -6,13 +6,10 @@ import pytest
 import timm
 import torch
 from freeze_helpers import CIFAR, build
-from PIL import Image
 from timm.layers.cbam import CbamModule
 from torch import nn
 
 from timm_asr.analysis import measure_stripes, stripe_differences
-from timm_asr.detection import create_detector
-from timm_asr.figures import plot_deviations, plot_differences, plot_stripes
 
 
 class Made(nn.Module):
@@ -104,14 +101,6 @@ def test_gates_of_many_networks(name, kind, count):
         assert torch.allclose(report.gates[0].kept[1], seen[0][:2], atol=1e-6)
 
 
-def test_a_detector():
-    model = create_detector('fasterrcnn', 'resnet18_se', num_classes=3, min_size=64, max_size=96)
-    images = [torch.rand(3, 48, 64), torch.rand(3, 60, 40)]
-    report = measure_stripes(model, [(images, None)])
-    assert len(report.gates) == 8
-    assert report.images == 2
-
-
 def test_differences_over_epochs():
     models = [build('resnet20_se', **CIFAR) for _ in range(3)]
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
@@ -122,19 +111,6 @@ def test_differences_over_epochs():
     assert torch.allclose(found['layer3.0.se'][1], (weights[2] - weights[1]).abs())
     with pytest.raises(ValueError, match='two times of its training'):
         stripe_differences(models[:1], x)
-
-
-def test_figures(tmp_path):
-    model = build('resnet20_se', **CIFAR)
-    x = torch.randn(6, 3, 16, 16, dtype=torch.float64)
-    report = measure_stripes(model, [x])
-    plot_stripes(report, tmp_path / 'a.png', 'title', 'command')
-    plot_deviations(report, tmp_path / 'b.png', 'title', 'command')
-    plot_differences(stripe_differences([model, build('resnet20_se', **CIFAR)], x), tmp_path / 'c.png', 'title')
-    for name in 'abc':
-        image = Image.open(tmp_path / f'{name}.png').convert('RGB')
-        assert image.width == 1080
-        assert len(image.getcolors(1 << 20)) > 50
 
 
 @pytest.mark.parametrize(('name', 'loader', 'error', 'sentence'), [

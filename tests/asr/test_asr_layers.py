@@ -11,7 +11,6 @@ import torch
 from helpers import randomize, relative_error
 from timm.layers import norm, norm_act
 from timm.layers.norm_act import FrozenBatchNormAct2d
-from timm.optim import param_groups_weight_decay
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -165,14 +164,11 @@ def test_a_layer_that_turns_unscalable_fails_loudly():
         asr(torch.randn(MAP))
 
 
-def test_psi_is_flat_starts_at_one_tenth_and_is_not_decayed():
+def test_psi_is_flat_and_starts_at_one_tenth():
     for name in list_gates(foldable=True):
         vector = ASRVector(asr_gate(name), C)
         assert vector.psi.shape == ((2 if name == 'srm' else 1) * C,)
         assert (vector.psi == 0.1).all()
-        groups = param_groups_weight_decay(vector, weight_decay=0.1)
-        decayed = {id(p) for g in groups if g['weight_decay'] for p in g['params']}
-        assert id(vector.psi) not in decayed
 
 
 def test_initial_values():

@@ -90,8 +90,6 @@ class Wrong(SE):
     (TypeError, "ASR does not fit the site 'act1': A ReLU cannot be scaled", {'sites': ['bn1', 'act1']}),
     (ValueError, "does not fit the site 'layer1.0.bn2'.*weights of shape .32,. where the layer has 64", {
         'gate': Wrong}),
-    (ValueError, 'asr_depth=5 does not fit: a site takes 1 to 4 vectors', {'depth': 5}),
-    (ValueError, "asr_init is 'small'; it takes a number", {'init': 'small'}),
     (TypeError, "'ie' has no hidden layer and takes no rd_ratio", {'gate': 'ie', 'rd_ratio': 0.5}),
     (TypeError, 'rd_ratio goes with a gate given by name', {'gate': SE, 'rd_ratio': 0.5}),
 ])

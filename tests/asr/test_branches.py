@@ -68,10 +68,6 @@ def merged(model):
     return len(blocks) == 5 and all(b.reparam_conv is not None for b in blocks)
 
 
-def _timm(model):
-    return reparameterize_model(model)
-
-
 def _blocks_one_by_one(model):
     for module in model.modules():
         if hasattr(module, 'reparameterize'):
@@ -80,14 +76,11 @@ def _blocks_one_by_one(model):
 
 
 ORDERS = {
-    'timm': (_timm,),
-    'ours': (reparameterize,),
-    'fold, timm': (fold_asr, _timm),
-    'timm, ours': (_timm, reparameterize, fold_asr),
-    'ours, timm': (reparameterize, _timm),
-    'blocks, fold': (_blocks_one_by_one, fold_asr),
-    'blocks, ours': (_blocks_one_by_one, reparameterize),
-    'blocks, timm': (_blocks_one_by_one, _timm),
+    'timm': (reparameterize_model,), 'ours': (reparameterize,), 'fold, timm': (fold_asr, reparameterize_model),
+    'ours, timm': (reparameterize, reparameterize_model),
+    'timm, ours': (reparameterize_model, reparameterize, fold_asr),
+    'blocks, fold': (_blocks_one_by_one, fold_asr), 'blocks, ours': (_blocks_one_by_one, reparameterize),
+    'blocks, timm': (_blocks_one_by_one, reparameterize_model),
     'norms': (lambda model: reparameterize(model, fold_bn=True),),
 }
 

@@ -64,10 +64,6 @@ def test_both_ways_compute_the_same(name, computed):
     model = randomize(small(name)).eval()
     same(model, images(model))
     assert max(computed) >= 2
-    buffers, other = dict(model.train().named_buffers()), apart(model)
-    model(images(model, 4))
-    other(images(model, 4))
-    assert buffers.keys() == dict(other.named_buffers()).keys()
 
 
 @pytest.mark.parametrize('kwargs', [

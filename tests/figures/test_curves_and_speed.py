@@ -35,8 +35,3 @@ def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'matplotlib', None)
     with pytest.raises(ImportError, match='Figures need matplotlib: pip install matplotlib'):
         plot_curve(ROWS, tmp_path / 'figure.png')
-
-
-def test_tables(tmp_path):
-    style.write_csv(tmp_path / 'a.csv', [{'x': 1, 'y': 'b, c'}])
-    assert (tmp_path / 'a.csv').read_text() == 'x,y\n1,"b, c"\n'

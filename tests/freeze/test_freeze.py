@@ -21,20 +21,16 @@ from timm_asr.gates.gate import ChannelGate
 EXACT = [
     *[(f'resnet20_{gate}', CIFAR, 'resnet20', CIFAR, 16, 'before')
       for gate in ('se', 'eca', 'ie', 'srm', 'spa', 'spe', 'ras', 'ras_se')],
-    ('wrn52_4_se', CIFAR, 'wrn52_4', CIFAR, 16, 'before'),
-    ('seresnet50', IMAGENET, 'resnet50', IMAGENET, 64, 'before'),
+    ('wrn52_4_se', CIFAR, 'wrn52_4', CIFAR, 16, 'before'), ('seresnet50', IMAGENET, 'resnet50', IMAGENET, 64, 'before'),
     ('ecaresnet50d', IMAGENET, 'resnet50d', IMAGENET, 64, 'before'),
-    ('resnet18_se', IMAGENET, 'resnet18', IMAGENET, 64, 'before'),
-    ('legacy_seresnet18', FIVE, None, {}, 64, 'before'),
+    ('resnet18_se', IMAGENET, 'resnet18', IMAGENET, 64, 'before'), ('legacy_seresnet18', FIVE, None, {}, 64, 'before'),
     ('nf_ecaresnet26', FIVE, None, {}, 64, 'before'),
     ('regnety_002', FIVE, 'regnety_002', {**FIVE, 'se_ratio': 0}, 64, 'before'),
     ('ese_vovnet19b_dw', FIVE, None, {}, 64, 'before'),
     ('rexnet_100', FIVE, 'rexnet_100', {**FIVE, 'se_ratio': 0}, 64, 'before'),
     ('efficientnet_b0', FIVE, 'efficientnet_b0', {**FIVE, 'se_layer': nn.Identity}, 64, 'after'),
-    ('mobilenetv3_small_100', FIVE, None, {}, 64, 'mixed'),
-    ('repvit_m0_9', FIVE, None, {}, 64, 'before'),
-    ('mixnet_s', FIVE, None, {}, 64, 'some'),
-    ('gcresnet33ts', FIVE, None, {}, 64, 'multiplied'),
+    ('mobilenetv3_small_100', FIVE, None, {}, 64, 'mixed'), ('repvit_m0_9', FIVE, None, {}, 64, 'before'),
+    ('mixnet_s', FIVE, None, {}, 64, 'some'), ('gcresnet33ts', FIVE, None, {}, 64, 'multiplied'),
 ]
 
 

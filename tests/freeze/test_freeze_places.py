@@ -57,102 +57,47 @@ def test_gates_that_add(fuse_scale, fuse_add):
         assert relative_error(expected, logits(model, x)) < 1e-12
 
 
-class Read(nn.Module):
-    """A gate whose input somebody else reads as well."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3)
-        self.se = timm.layers.SEModule(8)
-
-    def forward(self, x):
-        x = self.conv(x)
-        return torch.cat([x, self.se(x)], 1)
+def network(forward, layers):
+    """A network of an SE module ``se`` and these layers; what they share stays shared."""
+    model = type('Net', (nn.Module,), {'forward': forward})()
+    for name, layer in copy.deepcopy({'se': timm.layers.SEModule(8), **layers}).items():
+        setattr(model, name, layer)
+    return randomize(model.double()).eval()
 
 
-class Sum(nn.Module):
-    """A gate on a sum of branches, one of which has a scale; the gate's output passes an average."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3, bias=False)
-        self.norm, self.se, self.pool = nn.BatchNorm2d(8), timm.layers.SEModule(8), nn.AvgPool2d(2)
-
-    def forward(self, x):
-        return self.se(self.pool(0.5 * self.a(x) + self.norm(self.b(x)))).flatten(1)
-
-
-class Tied(nn.Module):
-    """A gate after a convolution whose weight another one uses."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
-        self.b.weight = self.a.weight
-        self.se = timm.layers.SEModule(8)
-
-    def forward(self, x):
-        return (self.se(self.a(x)) + self.b(x).relu()).flatten(1)
-
-
-class Twice(nn.Module):
-    """One gate in two places."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.se = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), timm.layers.SEModule(8)
-
-    def forward(self, x):
-        return self.se(self.b(self.se(self.a(x)))).flatten(1)
+CONV, TIED = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+TIED.weight = CONV.weight
+# (forward, layers, what becomes of the gate)
+SURROUNDINGS = {
+    'somebody else reads its input': (
+        lambda self, x: torch.cat([y := self.a(x), self.se(y)], 1), {'a': CONV}, 'kept as a multiplication'),
+    'a sum of branches, one of which has a scale, passes an average': (
+        lambda self, x: self.se(self.pool(0.5 * self.a(x) + self.norm(self.b(x)))).flatten(1),
+        {'a': CONV, 'b': nn.Conv2d(3, 8, 3, bias=False), 'norm': nn.BatchNorm2d(8), 'pool': nn.AvgPool2d(2)},
+        'folded into a, norm'),
+    'another convolution uses the weight': (
+        lambda self, x: (self.se(self.a(x)) + self.b(x).relu()).flatten(1), {'a': CONV, 'b': TIED},
+        'kept as a multiplication'),
+    'another branch calls the convolution by another name': (
+        lambda self, x: (self.se(self.a(x)) + self.b(2 * x)).flatten(1), {'a': CONV, 'b': CONV},
+        'kept as a multiplication'),
+    'one gate in two places': (
+        lambda self, x: self.se(self.b(self.se(self.a(x)))).flatten(1), {'a': CONV, 'b': nn.Conv2d(8, 8, 3)},
+        'left: several places share it'),
+    'torch.fx cannot follow the network, but the block': (
+        lambda self, x: self.block(x if x.mean() < 1e6 else -x).flatten(1),
+        {'block': nn.Sequential(CONV, timm.layers.EcaModule(8), nn.ReLU())}, 'folded into block.0'),
+    'its readers are a grouped and a depthwise convolution': (
+        lambda self, x: torch.cat([self.b(y := self.se(self.act(self.a(x)))), self.c(y)], 1),
+        {'a': CONV, 'act': nn.GELU(), 'b': nn.Conv2d(8, 12, 3, groups=4), 'c': nn.Conv2d(8, 8, 3, groups=8)},
+        'folded into b, c (inputs)'),
+}
 
 
-class Shared(nn.Module):
-    """A gate after a convolution that another branch calls by another name."""
-
-    def __init__(self):
-        super().__init__()
-        self.a = self.b = nn.Conv2d(3, 8, 3)
-        self.se = timm.layers.SEModule(8)
-
-    def forward(self, x):
-        return (self.se(self.a(x)) + self.b(2 * x)).flatten(1)
-
-
-class Untraceable(nn.Module):
-    """torch.fx cannot follow the branch; its block it can."""
-
-    def __init__(self):
-        super().__init__()
-        self.block = nn.Sequential(nn.Conv2d(3, 8, 3), timm.layers.EcaModule(8), nn.ReLU())
-
-    def forward(self, x):
-        return self.block(x if x.mean() < 1e6 else -x).flatten(1)
-
-
-class Grouped(nn.Module):
-    """A gate whose readers are a grouped and a depthwise convolution."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.act, self.se = nn.Conv2d(3, 8, 3), nn.GELU(), timm.layers.SEModule(8)
-        self.b, self.c = nn.Conv2d(8, 12, 3, groups=4), nn.Conv2d(8, 8, 3, groups=8)
-
-    def forward(self, x):
-        x = self.se(self.act(self.a(x)))
-        return torch.cat([self.b(x), self.c(x)], 1)
-
-
-@pytest.mark.parametrize(('kind', 'what'), [
-    (Read, 'kept as a multiplication'),
-    (Sum, 'folded into a, norm'),
-    (Tied, 'kept as a multiplication'),
-    (Shared, 'kept as a multiplication'),
-    (Twice, 'left: several places share it'),
-    (Untraceable, 'folded into block.0'),
-    (Grouped, 'folded into b, c (inputs)'),
-])
-def test_surroundings_of_a_gate(kind, what):
-    model = randomize(kind().double()).eval()
+@pytest.mark.parametrize('case', SURROUNDINGS)
+def test_surroundings_of_a_gate(case):
+    forward, layers, what = SURROUNDINGS[case]
+    model = network(forward, layers)
     x = torch.randn(4, 3, 12, 12, dtype=torch.float64)
     make_constant(model, x)
     expected = logits(model, x)
@@ -177,7 +122,7 @@ def test_a_wrong_place_is_noticed_and_left(monkeypatch):
 
 def test_a_difference_at_the_output_alone_is_noticed(monkeypatch):
     """A layer that is read elsewhere as well, which no comparison after a gate can show."""
-    model = randomize(Shared().double()).eval()
+    model = network(*SURROUNDINGS['another branch calls the convolution by another name'][:2])
     x = torch.randn(4, 3, 12, 12, dtype=torch.float64)
     make_constant(model, x)
     expected = logits(model, x)

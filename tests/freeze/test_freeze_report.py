@@ -62,26 +62,25 @@ def test_progress_on_a_terminal(monkeypatch, capsys):
     assert not capsys.readouterr().err
 
 
+X = torch.zeros(2, 3, 16, 16)
+
+
 @pytest.mark.parametrize(('make', 'batches', 'kwargs', 'error', 'sentence'), [
-    ('resnet20', 2, {}, ValueError, 'No channel gate (SE, ECA, ...) is inside this ASRCifarResNet'),
-    ('resnet20_sge', 2, {}, ValueError, "'layer1.0.se' (a SGE) is none, since it weighs positions too"),
-    ('resnet20_dia_se', 2, {}, ValueError, "'layer1.0.unit' (a SharedGate) is none, since the blocks of a stage share"),
-    ('resnet20_se', 0, {}, ValueError, 'The loader gives no images.'),
-    ('resnet20_se', 'wrong', {}, ValueError, "cannot take the loader's images, (2, 1, 16, 16): "),
-    ('resnet20_se', 'iterator', {}, TypeError, 'The loader is a list_iterator, and the images are read several times'),
-    ('resnet20_se', 'words', {}, TypeError, 'The loader gives batches of type dict'),
-    ('resnet20_se', 2, {'threshold': -1}, ValueError, 'threshold is -1; it is a standard deviation, 0 or more.'),
-    ('resnet20_se', 2, {'samples': 0}, ValueError, 'samples is 0; it is a number of images, 1 or more.'),
-    ('reparameterized', 2, {}, ValueError, 'freeze_attention goes before reparameterize()'),
+    ('resnet20', [X], {}, ValueError, 'No channel gate (SE, ECA, ...) is inside this ASRCifarResNet'),
+    ('resnet20_sge', [X], {}, ValueError, "'layer1.0.se' (a SGE) is none, since it weighs positions too"),
+    ('resnet20_dia_se', [X], {}, ValueError,
+     "'layer1.0.unit' (a SharedGate) is none, since the blocks of a stage share"),
+    ('resnet20_se', [], {}, ValueError, 'The loader gives no images.'),
+    ('resnet20_se', [X[:, :1]], {}, ValueError, "cannot take the loader's images, (2, 1, 16, 16): "),
+    ('resnet20_se', iter([X]), {}, TypeError, 'The loader is a list_iterator, and the images are read several times'),
+    ('resnet20_se', [{'image': X}], {}, TypeError, 'The loader gives batches of type dict'),
+    ('resnet20_se', [X], {'threshold': -1}, ValueError, 'threshold is -1; it is a standard deviation, 0 or more.'),
+    ('resnet20_se', [X], {'samples': 0}, ValueError, 'samples is 0; it is a number of images, 1 or more.'),
+    ('reparameterized', [X], {}, ValueError, 'freeze_attention goes before reparameterize()'),
 ])
 def test_bad_input(make, batches, kwargs, error, sentence):
     kind = 'resnet20_se' if make == 'reparameterized' else make
     model = build(kind, **CIFAR, reparameterized=make == 'reparameterized')
-    x = torch.randn(2, 3, 16, 16)
-    batches = {'wrong': [x[:, :1]], 'iterator': iter([x]), 'words': [{'image': x}]}.get(batches) or [x] * int(
-        batches if isinstance(batches, int) else 0)
-    if sentence.startswith('The loader is a list_iterator'):
-        batches = iter([x])
     state = copy.deepcopy(model.state_dict())
     with pytest.raises(error) as caught:
         timm_asr.freeze_attention(model, batches, **kwargs)

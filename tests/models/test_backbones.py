@@ -78,21 +78,6 @@ def test_repvgg_small_features():
     assert [f.shape[-1] for f in net(torch.randn(1, 3, 96, 96, dtype=torch.float64))] == [96, 48, 24, 12]
 
 
-@pytest.mark.parametrize('name', ['repvgg_a0_cifar_se_asr_se'])
-def test_the_gate_comes_after_the_vector(name):
-    model = randomize(small(name)).eval()
-    asr = asr_layers(model)[-1]
-    x = torch.randn(2, 32, 5, 5, dtype=torch.float64)
-    sums, seen = [], []
-    asr.layer.attn.register_forward_hook(lambda gate, inputs, output: seen.append(inputs[0]))
-    block = clone(asr.layer)
-    block.attn = nn.Identity()
-    block.act = nn.Identity()
-    sums.append(block(x))
-    asr(x)
-    assert relative_error(sums[0] * asr.attention_vector().view(1, -1, 1, 1), seen[0]) < 1e-12
-
-
 # ACNet
 
 @pytest.mark.parametrize('stride', [1, 2])

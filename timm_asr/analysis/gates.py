@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,9 +65,9 @@ class GateWatch(TorchFunctionMode):
     def __enter__(self) -> 'GateWatch':
         for name, module in self.modules.items():
             self.handles.append(module.register_forward_pre_hook(self._begin))
-            self.handles.append(module.register_forward_hook(self._end(name)))
+            self.handles.append(module.register_forward_hook(partial(self._end, name)))
         for name, module in self.own.items():
-            self.handles.append(module.register_forward_hook(self._keep(name)))
+            self.handles.append(module.register_forward_hook(partial(self._keep, name)))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -78,22 +79,16 @@ class GateWatch(TorchFunctionMode):
         x = args[0] if args else None
         self.calls.append({id(x): (x, None, None)} if isinstance(x, torch.Tensor) and x.ndim == 4 else {})
 
-    def _end(self, name: str) -> Callable[..., None]:
-        def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            known = self.calls.pop()
-            if self.whole and isinstance(module, _GO_ON):
-                output = list(known.values())[-1][0]  # the one product that is followed
-            _, scale, shift = known.get(id(output), (None, None, None))
-            if scale is not None or shift is not None:
-                self.report(name, args[0], scale, shift)
+    def _end(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        known = self.calls.pop()
+        if self.whole and isinstance(module, _GO_ON):
+            output = list(known.values())[-1][0]  # the one product that is followed
+        _, scale, shift = known.get(id(output), (None, None, None))
+        if scale is not None or shift is not None:
+            self.report(name, args[0], scale, shift)
 
-        return end
-
-    def _keep(self, name: str) -> Callable[..., None]:
-        def keep(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            self.owned = (name, output)
-
-        return keep
+    def _keep(self, name: str, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        self.owned = (name, output)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -138,7 +138,8 @@ class BranchEnds:
 
     def _layer(self, node: Node, axis: int, inside: int) -> set[str]:
         layer = self.graph.layers[node.layer]
-        if _channel_dim(layer) % len(node.shape) != axis:
+        dim = layer.channel_dim if isinstance(layer, ASR) else channel_dim(layer)
+        if dim % len(node.shape) != axis:
             # A linear layer on the positions: each channel passes alone.
             return self._ends(node.inputs[0], axis, inside) if isinstance(layer, nn.Linear) else set()
         if isinstance(layer, _LAYER_SCALES):  # the layer that it scales comes first
@@ -175,10 +176,6 @@ class BranchEnds:
             more = rank - len(shape)  # by broadcasting
             return axis - more if 0 <= more <= axis else None
         return None
-
-
-def _channel_dim(layer: nn.Module) -> int:
-    return layer.channel_dim if isinstance(layer, ASR) else channel_dim(layer)
 
 
 def conv_norms(graph: Graph, usable: set[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Whether folding constants changed nothing: each place compared with the plain multiplication, on real images."""
 
 import copy
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,14 +50,11 @@ def _outputs(model: nn.Module, names: list[str], images: Any) -> dict[str, torch
     """What modules put out, in the order in which they end; '' is the model itself. Tensors alone are kept."""
     outputs: dict[str, torch.Tensor] = {}
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor):
-                outputs[name] = output.clone()  # what comes next may work in place
+    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            outputs[name] = output.clone()  # what comes next may work in place
 
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    handles = [model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]
     try:
         model(images)
     finally:
