@@ -161,8 +161,7 @@ def test_curves_and_scatter(command, tmp_path):
     (f'gradcam --model resnet20.cifar10 {DATA} --layer layer9', "has no module 'layer9'"),
     (f'feature-integration --model resnet20.cifar10 {DATA}', 'weighs channels by what it sees'),
     ('curves TMP', 'no summary.csv in'),
-    ('scatter TMP', 'no speeds: give the results file of a benchmark'),
-])
+    ('scatter TMP', 'no speeds: give the results file of a benchmark')])
 def test_errors(line, sentence, command):
     status, _, err, folder = command(line)
     assert status == 2

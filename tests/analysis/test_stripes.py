@@ -118,8 +118,7 @@ def test_differences_over_epochs():
     ('resnet20_sge', [torch.randn(2, 3, 16, 16)], ValueError, 'weighs channels by what it sees'),
     ('resnet20_se', [], ValueError, 'The loader gives no images.'),
     ('resnet20_se', [torch.full((2, 3, 16, 16), torch.nan)], ValueError, 'not finite'),
-    ('resnet20_se', iter([]), TypeError, 'read several times'),
-])
+    ('resnet20_se', iter([]), TypeError, 'read several times')])
 def test_errors(name, loader, error, sentence):
     with pytest.raises(error, match=sentence):
         measure_stripes(timm.create_model(name), loader)

@@ -89,8 +89,7 @@ FAMILIES = {
                       'blocks.*.mlp_channels.fc* blocks.*.norm*'),
     'gmlp_ti16_224': ({'img_size': 64}, 64, 'blocks.*.mlp_channels.fc*'),
     'sequencer2d_s': ({'layers': (1, 1, 1, 1), 'embed_dims': (24, 24, 24, 24), 'hidden_sizes': (8, 8, 8, 8)}, 64,
-                      'stages.*.blocks.*.mlp_channels.fc* stages.*.blocks.*.rnn_tokens.fc'),
-}
+                      'stages.*.blocks.*.mlp_channels.fc* stages.*.blocks.*.rnn_tokens.fc')}
 
 
 @pytest.mark.parametrize('name', FAMILIES)

@@ -70,8 +70,7 @@ LAYERS = {
     'ScaledStdConv2d same': (lambda: tl.ScaledStdConv2dSame(C, C, 3, stride=2), MAP),
     'LayerScale': (lambda: tl.LayerScale(C), TOKENS), 'LayerScale2d': (lambda: tl.LayerScale2d(C), MAP),
     'fastvit LayerScale2d': (lambda: fastvit.LayerScale2d(C), MAP),
-    'swiftformer LayerScale2d': (lambda: swiftformer.LayerScale2d(C), MAP),
-}
+    'swiftformer LayerScale2d': (lambda: swiftformer.LayerScale2d(C), MAP)}
 # Scaled before the activation: the reference multiplies where the activation begins.
 ACTS = {'BatchNormAct2d relu', 'BatchNormAct2d silu', 'FrozenBatchNormAct2d', 'GroupNormAct', 'GroupNorm1Act',
         'LayerNormAct2d', 'RmsNormAct2d'}
@@ -140,8 +139,7 @@ def test_every_scalable_type_is_tested():
         # these compute in float32
         tl.LayerNormFp32, tl.LayerNorm2dFp32, norm.RmsNormFp32, norm.RmsNorm2dFp32, norm.SimpleNormFp32,
         norm.SimpleNorm2dFp32, norm_act.LayerNormActFp32, norm_act.LayerNormAct2dFp32, norm_act.RmsNormActFp32,
-        norm_act.RmsNormAct2dFp32,
-    }
+        norm_act.RmsNormAct2dFp32}
     assert set(SCALABLE) - tested == alike
 
 
@@ -150,8 +148,7 @@ def test_every_scalable_type_is_tested():
     (lambda: nn.LayerNorm((C, 4)), r'over the shape \(16, 4\) has no channel weights'),
     (lambda: tl.StdConv2d(C, C, 3), 'A StdConv2d cannot be scaled'),
     (lambda: nn.InstanceNorm2d(C), 'This InstanceNorm2d has no weight to scale'),
-    (lambda: nn.ReLU(), 'A ReLU cannot be scaled'),
-])
+    (lambda: nn.ReLU(), 'A ReLU cannot be scaled')])
 def test_what_cannot_be_scaled_is_refused(layer, sentence):
     with pytest.raises(TypeError, match=sentence):
         ASR(layer(), asr_gate('se'))

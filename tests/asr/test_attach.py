@@ -91,8 +91,7 @@ class Wrong(SE):
     (ValueError, "does not fit the site 'layer1.0.bn2'.*weights of shape .32,. where the layer has 64", {
         'gate': Wrong}),
     (TypeError, "'ie' has no hidden layer and takes no rd_ratio", {'gate': 'ie', 'rd_ratio': 0.5}),
-    (TypeError, 'rd_ratio goes with a gate given by name', {'gate': SE, 'rd_ratio': 0.5}),
-])
+    (TypeError, 'rd_ratio goes with a gate given by name', {'gate': SE, 'rd_ratio': 0.5})])
 def test_errors_name_the_cause_and_leave_the_model_alone(error, sentence, kwargs):
     model = resnet()
     before = copy.deepcopy(model.state_dict())

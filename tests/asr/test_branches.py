@@ -81,8 +81,7 @@ ORDERS = {
     'timm, ours': (reparameterize_model, reparameterize, fold_asr),
     'blocks, fold': (_blocks_one_by_one, fold_asr), 'blocks, ours': (_blocks_one_by_one, reparameterize),
     'blocks, timm': (_blocks_one_by_one, reparameterize_model),
-    'norms': (lambda model: reparameterize(model, fold_bn=True),),
-}
+    'norms': (lambda model: reparameterize(model, fold_bn=True),)}
 
 
 @pytest.mark.parametrize('order', ORDERS)

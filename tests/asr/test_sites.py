@@ -86,8 +86,7 @@ CASES = {
         lambda self, x: two_layers(self, x).mean((2, 3)), CONV_BN, ['bn', 'bn2']),
     'nor a norm: each convolution, not the classifier': (
         lambda self, x: self.fc(self.conv2(self.conv(x).relu()).mean((2, 3), keepdim=True)),
-        {'conv': conv, 'conv2': conv, 'fc': lambda: nn.Conv2d(C, 3, 1)}, ['conv', 'conv2']),
-}
+        {'conv': conv, 'conv2': conv, 'fc': lambda: nn.Conv2d(C, 3, 1)}, ['conv', 'conv2'])}
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -113,9 +112,7 @@ REFUSED = {
     'a layer that runs twice': (lambda self, x: x + self.conv(self.conv(x)), {'conv': conv}),
     'parameters that somebody else reads': (lambda self, x: x + self.conv(x * self.conv.weight.mean()), {'conv': conv}),
     'parameters that only somebody else reads': (
-        lambda self, x: x + torch.nn.functional.conv2d(x, self.conv.weight, self.conv.bias, padding=1),
-        {'conv': conv}),
-}
+        lambda self, x: x + torch.nn.functional.conv2d(x, self.conv.weight, self.conv.bias, padding=1), {'conv': conv})}
 
 
 @pytest.mark.parametrize('case', REFUSED)

@@ -42,8 +42,7 @@ def shared_norm(model):
 @pytest.mark.parametrize(('name', 'change', 'sites'), [
     ('coat_lite_tiny', None, True), ('resnet18', shared_block, True), ('resnet18', shared_norm, True),
     ('seresnet33ts', None, True), ('test_convnext', lambda m: setattr(m, 'head', m.stem), False),
-    ('test_convnext', lambda m: setattr(m.stages[1], 'blocks', m.stages[0].blocks), False),
-])
+    ('test_convnext', lambda m: setattr(m.stages[1], 'blocks', m.stages[0].blocks), False)])
 def test_looking_for_sites_changes_nothing(name, change, sites):
     model = timm.create_model(name, num_classes=3)
     if change:
@@ -147,8 +146,7 @@ def test_an_error_in_the_middle_leaves_nothing_behind(name):
 def test_hooks_pruning_and_weight_norm_are_left_out_of_known_blocks_too():
     changes = {
         'layer1.0.bn2': lambda m: m.register_forward_hook(lambda *_: None),
-        'layer2.0.bn2': lambda m: prune.l1_unstructured(m, 'weight', 0.5),
-    }
+        'layer2.0.bn2': lambda m: prune.l1_unstructured(m, 'weight', 0.5)}
     model = timm.create_model('resnet18')
     for name, change in changes.items():
         change(model.get_submodule(name))
@@ -198,8 +196,7 @@ def test_tied_storage_is_refused_by_attach_and_fold():
     ({'gate': 'scale', 'init': 1e-40, 'preserve': True}, 'dividing by it gives infinite parameters'),
     ({'gate': 'se', 'rd_ratio': 0}, 'rd_ratio is 0'),
     ({'gate': 'se', 'rd_ratio': -0.5}, 'rd_ratio is -0.5'),
-    ({'sites': []}, 'sites is empty'),
-])
+    ({'sites': []}, 'sites is empty')])
 def test_what_would_break_a_model_is_refused(kwargs, sentence):
     torch.manual_seed(0)
     model = timm.create_model('resnet18')

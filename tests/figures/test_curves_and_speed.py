@@ -15,8 +15,7 @@ ROWS = [{'epoch': str(n), 'train_loss': f'{2 / (n + 1)}', 'eval_loss': f'{1 / (n
     (plot_curves, {'plain': ROWS, 'SE': ROWS[:3]}),
     (plot_curves, {'plain': [{'epoch': '0', 'train_loss': '1'}, {'epoch': '1', 'train_loss': '0.5'}]}),
     (plot_speed, [{'model': 'a', 'images_per_second': 10, 'parameters': 1e6, 'top1': 90},
-                  {'model': 'b', 'images_per_second': 20, 'parameters': 2e6, 'top1': 91}, {'model': 'c', 'top1': 1}]),
-])
+                  {'model': 'b', 'images_per_second': 20, 'parameters': 2e6, 'top1': 91}, {'model': 'c', 'top1': 1}])])
 def test_an_image_of_the_width_of_a_page(draw, content, tmp_path):
     draw(content, tmp_path / 'figure.png')
     image = Image.open(tmp_path / 'figure.png').convert('RGB')

@@ -131,8 +131,7 @@ def test_figures_are_those_of_images_held_out(checkpoint, tmp_path, capsys, monk
 
 @pytest.mark.parametrize(('threshold', 'mine', 'other'), [
     ((), 'model.safetensors', ['model.pt2']),
-    (('--threshold', 0), 'model.pt2', ['config.json', 'metrics.json', 'model.safetensors']),
-])
+    (('--threshold', 0), 'model.pt2', ['config.json', 'metrics.json', 'model.safetensors'])])
 def test_one_kind_of_result_takes_the_place_of_the_other(
         threshold, mine, other, checkpoint, tmp_path, capsys, monkeypatch):
     folder = tmp_path / 'frozen'
@@ -157,8 +156,7 @@ def test_one_kind_of_result_takes_the_place_of_the_other(
     ('resnet20_se', ['--threshold', '-1'], 'threshold is -1.0; it is a standard deviation, 0 or more'),
     ('resnet20', [], 'No channel gate (SE, ECA, ...) is inside this ASRCifarResNet'),
     ('resnet20_dia_se', [], 'since the blocks of a stage share it'),
-    ('resnet20_se', ['-o', 'last.pth.tar'], 'last.pth.tar is a file, and a folder is to be written there'),
-])
+    ('resnet20_se', ['-o', 'last.pth.tar'], 'last.pth.tar is a file, and a folder is to be written there')])
 def test_bad_input(name, words, sentence, tmp_path, capsys, monkeypatch):
     checkpoint = checkpoint_of(name, tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -90,8 +90,7 @@ SURROUNDINGS = {
     'its readers are a grouped and a depthwise convolution': (
         lambda self, x: torch.cat([self.b(y := self.se(self.act(self.a(x)))), self.c(y)], 1),
         {'a': CONV, 'act': nn.GELU(), 'b': nn.Conv2d(8, 12, 3, groups=4), 'c': nn.Conv2d(8, 8, 3, groups=8)},
-        'folded into b, c (inputs)'),
-}
+        'folded into b, c (inputs)')}
 
 
 @pytest.mark.parametrize('case', SURROUNDINGS)

@@ -76,8 +76,7 @@ X = torch.zeros(2, 3, 16, 16)
     ('resnet20_se', [{'image': X}], {}, TypeError, 'The loader gives batches of type dict'),
     ('resnet20_se', [X], {'threshold': -1}, ValueError, 'threshold is -1; it is a standard deviation, 0 or more.'),
     ('resnet20_se', [X], {'samples': 0}, ValueError, 'samples is 0; it is a number of images, 1 or more.'),
-    ('reparameterized', [X], {}, ValueError, 'freeze_attention goes before reparameterize()'),
-])
+    ('reparameterized', [X], {}, ValueError, 'freeze_attention goes before reparameterize()')])
 def test_bad_input(make, batches, kwargs, error, sentence):
     kind = 'resnet20_se' if make == 'reparameterized' else make
     model = build(kind, **CIFAR, reparameterized=make == 'reparameterized')

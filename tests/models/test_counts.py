@@ -53,8 +53,7 @@ PRINTED = {
     'resnet83_spe': ({}, 0.89, 0.91), f'{R164}_spe': ({}, 1.74, 1.76), 'resnet245_spe': ({}, 2.59, 2.61),
     'resnet326_spe': ({}, 3.44, 3.46), f'{R164}_spe a': ({'spe_reweight': 'a'}, 1.75, 1.78),
     **{f'{R164}_spe {r}': ({'spe_reweight': r}, 1.74, 1.76) for r in 'bcdefg'},
-    f'{R164}_spe none': ({'spe_reweight': 'none'}, 1.72, 1.74),
-}
+    f'{R164}_spe none': ({'spe_reweight': 'none'}, 1.72, 1.74)}
 
 
 def trainable(model):
@@ -75,8 +74,7 @@ def test_printed_counts(row):
 
 @pytest.mark.parametrize(('gate', 'kwargs'), [
     *[('se', {'rd_ratio': 1 / r}) for r in (4, 8, 16, 32)], *[('eca', {'eca_kernel': k}) for k in (5, 7, 9)],
-    ('spa', {}), ('ie', {}),
-])
+    ('spa', {}), ('ie', {})])
 @pytest.mark.parametrize(('depth', 'blocks'), [(164, 18), (83, 9)])
 def test_sharing_cuts_a_gate_to_one_copy_a_stage(depth, blocks, gate, kwargs):
     plain = count(f'resnet{depth}')

@@ -86,8 +86,7 @@ def test_a_sum_of_three_branches_starts_at_the_value():
     ('wrn52_4', {}, TypeError, "'layer1.0.conv2' .* ends in a Conv2d, which is none"),
     ('caformer_s18', {}, TypeError, 'ends in a'),
     ('resnet20', {'pretrained': True}, TypeError, 'loaded weights bring their own'),
-    ('resnet20', {'last_norm_init': float('nan')}, ValueError, 'last_norm_init is nan; it takes a finite number'),
-])
+    ('resnet20', {'last_norm_init': float('nan')}, ValueError, 'last_norm_init is nan; it takes a finite number')])
 def test_what_is_refused(name, kwargs, error, sentence):
     with pytest.raises(error, match=sentence):
         timm_asr.create_model(name, **{'last_norm_init': 0.5, **kwargs})

@@ -27,8 +27,7 @@ PROMISED = {
     **dict.fromkeys(['vit_tiny', 'vit_small', 'vit_base', 'vit_base_384'], (False, [f'_asr_{g}' for g in FOLDABLE])),
     **dict.fromkeys(['repvgg_a0', 'repvgg_b3', 'mobilenetv1_100'], (False, PAPER)),
     **dict.fromkeys(['repvgg_a0_cifar', 'repvgg_b3_cifar', 'resnet56_acnet', 'resnet110_acnet', 'vgg19_cifar',
-                     'mobilenetv1_100_cifar', 'shufflenetv2_100', 'shufflenetv2_100_cifar'], (True, PAPER)),
-}
+                     'mobilenetv1_100_cifar', 'shufflenetv2_100', 'shufflenetv2_100_cifar'], (True, PAPER))}
 
 
 def test_the_zoo_has_every_promised_name():
@@ -100,8 +99,7 @@ def test_registered_model(name):
     ({'in_chans': 1}, lambda m: m.conv1.in_channels == 1),
     ({'num_classes': 0}, lambda m: isinstance(m.fc, torch.nn.Identity)),
     ({'drop_path_rate': 0.2}, lambda m: m.layer3[0].drop_path.drop_prob > 0),
-    ({'drop_rate': 0.2}, lambda m: m.drop_rate == 0.2),
-])
+    ({'drop_rate': 0.2}, lambda m: m.drop_rate == 0.2)])
 def test_keywords(kwargs, check):
     assert check(timm.create_model('resnet20_asr_se', **kwargs))
 

@@ -82,8 +82,7 @@ def test_a_run_becomes_weights_with_their_history(tmp_path):
     (lambda run: (run / 'model_best.pth.tar').unlink(), 'is not the folder of a run: it has no model_best.pth.tar'),
     (lambda run: (run / 'metrics.json').unlink(), 'has no metrics.json: the run has not come to its end'),
     (lambda run: (run / 'metrics.json').write_text('{"epoch": 2}'), 'is of epoch 2, the checkpoint of epoch 3'),
-    (lambda run: (run / 'summary.csv').unlink(), 'has no summary.csv'),
-])
+    (lambda run: (run / 'summary.csv').unlink(), 'has no summary.csv')])
 def test_what_is_no_finished_run_is_refused(tmp_path, spoil, sentence):
     _run_folder(tmp_path / 'run')
     spoil(tmp_path / 'run')

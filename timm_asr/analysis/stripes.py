@@ -48,8 +48,7 @@ class StripeReport:
                 f'{key}_of_channels': values.tolist() for key, values in (
                     ('mean', gate.weights.mean), ('std', gate.weights.std),
                     ('pooled_mean', gate.pooled.mean), ('pooled_std', gate.pooled.std))}}
-                for row, gate in zip(self.rows(), self.gates, strict=True)],
-        }
+                for row, gate in zip(self.rows(), self.gates, strict=True)]}
 
     def __str__(self) -> str:
         return (f'{text_table(self.rows())}\n\nStripe score over {self.images:,} images: {self.score:.3f} '

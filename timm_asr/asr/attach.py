@@ -71,8 +71,7 @@ def attach_asr(
         try:
             if isinstance(layer, ASR):  # built aside, so that an error further on leaves the model as it was
                 if depth + len(layer.vectors) > MAX_DEPTH:
-                    raise ValueError(
-                        f'it has {len(layer.vectors)} vectors, and {depth} more would exceed {MAX_DEPTH}.')
+                    raise ValueError(f'it has {len(layer.vectors)} vectors, and {depth} more would exceed {MAX_DEPTH}.')
                 new = grown[layer] = wrap(layer.layer, gate, depth, **options)
             else:
                 refuse_shared(shared, layer)

@@ -39,8 +39,7 @@ SCALABLE: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys((nn.Linear, tl.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, tl.Conv2dSame), _WEIGHT_BIAS),
     **dict.fromkeys((*_TRANSPOSED, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _WEIGHT_BIAS),
     **dict.fromkeys((tl.ScaledStdConv2d, tl.ScaledStdConv2dSame), ('gain', 'bias')),
-    **dict.fromkeys((tl.LayerScale, tl.LayerScale2d), ('gamma',)),
-}
+    **dict.fromkeys((tl.LayerScale, tl.LayerScale2d), ('gamma',))}
 # These apply an activation after the scale, so multiplying their output is not the same as scaling them.
 WITH_ACTIVATION: tuple[type[nn.Module], ...] = (
     tl.BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d, tl.SplitBatchNorm2d, tl.GroupNormAct,

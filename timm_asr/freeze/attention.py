@@ -108,8 +108,7 @@ def freeze_attention(
                for step in ladder if changes],
         same_images=compared is images,
         recalibrated=norms,
-        architecture=named[0] if named else '',
-    )
+        architecture=named[0] if named else '')
     fold_constants(model, constants, places)
     if norms:
         model.load_state_dict(variants['frozen, new statistics'].state_dict())

@@ -16,8 +16,7 @@ NOT_CHANNEL_GATES: dict[type[nn.Module], str] = {
     **dict.fromkeys((coord_attn.EfficientLocalAttn, coord_attn.StripAttn), _POSITIONS),
     **dict.fromkeys((non_local_attn.NonLocalAttn, non_local_attn.BatNonLocalAttn), _POSITIONS),
     **dict.fromkeys((selective_kernel.SelectiveKernel, split_attn.SplitAttn), _BRANCHES),
-    SharedUnit: 'the blocks of a stage share it',
-}
+    SharedUnit: 'the blocks of a stage share it'}
 
 
 def other_attention(model: nn.Module) -> dict[str, str]:

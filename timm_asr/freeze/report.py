@@ -114,8 +114,7 @@ class FreezeReport:
             **_figures(self.change or Comparison()),
             'changes': {key: _figures(change) for key, change in self.changes.items()},
             'thresholds': [{'threshold': cost.threshold, 'frozen': cost.frozen, **_figures(cost.change)}
-                           for cost in self.costs],
-        }
+                           for cost in self.costs]}
 
     def __str__(self) -> str:
         rows = [gate.as_dict() for gate in self.gates]
@@ -155,5 +154,4 @@ class FreezeReport:
             'top-1 after': top1[1] if top1[1] is None else f'{top1[1]:.2f} %',
             'same top-1': f'{change.same_top1:.2f} %',
             'logits moved': f'{change.mean:.3g}',
-            'at most': f'{change.largest:.3g}',
-        }
+            'at most': f'{change.largest:.3g}'}

@@ -50,16 +50,10 @@ def _create(
         backbone: Backbone, name: str, pretrained: bool = False, depth_multiplier: float = 1.0, norm_layer: Any = None,
         **kwargs: Any) -> nn.Module:
     return build(
-        backbone,
-        name,
-        pretrained,
-        feature_cfg={'feature_cls': 'getter'},
-        block_args=decode_arch_def(_STAGES, depth_multiplier=depth_multiplier),
-        num_features=0,
+        backbone, name, pretrained, feature_cfg={'feature_cls': 'getter'},
+        block_args=decode_arch_def(_STAGES, depth_multiplier=depth_multiplier), num_features=0,
         norm_layer=norm_layer or partial(nn.BatchNorm2d, **resolve_bn_args(kwargs)),
-        act_layer=resolve_act_layer(kwargs, 'relu6'),
-        **kwargs,
-    )
+        act_layer=resolve_act_layer(kwargs, 'relu6'), **kwargs)
 
 
 _NAMES = {'first_conv': 'conv_stem', 'classifier': 'classifier'}
@@ -71,5 +65,4 @@ register_backbones(
         create=_create),
     Backbone(
         'mobilenetv1_100_cifar', 'MobileNet v1 for small images', ASRCifarMobileNet,
-        cifar_cfg(pool_size=(2, 2), **_NAMES), create=_create),
-)
+        cifar_cfg(pool_size=(2, 2), **_NAMES), create=_create))

@@ -59,5 +59,4 @@ register_backbones(__name__, *(
     _backbone(name, channels, depths, small)
     for small in (False, True)
     for name, channels, depths in (
-        ('a0', (48, 48, 96, 192, 1280), (2, 4, 14, 1)), ('b3', (64, 192, 384, 768, 2560), (4, 6, 16, 1)))
-))
+        ('a0', (48, 48, 96, 192, 1280), (2, 4, 14, 1)), ('b3', (64, 192, 384, 768, 2560), (4, 6, 16, 1)))))

@@ -27,5 +27,4 @@ register_backbones(
     _backbone(34, BasicBlock, (3, 4, 6, 3)),
     _backbone(50, Bottleneck, (3, 4, 6, 3)),
     _backbone(101, Bottleneck, (3, 4, 23, 3)),
-    _backbone(152, Bottleneck, (3, 8, 36, 3)),
-)
+    _backbone(152, Bottleneck, (3, 8, 36, 3)))

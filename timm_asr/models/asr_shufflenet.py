@@ -66,8 +66,7 @@ class ShuffleNetV2(StagedNet):
         """Patterns that group parameters by stage (coarse) or block, for layer-wise learning rates."""
         return {
             'stem': r'^conv1',
-            'blocks': [(r'^stage(\d+)' if coarse else r'^stage(\d+)\.(\d+)', None), (r'^conv5', (99999,))],
-        }
+            'blocks': [(r'^stage(\d+)' if coarse else r'^stage(\d+)\.(\d+)', None), (r'^conv5', (99999,))]}
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, H, W) to the last feature map (B, num_features, H / 32, W / 32), 8 for small images."""
@@ -104,5 +103,4 @@ register_backbones(
     Backbone(
         'shufflenetv2_100_cifar', 'ShuffleNetV2 of width 1.0 for small images', ASRShuffleNetV2,
         cifar_cfg(pool_size=(4, 4), **_NAMES),
-        {'small_images': True, 'feature_cfg': {'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3)}}),
-)
+        {'small_images': True, 'feature_cfg': {'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3)}}))

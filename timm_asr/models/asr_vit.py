@@ -30,5 +30,4 @@ register_backbones(
     _backbone('vit_tiny', 192, 3),
     _backbone('vit_small', 384, 6),
     _backbone('vit_base', 768, 12),
-    _backbone('vit_base_384', 768, 12, 384),
-)
+    _backbone('vit_base_384', 768, 12, 384))

@@ -38,8 +38,7 @@ _CODES = [
     (r'^layer\d\.\d+\.bn4\.', _RAM),
     (r'^layer\d\.ModuleList\.', _DIA),
     (r'^block\d\.ModuleList\.', _DIA + _WIDE),
-    (r'^stage_\d\.ModuleList\.', _DIA + _NEXT),
-]
+    (r'^stage_\d\.ModuleList\.', _DIA + _NEXT)]
 _VECTORS = ('.psi', '.se.weight', '.se.bias')  # (1, C, 1, 1) there, (C,) here
 _MATRICES = ('.fc1.weight', '.fc2.weight')  # linear layers there, 1x1 convolutions here
 

@@ -26,8 +26,7 @@ def cifar_cfg(**kwargs: Any) -> dict[str, Any]:
         'std': (0.2470, 0.2435, 0.2616),
         'first_conv': 'conv1',
         'classifier': 'fc',
-        **kwargs,
-    }
+        **kwargs}
 
 
 class SmallStem:
