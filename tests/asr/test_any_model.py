@@ -105,6 +105,7 @@ def test_a_family(name):
         if places is not None:
             assert sorted({re.sub(r'\d+', '*', n) for n in sites}) == sorted(places.split())
         assert relative_error(before, model(x)) < 1e-9
+        assert not any(asr.training for asr in asr_layers(model))
         for asr in asr_layers(model):
             randomize(asr.vectors)
         expected = model(x)
