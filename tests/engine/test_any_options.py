@@ -103,11 +103,3 @@ def test_any_line(command, words):
 def test_any_recipe_name(name):
     file, status, said = outcome(lambda: find_recipe(name))
     assert file.is_file() if status is None else said.startswith(f'x: error: --config {name}: no such file')
-
-
-@pytest.mark.parametrize('name', list_recipes())
-def test_a_recipe_as_resolved_is_the_recipe(name):
-    first = read(find_recipe(name).read_text())
-    assert not isinstance(first, str), first
-    again = vars(read(as_yaml(first)))
-    assert {**vars(first), 'config': None} == {**again, 'config': None}

@@ -252,9 +252,3 @@ def test_bad_input(words: list[str], said: str) -> None:
         benchmark.main([*SHORT, *words])
     assert said in str(error.value)
     assert '\n' not in str(error.value)
-
-
-def test_an_unknown_bench_mode(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        benchmark.main(['--bench', 'profile_deepspeed'])
-    assert '--bench' in capsys.readouterr().err

@@ -13,10 +13,6 @@ from torch import nn
 from timm_asr.engine import validation
 from timm_asr.engine.evaluate import evaluate
 
-NAME = 'resnet20_asr_se'
-CLASSES = 7
-IMAGES = 3  # of each class
-
 
 def test_metrics() -> None:
     predictions = validation.Predictions()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from train_helpers import make_images, run
+from train_helpers import run
 
 import timm_asr
 from timm_asr.engine.commands import benchmark, validate
@@ -16,11 +16,6 @@ from timm_asr.engine.side_by_side import Column, columns_of, measure, structure,
 from timm_asr.errors import BadInput
 
 TRAIN = ['-b', '6', '--epochs', '1', '-j', '0', '--lr', '0.05', '--experiment', 'run', '--no-fuse', '--device', 'cpu']
-
-
-@pytest.fixture(scope='module')
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp('data') / 'images')
 
 
 @pytest.fixture(scope='module')
@@ -62,12 +57,6 @@ def test_benchmark_takes_size_and_classes_from_the_checkpoint(trained, capsys):
     assert [row['infer_img_size'] for row in rows] == [24, 24]
     plain = sum(p.numel() for p in timm.create_model('resnet20', num_classes=3).parameters())
     assert rows[1]['param_count'] == round(plain / 1e6, 2)
-
-
-def test_print_config_opens_no_data(tmp_path, capsys):
-    assert main(['--data-dir', str(tmp_path / 'nowhere'), '--model', 'resnet20', '--device', 'cpu',
-                 '--print-config']) == 0
-    assert 'input_size: [3, 32, 32]' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('how', ['--pretrained', '--pretrained-path'])

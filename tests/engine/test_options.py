@@ -2,8 +2,7 @@
 
 import pytest
 
-from timm_asr.engine.commands.train import OPTIONS as TRAIN_OPTIONS
-from timm_asr.engine.commands.train import REFUSED as TRAIN_REFUSED
+from timm_asr.engine.commands import benchmark, train, validate
 from timm_asr.engine.options import Option, as_yaml, parse
 
 # Every flag of timm's train.py with its default there; '' and None differ.
@@ -56,31 +55,58 @@ REFUSED = {
     '--kd-teacher-feature-dim', '--kd-token-distill-type', '--distill-loss-weight', '--task-loss-weight'}
 
 
-def test_every_flag_of_timm_with_its_default():
-    assert {option.key: option.start for option in TRAIN_OPTIONS} == TIMM | OURS
-    assert {alias: option.key for option in TRAIN_OPTIONS for alias in option.aliases} == (
-        ALIASES | {'--local-rank': 'local_rank'})
-    assert all(option.help and option.group for option in TRAIN_OPTIONS)
+#: The same of its validate.py and benchmark.py.
+VALIDATE = {
+    'data': None, 'data_dir': None, 'dataset': '', 'split': 'validation', 'num_samples': None,
+    'dataset_download': False, 'class_map': '', 'input_key': None, 'input_img_mode': None, 'target_key': None,
+    'dataset_trust_remote_code': False, 'model': 'dpn92', 'pretrained': False, 'workers': 4, 'batch_size': 256,
+    'img_size': None, 'in_chans': None, 'input_size': None, 'use_train_size': False, 'crop_pct': None,
+    'crop_mode': None, 'crop_border_pixels': None, 'mean': None, 'std': None, 'interpolation': '',
+    'num_classes': None, 'gp': None, 'log_freq': 10, 'checkpoint': '', 'num_gpu': 1, 'test_pool': False,
+    'no_prefetcher': False, 'pin_mem': False, 'channels_last': False, 'amp': False, 'amp_dtype': 'float16',
+    'model_dtype': None, 'tf_preprocessing': False, 'use_ema': False, 'fast_norm': False, 'reparam': False,
+    'model_kwargs': {}, 'torchcompile_mode': None, 'torchscript': False, 'torchcompile': None, 'results_file': '',
+    'results_format': 'csv', 'real_labels': '', 'valid_labels': '', 'retry': False, 'seed': 42, 'metrics_avg': None,
+}
+BENCHMARK = {
+    'model_list': '', 'bench': 'both', 'detail': False, 'no_retry': False, 'results_file': '',
+    'results_format': 'csv', 'num_warm_iter': 10, 'num_bench_iter': 40, 'model': 'resnet50', 'batch_size': 256,
+    'img_size': None, 'input_size': None, 'use_train_size': False, 'num_classes': None, 'gp': None,
+    'channels_last': False, 'grad_checkpointing': False, 'amp': False, 'amp_dtype': 'float16',
+    'precision': 'float32', 'fast_norm': False, 'reparam': False, 'model_kwargs': {}, 'torchcompile_mode': None,
+    'torchscript': False, 'torchcompile': None, 'opt': 'sgd', 'opt_eps': None, 'opt_betas': None, 'momentum': 0.9,
+    'weight_decay': 0.0001, 'clip_grad': None, 'clip_mode': 'norm', 'smoothing': 0.1, 'drop': 0.0,
+    'drop_path': None, 'drop_block': None,
+}
+COMMANDS = [
+    (train, TIMM | OURS, ALIASES | {'--local-rank': 'local_rank'}, REFUSED),
+    (validate, VALIDATE | {'asr': None, 'bn_noise': '', 'device': None, 'fold_bn': False, 'per_class': False},
+     {'-m': 'model', '-j': 'workers', '-b': 'batch_size'},
+     {'--fuser', '--aot-autograd', '--naflex-loader', '--naflex-max-seq-len'}),
+    (benchmark, BENCHMARK | {'asr': None, 'device': None, 'fold_bn': False, 'rounds': 20, 'seed': 42, 'versus': None},
+     {'-m': 'model', '-b': 'batch_size'}, {'--fuser', '--aot-autograd'})]
 
 
-def test_the_refused_flags():
-    assert set(TRAIN_REFUSED) == REFUSED
-    names = {name for option in TRAIN_OPTIONS for name in (option.name, *option.aliases)}
-    assert not names & REFUSED
+@pytest.mark.parametrize(('command', 'defaults', 'aliases', 'refused'), COMMANDS)
+def test_every_flag_of_timm_with_its_default_and_those_that_are_refused(command, defaults, aliases, refused):
+    assert {option.key: option.start for option in command.OPTIONS} == defaults
+    assert {alias: option.key for option in command.OPTIONS for alias in option.aliases} == aliases
+    assert all(option.help and option.group for option in command.OPTIONS)
+    assert set(command.REFUSED) == refused
+    assert not {name for option in command.OPTIONS for name in (option.name, *option.aliases)} & refused
 
 
-@pytest.mark.parametrize('name', sorted(REFUSED))
-def test_naming_a_refused_flag_ends_with_its_sentence(name, capsys, tmp_path):
+@pytest.mark.parametrize(('command', 'name'), [(command, name) for command, *_, names in COMMANDS
+                                               for name in sorted(names)])
+def test_naming_a_refused_flag_ends_with_its_sentence(command, name, capsys, tmp_path):
     config = tmp_path / 'c.yaml'
-    key = name.lstrip('-').replace('-', '_')
-    config.write_text(f'{key}: 1\n')
+    config.write_text(f'{name.lstrip("-").replace("-", "_")}: 1\n')
     for argv in ([name], [name, '1'], [f'{name}=1'], ['-c', str(config)]):
         with pytest.raises(SystemExit) as ended:
-            parse(TRAIN_OPTIONS, TRAIN_REFUSED, argv, prog='train.py')
-        assert ended.value.code == 2
+            command.main(argv, 'x.py')
         error = capsys.readouterr().err
-        assert error.count('\n') == 1
-        assert TRAIN_REFUSED[name] in error
+        assert (ended.value.code, error.count('\n')) == (2, 1)
+        assert command.REFUSED[name] in error
 
 
 OPTIONS = [
@@ -178,10 +204,10 @@ def test_print_config_is_read_back(tmp_path, capsys):
 
 def test_help_lists_every_option(capsys):
     with pytest.raises(SystemExit) as ended:
-        parse(TRAIN_OPTIONS, TRAIN_REFUSED, ['--help'], prog='train.py')
+        parse(train.OPTIONS, train.REFUSED, ['--help'], prog='train.py')
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert all(option.name in text for option in TRAIN_OPTIONS)
+    assert all(option.name in text for option in train.OPTIONS)
     assert '--fuser' not in text
 
 

@@ -8,22 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_helpers import make_images, run, start
+from train_helpers import run, start
 
 from timm_asr.checkpoints.read import read_checkpoint
 from timm_asr.data import create_dataset
 from timm_asr.engine import checkpoint as module
 from timm_asr.engine.checkpoint import SaveFailed, Saver, find_checkpoint, write_atomically
 from timm_asr.engine.run_folder import open_run_folder
-from timm_asr.errors import BadInput, OwnBadInput, Stopped, run_main
+from timm_asr.errors import BadInput, Stopped
 
 ARGV = ['--model', 'resnet20_asr_se', '--img-size', 16, '-b', 6, '--epochs', 2, '--no-fuse', '--lr', 0.05,
         '--num-classes', 3, '-j', 0]
-
-
-@pytest.fixture(scope='module')
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_images(tmp_path_factory.mktemp('data') / 'images')
 
 
 def state(epoch: int) -> dict:
@@ -102,14 +97,6 @@ def test_another_runs_checkpoints_stay(folder):
     assert not list(folder.glob('*.pth.tar'))
 
 
-def test_the_same_through_train(images, tmp_path):
-    argv = ['--data-dir', images, *ARGV, '--epochs', 1, '--output', tmp_path, '--experiment', 'x']
-    assert run(argv, tmp_path / 'log').code == 0
-    again = run(argv, tmp_path / 'log')
-    assert (again.code, 'holds the checkpoints of another run' in again.text) == (2, True)
-    assert run([*argv, '--overwrite'], tmp_path / 'log').code == 0
-
-
 def test_two_runs_that_start_together_have_a_folder_each(images, tmp_path):
     argv = ['--data-dir', images, *ARGV, '--output', tmp_path / 'out', '--epochs', 1]
     processes = [start(argv, tmp_path / f'log{i}') for i in range(2)]
@@ -122,11 +109,6 @@ def test_two_runs_that_start_together_have_a_folder_each(images, tmp_path):
 
 
 def test_a_folder_of_this_second_gets_a_number(tmp_path, monkeypatch):
-    class Then:
-        @staticmethod
-        def now():
-            return time.gmtime(0)
-
     monkeypatch.setattr('timm_asr.engine.run_folder.datetime', type('Fixed', (), {'now': staticmethod(
         lambda: __import__('datetime').datetime(2026, 1, 2, 3, 4, 5))}))
     made = [open_run_folder(options(tmp_path), 32) for _ in range(2)]
@@ -245,15 +227,3 @@ def test_training_images_are_not_taken_for_validation(images, tmp_path):
     assert (done.code, 'its folders are train' in done.text) == (2, True)
     done = run(['--data-dir', images / 'train', *argv], tmp_path / 'log')
     assert (done.code, 'training and validation would be on the same images' in done.text) == (2, True)
-
-
-def test_the_process_that_met_the_bad_image_says_so(monkeypatch, capsys):
-    monkeypatch.setenv('RANK', '1')
-
-    def main(error: Exception) -> None:
-        raise error
-
-    assert run_main(lambda: main(OwnBadInput('cannot read the image a.png')), 'train.py') == 2
-    assert capsys.readouterr().err == 'train.py: error: cannot read the image a.png\n'
-    assert run_main(lambda: main(BadInput('unknown model')), 'train.py') == 2
-    assert capsys.readouterr().err == ''  # of which the first process speaks

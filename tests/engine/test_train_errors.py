@@ -7,15 +7,10 @@ import shutil
 
 import pytest
 import torch
-from train_helpers import make_images, run
+from train_helpers import run
 
 from timm_asr.engine.commands.train import main
 from timm_asr.errors import run_main
-
-
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    return make_images(tmp_path_factory.mktemp('data') / 'images')
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import kill_runs
 import pytest
 import torch
 from kill_runs import assert_same, outcome
-from train_helpers import children_of, make_images, run, start
+from train_helpers import children_of, run, start
 
 COMMON = ['--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6, '--epochs', 5, '--no-fuse',
           '--lr', 0.05, '--warmup-epochs', 1, '--experiment', 'run', '--checkpoint-hist', 2]
@@ -37,11 +37,6 @@ def counted(function):
 os.fsync, os.replace, os.link = counted(os.fsync), counted(os.replace), counted(os.link)
 loop._after_update = counted(loop._after_update)
 '''
-
-
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    return make_images(tmp_path_factory.mktemp('data') / 'images')
 
 
 @pytest.mark.slow

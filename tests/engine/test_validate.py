@@ -126,20 +126,6 @@ def test_other_ways_to_the_same_figures(
     assert (row['top1'], row['top5']) == expected(model, folder)
 
 
-def test_one_warning_where_a_foldable_model_is_measured_unfused(
-        run: Callable, checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def warnings() -> list[str]:
-        lines = [r.message for r in caplog.records if r.levelname == 'WARNING']
-        caplog.clear()
-        return lines
-
-    run('--checkpoint', checkpoint)
-    assert len(found := warnings()) == 1
-    assert 'is measured unfused; --reparam' in found[0]
-    run('--checkpoint', checkpoint, '--reparam')
-    assert warnings() == []
-
-
 def test_the_fused_model_is_what_is_measured(
         run: Callable, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[nn.Module] = []
@@ -324,14 +310,6 @@ def test_a_loss_that_is_not_finite_is_said(run: Callable, tmp_path: Path, caplog
     torch.save({'arch': 'resnet20', 'state_dict': broken.state_dict()}, tmp_path / 'a.pth')
     run('--checkpoint', tmp_path / 'a.pth')
     assert 'its accuracy means nothing' in caplog.text
-
-
-def test_every_image_is_counted_once(run: Callable, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: list[dict] = []
-    monkeypatch.setattr(
-        validation, 'evaluate', lambda *a, **k: figures.append(evaluate(*a, **k)) or figures[-1])
-    run('--checkpoint', checkpoint, '-b', 4)
-    assert figures[0]['count'] == CLASSES * IMAGES
 
 
 def test_test_pool(run: Callable, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:

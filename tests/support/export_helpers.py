@@ -7,7 +7,7 @@ from helpers import clone, randomize
 
 import timm_asr
 from timm_asr.engine.commands.train import parse_args
-from timm_asr.engine.resume import plain_options
+from timm_asr.engine.options import plain_options
 
 SECRET = 'hf_' + 'a' * 30
 

@@ -9,13 +9,9 @@ from .arrays import Arrays, is_training_split
 
 
 class Digits(Arrays):
-    """UCI handwritten digits, 8x8, 10 classes.
+    """UCI handwritten digits, 8x8, 10 classes: ``train`` (1,438 images) or ``validation`` (359, stratified, fixed).
 
-    Args:
-        split: ``train`` (1,438 images) or ``validation`` (359, stratified, fixed).
-        input_img_mode: PIL mode of the images: ``L`` for one channel, ``RGB`` for three equal ones.
-        transform: Applied to the PIL image.
-        target_transform: Applied to the label, an int.
+    The modes ``L`` and ``RGB`` give one channel or three equal ones.
 
     Raises:
         ValueError: For an unknown split.

@@ -7,23 +7,14 @@ import numpy as np
 from torch.utils.data import Dataset
 
 
-class Part(Dataset):
-    """Some images of a map-style data set; all else, such as ``transform`` and class names, is that of the whole.
+class Wrapped(Dataset):
+    """A data set around another one, whose ``transform`` it has."""
 
-    Args:
-        dataset: The whole.
-        indices: Of the images.
-    """
-
-    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self.indices = indices
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[self.indices[index]]
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.dataset)
 
     @property
     def transform(self) -> Any:
@@ -34,17 +25,25 @@ class Part(Dataset):
         self.dataset.transform = transform
 
 
+class Part(Wrapped):
+    """Some images of a map-style data set; all else, such as ``transform`` and class names, is that of the whole."""
+
+    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
+        super().__init__(dataset)
+        self.indices = indices
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[self.indices[index]]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
 def draw_parts(count: int, train: float | None, held_out: int, seed: int) -> tuple[list[int], list[int]]:
-    """Draw the images to train on and those to hold out, which are never the same.
+    """Draw the sorted indices of the images to train on and of those to hold out, which are never the same.
 
-    Args:
-        count: Images that there are.
-        train: Images to train on, or below 1 the share of those that are not held out; all of these if None.
-        held_out: Images to hold out.
-        seed: Alone decides which; more training images contain the fewer ones.
-
-    Returns:
-        The indices of both, sorted.
+    ``train`` is their number, or below 1 the share of those that are not held out; all of these if None. The seed alone
+    decides which; more training images contain the fewer ones.
 
     Raises:
         ValueError: There are not so many images.

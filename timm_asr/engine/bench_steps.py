@@ -53,14 +53,7 @@ def base_of(name: str) -> str:
 
 
 class Step:
-    """What inference and training have in common: the model as asked for, a batch of random images.
-
-    Args:
-        name: What the user calls the model.
-        args: The options of ``benchmark.py``.
-        device: Where to run.
-        batch_size: Images in a batch.
-    """
+    """What inference and training have in common: the model as asked for, and a batch of random images."""
 
     prefix = ''
     training = False

@@ -53,7 +53,7 @@ def check_hash(path: Path, content: dict[str, Any]) -> None:
     """Compare the tensors of a checkpoint with the hash that was written beside them, if there is one.
 
     Raises:
-        BadInput: They differ: the disk or a copy changed them.
+        BadInput: The disk or a copy changed them.
     """
     if HASH in content and hash_of({key: value for key, value in content.items() if key != HASH}) != content[HASH]:
         raise BadInput(f'{path} is damaged: its tensors are not those that were written; remove it to go on from an '
@@ -124,13 +124,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 class Saver:
-    """Keeps the last checkpoint, the best one, and the best few.
+    """Keeps the last checkpoint, the best one (a smaller metric is better if ``decreasing``), and the best ``keep``.
 
-    Args:
-        folder: Where the files go.
-        decreasing: Whether a smaller metric is better.
-        keep: How many numbered checkpoints stay, the best ones (``--checkpoint-hist``); 0 keeps none of them, and at
-            the end (:meth:`close`) the best checkpoint alone.
+    With ``keep`` 0 no numbered ones stay, and after :meth:`close` the best alone. What cannot be written raises
+    ``SaveFailed``; the checkpoint before it is whole.
     """
 
     def __init__(self, folder: str | Path, decreasing: bool = False, keep: int = 10) -> None:
@@ -177,11 +174,7 @@ class Saver:
             self.best_metric, self.best_epoch = metric, epoch
 
     def save(self, state: dict[str, Any], epoch: int, metric: float | None = None) -> None:
-        """Write the state of a finished epoch; a metric that is NaN or infinite is no metric.
-
-        Raises:
-            SaveFailed: If it cannot be written; the checkpoint before it is whole.
-        """
+        """Write the state of a finished epoch; a metric that is NaN or infinite is no metric."""
         if metric is not None and not math.isfinite(metric):
             metric = None
         before = self.state_dict()
@@ -195,11 +188,7 @@ class Saver:
         self.settle(epoch)
 
     def save_last(self, state: dict[str, Any], epoch: int) -> None:
-        """Write the state of an epoch that was not validated: to go on from, not to choose.
-
-        Raises:
-            SaveFailed: If it cannot be written; the checkpoint before it is whole.
-        """
+        """Write the state of an epoch that was not validated: to go on from, not to choose."""
         self._write(LAST, {**state, 'epoch': epoch, 'metric': None, 'saver': self.state_dict()})
         self.settle(epoch)
 

@@ -192,13 +192,7 @@ class DetectionRun(Run):
 
 def main(args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-asr detect',
          option_names: Sequence[str] = ()) -> int:
-    """Train as the options say; returns the exit status.
-
-    Args:
-        args: The options, with those that only training of classifiers has at their defaults.
-        argv: The line that they came from, to say how to go on.
-        prog: The program as it was called.
-        option_names: The options of detection, which ``args.yaml`` holds.
+    """Train as the options say; returns the exit status. ``option_names`` are those of detection, for ``args.yaml``.
 
     Raises:
         BadInput: For anything wrong with the options, the data or a checkpoint.

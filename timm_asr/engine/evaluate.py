@@ -52,40 +52,29 @@ class Totals:
         return OrderedDict(loss=loss / n, top1=100 * top1 / n, top5=100 * top5 / n, count=int(count))
 
 
-def images_of_this_process(loader: Any) -> int | None:
-    """How many images of the loader are this process's own; None if there is no padding to leave out.
-
-    ``OrderedDistributedSampler`` repeats images so that all processes have the same number of batches.
-    """
-    return getattr(getattr(loader, 'sampler', None), 'num_valid_samples', None)
-
-
 def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
              criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], *, device: torch.device,
              dtype: torch.dtype | None = None, amp_autocast: Callable[[], Any] = suppress, channels_last: bool = False,
              valid_labels: Sequence[int] | None = None,
              on_output: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
              on_batch: Callable[[int, int, Totals], None] | None = None) -> 'OrderedDict[str, float]':
-    """Evaluate a model.
+    """Evaluate a model on its device, and leave it in eval mode.
 
     Args:
-        model: Put into eval mode, and left there.
+        model: Gives logits (B, classes).
         loader: Yields images (B, C, H, W) and targets (B,), already on the device or not.
-        criterion: Mean loss of logits (B, classes) and targets (B,).
-        device: Where the model is.
+        criterion: Mean loss of logits and targets.
         dtype: Type of the images; None leaves them as they come.
-        amp_autocast: Context in which the model runs.
-        channels_last: Lay the images out so.
         valid_labels: Columns of the logits that count; None for all.
         on_output: Called with the logits and targets of each batch, padding left out.
         on_batch: Called after each batch with its index, its size and the totals.
 
     Returns:
-        ``loss``, ``top1``, ``top5`` (percent) and ``count``, over the images of all processes where
-        ``torch.distributed`` is initialized, padding not counted.
+        ``loss``, ``top1``, ``top5`` (percent) and ``count``, over the images of all processes, padding not counted.
     """
     totals = Totals()
-    remaining = images_of_this_process(loader)
+    # OrderedDistributedSampler repeats images so that all processes have the same number of batches.
+    remaining = getattr(getattr(loader, 'sampler', None), 'num_valid_samples', None)
     model.eval()
     # A scripted model keeps what its training passes left behind, which inference mode would not take back.
     scripted = isinstance(model, torch.jit.ScriptModule)

@@ -42,14 +42,7 @@ def exact_float32() -> Iterator[None]:
 
 
 def compare(model: nn.Module, others: Sequence[nn.Module], loader: Iterable, device: torch.device) -> list[Comparison]:
-    """Compare a model with others over a loader in float32.
-
-    Args:
-        model: In eval mode, on the device.
-        others: The same.
-        loader: Yields images (B, C, H, W) and class indices (B,).
-        device: Where the models are.
-    """
+    """Compare a model with others in float32, over images (B, C, H, W) and class indices (B,)."""
     found = [Comparison(tolerance(model)) for _ in others]
     with torch.inference_mode(), exact_float32():
         for images, target in stoppable(loader):
@@ -62,14 +55,8 @@ def compare(model: nn.Module, others: Sequence[nn.Module], loader: Iterable, dev
 
 @dataclass
 class Forms:
-    """A trained network and what is made of it, compared.
-
-    Attributes:
-        model: As it was trained.
-        folded: Without ASR: what an export writes. The model itself where there is no ASR.
-        inference: The inference form; the folded network itself where nothing is left to simplify.
-        to_folded: The logits of the folded network beside those of the model.
-        to_inference: The same for the inference form.
+    """A trained network, its folded one (without ASR: what an export writes) and its inference form, with their logits
+    compared. Where nothing is left to fold or to simplify, they are the same object.
     """
 
     model: nn.Module
@@ -80,10 +67,7 @@ class Forms:
 
     def figures(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """The content of ``metrics.json``: figures of the trained network, ``_folded`` for the one in the folder, and
-        ``_inference`` for the inference form, where that is another.
-
-        Args:
-            facts: What is known of the checkpoint: ``model``, ``asr``, ``dataset``, ``epoch``, ``weights``.
+        ``_inference`` for the inference form, where that is another; ``facts`` are those of the checkpoint.
         """
         found = {
             'model': facts.get('model'), 'plain': plain_architecture(facts.get('model') or ''),
@@ -107,14 +91,8 @@ class Forms:
 def compare_forms(model: nn.Module, loader: Iterable, device: torch.device, what: str) -> Forms:
     """The folded network and the inference form of a model, after all have seen all images of a loader.
 
-    Args:
-        model: In eval mode, on the device.
-        loader: Yields images (B, C, H, W) and class indices (B,).
-        device: Where the model is.
-        what: The checkpoint, as the error names it.
-
     Raises:
-        Stopped: If logits differ beyond the contract.
+        Stopped: If logits differ beyond the contract; ``what`` is how it names the checkpoint.
     """
     folded = fold_asr(copy.deepcopy(model)) if has_asr(model) else model
     inference = reparameterize(copy.deepcopy(folded))
@@ -136,12 +114,9 @@ def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_co
     """Fold the model of a checkpoint and write ``model.safetensors``, ``config.json`` and ``metrics.json``.
 
     Args:
-        checkpoint: What the run saved.
-        folder: Where the files go.
         args: The options of the run.
         data_config: Size, mean and so on of its images.
         loader: Validation batches, all of them.
-        device: Where to compare.
         ema: Take the averaged weights.
         timed: Also time it, and the plain network and the one with attention beside it.
 

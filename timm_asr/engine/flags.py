@@ -98,10 +98,7 @@ _SHARED = {option.name.lstrip('-'): option
 
 
 def pick(names: str, **changes: Any) -> list[Option]:
-    """Some of the shared flags.
-
-    Args:
-        names: Their long names without dashes in front, separated by spaces.
-        changes: Fields of :class:`Option` that are another here, such as ``default`` or ``help``.
+    """The shared flags of these long names (without dashes, separated by spaces), with some fields of :class:`Option`
+    changed, such as ``default`` or ``help``.
     """
     return [replace(_SHARED[name], **changes) for name in names.split()]

@@ -26,10 +26,8 @@ _IMAGE = ('in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 
 def open_model(args: argparse.Namespace, untrained: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     """The model of ``--model``, ``--checkpoint`` and the flags beside them.
 
-    Args:
-        args: The options.
-        untrained: Without a checkpoint or ``--pretrained``, take it as it is before training; otherwise its pretrained
-            weights are loaded.
+    Its pretrained weights are loaded unless there is a checkpoint, or it is asked for ``untrained`` and without
+    ``--pretrained``.
 
     Returns:
         The model on the CPU, in float32 and in eval mode, as it was trained; and what its images go through:
@@ -49,13 +47,7 @@ def open_model(args: argparse.Namespace, untrained: bool = False) -> tuple[nn.Mo
 
 
 def data_config_of(args: argparse.Namespace, model: nn.Module, trained: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What images go through, in timm's words.
-
-    Args:
-        args: The flags, which win.
-        model: The model, which says the rest.
-        trained: What the images of the training run went through, where a checkpoint says it.
-    """
+    """What images go through, in timm's words: by the flags, else as in the training run, else by the model."""
     given = {key: value for key in _IMAGE if (value := getattr(args, key, None))}
     # Validation in a training run crops the centre, whatever the model's own configuration has.
     known = {**trained, 'crop_mode': 'center'} if trained else {}

@@ -11,11 +11,11 @@ import torch
 from PIL import UnidentifiedImageError
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from timm.data.transforms import RandomResizedCropAndInterpolation
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 from torchvision.transforms import RandomCrop, Resize
 
 from ..data import create_dataset
-from ..data.part import Part, draw_parts
+from ..data.part import Part, Wrapped, draw_parts
 from ..errors import BadInput, OwnBadInput
 from .interrupt import quiet_workers
 from .memory import in_memory
@@ -26,14 +26,8 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class Loaders:
-    """What an epoch reads.
-
-    Args:
-        train: Loader of training batches.
-        eval: Loader of validation batches, or None.
-        mixup: Mixes a batch on the device, where the prefetcher does not do it in the workers.
-        mixing: Whether mixup or cutmix is on.
-        batch_size: Average images of a batch of this process.
+    """What an epoch reads. ``mixup`` mixes on the device, where no worker does; ``mixing`` says whether either does;
+    ``batch_size`` is the average of this process.
     """
 
     train: Any
@@ -43,11 +37,11 @@ class Loaders:
     batch_size: float
 
 
-class NamedErrors(Dataset):
+class NamedErrors(Wrapped):
     """A data set that names the image it cannot read, instead of putting another one in its place."""
 
     def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+        super().__init__(dataset)
         # timm's ImageDataset goes on to the next image, this many times.
         dataset._max_retries = 1
 
@@ -56,17 +50,6 @@ class NamedErrors(Dataset):
             return self.dataset[index]
         except (RuntimeError, OSError, UnidentifiedImageError):
             raise OwnBadInput(f'cannot read the image {self.dataset.filename(index, absolute=True)}') from None
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    @property
-    def transform(self) -> Any:
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, transform: Any) -> None:
-        self.dataset.transform = transform
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__') or name == 'dataset':
@@ -194,11 +177,8 @@ class SharedMixup(FastCollateMixup):
 
 
 def pad_and_crop(transform: Any, size: tuple[int, int]) -> None:
-    """Put the crop of the CIFAR papers in the place of timm's, in a transform made by ``create_transform``.
-
-    Args:
-        transform: Changed in place.
-        size: Height and width; zeros are added on each side, an eighth of the shorter one (4 pixels for 32).
+    """Put the crop of the CIFAR papers in the place of timm's, in a transform of ``create_transform``: zeros on each
+    side, an eighth of the shorter one (4 pixels for 32).
     """
     steps = transform.transforms
     at = next(i for i, step in enumerate(steps) if isinstance(step, RandomResizedCropAndInterpolation))
@@ -222,13 +202,11 @@ def _mixing(args: argparse.Namespace, splits: int) -> tuple[Callable | None, Cal
 
 def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets: tuple[Any, Any], device: torch.device,
                  dtype: torch.dtype | None) -> Loaders:
-    """Loaders for the two data sets.
+    """Loaders for the training set, and the validation set or None.
 
     Args:
         args: The options, with ``distributed``, ``rank`` and ``num_classes`` filled in.
         data_config: What ``timm.data.resolve_data_config`` says: size, mean, interpolation, ...
-        datasets: Training set, and validation set or None.
-        device: Where batches go.
         dtype: Type of the images; float32 if None.
 
     Raises:

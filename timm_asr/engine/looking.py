@@ -31,30 +31,23 @@ from .inputs import check_data, mix, open_images, open_model
 from .interrupt import deferred_interrupts
 from .loaders import open_dataset
 from .progress import setup_logging
+from .runs import output_folder
 
 _WRONG = (AssertionError, ImportError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def run(work: Any, args: Namespace, words: list[str], prog: str) -> int:
-    """Do a command's work after the checks that they share.
-
-    Args:
-        work: Called with the options, the device, the folder, and the command as a caption.
-        args: The options.
-        words: The command line after the name of the command.
-        prog: What came before it.
+    """Call ``work`` with options, device, folder and caption (the command), after the checks that all commands share.
 
     Raises:
         BadInput: One sentence for anything that is wrong with models, images or numbers.
     """
     setup_logging()
-    device, folder = find_device(args.device), Path(args.output)
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f'{folder} is a file, and a folder is to be written there')
+    device = find_device(args.device)
     check_data(args)
     try:
         with deferred_interrupts():
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = output_folder(args)
             work(args, device, folder, shlex.join(['timm-asr', prog.split()[-1], *words]))
     except _WRONG as error:
         raise BadInput(first_line(error) or type(error).__name__) from None

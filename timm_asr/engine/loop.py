@@ -24,20 +24,8 @@ from .progress import Progress
 
 @dataclass
 class Training:
-    """What the epochs of a run share.
-
-    Args:
-        args: The options.
-        task: Model, loss and EMA.
-        loaders: The data.
-        optimizer: Its parameter groups have the learning rates.
-        scheduler: timm's schedule, or None.
-        device: Where it runs.
-        amp_autocast: Context of the forward pass.
-        scaler: Loss scaler of float16 AMP, or None.
-        dtype: Type of the images; None for float32.
-        save_recovery: Called with epoch and update every ``--recovery-interval`` updates.
-        save_images: Folder for ``--save-images``, or None.
+    """What the epochs of a run share. Images have type ``dtype`` (None: float32); ``save_recovery`` is called with
+    epoch and update every ``--recovery-interval`` updates, and ``save_images`` is the folder of ``--save-images``.
     """
 
     args: argparse.Namespace
@@ -146,12 +134,7 @@ def _update(training: Training, loss: torch.Tensor, need_update: bool) -> None:
 
 
 def train_one_epoch(training: Training, epoch: int, progress: Progress) -> 'OrderedDict[str, float]':
-    """Train for one epoch.
-
-    Args:
-        training: The run.
-        epoch: Number of the epoch, from 0.
-        progress: Told of every update.
+    """Train for one epoch, counted from 0.
 
     Returns:
         ``loss`` (mean over the images of all processes), ``images_per_second`` and ``waiting`` (share of the time

@@ -48,11 +48,7 @@ def peak_memory(step: Callable[[], object], device: torch.device) -> int:
     """Bytes that one step holds at its peak, on top of what was there before it.
 
     On CUDA this is the allocator's own count. Elsewhere it is the sum of all live tensors, which leaves out what a
-    kernel needs for itself, and is the same in every run.
-
-    Args:
-        step: Runs one step; run it before, so that optimizer state exists and is not counted.
-        device: Where it runs.
+    kernel needs for itself, and is the same in every run. Run the step before, so that optimizer state is not counted.
     """
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
@@ -67,13 +63,9 @@ def peak_memory(step: Callable[[], object], device: torch.device) -> int:
 
 
 def saved_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
-    """Bytes that autograd keeps from the forward pass for the backward pass.
+    """Bytes that autograd keeps from a forward pass (with its loss) for the backward pass.
 
     Each storage is counted once; parameters and buffers of the model, which are there anyway, are not.
-
-    Args:
-        forward: Runs the forward pass (and the loss) with gradients.
-        model: Its parameters and buffers are left out.
     """
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     saved: dict[int, int] = {}

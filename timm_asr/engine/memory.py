@@ -21,13 +21,8 @@ _FIXED = ('Resize', 'CenterCrop', 'MaybePILToTensor')
 
 
 def in_memory(loader: Any, shape: tuple[int, int, int], training: bool, seed: int) -> 'MemoryLoader | None':
-    """A loader from memory that gives what this one gives, in distribution.
-
-    Args:
-        loader: Of ``timm.data.create_loader``, with its prefetcher.
-        shape: Channels, height and width of the input.
-        training: Whether to shuffle and augment.
-        seed: Of the run.
+    """A loader from memory that gives what this one gives, in distribution; ``shape`` is (C, H, W). Training
+    shuffles and augments.
 
     Returns:
         None where that is not possible: for larger images or more of them (``LARGEST``), images of other shapes, and
@@ -76,16 +71,10 @@ def _read(dataset: Any, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torc
 
 
 class MemoryLoader:
-    """Batches of normalised images.
+    """Batches of normalised images, as timm's loader has them, from images (N, C, H, W) in uint8 and labels (N,).
 
-    Args:
-        loader: timm's loader, for its data set, batch size, device, type, mean and deviation.
-        images: (N, C, H, W), uint8.
-        labels: (N,).
-        training: Shuffle, augment, and leave out a last batch that is not full.
-        pad: Zeros on each side before the random crop.
-        hflip: Probability of a horizontal flip.
-        seed: With the epoch's number (``set_epoch``) the whole state of everything random.
+    In training they are shuffled, cropped out of ``pad`` zeros on each side, and flipped with probability ``hflip``;
+    a last batch that is not full is left out; seed and epoch are the whole state of everything random.
     """
 
     def __init__(self, loader: Any, images: torch.Tensor, labels: torch.Tensor, training: bool, pad: int = 0,

@@ -241,11 +241,15 @@ def read_config(path: str | Path, options: Sequence[Option], refused: Mapping[st
     return {key: read[key] for key in (str(name).replace('-', '_') for name in content)}
 
 
+def plain_options(args: argparse.Namespace | Mapping[str, Any]) -> dict[str, Any]:
+    """The options as plain data, which YAML and ``torch.load(weights_only=True)`` read anywhere."""
+    return {key: value if isinstance(value, bool | int | float | str | list | dict | None) else str(value)
+            for key, value in (args if isinstance(args, Mapping) else vars(args)).items()}
+
+
 def as_yaml(args: argparse.Namespace | Mapping[str, Any]) -> str:
     """The options as YAML that ``--config`` reads back (``config`` and ``print_config`` themselves left out)."""
-    values = dict(args) if isinstance(args, Mapping) else dict(vars(args))
-    plain = {key: value if isinstance(value, str | int | float | bool | list | dict | None) else str(value)
-             for key, value in values.items() if key not in ('config', 'print_config')}
+    plain = {key: value for key, value in plain_options(args).items() if key not in ('config', 'print_config')}
     return yaml.safe_dump(plain, default_flow_style=None, sort_keys=True, width=100)
 
 

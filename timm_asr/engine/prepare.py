@@ -20,13 +20,9 @@ DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.
 
 
 def inference_form(model: nn.Module, name: str, reparam: bool = False, fold_bn: bool = False) -> nn.Module:
-    """The model as asked for, in eval mode where that changes it; one line of warning if it could be fused and is not.
+    """The model, or its inference form (``reparam``), with each BatchNorm folded into its convolution (``fold_bn``).
 
-    Args:
-        model: The model.
-        name: What the user calls it.
-        reparam: Fold attention vectors and merge branches.
-        fold_bn: The same, and fold each BatchNorm into its convolution.
+    One line of warning, with its name, where it could be fused and is not.
     """
     if reparam or fold_bn:
         return reparameterize(model.eval(), fold_bn=fold_bn)

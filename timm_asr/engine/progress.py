@@ -36,13 +36,7 @@ def setup_logging(primary: bool = True) -> None:
 
 
 class Progress:
-    """Progress over the updates of a whole run.
-
-    Args:
-        total: Updates of the run.
-        done: Updates before a resume.
-        bar: Show a bar if stderr is a terminal; otherwise every ``line`` is logged.
-    """
+    """Progress over ``total`` updates: a bar if stderr is a terminal; otherwise every ``line`` is logged."""
 
     def __init__(self, total: int, done: int = 0, bar: bool = True) -> None:
         self.bar = None

@@ -24,6 +24,13 @@ def write_csv(file: TextIO, rows: Sequence[Row]) -> None:
         writer.writerows(rows)
 
 
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells as text, with a rule below the first: one column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ['  '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    return [text[0], '-' * len(text[0]), *text[1:]]
+
+
 def as_markdown(rows: Sequence[Row]) -> str:
     """A table whose numbers are aligned to the right; an empty string for no rows."""
     if not rows:
@@ -52,13 +59,7 @@ def check_results_file(path: str, format: str) -> None:
 
 
 def write_results(path: str | Path, results: Row | Sequence[Row], format: str = 'csv') -> None:
-    """Write one row or several.
-
-    Args:
-        path: File to write.
-        results: A row, or a list of rows; JSON keeps that difference, as timm's scripts do.
-        format: ``csv``, ``json`` or ``md``.
-    """
+    """Write one row or several as ``csv``, ``json`` (which keeps that difference, as timm's scripts do) or ``md``."""
     rows = [results] if isinstance(results, Mapping) else list(results)
     with Path(path).open('w', encoding='utf-8', newline='') as file:
         if format == 'json':

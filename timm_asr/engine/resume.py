@@ -14,15 +14,10 @@ from .build import first_line
 from .checkpoint import check_hash, find_checkpoint
 from .loaders import label_names
 from .loop import Training
+from .options import plain_options
 from .run_folder import DEFAULT_OUTPUT
 
 _logger = logging.getLogger(__name__)
-
-
-def plain_options(args: Any) -> dict[str, Any]:
-    """The options as plain data, which ``torch.load(weights_only=True)`` reads anywhere."""
-    return {key: value if isinstance(value, bool | int | float | str | list | dict | None) else str(value)
-            for key, value in vars(args).items()}
 
 
 def adopt_asr(args: Any) -> None:

@@ -17,7 +17,8 @@ from ..figures.training import plot_curves
 from .summary import read_summary
 
 
-def _folder(args: Namespace) -> Path:
+def output_folder(args: Namespace) -> Path:
+    """The folder of ``--output``, made if it is not there."""
     folder = Path(args.output)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f'{folder} is a file, and a folder is to be written there')
@@ -49,7 +50,7 @@ def curves(args: Namespace, words: list[str], prog: str) -> int:
         name, rows = _read_run(Path(path))
         label = args.labels[index] if args.labels else name
         runs[label if label not in runs else Path(path).name] = rows
-    folder, caption = _folder(args), shlex.join(['timm-asr', prog.split()[-1], *words])
+    folder, caption = output_folder(args), shlex.join(['timm-asr', prog.split()[-1], *words])
     keys = list(dict.fromkeys(key for rows in runs.values() for row in rows for key in row))
     write_csv(folder / 'curves.csv', [
         {'run': label, **{key: row.get(key, '') for key in keys}} for label, rows in runs.items() for row in rows])
@@ -89,7 +90,7 @@ def scatter(args: Namespace, words: list[str], prog: str) -> int:
     if not both:
         raise BadInput(f'no model has both: speeds are of {", ".join(measured) or "none"}, accuracies of '
                        f'{", ".join(accuracy) or "none"}')
-    folder, caption = _folder(args), shlex.join(['timm-asr', prog.split()[-1], *words])
+    folder, caption = output_folder(args), shlex.join(['timm-asr', prog.split()[-1], *words])
     write_csv(folder / 'scatter.csv', both)
     write_json(folder / 'scatter.json', {'command': caption, 'models': both})
     plot_speed(both, folder / 'scatter.png', args.title, caption)

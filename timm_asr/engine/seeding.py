@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, RandomSampler, get_worker_info
+from torch.utils.data import RandomSampler, get_worker_info
+
+from ..data.part import Wrapped
 
 
 def derive_seed(*parts: int) -> int:
@@ -26,33 +28,18 @@ def seed_all(seed: int, numpy: bool = True) -> None:
         np.random.seed(seed % 2 ** 32)
 
 
-class EpochSeeded(Dataset):
+class EpochSeeded(Wrapped):
     """A map-style data set whose loading workers re-seed themselves at the start of each epoch.
 
-    Workers live on from epoch to epoch, and see the epoch's number in shared memory.
-
-    Args:
-        dataset: The data set; ``transform`` and other attributes are passed through.
-        seed: Seed of the run.
-        rank: Index of this process.
-        numpy: Whether NumPy is seeded too (timm's ``--worker-seeding all``).
+    Workers live on from epoch to epoch, and see the epoch's number in shared memory. ``numpy`` is timm's
+    ``--worker-seeding all``.
     """
 
     def __init__(self, dataset: Any, seed: int, rank: int = 0, numpy: bool = True) -> None:
-        self.dataset = dataset
-        self.seed = seed
-        self.rank = rank
-        self.numpy = numpy
+        super().__init__(dataset)
+        self.seed, self.rank, self.numpy = seed, rank, numpy
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._seeded_for = -1
-
-    @property
-    def transform(self) -> Any:
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, transform: Any) -> None:
-        self.dataset.transform = transform
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
@@ -67,9 +54,6 @@ class EpochSeeded(Dataset):
                 seed_all(derive_seed(self.seed, epoch, self.rank, worker.id + 1), self.numpy)
                 self._seeded_for = epoch
         return self.dataset[index]
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
 
 def _parts(loader: Any) -> list[Any]:

@@ -23,6 +23,7 @@ from ..models.auxiliary import auxiliary_loss
 from ..models.counts import count_parameters
 from ..models.registry import variant_of
 from .build import build_model, title_of
+from .reports import aligned
 from .versus import Spread, interleave, ratios
 
 #: Seconds after which no further round starts, for each of the two measurements.
@@ -32,14 +33,7 @@ ROUNDS = 15
 
 @dataclass
 class Column:
-    """One network of the table.
-
-    Attributes:
-        name: What it is called.
-        trained: As it is trained, in eval mode on the device.
-        form: Its inference form.
-        top1: Accuracy in percent, where it was trained.
-    """
+    """One network as trained and in its inference form, with its accuracy in percent where it was trained."""
 
     name: str
     trained: nn.Module
@@ -48,14 +42,7 @@ class Column:
 
 
 def columns_of(args: argparse.Namespace, model: nn.Module, form: nn.Module, top1: float | None) -> list[Column]:
-    """The columns for a run: plain, with the gate in its blocks, and what the run trained, at the end.
-
-    Args:
-        args: The options of the run.
-        model: What it trained, in eval mode on its device.
-        form: Its inference form.
-        top1: Its accuracy in percent.
-    """
+    """The columns for a run: plain, with the gate in its blocks, and what the run trained, at the end."""
     own, variant = title_of(args), variant_of(args.model)
     names = [args.model]
     if variant is not None:
@@ -109,16 +96,11 @@ def _training(model: nn.Module, images: torch.Tensor) -> Callable[[], object]:
 
 
 def measure(columns: Sequence[Column], shape: Sequence[int], device: torch.device) -> dict[str, Any]:
-    """Time all networks in turns; of two that are the same network, one.
-
-    Args:
-        columns: The networks; ratios are to the first.
-        shape: Of the images: (B, C, H, W).
-        device: Where the networks are.
+    """Time all networks in turns; of two that are the same network, one. Images are (B, C, H, W) = ``shape``.
 
     Returns:
         By name of the column: ``parameters``, ``parameters_inference``, ``top1`` where known, and ``train``, ``infer``
-        and ``infer_folded``, each ``[milliseconds, ratio, first quartile, third quartile]`` or the text
+        and ``infer_folded``, each ``[milliseconds, ratio to the first, first quartile, third quartile]`` or the text
         ``'same network[ as NAME]'``.
     """
     images = torch.randn(tuple(shape), device=device)
@@ -178,7 +160,5 @@ def table(rows: Mapping[str, Any], images: int) -> str:
         ('parameters', 'parameters'), ('parameters, folded', 'parameters_inference'))]
     lines.append([f'top-1 on {images} images, %',
                   *(f'{row["top1"]:.2f}' if 'top1' in row else 'not trained' for row in rows.values())])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ['  '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-    return '\n'.join([text[0], '-' * len(text[0]), *text[1:],
+    return '\n'.join([*aligned(lines),
                       f'Times are multiples of those of {first}: the median of all rounds, and the quartiles.'])

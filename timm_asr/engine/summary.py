@@ -13,6 +13,7 @@ from torch import nn
 from ..asr.wrapper import ASR
 from ..checkpoints.names import ATTENTION, CURVE, SUMMARY
 from .checkpoint import write_atomically
+from .reports import aligned
 
 _logger = logging.getLogger(__name__)
 
@@ -97,11 +98,7 @@ def table(metrics: Mapping[str, Any]) -> str:
     rows = [[f'top-1 on {metrics["images"]} images, %', *(cell('top1', c, '.2f') for c, _ in columns)],
             ['largest logit difference', *(cell('logit_difference', c, '.1e') for c, _ in columns)],
             ['parameters', *(cell('parameters', c, ',') for c, _ in columns)]]
-    header = ['', *(title for _, title in columns)]
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ['  '.join([row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True))])
-             for row in [header, *rows]]
-    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+    return '\n'.join(aligned([['', *(title for _, title in columns)], *rows]))
 
 
 def plot_run(folder: Path, model: nn.Module | None) -> None:

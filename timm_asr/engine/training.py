@@ -97,16 +97,8 @@ class Run:
         if args.save_images:
             self.training.save_images = self.folder
         if args.recovery_interval:
-            self.training.save_recovery = lambda epoch, update: self._save(
-                lambda: self.saver.save_recovery(capture(self.training), epoch, update))
-
-    def _save(self, save: Any) -> None:
-        try:
-            save()
-        except SaveFailed as error:
-            last = self.saver.last
-            left = f'the last whole checkpoint is {last}' if last else 'there is no earlier checkpoint'
-            raise Stopped(f'{error}; {left}') from None
+            self.training.save_recovery = lambda epoch, update: self.saver.save_recovery(
+                capture(self.training), epoch, update)
 
     def epoch(self, epoch: int, epochs: int, progress: Progress) -> None:
         """Train, validate, log and save one epoch."""
@@ -120,7 +112,7 @@ class Run:
             if training.scheduler is not None:
                 training.scheduler.step(epoch + 1, None)
             if self.primary:
-                self._save(lambda: self.saver.save_last(capture(training), epoch))
+                self.saver.save_last(capture(training), epoch)
                 progress.line(f'epoch {epoch} of {epochs}: loss {trained["loss"]:.4f}, lr {rate:.2e}, '
                               f'{trained["images_per_second"]:.0f} images/s', always=True)
             return
@@ -133,9 +125,9 @@ class Run:
         row = OrderedDict(epoch=epoch, train_loss=trained['loss'])
         row.update((f'eval_{key}', value) for key, value in (validated or {}).items())
         row['lr'] = rate
-        self._save(lambda: add_summary(self.folder / SUMMARY, row))
+        add_summary(self.folder / SUMMARY, row)
         self.trackers.log(row)
-        self._save(lambda: self.saver.save(capture(training), epoch, metric))
+        self.saver.save(capture(training), epoch, metric)
         shown = ''.join(f', {name} {value:.4g}' for name, value in (validated or {}).items() if name != 'loss')
         best = f' (best {self.metric} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch})' if (
             self.saver.best_metric is not None) else ''
@@ -193,15 +185,7 @@ class Run:
 
 
 def main(args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-asr train') -> int:
-    """Train as the options say.
-
-    Args:
-        args: The options.
-        argv: The line that they came from, to say how to go on.
-        prog: The program as it was called.
-
-    Returns:
-        The exit status.
+    """Train as the options say, which came from the line ``argv``; returns the exit status.
 
     Raises:
         BadInput: For anything wrong with the options, the data or a checkpoint.
@@ -232,7 +216,11 @@ def carry_out(job: Run) -> int:
             _logger.info(f'Stopped. The last checkpoint is {last}; go on with\n  {job.command()}' if last else
                          'Stopped before the first checkpoint.')
         return 130
-    except (Stopped, SaveFailed) as stopped:
+    except SaveFailed as error:
+        last = job.saver.last
+        raise Stopped(f'{error}; the last whole checkpoint is {last}' if last else
+                      f'{error}; there is no earlier checkpoint') from None
+    except Stopped as stopped:
         last = job.saver.last
         text = str(stopped)
         raise Stopped(text if str(last) in text else f'{text}; the last checkpoint is {last}' if last else

@@ -127,9 +127,6 @@ class _Log:
 def validate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
     """Validate one model.
 
-    Args:
-        args: The options; ``model`` is a single name.
-
     Returns:
         The result row of timm's script: model, top1, top1_err, top5, top5_err, param_count (millions), img_size,
         crop_pct, interpolation.

@@ -67,21 +67,16 @@ class Neighbours:
 def interleave(steps: Mapping[str, Callable[[], object]], *, rounds: int = 20, iters: int = 1, warmup: int = 3,
                budget: float = math.inf, max_foreign: float = 1.0, device: torch.device | str = 'cpu',
                clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
-    """Time steps in turns.
+    """Time steps in turns, by name.
 
     In each round every step runs ``iters`` times in a row; the order moves on by one from round to round, so that
     nobody always runs after the same neighbour. Garbage is collected between rounds, never inside one.
 
     Args:
-        steps: What to time, by name.
-        rounds: Number of rounds.
-        iters: Runs of a step in a round.
         warmup: Runs of each step before the first round.
         budget: Seconds after which no further round starts.
         max_foreign: A round during which other processes took a larger part of the processors is run once more,
             while the budget lasts; if that leaves no round, all are kept.
-        device: Waited for before the clock is read.
-        clock: Seconds.
 
     Returns:
         Seconds of one run, a list with a figure for each round by name.
@@ -127,17 +122,11 @@ def ratios(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, Spr
 
 
 def compare(times: Mapping[str, Sequence[float]], baseline: str, batch_size: int, prefix: str) -> dict[str, dict]:
-    """Result columns for each name: speed, and the ratio to the baseline with its spread.
-
-    Args:
-        times: What ``interleave`` returned.
-        baseline: Name whose ratio is 1.
-        batch_size: Images in a step.
-        prefix: Of the columns (``infer``, ``train``).
+    """Result columns for each name, from what ``interleave`` returned for steps of so many images.
 
     Returns:
-        By name: ``samples_per_sec`` and ``step_time`` (ms) from the median round, ``time_ratio``, ``time_ratio_q1`` and
-        ``time_ratio_q3`` (above 1: slower than the baseline).
+        By name, with the prefix (``infer``, ``train``): ``samples_per_sec`` and ``step_time`` (ms) from the median
+        round, ``time_ratio``, ``time_ratio_q1`` and ``time_ratio_q3`` (above 1: slower than the baseline).
     """
     spread = ratios(times, baseline)
     rows: dict[str, dict[str, Any]] = {}

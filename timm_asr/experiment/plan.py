@@ -34,14 +34,7 @@ QUIET = {'val_interval': 10 ** 6, 'log_interval': 10 ** 6, 'no_fuse': True, 'no_
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train.
-
-    Args:
-        name: As it stands in tables.
-        options: Of ``train.py``, with those of the base.
-        versus: Name of the arm that it is compared with; '' for none.
-        reported: Top-1 in percent that a paper gives, or None.
-    """
+    """One way to train: options of ``train.py``, the arm that it is compared with (or ''), and the top-1 of a paper."""
 
     name: str
     options: dict[str, Any]
@@ -69,17 +62,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole experiment.
+    """A whole experiment: each arm runs with each seed. Arms that name no other are compared with ``baseline``.
 
-    Args:
-        name: Of the experiment.
-        arms: In the order of the tables.
-        seeds: Each arm runs with each of them.
-        baseline: Arm that the others are compared with, where they name no other.
-        note: What tables say above themselves.
-        budget: Factor that epochs, images and seeds were scaled by.
-        halving: Epochs of each round of a search; none for an experiment.
-        keep: Share of the arms that a round of a search leaves.
+    ``budget`` is what epochs, images and seeds were scaled by; ``halving`` the epochs of each round of a search, which
+    leaves the share ``keep`` of the arms.
     """
 
     name: str
@@ -170,10 +156,8 @@ def _halving(path: str | Path, said: Any, arms: list[Arm]) -> tuple[tuple[int, .
 def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) -> Plan:
     """Read a plan and check its shape; what its options are worth, ``train.py`` says.
 
-    Args:
-        path: A YAML file.
-        budget: More than 0, at most 1: factor of epochs, training images and seeds.
-        versus: Arm that all others are compared with, in place of those that the plan names.
+    ``budget`` (above 0, at most 1) scales epochs, training images and seeds; the other arms are compared with
+    ``versus``.
 
     Raises:
         BadInput: In one sentence, what is wrong with it.

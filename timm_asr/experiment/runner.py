@@ -120,15 +120,7 @@ def missing_runs(plan: Plan, output: Path) -> list[Run]:
 
 
 def make_runs(plan: Plan, output: Path, parse_args: Parse, parallel: int = 1, device: str | None = None) -> None:
-    """Make every run that is missing.
-
-    Args:
-        plan: The experiment.
-        output: Folder with a folder a run; what is done there is not done again.
-        parse_args: Of ``train.py``.
-        parallel: Runs at once, on the cores or on the one GPU that they share.
-        device: As ``train.py --device``.
-    """
+    """Make every run that has no result, ``parallel`` at once, on the cores or on the one GPU that they share."""
     runs = missing_runs(plan, output)
     make = partial(make_run, output=output, parse_args=parse_args, device=device, budget=plan.budget)
     if parallel == 1:

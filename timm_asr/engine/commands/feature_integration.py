@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from ..flags import DATA, IMAGE, MODEL, SEED, pick
+from ..flags import MODEL, SEED
 from ..options import Option, group, parse, value
-from .stripes import NO_PROGRESS, OUTPUT
+from .stripes import IMAGES
 
 OPTIONS: list[Option] = [
     *MODEL,
@@ -17,11 +17,7 @@ OPTIONS: list[Option] = [
         value('--jobs', int, -1, 'processes, -1 for all processors', metavar='N'),
     ),
     SEED,
-    *DATA,
-    *IMAGE,
-    *pick('device'),
-    OUTPUT,
-    NO_PROGRESS,
+    *IMAGES,
 ]
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from ..flags import DATA, IMAGE, MODEL, pick
+from ..flags import MODEL, pick
 from ..options import Option, group, parse, value
-from .stripes import NO_PROGRESS, OUTPUT
+from .stripes import IMAGES
 
 #: The flags of one model, for several of them.
 MODELS: list[Option] = [
@@ -23,11 +23,7 @@ OPTIONS: list[Option] = [
         value('--layer', str, '', 'module to look at; the last stage, or the last block of a transformer, if unset',
               metavar='NAME'),
     ),
-    *DATA,
-    *IMAGE,
-    *pick('device'),
-    OUTPUT,
-    NO_PROGRESS,
+    *IMAGES,
 ]
 
 

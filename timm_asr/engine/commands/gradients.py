@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from ..flags import DATA, IMAGE, pick
 from ..options import Option, group, parse, switch, value
 from .gradcam import MODELS
-from .stripes import NO_PROGRESS, OUTPUT
+from .stripes import IMAGES
 
 OPTIONS: list[Option] = [
     *MODELS,
@@ -14,11 +13,7 @@ OPTIONS: list[Option] = [
         value('--samples', int, 1000, 'images to use, drawn at random', metavar='N'),
         switch('--eval-mode', 'use the running statistics of the BatchNorms instead of those of each batch'),
     ),
-    *DATA,
-    *IMAGE,
-    *pick('device'),
-    OUTPUT,
-    NO_PROGRESS,
+    *IMAGES,
 ]
 
 

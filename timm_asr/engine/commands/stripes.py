@@ -6,7 +6,9 @@ from ..flags import DATA, IMAGE, MODEL, pick
 from ..options import Option, group, parse, switch, value
 
 OUTPUT: Option = value('--output', str, 'look', 'folder for PNG, CSV and JSON', '-o', metavar='FOLDER', group='Output')
-NO_PROGRESS: Option = switch('--no-progress', 'no progress bar', group='Output')
+#: What all commands that look at networks take.
+IMAGES: list[Option] = [
+    *DATA, *IMAGE, *pick('device'), OUTPUT, switch('--no-progress', 'no progress bar', group='Output')]
 OPTIONS: list[Option] = [
     *MODEL,
     *group(
@@ -20,11 +22,7 @@ OPTIONS: list[Option] = [
         value('--detector', str, '', 'a detector over the backbone of --model; --checkpoint is then its own',
               choices=('', 'fasterrcnn', 'maskrcnn', 'retinanet')),
     ),
-    *DATA,
-    *IMAGE,
-    *pick('device'),
-    OUTPUT,
-    NO_PROGRESS,
+    *IMAGES,
 ]
 
 
