@@ -1,12 +1,9 @@
 """Evaluation: metrics of known outputs, each image counted once."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import nn
 
@@ -63,21 +60,3 @@ def test_the_padding_of_the_last_batch_is_not_counted() -> None:
     assert [part['count'] for part in parts] == [2, 2, 2, 1]
     for key in ('loss', 'top1', 'top5'):
         assert sum(part[key] * part['count'] for part in parts) / 7 == pytest.approx(whole[key], rel=1e-6)
-
-
-def _one_process(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', world_size=2, rank=rank)
-    images, target = known_data()
-    sampler = OrderedDistributedSampler(images)
-    figures = evaluate(Known(), loader_of(images, target, sampler), nn.CrossEntropyLoss(), device=torch.device('cpu'))
-    Path(folder, f'{rank}.json').write_text(json.dumps(figures))
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    mp.spawn(_one_process, args=(str(tmp_path),), nprocs=2)
-    images, target = known_data()
-    whole = evaluate(Known(), loader_of(images, target, None), nn.CrossEntropyLoss(), device=torch.device('cpu'))
-    for rank in range(2):
-        assert json.loads((tmp_path / f'{rank}.json').read_text()) == pytest.approx(dict(whole), rel=1e-6)

@@ -20,17 +20,11 @@ NAME = 'resnet20_asr_se'
 
 SCRIPT = """
 import json, sys
-import timm, torch, neighbour
+import neighbour
 from timm.models import create_model
 assert __name__ == '__main__'
 model = create_model('resnet20_asr_se', num_classes=7)
-model.load_state_dict(torch.load(sys.argv[1], weights_only=True))
-x = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
-model.eval()
-with torch.inference_mode():
-    logits = model(x)[0].tolist()
-out = dict(argv=sys.argv, logits=logits, path=sys.path[0])
-open(sys.argv[2], 'w').write(json.dumps(out))
+open(sys.argv[1], 'w').write(json.dumps(dict(argv=sys.argv, classes=model.num_classes, path=sys.path[0])))
 """
 
 
@@ -42,29 +36,13 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    model = timm.create_model(NAME, num_classes=7)
-    torch.save(model.state_dict(), tmp_path / 'weights.pth')
-    return tmp_path / 'weights.pth'
-
-
-def want(weights: Path) -> list[float]:
-    model = timm.create_model(NAME, num_classes=7).eval()
-    model.load_state_dict(torch.load(weights, weights_only=True))
-    with torch.no_grad():
-        return model(torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32))[0].tolist()
-
-
-def test_a_script_gets_its_arguments_unchanged(script: Path, weights: Path, tmp_path: Path) -> None:
+def test_a_script_gets_its_arguments_unchanged(script: Path, tmp_path: Path) -> None:
     out = tmp_path / 'out.json'
     before = list(sys.argv), list(sys.path)
-    arguments = [str(weights), str(out), '--model', 'x', '-h', '--fold-bn']
+    arguments = [str(out), '--model', 'x', '-h', '--fold-bn']
     assert run.main([str(script), *arguments]) == 0
     found = json.loads(out.read_text())
-    assert found['argv'] == [str(script), *arguments]
-    assert found['path'] == str(script.parent)
-    assert found['logits'] == pytest.approx(want(weights), abs=1e-6)
+    assert found == {'argv': [str(script), *arguments], 'classes': 7, 'path': str(script.parent)}
     assert (sys.argv, sys.path) == before
 
 

@@ -61,16 +61,12 @@ def check_hash(path: Path, content: dict[str, Any]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    try:
+    with suppress(OSError):  # of a system that does not open folders
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # a system that does not open folders
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _new_name_beside(path: Path) -> Path:

@@ -31,6 +31,13 @@ def inference_form(model: nn.Module, name: str, reparam: bool = False, fold_bn: 
     return model
 
 
+def check_backend(args: argparse.Namespace) -> None:
+    """Raise ``BadInput``, with those that there are, unless PyTorch has the backend of ``--torchcompile``."""
+    backends = torch._dynamo.list_backends(exclude_tags=()) if args.torchcompile else []
+    if args.torchcompile and args.torchcompile not in backends:
+        raise BadInput(f'--torchcompile {args.torchcompile}: PyTorch has {", ".join(backends)}')
+
+
 def compiled(model: nn.Module, args: argparse.Namespace) -> nn.Module:
     """The model after ``--torchscript`` or ``--torchcompile``."""
     if args.torchscript:
@@ -40,9 +47,7 @@ def compiled(model: nn.Module, args: argparse.Namespace) -> nn.Module:
             reason = str(error).strip().splitlines()[0]
             raise BadInput(f'--torchscript: this model cannot be scripted ({reason[:200]})') from None
     if args.torchcompile:
-        backends = torch._dynamo.list_backends(exclude_tags=())
-        if args.torchcompile not in backends:
-            raise BadInput(f'--torchcompile {args.torchcompile}: PyTorch has {", ".join(backends)}')
+        check_backend(args)
         torch._dynamo.reset()
         return torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
     return model

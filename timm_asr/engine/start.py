@@ -29,7 +29,7 @@ from .device import find_device
 from .evaluate import evaluate
 from .loaders import make_loaders, open_datasets
 from .loop import Training
-from .prepare import DTYPES, autocast, check_noise, fast_matmul
+from .prepare import DTYPES, autocast, check_backend, check_noise, fast_matmul
 from .progress import Progress
 from .resume import adopt_asr, restore, restore_weights
 
@@ -69,9 +69,7 @@ def resolve(args: argparse.Namespace) -> dict[str, Any]:
 
 def build_training(args: argparse.Namespace, device: torch.device) -> tuple[Training, dict[str, Any], tuple[Any, Any]]:
     """Model, data, loss and optimizer; also the data configuration and the data sets."""
-    if args.torchcompile and args.torchcompile not in torch._dynamo.list_backends(exclude_tags=()):
-        raise BadInput(f'--torchcompile {args.torchcompile}: PyTorch has '
-                       f'{", ".join(torch._dynamo.list_backends(exclude_tags=()))}')
+    check_backend(args)
     check_noise(args)
     adopt_asr(args)
     check_model(args)

@@ -10,15 +10,13 @@ SOURCE: list[Option] = group(
     'What to export',
     value('checkpoint', str, None, "training checkpoint of this package or of timm's train.py, weight file, "
           'exported folder, or name of published weights', metavar='CHECKPOINT'),
-    *pick('use-ema'),
-    *pick('model', help='name of the model, where the file does not say it'),
+    *pick('use-ema'), *pick('model', help='name of the model, where the file does not say it'),
     *pick('num-classes in-chans img-size model-kwargs'),
 )
 #: Images to compare on.
 IMAGES: list[Option] = group(
     'Images to compare on',
-    *pick('data-dir dataset split dataset-download class-map workers'),
-    *pick('batch-size', default=64),
+    *pick('data-dir dataset split dataset-download class-map workers'), *pick('batch-size', default=64),
     *pick('mean std crop-pct interpolation device'),
     switch('--no-progress', 'no progress bar'),
 )

@@ -19,8 +19,7 @@ OPTIONS: list[Option] = [
         value('--thresholds', int, 5, 'also say what so many thresholds would cost; 0 for none', metavar='N'),
         switch('--force', 'replace other weights that are there'),
     ),
-    *SOURCE,
-    *IMAGES,
+    *SOURCE, *IMAGES,
 ]
 
 

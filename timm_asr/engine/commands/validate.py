@@ -8,19 +8,16 @@ from ..options import Option, group, parse, switch, value
 DEFAULT_MODEL = 'dpn92'
 
 OPTIONS: list[Option] = [
-    *DATA,
-    *IMAGE,
+    *DATA, *IMAGE,
     *pick('model', default=DEFAULT_MODEL, help='registry name, hf-hub: name, folder with config.json, training '
           'checkpoint, wildcard, all, or a text file of names'),
     *(option for option in MODEL if option.key not in ('model', 'checkpoint', 'pretrained')),
     *pick('pretrained', help='load the pretrained weights (always, where no checkpoint is named)'),
     *pick('checkpoint', help='weight file, folder with config.json, or a folder whose every .pth and .pth.tar is '
           'validated'),
-    *group('Model', switch('--test-pool', 'pool at test time over larger images (test-time pooling)')),
-    *INFERENCE_FORM,
+    *group('Model', switch('--test-pool', 'pool at test time over larger images (test-time pooling)')), *INFERENCE_FORM,
     BN_NOISE,
-    *DEVICE,
-    *COMPILE,
+    *DEVICE, *COMPILE,
     SEED,
     *group(
         'Running',
