@@ -67,6 +67,9 @@ class Run:
         training.scheduler, epochs = create_scheduler_v2(
             training.optimizer, **scheduler_kwargs(args, decreasing_metric=self.metric == 'loss'),
             updates_per_epoch=training.updates_per_epoch)
+        if training.scheduler is not None and args.warmup_epochs >= epochs and self.primary:
+            _logger.warning('The learning rate still rises when this run ends: its warm-up takes '
+                            f'{args.warmup_epochs:g} of {epochs} epochs (--warmup-epochs).')
         first = 0
         if content is not None:
             first = int(content.get('epoch', -1)) + (0 if content.get('recovery') else 1)
