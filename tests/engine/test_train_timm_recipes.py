@@ -127,7 +127,7 @@ def test_gradient_accumulation_equals_a_larger_batch(train):
     """The same images in two halves; the model has no BatchNorm, so that both compute the same."""
     plain = '--opt momentum --lr 0.1 --no-aug --sched none --smoothing 0'
     whole = train(plain, model='test_vit', batch=6, more='--drop-path 0')
-    parts = train(plain + ' --grad-accum-steps 2', model='test_vit', batch=3, more='--drop-path 0')
+    parts = train(plain + ' --grad-accum-steps 2 --overwrite', model='test_vit', batch=3, more='--drop-path 0')
     for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -210,7 +210,7 @@ def test_clipping_bounds_the_gradient(train, monkeypatch):
     train('--lr 0.1 --clip-grad 0.01')
     assert max(norms) <= 0.0101
     norms.clear()
-    train('--lr 0.1')
+    train('--lr 0.1 --overwrite')
     assert min(norms) > 0.0101
 
 
@@ -322,11 +322,11 @@ def test_the_plain_model_of_timm_trains_too(train):
 
 def test_auxiliary_terms_reach_the_loss(train, monkeypatch):
     from timm_asr.asr.vector import ASRVector
-    monkeypatch.setattr(ASRVector, 'auxiliary_loss', lambda self: 100 * (self.psi - 3).pow(2).mean(), raising=False)
+    monkeypatch.setattr(ASRVector, 'penalty', lambda self: (100 / self.psi.numel(), self.psi - 3), raising=False)
     with_term = train('--lr 1e-3 --warmup-epochs 0')
     assert with_term.training.task.has_auxiliary
     psi = [value for key, value in with_term.last['state_dict'].items() if key.endswith('psi')]
     assert min(value.min() for value in psi) > 0.15  # pulled from 0.1 towards 3
     monkeypatch.undo()
-    without = train('--lr 1e-3 --warmup-epochs 0')
+    without = train('--lr 1e-3 --warmup-epochs 0 --overwrite')
     assert not without.training.task.has_auxiliary

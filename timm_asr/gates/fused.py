@@ -22,7 +22,7 @@ def affine(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.T
 
 @torch.jit.unused
 def _affine(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    if u.shape[0] == 1 or not needs_gradient(u, weight, bias):
+    if not needs_gradient(u, weight, bias) or u.shape[0] == 1:  # in this order: a tracer knows no shape
         return torch.addcmul(bias, u, weight)
     return torch.native_batch_norm(u, weight, bias, *standard(weight), False, 0.0, 0.0)[0]
 

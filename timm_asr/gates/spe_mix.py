@@ -14,9 +14,8 @@ from .passes import Pass, begin, end, take, uncounted, version
 
 def shares(p: torch.Tensor, eps: float) -> torch.Tensor:
     """Shares of maximum and minimum, q / (q_0 + q_1) with q = p^2 + eps: Eq. 3. (..., 2) -> (..., 2)."""
-    if p.dtype == torch.float16 or p.dtype == torch.bfloat16:
-        p = p.float()  # squares of small float16 numbers are zero
-    q = p.square() + eps
+    # In single precision at least: squares of small float16 numbers are zero.
+    q = (p * p.new_ones([1], dtype=torch.float32)).square() + eps
     return q / q.sum(-1, keepdim=True)
 
 
