@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,15 @@ def check_metrics(folder, images):
 def test_torchrun(images, tmp_path):
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', 'train.py',
                '--data-dir', images, *ARGV, '--output', tmp_path, '--crop-pct', 1]
-    done = subprocess.run([str(word) for word in command], cwd=ROOT, text=True, capture_output=True, timeout=300,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    for attempt in (1, 2):
+        try:
+            done = subprocess.run([str(word) for word in command], cwd=ROOT, text=True, capture_output=True,
+                                  timeout=200, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+            break
+        except subprocess.TimeoutExpired:  # seen once on a busy machine, see NOTES.md
+            assert attempt == 1
+            warnings.warn('two processes by torchrun hung; they are started once more', stacklevel=1)
+            shutil.rmtree(tmp_path / 'run', ignore_errors=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count('in 2 processes') == 1  # only the first one speaks
     assert done.stdout.count('largest logit difference') == 1
