@@ -27,6 +27,12 @@ def nearest(name: str, known: Sequence[str], count: int = 1) -> list[str]:
     return []
 
 
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """A hint at the known name nearest to a mistyped one, '' where none is near."""
+    match = get_close_matches(name, known, n=1)
+    return f", did you mean '{match[0]}'" if match else ''
+
+
 class Stopped(Exception):  # noqa: N818 - not an error of the program either
     """A run that cannot go on; its text is one sentence that says why and what is left."""
 

@@ -5,7 +5,6 @@ layer(x; v * w, v * b), in training mode and for every gradient too. So attentio
 needs neither a pass over the feature map nor anything saved for the backward pass.
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -205,9 +204,3 @@ def scale_(layer: nn.Module, v: torch.Tensor) -> None:
     """Multiply the layer's output channels by v, (C,), in place and for good."""
     for name in scaled_names(layer):
         _tensor(layer, name).mul_(factor_for(layer, name, v))
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """A hint at the known name nearest to a mistyped one, '' where none is near."""
-    match = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean '{match[0]}'" if match else ''

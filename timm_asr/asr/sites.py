@@ -8,10 +8,11 @@ from timm.layers import to_2tuple
 from timm.models import get_model_args
 from torch import nn
 
+from ..errors import did_you_mean
 from .blocks import BLOCKS, facts_of
 from .checks import has_hooks
 from .residual_ends import BranchEnds, conv_norms
-from .scaled import SCALABLE, nearest, scaled_names
+from .scaled import SCALABLE, scaled_names
 from .trace import Graph, follow
 from .wrapper import ASR
 
@@ -161,7 +162,7 @@ def match_sites(model: nn.Module, patterns: list[str]) -> list[str]:
         found = [n for n in names if n.count('.') == pattern.count('.') and fnmatch.fnmatchcase(n, pattern)]
         if not found:
             raise ValueError(
-                f"No module of this {type(model).__name__} is called '{pattern}'{nearest(pattern, names)}; "
+                f"No module of this {type(model).__name__} is called '{pattern}'{did_you_mean(pattern, names)}; "
                 'sites are names or patterns as in model.named_modules().')
         matched.update(found)
     return [name for name in names if name in matched]

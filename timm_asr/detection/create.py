@@ -11,7 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from ..asr.scaled import nearest
+from ..errors import did_you_mean
 from .backbone import TimmPyramid, make_body
 from .pooling import region_pool
 
@@ -68,14 +68,15 @@ def create_detector(name: str, backbone: str, num_classes: int = 91, *, pretrain
         RuntimeError: timm does not know the backbone or has no features of it.
     """
     if name not in _CLASSES:
-        raise ValueError(f"Unknown detector '{name}'{nearest(name, list(_CLASSES))}; there are {', '.join(_CLASSES)}.")
+        hint = did_you_mean(name, list(_CLASSES))
+        raise ValueError(f"Unknown detector '{name}'{hint}; there are {', '.join(_CLASSES)}.")
     cls = _CLASSES[name]
     accepting = (cls, GeneralizedRCNNTransform)  # torchvision hands on to it what is left
     known = {key for one in accepting for key in inspect.signature(one).parameters} - {'backbone', 'kwargs'}
     unknown = sorted(set(kwargs) - known)
     if unknown:  # torchvision's constructors accept anything in silence
         raise TypeError(
-            f"torchvision's {cls.__name__} has no keyword '{unknown[0]}'{nearest(unknown[0], sorted(known))}.")
+            f"torchvision's {cls.__name__} has no keyword '{unknown[0]}'{did_you_mean(unknown[0], sorted(known))}.")
 
     finest, beyond = (8, 2) if name == 'retinanet' else (4, 1)
     body = make_body(backbone, pretrained, checkpoint, asr, frozen_bn, **(backbone_kwargs or {}))
