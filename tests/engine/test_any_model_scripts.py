@@ -120,7 +120,12 @@ def test_a_run_is_named_and_fused(trained):
     plain = timm.create_model('test_convnext', num_classes=3)
     assert metrics['parameters'] > metrics['parameters_folded'] == metrics['parameters_plain'] == sum(
         p.numel() for p in plain.parameters())
-    assert re.search(r'^ +test_convnext ', text, re.MULTILINE)  # the head of the table names the plain network
+    # The table shows plain, SE (at the sites of ASR, since no such network has a name) and ASR, as for names.
+    assert re.search(r'^ +test_convnext +test_convnext_se +test_convnext_asr_se$', text, re.MULTILINE)
+    rows = metrics['side_by_side']
+    assert rows['test_convnext_se']['parameters'] > rows['test_convnext']['parameters'] == metrics['parameters_plain']
+    assert rows['test_convnext_asr_se']['infer_folded'] == 'same network as test_convnext'
+    assert 'top5' not in text  # of three classes
     model = timm.create_model(f'local-dir:{folder}', pretrained=True)
     assert list(model.state_dict()) == list(plain.state_dict())
 

@@ -87,7 +87,7 @@ def test_markdown_is_a_table() -> None:
         '| c     |       | none  |']
 
 
-def test_a_checkpoint_and_a_fused_folder(run: Callable, tmp_path: Path) -> None:
+def test_a_checkpoint_and_an_exported_folder(run: Callable, tmp_path: Path) -> None:
     model = timm.create_model('resnet20_asr_se', num_classes=7)
     torch.save({'arch': 'resnet20_asr_se', 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
     timm_asr.save_fused(model, tmp_path / 'fused')
@@ -96,14 +96,14 @@ def test_a_checkpoint_and_a_fused_folder(run: Callable, tmp_path: Path) -> None:
     assert len(rows) == 3
 
 
-def test_unfused_is_said_once(run: Callable, caplog: pytest.LogCaptureFixture) -> None:
+def test_measured_as_trained_is_said_once(run: Callable, caplog: pytest.LogCaptureFixture) -> None:
     def warnings() -> list[str]:
         lines = [r.message for r in caplog.records if r.levelname == 'WARNING']
         caplog.clear()
         return lines
 
     run('-m', 'resnet20_asr_se', '--bench', 'both')
-    assert [line.partition(';')[0] for line in warnings()] == ['resnet20_asr_se is measured unfused']
+    assert [line.partition(';')[0] for line in warnings()] == ['resnet20_asr_se is measured as trained']
     run('-m', 'resnet20_asr_se', '--bench', 'inference', '--reparam')
     assert warnings() == []
 
@@ -111,7 +111,7 @@ def test_unfused_is_said_once(run: Callable, caplog: pytest.LogCaptureFixture) -
 @pytest.mark.parametrize(('name', 'foldable'), [
     ('resnet20', False), ('resnet20_asr_se', True), ('resnet20_se', True), ('resnet20_ras', True),
     ('test_vit', False), ('repvgg_a0', True)])
-def test_what_can_be_fused(name: str, foldable: bool) -> None:
+def test_what_has_an_inference_form(name: str, foldable: bool) -> None:
     model = timm.create_model(name).eval()
     assert is_foldable(model) is foldable
     assert not is_foldable(timm_asr.reparameterize(model))

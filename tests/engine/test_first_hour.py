@@ -10,9 +10,10 @@ import torch
 from train_helpers import run
 
 import timm_asr
+from timm_asr.asr.wrapper import ASR
 from timm_asr.engine.commands import benchmark, validate
 from timm_asr.engine.commands.train import main, parse_args
-from timm_asr.engine.side_by_side import Column, columns_of, measure, structure, table
+from timm_asr.engine.side_by_side import Column, Gated, columns_of, measure, structure, table
 from timm_asr.errors import BadInput
 
 TRAIN = ['-b', '6', '--epochs', '1', '-j', '0', '--lr', '0.05', '--experiment', 'run', '--no-fuse', '--device', 'cpu']
@@ -114,6 +115,29 @@ def test_side_by_side():
     lines = table(rows, 9).splitlines()
     assert re.search(r'training step +[\d.e+]+ ms( +[\d.]+ \([\d.]+-[\d.]+\)){2}$', lines[2])
     assert re.search(r'top-1 on 9 images, % +not trained +not trained +98.00$', lines[7])
+
+
+@pytest.mark.parametrize('name', ['test_vit', 'test_convnext', 'resnet20'])
+def test_attention_at_the_sites_of_asr(name):
+    """SE beside ASR by keyword: at the same layers, on tokens too, from what they put out."""
+    args = parse_args(['--model', name, '--dataset', 'digits', '--asr', 'se', '--num-classes', '3'])
+    model = timm_asr.create_model(name, asr='se', num_classes=3).eval()
+    plain, gated, own = columns_of(args, model, model, None)
+    assert [plain.name, gated.name, own.name] == [name, f'{name}_se', f'{name}_asr_se']
+    sites = [key for key, module in model.named_modules() if isinstance(module, ASR)]
+    if name == 'resnet20':  # which has a name
+        assert type(gated.trained) is type(plain.trained)
+        return
+    assert [key for key, module in gated.trained.named_modules() if isinstance(module, Gated)] == sites
+    site = gated.trained.get_submodule(sites[-1])
+    seen = []
+    site.layer.register_forward_hook(lambda module, args, out: seen.append(out))
+    site.register_forward_hook(lambda module, args, out: seen.append(out))
+    images = torch.randn(2, *timm.get_pretrained_cfg(name).input_size)
+    gated.trained(images)
+    before, after = (out.movedim(site.dim, 1).flatten(2) for out in seen)
+    v = site.gate.excite(before.mean(2))
+    assert torch.allclose(after, before * v[..., None], atol=1e-6)
 
 
 def test_two_networks_are_the_same_only_if_their_layers_are():

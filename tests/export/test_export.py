@@ -170,7 +170,7 @@ def test_the_command_says_what_it_does(model, checkpoint, tmp_path, capsys):
     assert (status, err) == (0, '')
     steps = [line.split()[0] for line in out.splitlines() if line[0] != ' ']
     assert steps == ['export', 'compare', 'fold', 'check', 'check', 'written']
-    assert 'epoch 7, weights as trained (averaged ones are there too: --use-ema), from last.pth.tar' in out
+    assert 'epoch 7, raw weights (averaged ones are there too: --use-ema), from last.pth.tar' in out
     assert 'loads by timm and timm_asr; logits differ' in out
     size = f'{(folder / "model.safetensors").stat().st_size:,}'
     assert f'{size}  model.safetensors  sha256 {file_sha256(folder / "model.safetensors")}' in out
@@ -238,7 +238,7 @@ def test_published_weights_are_a_source(tmp_path):
     ('{c} --onnx {t}/x.onnx --int8 {t}/text.pth', '{t}/text.pth is there already; choose another name'),
     ('{c} --onnx {t}/x.onnx --int8 {t}/y.onnx --samples 0', '--samples takes one image or more'),
     ('{c} --onnx {t}/x.onnx --keep-trainable', '--keep-trainable goes with --output'),
-    ('{c} --onnx {t}/x.onnx --unfused --fold-bn', '--as-trained and --fold-bn exclude each other'),
+    ('{c} --onnx {t}/x.onnx --as-trained --fold-bn', '--as-trained and --fold-bn exclude each other'),
     ('{c} --torch-export {t}/text.pth', '{t}/text.pth is there already; choose another name, or replace it (--force)'),
     ('{c} --output {t}/x --mean 0.1 0.2', '--mean and --std take one value, or one for each input channel')])
 def test_one_sentence_for_what_is_wrong(argv, sentence, checkpoint, model, tmp_path, capsys):

@@ -2,9 +2,7 @@
 
 import argparse
 import copy
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,32 +22,24 @@ from ..models.counts import count_parameters
 from ..models.registry import plain_architecture
 from .build import first_line, title_of
 from .interrupt import stoppable
-from .side_by_side import columns_of, measure, milliseconds
+from .side_by_side import columns_of, measure
 from .summary import read_summary
-
-_logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """No TF32 inside: a comparison to 1e-5 needs all bits of float32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def compare(model: nn.Module, others: Sequence[nn.Module], loader: Iterable, device: torch.device) -> list[Comparison]:
     """Compare a model with others in float32, over images (B, C, H, W) and class indices (B,)."""
     found = [Comparison(tolerance(model)) for _ in others]
-    with torch.inference_mode(), exact_float32():
-        for images, target in stoppable(loader):
-            images = images.to(device, torch.float32)
-            logits = model(images)
-            for one, other in zip(found, others, strict=True):
-                one.update(logits, other(images), target)
+    cuda = torch.backends.cuda.matmul
+    before, cuda.allow_tf32 = cuda.allow_tf32, False  # a comparison to 1e-5 needs all bits of float32
+    try:
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            for images, target in stoppable(loader):
+                images = images.to(device, torch.float32)
+                logits = model(images)
+                for one, other in zip(found, others, strict=True):
+                    one.update(logits, other(images), target)
+    finally:
+        cuda.allow_tf32 = before
     return found
 
 
@@ -73,19 +63,21 @@ class Forms:
             'model': facts.get('model'), 'plain': plain_architecture(facts.get('model') or ''),
             **({'asr': facts['asr']['asr']} if facts.get('asr') else {}),
             **{key: facts.get(key) for key in ('dataset', 'epoch', 'weights')}, 'was_asr': has_asr(self.model),
-            'images': self.to_folded.images, **self._of('', self.model, self.to_folded, 0),
-            **self._of('_folded', self.folded, self.to_folded, 1)}
+            'images': self.to_folded.images, **_figures('', self.model, self.to_folded, 0),
+            **_figures('_folded', self.folded, self.to_folded, 1), **_differences('', self.to_folded)}
         if self.inference is not self.folded:
-            found |= self._of('_inference', self.inference, self.to_inference, 1)
-        for end, one in (('', self.to_folded), ('_inference', self.to_inference)):
-            if not end or self.inference is not self.folded:
-                found |= {f'logit_difference{end}': one.largest, f'logit_difference_relative{end}': one.relative}
+            found |= _figures('_inference', self.inference, self.to_inference, 1)
+            found |= _differences('_inference', self.to_inference)
         return found
 
-    @staticmethod
-    def _of(end: str, model: nn.Module, found: Comparison, which: int) -> dict[str, Any]:
-        top1, top5 = found.top1 or (None, None), found.top5 or (None, None)
-        return {f'top1{end}': top1[which], f'top5{end}': top5[which], f'parameters{end}': count_parameters(model)}
+
+def _figures(end: str, model: nn.Module, found: Comparison, which: int) -> dict[str, Any]:
+    top1, top5 = found.top1 or (None, None), found.top5 or (None, None)
+    return {f'top1{end}': top1[which], f'top5{end}': top5[which], f'parameters{end}': count_parameters(model)}
+
+
+def _differences(end: str, found: Comparison) -> dict[str, float]:
+    return {f'logit_difference{end}': found.largest, f'logit_difference_relative{end}': found.relative}
 
 
 def compare_forms(model: nn.Module, loader: Iterable, device: torch.device, what: str) -> Forms:
@@ -135,15 +127,13 @@ def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_co
     if timed:
         columns = columns_of(args, forms.model, forms.inference, metrics['top1'])
         batch = min(args.validation_batch_size or args.batch_size, 32)
-        rows = measure(columns, (batch, *data_config['input_size']), device)
-        metrics['side_by_side'] = rows
-        own = title_of(args)
-        speeds = [('model', own, 'infer'), ('plain', metrics['plain'], 'infer'),
-                  ('inference' if 'parameters_inference' in metrics else 'folded', own, 'infer_folded')]
-        metrics |= {f'images_per_second_{key}': round(1000 * batch / milliseconds(rows, name, what), 1)
-                    for key, name, what in speeds if name in rows}
-        if metrics['plain'] in rows:
-            metrics['parameters_plain'] = rows[metrics['plain']]['parameters']
+        rows = metrics['side_by_side'] = measure(columns, (batch, *data_config['input_size']), device)
+        own, plain = rows[title_of(args)], rows.get(metrics['plain'])
+        form = 'inference' if 'parameters_inference' in metrics else 'folded'
+        metrics |= {'images_per_second_model': own['images_per_second'],
+                    f'images_per_second_{form}': own['images_per_second_folded']}
+        if plain is not None:
+            metrics |= {'images_per_second_plain': plain['images_per_second'], 'parameters_plain': plain['parameters']}
     # The run's own files are in the folder already.
     source.data_config, source.metrics, source.files = used_data_config(data_config), metrics, {}
     try:

@@ -75,10 +75,12 @@ def describe(source: Source) -> str:
     """The source in one line."""
     facts = source.facts
     parts = [facts.get('model') or type(source.model).__name__]
+    if facts.get('asr'):
+        parts[0] += f' --asr {facts["asr"]["asr"]}'
     if facts.get('epoch') is not None:
         parts.append(f'epoch {facts["epoch"]}')
     if facts.get('weights'):
-        parts.append({'ema': 'averaged weights', 'raw': 'weights as trained'}[facts['weights']])
+        parts.append({'ema': 'averaged weights', 'raw': 'raw weights'}[facts['weights']])
     if source.has_ema and facts.get('weights') == 'raw':
         parts[-1] += ' (averaged ones are there too: --use-ema)'
     return ', '.join(parts) + (f', from {facts["source"]["file"]}' if facts.get('source') else '')

@@ -22,12 +22,12 @@ DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.
 def inference_form(model: nn.Module, name: str, reparam: bool = False, fold_bn: bool = False) -> nn.Module:
     """The model, or its inference form (``reparam``), with each BatchNorm folded into its convolution (``fold_bn``).
 
-    One line of warning, with its name, where it could be fused and is not.
+    One line of warning, with its name, where it has another form and is measured as trained.
     """
     if reparam or fold_bn:
         return reparameterize(model.eval(), fold_bn=fold_bn)
     if is_foldable(model):
-        _logger.warning(f'{name} is measured unfused; --reparam measures its inference form.')
+        _logger.warning(f'{name} is measured as trained; --reparam measures its inference form.')
     return model
 
 

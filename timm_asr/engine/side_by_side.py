@@ -14,21 +14,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.models import is_model
 from torch import nn
 
+from ..asr.scaled import channel_dim, out_channels
+from ..asr.wrapper import ASR
 from ..errors import BadInput
+from ..gates.table import get_gate, list_gates
 from ..inference.reparameterize import reparameterize
 from ..models.auxiliary import auxiliary_loss
 from ..models.counts import count_parameters
 from ..models.registry import variant_of
 from .build import build_model, title_of
 from .reports import aligned
-from .versus import Spread, interleave, ratios
+from .versus import interleave, ratios
 
-#: Seconds after which no further round starts, for each of the two measurements.
-BUDGET = 30.0
-ROUNDS = 15
+#: Rounds of each of the two measurements, and seconds after which no further one starts.
+TURNS: dict[str, Any] = {'rounds': 15, 'warmup': 2, 'budget': 30.0}
 
 
 @dataclass
@@ -41,33 +42,51 @@ class Column:
     top1: float | None = None
 
 
+class Gated(nn.Module):
+    """A layer whose output channels are weighed by a gate that sees them: ordinary attention at a site of ASR."""
+
+    def __init__(self, layer: nn.Module, gate: str) -> None:
+        super().__init__()
+        self.layer, self.gate, self.dim = layer, get_gate(gate)(out_channels(layer)), channel_dim(layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        if y.ndim == 4 and self.dim == 1:
+            return self.gate(y)
+        maps = y.movedim(self.dim, 1)  # tokens as a map that is one pixel wide
+        return self.gate(maps.flatten(2).unsqueeze(-1)).view(maps.shape).movedim(1, self.dim)
+
+
 def columns_of(args: argparse.Namespace, model: nn.Module, form: nn.Module, top1: float | None) -> list[Column]:
-    """The columns for a run: plain, with the gate in its blocks, and what the run trained, at the end."""
+    """The columns for a run: plain, with attention, and what the run trained, at the end.
+
+    The gate of the attention is that of the model. It is in the blocks where the registry has such a network, else at
+    the sites of ASR.
+    """
     own, variant = title_of(args), variant_of(args.model)
-    names = [args.model]
-    if variant is not None:
-        gate = args.asr or variant.asr or variant.gate
-        plain = replace(variant, gate='', asr='', dia='')
-        names = [plain.name, *([replace(plain, gate=gate).name] if gate else [])]
+    plain = variant.without('gate', 'asr', 'dia') if variant else args.model
+    gate = args.asr or (variant and (variant.asr or variant.gate))
+    gated = replace(variant, gate=gate, asr='', dia='').name if variant else f'{plain}_{gate}'
+    others = {plain: beside(plain, args)}
+    if gate in list_gates():
+        sites = [name for name, module in model.named_modules() if isinstance(module, ASR)]
+        others[gated] = beside(gated, args) if variant_of(gated) else beside(plain, args, gate, sites)
     device = next(model.parameters()).device
-    columns = []
-    for name in names:
-        other = beside(name, args) if name != own and is_model(name) else None
-        if other is not None:
-            columns.append(Column(name, other.to(device), reparameterize(copy.deepcopy(other)).to(device)))
-    return [*columns, Column(own, model, form, top1)]
+    return [*(Column(name, other.to(device), reparameterize(copy.deepcopy(other)).to(device))
+              for name, other in others.items() if other is not None and name != own), Column(own, model, form, top1)]
 
 
-def beside(name: str, args: argparse.Namespace) -> nn.Module | None:
-    """Another network by the options of a run, to count and to time; None where they do not make one."""
-    other = argparse.Namespace(**vars(args))
-    other.model, other.asr = name, None
-    other.model_kwargs = {key: value for key, value in args.model_kwargs.items()
-                          if not key.startswith(('asr', 'rd_ratio'))}
+def beside(name: str, args: argparse.Namespace, gate: str = '', sites: Sequence[str] = ()) -> nn.Module | None:
+    """Another network by the options of a run, with a gate at some sites; None where the options do not make one."""
+    kwargs = {key: value for key, value in args.model_kwargs.items() if not key.startswith(('asr', 'rd_ratio'))}
     try:
-        return build_model(other, weights=False).eval()
+        model = build_model(argparse.Namespace(**{**vars(args), 'model': name, 'asr': None, 'model_kwargs': kwargs}),
+                            weights=False)
     except BadInput:
         return None
+    for site in sites:
+        model.set_submodule(site, Gated(model.get_submodule(site), gate))
+    return model.eval()
 
 
 def structure(model: nn.Module) -> tuple:
@@ -77,10 +96,7 @@ def structure(model: nn.Module) -> tuple:
 
 
 def _forward(model: nn.Module, images: torch.Tensor) -> Callable[[], object]:
-    def step() -> None:
-        with torch.inference_mode():
-            model(images)
-    return step
+    return torch.inference_mode()(lambda: model(images))
 
 
 def _training(model: nn.Module, images: torch.Tensor) -> Callable[[], object]:
@@ -99,48 +115,36 @@ def measure(columns: Sequence[Column], shape: Sequence[int], device: torch.devic
     """Time all networks in turns; of two that are the same network, one. Images are (B, C, H, W) = ``shape``.
 
     Returns:
-        By name of the column: ``parameters``, ``parameters_inference``, ``top1`` where known, and ``train``, ``infer``
-        and ``infer_folded``, each ``[milliseconds, ratio to the first, first quartile, third quartile]`` or the text
+        By name of the column: ``parameters``, ``parameters_inference``, ``images_per_second`` as trained and
+        ``images_per_second_folded``, ``top1`` where known, and ``train``, ``infer`` and ``infer_folded``, each
+        ``[milliseconds, ratio to the first, first quartile, third quartile]`` or the text
         ``'same network[ as NAME]'``.
     """
     images = torch.randn(tuple(shape), device=device)
-    # The first network of each structure: (name, whether as trained).
-    first: dict[tuple, tuple[str, bool]] = {}
-    networks: dict[tuple[str, bool], nn.Module] = {}
-    for as_trained in (True, False):
-        for column in columns:
-            network = column.trained if as_trained else column.form
-            key = first.setdefault(structure(network), (column.name, as_trained))
-            networks.setdefault(key, network)
-    infer = interleave({key: _forward(network, images) for key, network in networks.items()},  # type: ignore[misc]
-                       rounds=ROUNDS, warmup=2, budget=BUDGET, device=device)
-    train = interleave({column.name: _training(column.trained, images) for column in columns},
-                       rounds=ROUNDS, warmup=2, budget=BUDGET, device=device)
+    networks = {(column.name, kind): network for kind in ('infer', 'infer_folded') for column in columns
+                for network in [column.trained if kind == 'infer' else column.form]}
+    first: dict[tuple, tuple[str, str]] = {}  # of each structure
+    for key, network in networks.items():
+        first.setdefault(structure(network), key)
+    infer: Any = interleave({key: _forward(networks[key], images) for key in first.values()},  # type: ignore[misc]
+                            device=device, **TURNS)
+    train = interleave({column.name: _training(column.trained, images) for column in columns}, device=device, **TURNS)
+    base = columns[0].name
     rows: dict[str, Any] = {}
     for column in columns:
-        row: dict[str, Any] = {
-            'parameters': count_parameters(column.trained), 'parameters_inference': count_parameters(column.form)}
-        row |= {} if column.top1 is None else {'top1': column.top1}
-        row['train'] = _figures(train, column.name, columns[0].name)
-        for name, as_trained, network in (('infer', True, column.trained), ('infer_folded', False, column.form)):
-            key = first[structure(network)]
-            row[name] = (_figures(infer, key, (columns[0].name, True)) if key == (column.name, as_trained) else
+        row = rows[column.name] = {
+            'parameters': count_parameters(column.trained), 'parameters_inference': count_parameters(column.form),
+            **({} if column.top1 is None else {'top1': column.top1}), 'train': _figures(train, column.name, base)}
+        for kind, end in (('infer', ''), ('infer_folded', '_folded')):
+            key = first[structure(networks[column.name, kind])]
+            row[kind] = (_figures(infer, key, (base, 'infer')) if key == (column.name, kind) else
                          'same network' if key[0] == column.name else f'same network as {key[0]}')
-        rows[column.name] = row
+            row[f'images_per_second{end}'] = round(len(images) / statistics.median(infer[key]), 1)
     return rows
 
 
 def _figures(times: Mapping[Any, Sequence[float]], key: Any, base: Any) -> list[float]:
-    spread: Spread = ratios(times, base)[key]
-    return [round(1000 * statistics.median(times[key]), 3), *(round(value, 4) for value in spread)]
-
-
-def milliseconds(rows: Mapping[str, Any], name: str, what: str) -> float:
-    """The time of a network, or that of the one that is the same network."""
-    value = rows[name][what]
-    if not isinstance(value, str):
-        return value[0]
-    return milliseconds(rows, value.removeprefix('same network').removeprefix(' as ') or name, 'infer')
+    return [round(1000 * statistics.median(times[key]), 3), *(round(value, 4) for value in ratios(times, base)[key])]
 
 
 def table(rows: Mapping[str, Any], images: int) -> str:

@@ -130,7 +130,7 @@ def validate_epoch(training: Training, progress: Progress) -> 'OrderedDict[str, 
     def run(model: nn.Module, name: str) -> 'OrderedDict[str, float]':
         found = evaluate(model, training.loaders.eval, nn.CrossEntropyLoss(), device=training.device,
                          dtype=training.dtype, amp_autocast=training.amp_autocast, channels_last=args.channels_last)
-        progress.line(f'validation{name}: top-1 {found["top1"]:.2f} %, top-5 {found["top5"]:.2f} %, '
+        progress.line(f'validation{name}: top-1 {found["top1"]:.2f} %, '
                       f'loss {found["loss"]:.4f}, {found["count"]} images')
         found.pop('count')
         return found

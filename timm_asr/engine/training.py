@@ -131,7 +131,8 @@ class Run:
         add_summary(self.folder / SUMMARY, row)
         self.trackers.log(row)
         self.saver.save(capture(training), epoch, metric)
-        shown = ''.join(f', {name} {value:.4g}' for name, value in (validated or {}).items() if name != 'loss')
+        hidden = ('loss', 'top5') if args.num_classes <= 5 else ('loss',)  # five of five are always right
+        shown = ''.join(f', {name} {value:.4g}' for name, value in (validated or {}).items() if name not in hidden)
         best = f' (best {self.metric} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch})' if (
             self.saver.best_metric is not None) else ''
         progress.line(f'epoch {epoch} of {epochs}: loss {trained["loss"]:.4f}{shown}{best}, lr {rate:.2e}, '

@@ -247,7 +247,7 @@ class _Card:
         if not arguments and facts.get('recipe') is None and facts.get('epoch') is None:
             return ''  # a live model: nothing is known of its training
         if facts.get('weights'):
-            rows.append(('weights', {'ema': 'averaged (EMA)'}.get(facts['weights'], 'as trained, not averaged')))
+            rows.append(('weights', {'ema': 'averaged (EMA)'}.get(facts['weights'], 'not averaged')))
         text = _table(('', ''), rows, align='---')
         if arguments:
             text += f'\n\nOptions of `timm-asr train`:\n\n```yaml\n{as_yaml(arguments)}```'

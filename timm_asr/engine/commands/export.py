@@ -31,7 +31,7 @@ OPTIONS: list[Option] = [
               'calibrated on training images', metavar='FILE'),
         value('--samples', int, 512, 'images to calibrate on, chosen at random where they can be', metavar='N'),
         value('--torch-export', str, '', 'program of torch.export of the inference form (.pt2)', metavar='FILE'),
-        switch('--as-trained', 'leave attention and branches in the ONNX file or program', aliases=('--unfused',)),
+        switch('--as-trained', 'leave attention and branches in the ONNX file or program'),
         switch('--any-size', 'let the ONNX file or program take images of any size, where the network can'),
         switch('--fold-bn', 'fold each BatchNorm into its convolution in the ONNX file or program'),
         value('--opset', int, None, "version of the ONNX operators; PyTorch's choice if unset", metavar='N'),
