@@ -47,7 +47,7 @@ def test_the_command_is_understood_and_its_names_build(command):
         return
     name, *words = words
     module = importlib.import_module(f'timm_asr.engine.commands.{name.replace("-", "_")}')
-    more = {'find_config': find_recipe} if name == 'train' else {}
+    more = {'find_config': find_recipe} if name in ('train', 'detect') else {}
     args = parse(module.OPTIONS, getattr(module, 'REFUSED', {}), words, 'timm-asr', '', **more)
     if name == 'experiment':
         assert find_plan(words[0]).is_file()

@@ -7,9 +7,9 @@ from ..errors import BadInput, nearest
 FOLDER = Path(__file__).resolve().parent.parent / 'recipes'
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes, without ``.yaml``."""
-    return sorted(path.stem for path in FOLDER.glob('*.yaml'))
+def list_recipes(command: str = 'train') -> list[str]:
+    """Names of the recipes of ``train`` or ``detect``, without ``.yaml``."""
+    return sorted(path.stem for path in (FOLDER if command == 'train' else FOLDER / command).glob('*.yaml'))
 
 
 def find_recipe(name: str) -> Path:
@@ -21,9 +21,10 @@ def find_recipe(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    bundled = FOLDER / f'{path.name.removesuffix(".yaml")}.yaml'
-    if bundled.is_file() and (path.parent == Path('.') or path.parent.name == 'recipes'):
-        return bundled
-    near = nearest(path.stem, list_recipes())
+    bundled = {file.stem: file for file in FOLDER.rglob('*.yaml')}
+    stem = path.name.removesuffix('.yaml')
+    if stem in bundled and path.parent.name in ('', 'recipes', 'detect'):
+        return bundled[stem]
+    near = nearest(path.stem, list(bundled))
     hint = f', and no such recipe; the nearest is {near[0]!r}' if near else ''
     raise BadInput(f'--config {name}: no such file{hint}')

@@ -46,7 +46,8 @@ def usage(prog: str) -> str:
     lines = [f'  {name:<20}{summary(name)}' for name in names()]
     return '\n'.join([f'usage: {prog} COMMAND [options]', '', *lines, '',
                       f'`{prog} COMMAND --help` lists the options of a command.',
-                      f'Recipes for `{prog} train --config`: {", ".join(list_recipes())}', ''])
+                      *(f'Recipes for `{prog} {name} --config`: {", ".join(list_recipes(name))}'
+                        for name in ('train', 'detect')), ''])
 
 
 def dispatch(words: Sequence[str], prog: str) -> int:
