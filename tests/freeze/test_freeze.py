@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 import timm_asr
 from timm_asr.analysis.gates import ChannelStatistics
 from timm_asr.asr.wrapper import ASR
-from timm_asr.freeze.batch_norm import recalibrate_batch_norm
+from timm_asr.freeze.attention import recalibrate_batch_norm
 from timm_asr.gates.gate import ChannelGate
 
 # Name, its keywords, the plain network that is left with its keywords, image size, and where the constants go.

@@ -22,8 +22,7 @@ from timm_asr.gates.pointwise import PointwiseConv2d
 from timm_asr.gates.ras import RAS
 from timm_asr.gates.se import SE
 from timm_asr.gates.spe import SPE
-from timm_asr.inference.block import InferenceBlock
-from timm_asr.inference.stage import InferenceStage, SqueezedBranch
+from timm_asr.inference.block import InferenceBlock, InferenceStage
 
 GATED = [name for name in kinds() if '_asr_' not in name and '_' in name]
 # Options of the papers' ablations, each with the name that it goes with.
@@ -115,7 +114,6 @@ def test_what_is_left_of_a_shared_unit():
     assert type(stage) is InferenceStage
     assert type(stage.unit) is InferenceLSTM
     assert [tuple(block.squeeze.weight.shape) for block in stage.blocks] == [(16, 16), (16, 16)]
-    assert type(stage.blocks[1]) is SqueezedBranch
     cell = stage.unit.cells[0]
     assert cell.weight.shape == (4 * 64, 2 * 16)  # input and hidden state side by side
     wide = built('wrn52_4_dia_lstm').reparameterize()

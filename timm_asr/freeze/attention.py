@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from timm.utils import unwrap_model
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..analysis.gates import GateStatistics, measure_gates
 from ..analysis.images import Images
 from ..inference.compare import Comparison
 from ..models.counts import count_parameters
-from .batch_norm import recalibrate_batch_norm
-from .check import checked_fold
-from .fold import Constant, Place, find_places, fold_constants
+from .fold import Constant, Place, checked_fold, find_places, fold_constants
 from .gates import candidates, other_attention
 from .name import name_frozen, rename
 from .report import Cost, FreezeReport, GateReport
@@ -80,12 +79,14 @@ def freeze_attention(
     if not gates:
         raise ValueError(_no_gate(model, left))
 
-    reasons = {name: _why_left(gate, measured, threshold) for name, gate in gates.items()}
-    constants = {name: _constant(gate) for name, gate in gates.items() if not reasons[name]}
+    def chosen(most: float | None) -> dict[str, Constant]:
+        return {name: Constant(gate.scale and gate.scale.mean, gate.shift and gate.shift.mean)
+                for name, gate in gates.items() if not _why_left(gate, measured, most)}
+
+    constants = chosen(threshold)
     after, places = checked_fold(before, constants, find_places(before, constants), few)
     named = name_frozen(after, few) if places.keys() == gates.keys() and not left else None
-    variants = {'frozen': after}
-    norms = 0
+    variants, norms = {'frozen': after}, 0
     if recalibrate_bn:
         variants['new statistics alone'] = copy.deepcopy(before)
         variants['frozen, new statistics'] = copy.deepcopy(after)
@@ -94,18 +95,17 @@ def freeze_attention(
     ladder = _ladder([gate for name, gate in gates.items() if gate.weights.count == measured], thresholds)
     for step in ladder:
         variants[f'{step}'] = copy.deepcopy(before)
-        below = {name: _constant(gate) for name, gate in gates.items() if not _why_left(gate, measured, step)}
-        fold_constants(variants[f'{step}'], below, {name: Place(name) for name in below})
+        fold_constants(variants[f'{step}'], chosen(step), dict.fromkeys(chosen(step), Place()))
     changes = _compare(before, variants, compared)
 
     report = FreezeReport(
-        gates=[_gate_report(gate, places.get(name), reasons[name]) for name, gate in gates.items()],
+        gates=[_gate_report(gate, places.get(name), _why_left(gate, measured, threshold))
+               for name, gate in gates.items()],
         left=left,
         images=measured,
         parameters=(count_parameters(before), count_parameters(after)),
         changes={key: changes[key] for key in variants if key in changes and key not in map(str, ladder)},
-        costs=[Cost(step, sum(not _why_left(gate, measured, step) for gate in gates.values()), changes[f'{step}'])
-               for step in ladder if changes],
+        costs=[Cost(step, len(chosen(step)), changes[f'{step}']) for step in ladder if changes],
         same_images=compared is images,
         recalibrated=norms,
         architecture=named[0] if named else '')
@@ -129,10 +129,6 @@ def _no_gate(model: nn.Module, left: dict[str, str]) -> str:
 
 def _deviation(gate: GateStatistics) -> float:
     return max(part.std.mean().item() for part in (gate.scale, gate.shift) if part)
-
-
-def _constant(gate: GateStatistics) -> Constant:
-    return Constant(gate.scale and gate.scale.mean, gate.shift and gate.shift.mean)
 
 
 def _why_left(gate: GateStatistics, images: int, threshold: float | None) -> str:
@@ -168,3 +164,31 @@ def _compare(before: nn.Module, variants: dict[str, nn.Module], source: Images) 
         for key, variant in variants.items():
             changes[key].update(logits, variant(images), labels)
     return changes
+
+
+@torch.no_grad()
+def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> int:
+    """Replace the running statistics of every BatchNorm by their averages over batches, in place.
+
+    Only the BatchNorms run in training mode, each batch counts the same, and a norm that is frozen or does not run
+    keeps its statistics. PyTorch's ``update_bn`` would turn dropout and stochastic depth on as well. One image after
+    larger batches, what is left over at the end, is not used: on maps of one pixel it has no variance.
+
+    Returns the number of BatchNorms whose statistics are new.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None  # the plain average over all batches
+    largest = 0
+    for images in batches:
+        largest = max(largest, len(images))
+        if len(images) > 1 or largest == 1:
+            model(images)
+    renewed = [bool(norm.num_batches_tracked) for norm in norms]
+    for norm, (momentum, state), new in zip(norms, before, renewed, strict=True):
+        norm.eval().momentum = momentum
+        if not new:
+            norm.load_state_dict(state)
+    return sum(renewed)

@@ -1,19 +1,23 @@
 """Where a gate's constant goes: into the layer before it, the convolutions after it, or a multiplication of its own."""
 
+import copy
 import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import AvgPool2dSame, BlurPool2d, Conv2dSame, DropPath, LayerScale2d
 from timm.layers.activations import PReLU
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from ..asr.scaled import SCALABLE, WITH_ACTIVATION, channel_dim, out_channels, scale_, scaled_names
 from ..asr.wrapper import ASR
 from ..gates.pointwise import PointwiseConv2d
+from ..inference.compare import close
 from ..inference.fold_bn import Tracer
 
 # Exact types, since a subclass may do anything with its weight or input.
@@ -42,13 +46,12 @@ class Constant:
 
     def layer(self, like: torch.Tensor) -> nn.Module:
         """The constant as a layer of its own."""
-        channels = len(self.scale if self.scale is not None else self.shift)
-        dd = {'device': like.device, 'dtype': like.dtype}
         if self.shift is None:
-            layer = LayerScale2d(channels, **dd)
+            layer = LayerScale2d(len(self.scale)).to(like)
             layer.gamma.data.copy_(self.scale)
             return layer
-        layer = nn.Conv2d(channels, channels, 1, groups=channels, **dd)
+        channels = len(self.shift)
+        layer = nn.Conv2d(channels, channels, 1, groups=channels).to(like)
         layer.weight.data.copy_((torch.ones(channels) if self.scale is None else self.scale).view(-1, 1, 1, 1))
         layer.bias.data.copy_(self.shift)
         return layer
@@ -58,7 +61,6 @@ class Constant:
 class Place:
     """Where the constant of a gate goes."""
 
-    gate: str
     layers: tuple[str, ...] = ()  # that take it; none where it stays a multiplication
     before: bool = True  # whether they come before the gate (then their outputs are scaled), or after (their inputs)
 
@@ -69,20 +71,18 @@ class Place:
 
 
 def find_places(model: nn.Module, constants: dict[str, Constant]) -> dict[str, Place]:
-    """Where each gate's constant can go, for a model in eval mode; parts that torch.fx cannot trace are searched part
-    by part.
-    """
+    """Where each gate's constant can go, for a model in eval mode."""
     gates = {model.get_submodule(name) for name in constants}
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     names = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
     tied = {m for m in model.modules() if names[id(m)] > 1 or any(owners[id(p)] > 1 for p in m.parameters())}
-    places = {name: Place(name) for name in constants}
+    places = dict.fromkeys(constants, Place())
     for prefix, graph in _graphs(model, '', gates):
         search = _Search(model, prefix, graph, tied)
         for node in graph.nodes:
             name = f'{prefix}{node.target}' if node.op == 'call_module' else ''
             if name in constants:
-                places[name] = search.place(node, name, constants[name])
+                places[name] = search.place(node, constants[name])
     return places
 
 
@@ -92,7 +92,7 @@ def _graphs(module: nn.Module, prefix: str, gates: set[nn.Module]) -> Iterator[t
     layers = {m for m in module.modules() if type(m) in SCALABLE}
     try:
         graph = Tracer(gates | layers).trace(module)
-    except Exception:  # whatever the code of a model raises when it meets a symbol
+    except Exception:  # whatever the code of a model raises when it meets a symbol: part by part
         parts = [name for name, _ in module.named_children()]
     else:
         yield prefix, graph
@@ -109,14 +109,13 @@ class _Search:
         self.model, self.prefix, self.tied = model, prefix, tied
         self.calls = Counter(node.target for node in graph.nodes if node.op == 'call_module')
 
-    def place(self, gate: fx.Node, name: str, constant: Constant) -> Place:
+    def place(self, gate: fx.Node, constant: Constant) -> Place:
         if self.calls[gate.target] > 1 or not gate.args or not isinstance(gate.args[0], fx.Node):
-            return Place(name)
-        before = self._before(gate.args[0], constant)
-        if before:
-            return Place(name, tuple(sorted(before)))
+            return Place()
+        if before := self._before(gate.args[0], constant):
+            return Place(tuple(sorted(before)))
         after = self._after(gate, constant) if constant.shift is None else None
-        return Place(name, tuple(sorted(after)), before=False) if after else Place(name)
+        return Place(tuple(sorted(after or ())), before=not after)
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self.model.get_submodule(f'{self.prefix}{node.target}') if node.op == 'call_module' else None
@@ -152,17 +151,15 @@ class _Search:
         layer = layer.layer if isinstance(layer, ASR) else layer
         if type(layer) not in SCALABLE or layer in self.tied or channel_dim(layer) != 1:
             return False
-        if isinstance(layer, WITH_ACTIVATION):
-            act = getattr(layer, 'act', None)
-            if not (type(act) is nn.Identity or (type(act) in _HOMOGENEOUS and constant.positive)):
-                return False
+        act = type(getattr(layer, 'act', None)) if isinstance(layer, WITH_ACTIVATION) else nn.Identity
+        if act is not nn.Identity and not (act in _HOMOGENEOUS and constant.positive):
+            return False
         if constant.shift is not None and getattr(layer, 'bias', None) is None:
             return False
         try:
-            scaled_names(layer)
+            return constant.scale is None or out_channels(layer) == len(constant.scale)
         except TypeError:  # without affine parameters
             return False
-        return constant.scale is None or out_channels(layer) == len(constant.scale)
 
     def _after(self, node: fx.Node, constant: Constant) -> set[str] | None:
         """Names of the convolutions that are all that reads a node; None if anything else does."""
@@ -182,14 +179,6 @@ class _Search:
 
 
 @torch.no_grad()
-def scale_inputs_(conv: nn.Conv2d, v: torch.Tensor) -> None:
-    """Multiply what a convolution reads by v, (C,), through its weight (C', C / groups, h, w), in place."""
-    columns = v.to(conv.weight).view(conv.groups, 1, -1)
-    columns = columns.expand(-1, conv.out_channels // conv.groups, -1).reshape(conv.out_channels, -1)
-    conv.weight.mul_(columns[:, :, None, None])
-
-
-@torch.no_grad()
 def fold_constants(model: nn.Module, constants: dict[str, Constant], places: dict[str, Place]) -> None:
     """Replace gates by constants that go where ``places`` says, in place."""
     for name, constant in constants.items():
@@ -198,16 +187,42 @@ def fold_constants(model: nn.Module, constants: dict[str, Constant], places: dic
             layer = model.get_submodule(layer_name)
             layer = layer.layer if isinstance(layer, ASR) else layer
             weight = getattr(layer, scaled_names(layer)[0])
-            if not place.before:
-                scale_inputs_(layer, constant.scale)
+            if not place.before:  # (C', C / groups, h, w), whose columns are what the convolution reads
+                columns = constant.scale.to(weight).view(layer.groups, 1, -1, 1, 1)
+                weight.mul_(columns.expand(-1, len(weight) // layer.groups, -1, -1, -1).flatten(0, 1))
                 continue
             if constant.scale is not None:
                 scale_(layer, constant.scale.to(weight))
             if constant.shift is not None:
                 layer.bias.add_(constant.shift.to(weight))
-        like = next(gate.parameters())
-        new = nn.Identity() if place.layers else constant.layer(like)
-        places_of_gate = [(parent, name) for parent in model.modules() for name, child in parent._modules.items()
-                          if child is gate]
-        for parent, child_name in places_of_gate:
-            setattr(parent, child_name, new.train(gate.training))
+        new = nn.Identity() if place.layers else constant.layer(next(gate.parameters()))
+        for parent in list(model.modules()):
+            for child_name, child in list(parent._modules.items()):
+                if child is gate:
+                    setattr(parent, child_name, new.train(gate.training))
+
+
+@torch.no_grad()
+def checked_fold(
+        model: nn.Module, constants: dict[str, Constant], places: dict[str, Place], images: Any,
+) -> tuple[nn.Module, dict[str, Place]]:
+    """A copy of a model in eval mode with its gates replaced, and where each constant went in the end.
+
+    What it puts out for images, a few will do, is compared with what it puts out where all constants are
+    multiplications. If rounding does not explain the difference, places are tried one by one, and one that makes a
+    difference stays a multiplication. The model is left as it is.
+    """
+    def frozen(chosen: dict[str, Place]) -> tuple[nn.Module, list[torch.Tensor]]:
+        copied = copy.deepcopy(model)
+        fold_constants(copied, constants, chosen)
+        return copied, [leaf for leaf in tree_leaves(copied(images)) if isinstance(leaf, torch.Tensor)]
+
+    kept = dict.fromkeys(places, Place())
+    expected = frozen(kept)[1]
+    folded, found = frozen(places)
+    if all(map(close, expected, found)):
+        return folded, places
+    for name, place in places.items():
+        if place.layers and all(map(close, expected, frozen({**kept, name: place})[1])):
+            kept[name] = place
+    return frozen(kept)[0], kept

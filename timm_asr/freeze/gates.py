@@ -1,6 +1,6 @@
 """Which modules of a network a constant per channel may stand for."""
 
-from timm.layers import cbam, coord_attn, non_local_attn, selective_kernel, split_attn
+from timm.layers import BatNonLocalAttn, NonLocalAttn, SelectiveKernel, SplitAttn, cbam, coord_attn
 from torch import nn
 
 from ..gates.forms import InferenceForm
@@ -8,14 +8,12 @@ from ..gates.gate import ChannelGate
 from ..gates.shared import SharedUnit
 
 _POSITIONS = 'it weighs positions too'
-_BRANCHES = 'it weighs branches against each other'
 #: Attention that no constant per channel can stand for, and why. What is inside such a module is left alone too.
 NOT_CHANNEL_GATES: dict[type[nn.Module], str] = {
-    **dict.fromkeys((cbam.CbamModule, cbam.LightCbamModule), _POSITIONS),
-    **dict.fromkeys((coord_attn.CoordAttn, coord_attn.SimpleCoordAttn), _POSITIONS),
-    **dict.fromkeys((coord_attn.EfficientLocalAttn, coord_attn.StripAttn), _POSITIONS),
-    **dict.fromkeys((non_local_attn.NonLocalAttn, non_local_attn.BatNonLocalAttn), _POSITIONS),
-    **dict.fromkeys((selective_kernel.SelectiveKernel, split_attn.SplitAttn), _BRANCHES),
+    **dict.fromkeys((
+        cbam.CbamModule, cbam.LightCbamModule, coord_attn.CoordAttn, coord_attn.SimpleCoordAttn,
+        coord_attn.EfficientLocalAttn, coord_attn.StripAttn, NonLocalAttn, BatNonLocalAttn), _POSITIONS),
+    **dict.fromkeys((SelectiveKernel, SplitAttn), 'it weighs branches against each other'),
     SharedUnit: 'the blocks of a stage share it'}
 
 
@@ -25,8 +23,7 @@ def other_attention(model: nn.Module) -> dict[str, str]:
     for name, module in model.named_modules():
         if isinstance(module, ChannelGate) and not module.per_channel:
             found[name] = _POSITIONS
-        elif isinstance(module, tuple(NOT_CHANNEL_GATES)):
-            found[name] = next(reason for kind, reason in NOT_CHANNEL_GATES.items() if isinstance(module, kind))
+        found.update((name, reason) for kind, reason in NOT_CHANNEL_GATES.items() if isinstance(module, kind))
     return found
 
 

@@ -1,6 +1,6 @@
 """What freezing did: each gate, and the predictions before and after."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -84,10 +84,10 @@ class FreezeReport:
     images: int
     parameters: tuple[int, int]
     changes: dict[str, Comparison]
-    costs: list[Cost] = field(default_factory=list)
-    same_images: bool = True
-    recalibrated: int = 0
-    architecture: str = ''
+    costs: list[Cost]
+    same_images: bool
+    recalibrated: int
+    architecture: str
 
     @property
     def frozen(self) -> list[GateReport]:
@@ -102,15 +102,10 @@ class FreezeReport:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and words, for a JSON file."""
         return {
-            'images': self.images,
+            **{key: getattr(self, key) for key in ('images', 'same_images', 'left', 'recalibrated', 'architecture')},
             'compared_images': self.change and self.change.images,
-            'same_images': self.same_images,
             'gates': [gate.as_dict() for gate in self.gates],
-            'left': self.left,
-            'parameters_before': self.parameters[0],
-            'parameters_after': self.parameters[1],
-            'recalibrated': self.recalibrated,
-            'architecture': self.architecture,
+            'parameters_before': self.parameters[0], 'parameters_after': self.parameters[1],
             **_figures(self.change or Comparison()),
             'changes': {key: _figures(change) for key, change in self.changes.items()},
             'thresholds': [{'threshold': cost.threshold, 'frozen': cost.frozen, **_figures(cost.change)}
@@ -121,12 +116,9 @@ class FreezeReport:
         rows += [{**dict.fromkeys(rows[0]), 'gate': name, 'kind': '', 'what': f'left: {reason}'}
                  for name, reason in self.left.items()]
         names = {'largest_std': 'largest std', 'what': 'now'}
-        table = text_table([{names.get(k, k): v for k, v in row.items() if k != 'frozen'} for row in rows])
-        return '\n'.join([table, '', *self._sentences()])
-
-    def _sentences(self) -> list[str]:
         before, after = self.parameters
         lines = [
+            text_table([{names.get(k, k): v for k, v in row.items() if k != 'frozen'} for row in rows]), '',
             f'{len(self.frozen)} of {len(self.gates)} gates replaced by their mean weights over {self.images:,} '
             f'images; {before:,} parameters before, {after:,} after.']
         if self.recalibrated:
@@ -134,7 +126,7 @@ class FreezeReport:
         if self.architecture:
             lines.append(f"The model is a '{self.architecture}' now.")
         if self.change is None:
-            return [*lines, 'The model puts out no logits to compare.']
+            return '\n'.join([*lines, 'The model puts out no logits to compare.'])
         lines += [
             f'Compared on {self.change.images:,} images, {"the same" if self.same_images else "other ones"} '
             f'(largest logit {self.change.largest_logit:.3g}):', '',
@@ -143,15 +135,11 @@ class FreezeReport:
         if self.costs:
             rows = [self._row(f'threshold {cost.threshold:g}', cost.frozen, cost.change) for cost in self.costs]
             lines += ['', 'What thresholds would cost on these images:', '', text_table(rows)]
-        return lines
+        return '\n'.join(lines)
 
     def _row(self, what: str, frozen: int, change: Comparison) -> dict[str, Any]:
-        top1 = change.top1 or (None, None)
+        before, after = (f'{top1:.2f} %' for top1 in change.top1) if change.top1 else (None, None)
         return {
-            'what': what,
-            'frozen': f'{frozen} of {len(self.gates)}',
-            'top-1 before': top1[0] if top1[0] is None else f'{top1[0]:.2f} %',
-            'top-1 after': top1[1] if top1[1] is None else f'{top1[1]:.2f} %',
-            'same top-1': f'{change.same_top1:.2f} %',
-            'logits moved': f'{change.mean:.3g}',
+            'what': what, 'frozen': f'{frozen} of {len(self.gates)}', 'top-1 before': before, 'top-1 after': after,
+            'same top-1': f'{change.same_top1:.2f} %', 'logits moved': f'{change.mean:.3g}',
             'at most': f'{change.largest:.3g}'}

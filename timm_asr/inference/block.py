@@ -1,4 +1,4 @@
-"""Residual blocks with attention as they run at inference."""
+"""Residual blocks with attention, and stages that share a unit, as they run at inference."""
 
 from collections import OrderedDict
 
@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..asr.blocks import facts_of
-from ..gates.forms import InferenceForm, in_place
+from ..asr.blocks import BLOCKS, facts_of
+from ..gates.forms import GateForm, InferenceForm, in_place
 from ..gates.gate import ChannelGate
 from ..gates.pointwise import PointwiseConv2d
+from ..gates.shared import SharedForm
+from ..gates.shared_stage import SharedStage
 from .fold_bn import foldable
 
 
@@ -24,18 +26,13 @@ class InferenceBranch(InferenceForm):
         block: The block, in eval mode; its layers are taken over.
         layers: Names of the block's layers, as :class:`timm_asr.asr.blocks.Block` has them.
         last: Its last convolution, norm folded.
-        reads: What the gate reads, and how it is pooled, see :class:`~timm_asr.gates.forms.GateForm`.
-        pool: See there.
+        form: What the gate reads, and how it is pooled.
+        squeeze: A linear layer of the block's own that the descriptor passes, where the unit of a stage has one.
     """
 
     def __init__(
-            self,
-            block: nn.Module,
-            layers: tuple[str, ...],
-            last: nn.Module,
-            reads: str,
-            pool: nn.Module | None = None,
-    ) -> None:
+            self, block: nn.Module, layers: tuple[str, ...], last: nn.Module, form: GateForm | SharedForm,
+            squeeze: nn.Module | None = None) -> None:
         super().__init__()
         body = {name: getattr(block, name) for name in layers[:-3]}
         body = {name: layer for name, layer in body.items() if not isinstance(layer, nn.Identity)}
@@ -45,10 +42,8 @@ class InferenceBranch(InferenceForm):
         # image pays for.
         self.rectifies = {*kinds[1::2], type(act)} == {nn.ReLU} and nn.ReLU not in kinds[::2]
         self.body = nn.Sequential(OrderedDict(
-            (name, faster(layer)) for name, layer in body.items() if not self.rectifies or type(layer) is not nn.ReLU))
-        self.last = last
-        self.reads = reads
-        self.pool = pool
+            (name, _faster(layer)) for name, layer in body.items() if not self.rectifies or type(layer) is not nn.ReLU))
+        self.last, self.reads, self.pool, self.squeeze = last, form.reads, form.pool, squeeze
         self.act = in_place(act)
         self.downsample = block.downsample
         self.train(False)
@@ -67,7 +62,7 @@ class InferenceBranch(InferenceForm):
         u = x.mean((2, 3)) if self.pool is None else self.pool(x)
         if self.reads == 'projected':
             u = F.linear(u, self.last.weight.flatten(1), self.last.bias)
-        return a, u, shortcut
+        return a, u if self.squeeze is None else self.squeeze(u), shortcut
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return self.branch(x)
@@ -82,54 +77,83 @@ class InferenceBranch(InferenceForm):
 
 
 class InferenceBlock(InferenceBranch):
-    """A residual block whose gate is its own, (B, C', H', W') -> (B, C, H, W).
+    """A residual block whose gate is its own, (B, C', H', W') -> (B, C, H, W); arguments as in the base class."""
 
-    Args:
-        gate: The gate's part after pooling; other arguments as in the base class.
-        args: Of the base class.
-    """
-
-    def __init__(self, gate: nn.Module, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
-        self.gate = gate
-        self.train(False)
+    def __init__(self, block: nn.Module, layers: tuple[str, ...], last: nn.Module, form: GateForm) -> None:
+        super().__init__(block, layers, last, form)
+        self.gate = form.gate.train(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         a, u, shortcut = self.branch(x)
         return self.merge(a, self.gate(u), shortcut)
 
 
-def faster(layer: nn.Module) -> nn.Module:
+class InferenceStage(InferenceForm):
+    """Residual blocks in a row that share a unit, (B, C', H', W') -> (B, C, H, W); see :class:`SharedUnit`."""
+
+    def __init__(self, blocks: list[InferenceBranch], form: SharedForm) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.unit = form.unit
+        self.train(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = self.unit.start(x, len(self.blocks))
+        for block in self.blocks:
+            a, u, shortcut = block(x)
+            v, state = self.unit.excite(u, state)
+            x = block.merge(a, v, shortcut)
+        return x
+
+
+def _faster(layer: nn.Module) -> nn.Module:
     """A layer, or the same one as a class of this package that runs faster."""
     return PointwiseConv2d.of(layer) if PointwiseConv2d.fits(layer) else in_place(layer)
 
 
-def folds(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether a convolution can do the work of the norm after it as well."""
+def _folds(block: nn.Module, layers: tuple[str, ...]) -> bool:
+    """Whether the last convolution of a block can do the work of the norm after it as well."""
+    if not layers:
+        return False
+    conv, norm = getattr(block, layers[-3]), getattr(block, layers[-2])
     return isinstance(norm, nn.Identity) or foldable(conv, norm)
 
 
-def last_layers(block: nn.Module, layers: tuple[str, ...]) -> tuple[nn.Module, nn.Module]:
-    """The last convolution of a block and its norm."""
-    return getattr(block, layers[-3]), getattr(block, layers[-2])
-
-
-def last_convolution(conv: nn.Module, norm: nn.Module) -> nn.Module:
-    """A convolution that does the work of the norm after it as well."""
-    return faster(conv if isinstance(norm, nn.Identity) else fuse_conv_bn_eval(conv, norm))
+def _last_convolution(block: nn.Module, layers: tuple[str, ...]) -> nn.Module:
+    """The last convolution of a block, its norm folded."""
+    conv, norm = getattr(block, layers[-3]), getattr(block, layers[-2])
+    return _faster(conv if isinstance(norm, nn.Identity) else fuse_conv_bn_eval(conv, norm))
 
 
 def is_gated_block(module: nn.Module) -> bool:
     """Whether :func:`inference_block` changes this very module."""
     layers = facts_of(module).layers
-    if not layers or not isinstance(module.se, ChannelGate) or module.se.inference_form() is None:
-        return False
-    return folds(*last_layers(module, layers))
+    return (_folds(module, layers) and isinstance(module.se, ChannelGate) and module.se.inference_form() is not None)
 
 
 def inference_block(block: nn.Module) -> InferenceBlock:
     """The inference form of a block in eval mode; layers are taken over."""
     layers = facts_of(block).layers
-    last = last_convolution(*last_layers(block, layers))
-    form = block.se.inference_form(last)
-    return InferenceBlock(form.gate, block, layers, last, form.reads, form.pool)
+    last = _last_convolution(block, layers)
+    return InferenceBlock(block, layers, last, block.se.inference_form(last))
+
+
+def _layers_of_half(block: nn.Module) -> tuple[str, ...]:
+    """Names of the layers of a block that is cut in two, as the whole block has them."""
+    return next((whole.layers for whole in BLOCKS.values() if whole.branch is type(block)), ())
+
+
+def is_shared_stage(module: nn.Module) -> bool:
+    """Whether :func:`inference_stage` changes this very module."""
+    return (
+        isinstance(module, SharedStage) and all(b.se is None and _folds(b, _layers_of_half(b)) for b in module)
+        and module.unit.inference_form([getattr(b, _layers_of_half(b)[-3]) for b in module]) is not None)
+
+
+def inference_stage(stage: SharedStage) -> InferenceStage:
+    """The inference form of a stage in eval mode; layers are taken over."""
+    lasts = [_last_convolution(block, _layers_of_half(block)) for block in stage]
+    form = stage.unit.inference_form(lasts)
+    return InferenceStage([
+        InferenceBranch(block, _layers_of_half(block), last, form, squeeze)
+        for block, last, squeeze in zip(stage, lasts, form.squeezes, strict=True)], form)

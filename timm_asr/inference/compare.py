@@ -10,7 +10,6 @@
 
 import copy
 import math
-from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -38,13 +37,14 @@ def close(wanted: torch.Tensor, found: torch.Tensor) -> bool:
     return wanted.shape == found.shape and relative_difference(wanted, found) <= torch.finfo(wanted.dtype).eps ** 0.5
 
 
-@dataclass
 class Comparison:
     """The logits of two models, added up batch by batch.
 
-    Attributes:
+    Args:
         allowed: The relative difference that rounding explains; a prediction between two classes that are nearer to
             each other than that is a tie, and may change.
+
+    Attributes:
         images: Number of images seen.
         labelled: Number of images with a label.
         largest_logit: Largest absolute logit of the first model.
@@ -52,16 +52,11 @@ class Comparison:
         flipped: Images whose predicted class changed and was no tie.
     """
 
-    allowed: float = 0.0
-    images: int = 0
-    labelled: int = 0
-    largest_logit: float = 0.0
-    largest: float = 0.0
-    flipped: int = 0
-    _sum: float = 0.0
-    _count: int = 0
-    _same: int = 0
-    _correct: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # top-1 of both, top-5 of both
+    def __init__(self, allowed: float = 0.0) -> None:
+        self.allowed = allowed
+        self.images = self.labelled = self.flipped = self._changed = self._count = 0
+        self.largest_logit = self.largest = self._sum = 0.0
+        self._correct = torch.zeros(2, 2, dtype=torch.float64)  # (top-1, top-5) x (first model, second)
 
     def update(self, before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor | None = None) -> None:
         """Add a batch.
@@ -77,24 +72,21 @@ class Comparison:
         if before.shape != after.shape:
             raise ValueError(f'the output is {tuple(after.shape)} where it was {tuple(before.shape)}')
         moved = (after - before).abs().cpu().double()  # some devices have no float64
-        largest, scale = moved.max().item(), before.abs().max().item()
+        scale = before.abs().max().item()
         self.images += len(before)
         self.largest_logit = max(self.largest_logit, scale)
-        self.largest = max(self.largest, largest if largest == largest else math.inf)
+        self.largest = max(self.largest, moved.nan_to_num(math.inf, math.inf).max().item())
         self._sum += moved.sum().item()
         self._count += moved.numel()
         top = before.topk(min(2, before.shape[1]), dim=1).values
-        clear = top[:, 0] - top[:, -1] > 2 * self.allowed * scale
         changed = before.argmax(1) != after.argmax(1)
-        self._same += int((~changed).sum())
-        self.flipped += int((changed & clear).sum())
+        self._changed += int(changed.sum())
+        self.flipped += int((changed & (top[:, 0] - top[:, -1] > 2 * self.allowed * scale)).sum())
         if labels is not None:
             self.labelled += len(labels)
-            for i, logits in enumerate((before, after)):
-                best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-                right = best == labels.to(best.device)[:, None]
-                self._correct[i] += int(right[:, 0].sum())
-                self._correct[2 + i] += int(right.sum())
+            for model, logits in enumerate((before, after)):
+                right = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu() == labels.cpu()[:, None]
+                self._correct[:, model] += torch.stack([right[:, 0].sum(), right.sum()])
 
     @property
     def relative(self) -> float:
@@ -114,23 +106,17 @@ class Comparison:
     @property
     def same_top1(self) -> float:
         """Percentage of images whose highest logit is that of the same class."""
-        return 100 * self._same / max(self.images, 1)
+        return 100 * (self.images - self._changed) / max(self.images, 1)
 
     @property
     def top1(self) -> tuple[float, float] | None:
         """Top-1 accuracy of both models, percent; None without labels."""
-        return self._accuracy(0)
+        return tuple((100 * self._correct[0] / self.labelled).tolist()) if self.labelled else None
 
     @property
     def top5(self) -> tuple[float, float] | None:
         """Top-5 accuracy of both models, percent; None without labels."""
-        return self._accuracy(2)
-
-    def _accuracy(self, start: int) -> tuple[float, float] | None:
-        if not self.labelled:
-            return None
-        first, second = self._correct[start:start + 2]
-        return 100 * first / self.labelled, 100 * second / self.labelled
+        return tuple((100 * self._correct[1] / self.labelled).tolist()) if self.labelled else None
 
 
 @torch.no_grad()

@@ -34,11 +34,8 @@ class Tracer(fx.Tracer):
 
 def foldable(conv: nn.Module, bn: nn.Module) -> bool:
     """Whether a norm can be folded into a convolution that it alone reads."""
-    return (
-        type(conv) in _CONVS and type(bn) in _NORMS
-        and bn.running_mean is not None
-        and not parametrize.is_parametrized(conv)
-    )
+    return (type(conv) in _CONVS and type(bn) in _NORMS and bn.running_mean is not None
+            and not parametrize.is_parametrized(conv))
 
 
 def find_pairs(module: nn.Module) -> list[tuple[str, str]]:
@@ -64,13 +61,6 @@ def find_pairs(module: nn.Module) -> list[tuple[str, str]]:
         if all(calls[name] == 1 for name in names) and foldable(*map(module.get_submodule, names)):
             pairs.append(names)
     return pairs
-
-
-def _activation(bn: nn.Module) -> nn.Module:
-    """What is left of a norm once its affine map is gone."""
-    if isinstance(bn, BatchNormAct2d | FrozenBatchNormAct2d):
-        return nn.Sequential(bn.drop, bn.act)
-    return nn.Identity()
 
 
 def check_batch_norm_eval(module: nn.Module) -> None:
@@ -104,5 +94,6 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
         mode = conv.training
         folded = fuse_conv_bn_eval(conv.eval(), bn).train(mode)
         module.set_submodule(conv_name, PointwiseConv2d.of(folded) if PointwiseConv2d.fits(folded) else folded)
-        module.set_submodule(bn_name, _activation(bn).train(mode))
+        act = nn.Sequential(bn.drop, bn.act) if isinstance(bn, BatchNormAct2d | FrozenBatchNormAct2d) else nn.Identity()
+        module.set_submodule(bn_name, act.train(mode))
     return module

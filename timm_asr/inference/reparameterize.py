@@ -1,15 +1,18 @@
 """From the trained network to the one that runs."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from timm.models import reparameterize_model
 from torch import nn
 
 from ..asr.fold import fold_asr, has_asr
 from ..asr.wrapper import ASR
-from .attention import attention_for_inference, check_attention_eval, find_attention
+from ..gates.forms import GateForm, InferenceForm
+from ..gates.gate import ChannelGate
+from ..gates.shared import SharedUnit
+from .block import inference_block, inference_stage, is_gated_block, is_shared_stage
 from .fold_bn import check_batch_norm_eval, fold_batch_norm
 
 _TIMM_VERBS = ('fuse', 'reparameterize', 'switch_to_deploy')
@@ -30,68 +33,104 @@ def reparameterize(module: nn.Module, fold_bn: bool = False) -> nn.Module:
             BatchNorm to train.
 
     Returns:
-        The module.
+        The module, or the new one where it is itself a stage, a block or a gate.
 
     Raises:
         ValueError: ``fold_bn``, merging branches, or gates in the blocks, in training mode, where each would change
             the function. The module is unchanged.
     """
-    merging = [m for m in module.modules() if not isinstance(m, Reparameterizable) and _merges(m)]
+    merging = [
+        m for m in module.modules() if not isinstance(m, ASR | Reparameterizable)
+        and any(callable(getattr(m, verb, None)) for verb in _TIMM_VERBS)]
     if module.training and merging:
         raise ValueError(
             f'Merging the branches of {type(merging[0]).__name__} in training mode would change what the model '
             'computes; call model.eval() first, or fold_asr(model) to fold the attention alone.')
-    check_attention_eval(module)
+    for name, m, _ in _attention(module):
+        if m.training:
+            where = f"'{name}' (a {type(m).__name__})" if name else f'a {type(m).__name__}'
+            raise ValueError(
+                f'The inference form of {where} would change what the model computes in training mode; '
+                'call model.eval() first, or fold_asr(model) to fold the vectors of ASR alone.')
     if fold_bn:
         check_batch_norm_eval(module)
     module = fold_asr(module)
     if merging:
-        with _default_dtype_of(module):
-            if module in merging:  # timm's function looks at children only
-                module = _merge_root(module)
-            reparameterize_model(module, inplace=True)
-    return attention_for_inference(fold_batch_norm(module) if fold_bn else module)
+        module = _merge(module, module in merging)
+    if fold_bn:
+        module = fold_batch_norm(module)
+    made: dict[nn.Module, nn.Module] = {}
+    for name, old, make in list(_attention(module)):
+        if old not in made:
+            made[old] = make()
+        if not name:
+            return made[old]
+        module.set_submodule(name, made[old])
+    return module
 
 
 def is_foldable(model: nn.Module) -> bool:
     """True while the model has attention vectors, branches or gates that its inference form would not have so."""
     return (
-        has_asr(model)
-        or next(find_attention(model), None) is not None
+        has_asr(model) or next(_attention(model), None) is not None
         or any(getattr(m, 'reparam_conv', m) is None for m in model.modules()))
 
 
-def _merges(module: nn.Module) -> bool:
-    return not isinstance(module, ASR) and any(callable(getattr(module, verb, None)) for verb in _TIMM_VERBS)
+class InferenceGate(InferenceForm):
+    """A gate alone, x' = x * v, where nothing is known of what comes before and after; ``form`` is the gate's."""
+
+    def __init__(self, form: GateForm) -> None:
+        super().__init__()
+        self.pool, self.gate = form.pool, form.gate
+        self.train(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        u = F.adaptive_avg_pool2d(x, 1).flatten(1) if self.pool is None else self.pool(x)
+        return x * self.gate(u)[:, :, None, None]
 
 
-def _merge_root(module: nn.Module) -> nn.Module:
-    if callable(getattr(module, 'fuse', None)):
-        return module.fuse()
-    verb = 'reparameterize' if hasattr(module, 'reparameterize') else 'switch_to_deploy'
-    getattr(module, verb)()
-    return module
+@torch.no_grad()
+def _maker(module: nn.Module) -> Callable[[], nn.Module] | None:
+    """What makes the inference form of this very module; None where it has none, whatever is inside."""
+    if is_shared_stage(module):
+        return lambda: inference_stage(module)
+    if is_gated_block(module):
+        return lambda: inference_block(module)
+    if isinstance(module, SharedUnit):  # in a stage of other blocks
+        shared = module.inference_form([])
+        return shared and (lambda: shared.unit)
+    form = module.inference_form() if isinstance(module, ChannelGate) else None
+    return form and (lambda: InferenceGate(form))
 
 
-@contextmanager
-def _default_dtype_of(module: nn.Module) -> Iterator[None]:
-    """Let layers that are made meanwhile have a module's dtype: some of timm's (LeViT, TinyViT) would be float32."""
+def _attention(module: nn.Module, name: str = '') -> Iterator[tuple[str, nn.Module, Callable[[], nn.Module]]]:
+    """What has an inference form: stages with a shared unit, blocks with a gate, gates alone; name, module, maker."""
+    make = _maker(module)
+    if make is not None:
+        yield name, module, torch.no_grad()(make)
+    elif not isinstance(module, ASR | ChannelGate | SharedUnit | InferenceForm):
+        for key, child in module._modules.items():  # named_children() skips a module met twice
+            if child is not None:
+                yield from _attention(child, f'{name}.{key}' if name else key)
+
+
+def _merge(module: nn.Module, itself: bool) -> nn.Module:
+    """Merge parallel branches by timm's function, which looks at children only."""
     dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
     before = torch.get_default_dtype()
-    if len(dtypes) == 1:
+    if len(dtypes) == 1:  # the layers that some of timm's (LeViT, TinyViT) make would be float32
         torch.set_default_dtype(dtypes.pop())
     try:
-        yield
+        root = reparameterize_model(nn.Sequential(module) if itself else module, inplace=True)
     finally:
         torch.set_default_dtype(before)
+    return root[0] if itself else root
 
 
 def built_for_inference(model: nn.Module, form: bool | str) -> None:
     """Give a model under construction its inference form, so that a state dict of that form fits.
 
-    Args:
-        model: The model, as its constructor has built it.
-        form: False for none, True, or 'fold_bn'.
+    ``form`` is False for none, True, or 'fold_bn'.
 
     Raises:
         ValueError: ``form`` is something else.
