@@ -11,7 +11,6 @@ from pages import ROOT
 
 import timm_asr  # noqa: F401 - registers the models
 from timm_asr.engine.options import parse
-from timm_asr.engine.recipes import find_recipe
 from timm_asr.experiment.plan import find_plan
 
 PAGE = (ROOT / 'docs' / 'papers.md').read_text()
@@ -47,8 +46,7 @@ def test_the_command_is_understood_and_its_names_build(command):
         return
     name, *words = words
     module = importlib.import_module(f'timm_asr.engine.commands.{name.replace("-", "_")}')
-    more = {'find_config': find_recipe} if name in ('train', 'detect') else {}
-    args = parse(module.OPTIONS, getattr(module, 'REFUSED', {}), words, 'timm-asr', '', **more)
+    args = parse(module.OPTIONS, getattr(module, 'REFUSED', {}), words, 'timm-asr')
     if name == 'experiment':
         assert find_plan(words[0]).is_file()
     named = [getattr(args, key, None) for key in ('model', 'versus', 'backbone')] if name != 'models' else []

@@ -179,7 +179,7 @@ torch.save = failing
     assert done.code == 1, done.text
     last = tmp_path / 'x' / 'last.pth.tar'
     assert done.text.splitlines()[-1] == (
-        f'train.py: error: {last} could not be written (No space left on device); the last whole checkpoint is {last}')
+        f'train.py: error: {last} could not be written (No space left on device); the last checkpoint is {last}')
     assert torch.load(last, weights_only=True)['epoch'] == 0
     resumed = run([*argv, '--resume', 'auto'], tmp_path / 'log')
     assert resumed.code == 0, resumed.text

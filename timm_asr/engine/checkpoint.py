@@ -18,7 +18,7 @@ import torch
 
 from ..checkpoints.names import BEST, LAST
 from ..checkpoints.read import read_checkpoint
-from ..errors import BadInput, NotACheckpoint
+from ..errors import BadInput, NotACheckpoint, Stopped
 
 #: Key of a checkpoint: the hash of its tensors.
 HASH = 'tensors_sha256'
@@ -26,7 +26,7 @@ _NUMBERED = re.compile(r'checkpoint-(\d+)\.pth\.tar')
 _RECOVERY = re.compile(r'recovery-(\d+)-(\d+)\.pth\.tar')
 
 
-class SaveFailed(Exception):  # noqa: N818 - named for what happened
+class SaveFailed(Stopped):
     """A file could not be written; the one it was to replace is untouched."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from timm.utils import NativeScaler, unwrap_model
+from timm.utils import unwrap_model
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, Subset
 from torch.utils.data.distributed import DistributedSampler
@@ -29,7 +29,6 @@ from ..models.auxiliary import auxiliary_loss
 from .build import Task, make_optimizer, resolve_learning_rate
 from .loaders import Loaders
 from .loop import Training
-from .prepare import DTYPES, autocast
 from .progress import Progress, setup_logging
 from .seeding import EpochSeeded, own_generator
 from .summary import read_summary
@@ -132,10 +131,8 @@ class DetectionRun(Run):
         args.no_prefetcher, args.eval_metric, args.sched_on_updates = True, 'AP', True
         args.warmup_epochs = args.warmup_steps * args.grad_accum_steps / max(1, len(loaders.train))
         resolve_learning_rate(args, args.batch_size)
-        amp = DTYPES[args.amp_dtype] if args.amp else None
-        scaled = args.amp and args.amp_dtype == 'float16' and self.device.type == 'cuda'
         training = Training(args, DetectionTask(model, self.device), loaders, make_optimizer(model, args), None,
-                            self.device, autocast(self.device, amp), NativeScaler(self.device.type) if scaled else None)
+                            self.device, self.autocast, self.scaler)
         count = sum(p.numel() for p in model.parameters())
         _logger.info(f'{args.detector} over {args.backbone}, {count:,} parameters, {len(train)} images, '
                      f'{len(self.categories)} classes, on {self.device}.')
@@ -151,7 +148,7 @@ class DetectionRun(Run):
 
     def figures(self, model: nn.Module, loader: DataLoader) -> 'OrderedDict[str, float]':
         """COCO's figures: boxes by their names ('AP', 'AP50', ...), masks with 'mask_' before them."""
-        with self.training.amp_autocast():
+        with self.autocast():
             found = evaluate_coco(model, loader, self.datasets[1].coco, progress=False)
         return OrderedDict((('mask_' if kind == 'segm' else '') + name, value)
                            for kind, own in found.items() for name, value in own.items())

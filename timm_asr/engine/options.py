@@ -13,13 +13,19 @@ import argparse
 import ast
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from ..errors import nearest
+from .recipes import find_recipe
+
+_METAVARS: dict[Any, str] = {int: 'N', float: 'X', str: 'NAME'}
 
 
 @dataclass(frozen=True)
@@ -29,15 +35,12 @@ class Option:
     Args:
         name: Long name with its dashes (``--batch-size``), or a bare name for a positional argument.
         aliases: Other spellings (``-b``).
-        kind: ``value`` (takes values), ``switch`` (off unless given; ``--no-NAME`` turns it off again, so that the
-            command line can undo a YAML file) or ``kwargs`` (``a=1 b=x`` pairs, a mapping in YAML).
-        type: Converts one value, on the command line and in YAML alike.
-        default: Value when neither sets it. ``None`` in YAML is accepted where the default is ``None``.
-        nargs, const, choices, metavar: As in ``argparse``.
+        kind: ``value``, ``switch`` (off unless given; ``--no-NAME`` undoes what a YAML file says) or ``kwargs``
+            (``a=1 b=x`` pairs, a mapping in YAML).
+        type, default, nargs, const, choices, metavar: As in ``argparse``; metavar is N, X or NAME by the type if unset.
         help: One sentence, shown by ``--help`` with the default.
         group: Heading under which ``--help`` lists it.
         exclusive: Options with the same non-empty word exclude each other.
-        dest: Attribute of the result; the long name with underscores if empty.
     """
 
     name: str
@@ -52,21 +55,16 @@ class Option:
     help: str = ''
     group: str = 'General'
     exclusive: str = ''
-    dest: str = ''
 
     @property
     def key(self) -> str:
         """Name in the parsed namespace and in YAML."""
-        return self.dest or self.name.lstrip('-').replace('-', '_')
+        return self.name.lstrip('-').replace('-', '_')
 
     @property
     def start(self) -> Any:
         """The default, as a new object where it is mutable."""
-        if self.kind == 'switch':
-            return bool(self.default)
-        if self.kind == 'kwargs':
-            return dict(self.default or {})
-        return list(self.default) if isinstance(self.default, list | tuple) else self.default
+        return bool(self.default) if self.kind == 'switch' else copy(self.default)
 
 
 def value(name: str, type: Callable[[str], Any], default: Any, help: str, *aliases: str, **more: Any) -> Option:
@@ -79,9 +77,9 @@ def switch(name: str, help: str, **more: Any) -> Option:
     return Option(name, kind='switch', help=help, **more)
 
 
-def pairs(name: str, help: str, **more: Any) -> Option:
+def pairs(name: str, help: str) -> Option:
     """An option that takes ``KEY=VALUE`` pairs."""
-    return Option(name, kind='kwargs', default={}, help=help, **more)
+    return Option(name, kind='kwargs', default={}, help=help)
 
 
 def group(heading: str, *options: Option) -> list[Option]:
@@ -90,8 +88,9 @@ def group(heading: str, *options: Option) -> list[Option]:
 
 
 CONFIG_OPTIONS = [
-    Option('--config', ('-c',), metavar='FILE', help='YAML file that sets any of these options; the command line wins'),
-    Option('--print-config', kind='switch', help='print everything as resolved, as YAML, and stop'),
+    value('--config', str, None, 'YAML file that sets any of these options; the command line wins', '-c',
+          metavar='FILE'),
+    switch('--print-config', 'print everything as resolved, as YAML, and stop'),
 ]
 
 
@@ -113,104 +112,68 @@ class _Pairs(argparse.Action):
             key, equals, value = word.partition('=')
             if not equals:
                 parser.error(f'{self.option_strings[0]}: expected KEY=VALUE, got {word!r}')
-            try:
+            pairs[key] = value
+            with suppress(ValueError, SyntaxError):
                 pairs[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                pairs[key] = value
         setattr(namespace, self.dest, pairs)
 
 
-class _Refuse(argparse.Action):
-    """A name that is known and left out on purpose: naming it ends the program with the reason."""
-
-    def __init__(self, option_strings: list[str], dest: str, reason: str = '', **_: Any) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs='*', help=argparse.SUPPRESS)
-        self.reason = reason
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        parser.error(f'{self.option_strings[0]}: {self.reason}')
-
-
 def _add(target: Any, option: Option) -> None:
-    names = [option.name, *option.aliases]
-    text = option.help.replace('%', '%%')
-    if option.kind == 'switch':
-        # A flag that is itself a negation keeps its one spelling.
-        if option.name.startswith('--no-'):
-            target.add_argument(*names, dest=option.key, action='store_true', default=option.start, help=text)
-        else:
-            action = argparse.BooleanOptionalAction
-            target.add_argument(*names, dest=option.key, action=action, default=option.start, help=text)
-        return
-    if option.default not in (None, '', {}):
-        text += f' (default: {option.default})'
-    keywords: dict[str, Any] = {'default': option.start, 'help': text, 'metavar': option.metavar}
+    keywords: dict[str, Any] = {'default': option.start, 'help': option.help.replace('%', '%%')}
     if option.name.startswith('-'):
         keywords['dest'] = option.key
-    if option.kind == 'kwargs':
-        target.add_argument(*names, nargs='*', action=_Pairs, **(keywords | {'metavar': 'KEY=VALUE'}))
-        return
-    if option.nargs is not None:
-        keywords['nargs'] = option.nargs
-    if option.const is not None:
-        keywords['const'] = option.const
-    target.add_argument(*names, type=option.type, choices=option.choices, **keywords)
+    if option.kind == 'switch':
+        # A flag that is itself a negation keeps its one spelling.
+        negation = option.name.startswith('--no-')
+        keywords['action'] = 'store_true' if negation else argparse.BooleanOptionalAction
+    elif option.kind == 'kwargs':
+        keywords |= {'action': _Pairs, 'nargs': '*', 'metavar': 'KEY=VALUE'}
+    else:
+        keywords |= {'type': option.type, 'choices': option.choices, 'nargs': option.nargs, 'const': option.const,
+                     'metavar': option.metavar or (None if option.choices else _METAVARS.get(option.type))}
+        if option.default not in (None, ''):
+            keywords['help'] += f' (default: {option.default})'
+    target.add_argument(option.name, *option.aliases, **keywords)
 
 
-def build_parser(options: Sequence[Option], prog: str | None = None, description: str = '',
-                 refused: Mapping[str, str] | None = None) -> Parser:
-    """The ``argparse`` parser of these options, grouped by heading, refused names included but not listed."""
+def build_parser(options: Sequence[Option], prog: str | None = None, description: str = '') -> Parser:
+    """The ``argparse`` parser of these options, grouped by heading."""
     parser = Parser(prog=prog, description=description)
     groups: dict[str, Any] = {}
     exclusive: dict[str, Any] = {}
     for option in options:
-        target = groups.setdefault(option.group, None) or parser.add_argument_group(option.group)
-        groups[option.group] = target
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        target = groups[option.group]
         if option.exclusive:
             target = exclusive.setdefault(option.exclusive, None) or target.add_mutually_exclusive_group()
             exclusive[option.exclusive] = target
         _add(target, option)
-    for name, reason in (refused or {}).items():
-        parser.add_argument(name, action=_Refuse, reason=reason)
     return parser
 
 
-def words_of(option: Option, value: Any) -> list[str]:
-    """A YAML value as words of a command line, for the parser to judge as it judges a line.
-
-    ``true`` is a switch's own name, ``false`` its ``--no-`` name, a list several values, a mapping ``KEY=VALUE``
-    pairs. The default of an option needs no words.
-
-    Raises:
-        ValueError: No words say this: a switch that is neither true nor false, a list for a single value.
-    """
-    bare = option.nargs == '?' and option.const is not None  # a name that may stand alone: true and false in YAML
-    if (value == option.start and type(value) is type(option.start)) or (bare and value is False):
+def _words(option: Option, value: Any) -> list[str]:
+    """A YAML value as words of a command line, for argparse to judge as it judges a line; none for the default."""
+    bare = option.kind == 'switch' or option.const is not None  # may stand alone: true and false in YAML
+    if value == option.start and type(value) is type(option.start):
         return []
-    if option.kind == 'switch':
-        if not isinstance(value, bool):
-            raise ValueError(f'expected true or false, got {value!r}')
-        negative = [] if option.name.startswith('--no-') else [f'--no-{option.name[2:]}']
-        return [option.name] if value else negative
-    if option.kind == 'kwargs':
-        if not isinstance(value, dict):
-            raise ValueError(f'expected a mapping, got {value!r}')
-        return [option.name, *(f'{key}={item!r}' for key, item in value.items())]
-    if bare and value is True:
-        return [option.name]
-    many = option.nargs not in (None, '?')
-    if value is None or isinstance(value, dict) or (isinstance(value, list) and not many):
-        raise ValueError(f'expected {option.type.__name__}, got {repr(value) if value is not None else "null"}')
-    values = [str(item) for item in (value if isinstance(value, list) else [value])]
+    if isinstance(value, bool) and bare:
+        return [option.name] if value else [f'--no-{option.name[2:]}'] * (option.kind == 'switch')
+    if isinstance(value, dict) and option.kind == 'kwargs':
+        values = [f'{key}={item!r}' for key, item in value.items()]
+    elif isinstance(value, list) and option.nargs not in (None, '?'):
+        values = [str(item) for item in value]
+    else:
+        values = ['' if value is None else str(value)]
     if not option.name.startswith('-'):
         return values
-    return [option.name, *values] if many else [f'{option.name}={values[0]}']
+    return [f'{option.name}={values[0]}'] if len(values) == 1 else [option.name, *values]
 
 
-def read_config(path: str | Path, options: Sequence[Option], refused: Mapping[str, str], parser: Parser) -> dict:
+def read_config(path: Path, options: Sequence[Option], parser: Parser, refuse: Callable[[str], None]) -> dict:
     """The content of a YAML file, as ``{key: value}``; ends the program with one sentence if it is wrong."""
     try:
-        text = Path(path).read_text(encoding='utf-8')
+        text = path.read_text(encoding='utf-8')
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
             parser.error('aliases (*name) are not read: write the value out')  # a few of them make gigabytes
         content = yaml.safe_load(text)
@@ -219,26 +182,23 @@ def read_config(path: str | Path, options: Sequence[Option], refused: Mapping[st
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         where = getattr(error, 'problem_mark', None)
         parser.error('not valid YAML' + (f' (line {where.line + 1})' if where else ''))
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | None):
         parser.error(f'expected a mapping of option names to values, got {type(content).__name__}')
-    known = {option.key: option for option in options if option.key not in ('config', 'print_config')}
-    out_of_bounds = {name.lstrip('-').replace('-', '_'): reason for name, reason in refused.items()}
+    known = {option.key: option for option in options if option not in CONFIG_OPTIONS}
     words: list[str] = []
-    for name, value in content.items():
+    keys = []
+    for name, value in (content or {}).items():
         key = str(name).replace('-', '_')
-        if key in out_of_bounds:
-            parser.error(f'{key}: {out_of_bounds[key]}')
+        refuse('--' + key.replace('_', '-'))
         if key not in known:
             parser.error(f'unknown key {name!r}; did you mean {nearest(key, list(known))[0]!r}?')
-        try:
-            said = words_of(known[key], value)
-            words = words + said if known[key].name.startswith('-') else said + words
-        except ValueError as error:
-            parser.error(f'{key}: {error}')
+        if isinstance(value, list | dict) and known[key].kind == 'value' and known[key].nargs in (None, '?'):
+            parser.error(f'{key}: expected one value, got {value!r}')
+        said = _words(known[key], value)
+        words = words + said if known[key].name.startswith('-') else said + words
+        keys.append(key)
     read = vars(parser.parse_args(words))
-    return {key: read[key] for key in (str(name).replace('-', '_') for name in content)}
+    return {key: read[key] for key in keys}
 
 
 def plain_options(args: argparse.Namespace | Mapping[str, Any]) -> dict[str, Any]:
@@ -254,17 +214,15 @@ def as_yaml(args: argparse.Namespace | Mapping[str, Any]) -> str:
 
 
 def parse(options: Sequence[Option], refused: Mapping[str, str] | None = None, argv: Sequence[str] | None = None,
-          prog: str | None = None, description: str = '', find_config: Callable[[str], str | Path] = str,
-          print_config: bool = True) -> argparse.Namespace:
+          prog: str | None = None, description: str = '', print_config: bool = True) -> argparse.Namespace:
     """Parse a command line in two stages: the YAML file of ``--config`` sets the defaults, then the line itself.
 
     Args:
         options: What the script takes; ``--config`` and ``--print-config`` are added.
-        refused: Names left out on purpose (``--name``), each with the sentence that says why.
+        refused: Names left out on purpose (``--name``, ``--names-*``), each with the sentence that says why.
         argv: The line without the program's name; that of the process if None.
         prog: Name of the program in messages.
         description: First lines of ``--help``.
-        find_config: Turns what ``--config`` was given into a path (for recipes found by name).
         print_config: Obey ``--print-config`` here; if False, the script does it once more is resolved.
 
     Returns:
@@ -272,17 +230,25 @@ def parse(options: Sequence[Option], refused: Mapping[str, str] | None = None, a
 
     Raises:
         SystemExit: With status 2 and one sentence on stderr for anything that is wrong.
+        BadInput: ``--config`` names neither a file nor a recipe.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    refused = refused or {}
     options = [*CONFIG_OPTIONS, *options]
-    parser = build_parser(options, prog, description, refused)
+    parser = build_parser(options, prog, description)
+
+    def refuse(name: str) -> None:
+        for pattern, reason in (refused or {}).items():
+            if fnmatchcase(name, pattern):
+                parser.error(f'{name}: {reason}')
+
+    for word in argv:
+        refuse(word.split('=')[0])
     first = Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
     first.add_argument('-c', '--config')
     config = first.parse_known_args(argv)[0].config
     if config:
         parser.where = f'--config {config}: '
-        parser.set_defaults(**read_config(find_config(config), options, refused, parser))
+        parser.set_defaults(**read_config(find_recipe(config), options, parser, refuse))
         parser.where = ''
     args, extra = parser.parse_known_args(argv)
     if extra:

@@ -1,6 +1,7 @@
 """A training run: a timm model by name, the checkpoints that matter, and the folded model at the end."""
 
 import argparse
+import importlib
 import logging
 import os
 import shlex
@@ -10,29 +11,76 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from timm.layers import set_fast_norm
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.utils import distribute_bn
+from timm.utils import NativeScaler, distribute_bn, init_distributed_device, random_seed
+from torch import nn
 
 from ..checkpoints.names import ARGS, ATTENTION, CURVE, SUMMARY
 from ..checkpoints.open import open_source
+from ..checkpoints.source import data_config_of
 from ..errors import BadInput, Stopped
 from ..export.place import list_in_manifest
 from . import side_by_side
+from .build import (
+    Task,
+    build_model,
+    check_model,
+    make_loss,
+    make_optimizer,
+    prepare_model,
+    resolve_learning_rate,
+    title_of,
+)
 from .checkpoint import SaveFailed, Saver, write_atomically
+from .device import find_device
+from .evaluate import evaluate
 from .export import export_run
 from .interrupt import deferred_interrupts
-from .loaders import make_eval_loader
+from .loaders import make_eval_loader, make_loaders, open_datasets
 from .loop import Training, train_one_epoch
 from .options import as_yaml
+from .prepare import DTYPES, autocast, check_backend, check_noise, fast_matmul
 from .progress import Progress, setup_logging
-from .resume import capture, place_schedule, read_state
+from .resume import adopt_asr, capture, place_schedule, read_state, restore, restore_weights
 from .run_folder import locate
 from .seeding import start_epoch
-from .start import build_training, resolve, start_device, validate_epoch, wrap
 from .summary import Trackers, add_summary, plot_run, table
 
 _logger = logging.getLogger(__name__)
+
+
+def start_device(args: argparse.Namespace) -> torch.device:
+    """Find the device, join the other processes if there are any, and seed."""
+    for module in args.device_modules or ():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise BadInput(f'--device-modules {module}: {error}') from None
+    if args.local_rank and 'WORLD_SIZE' in os.environ:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    args.device = str(find_device(args.device))
+    device = init_distributed_device(args)
+    fast_matmul(device)
+    if args.fast_norm:
+        set_fast_norm()
+    random_seed(args.seed, args.rank)
+    return device
+
+
+def resolve(args: argparse.Namespace) -> dict[str, Any]:
+    """Fill in the options that are found out from others; returns what the images would go through.
+
+    No data is opened, and no weights are loaded.
+    """
+    args.device, args.world_size = str(find_device(args.device)), int(os.environ.get('WORLD_SIZE', '1'))
+    with torch.device('meta'):
+        config = data_config_of(build_model(args, weights=False), vars(args))
+    resolve_learning_rate(args, args.batch_size)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()
+            if key != 'crop_mode'}
 
 
 class Run:
@@ -43,38 +91,56 @@ class Run:
         self.option_names = tuple(vars(args))
         self.device = start_device(args)
         self.primary = args.rank == 0
+        amp = DTYPES[args.amp_dtype] if args.amp else None
+        self.autocast = autocast(self.device, amp, args.bn_noise)
+        self.scaler = NativeScaler('cuda') if amp == torch.float16 and self.device.type == 'cuda' else None
         self.training, self.data_config, self.datasets = self.build()
         self.metric = args.eval_metric if self.training.loaders.eval is not None else 'loss'
         self.use_ema = args.model_ema and not args.model_ema_force_cpu
 
     def build(self) -> tuple[Training, dict[str, Any], tuple[Any, Any]]:
-        """What is trained: see :func:`build_training`."""
-        return build_training(self.args, self.device)
-
-    def validate(self, progress: Progress) -> 'OrderedDict[str, float] | None':
-        """The metrics of an epoch, by the names that they have in ``summary.csv`` after ``eval_``."""
-        return validate_epoch(self.training, progress)
-
-    def options(self) -> dict[str, Any]:
-        return {name: getattr(self.args, name) for name in self.option_names}
+        """Model, data, loss and optimizer; also what images go through, and the data sets."""
+        args, device = self.args, self.device
+        check_backend(args)
+        check_noise(args)
+        adopt_asr(args)
+        check_model(args)
+        datasets = open_datasets(args, args.input_size[0] if args.input_size else args.in_chans or 3)
+        model = build_model(args)
+        args.num_classes = args.num_classes or model.num_classes
+        data_config = data_config_of(model, vars(args))
+        dtype = DTYPES[args.model_dtype] if args.model_dtype else None
+        count = sum(parameter.numel() for parameter in model.parameters())
+        model = prepare_model(model, args, device)
+        if args.sync_bn and args.distributed and device.type == 'cpu':
+            raise BadInput('--sync-bn: PyTorch computes SyncBatchNorm on GPUs only; without it, --dist-bn makes the '
+                           'statistics of all processes equal after each epoch')
+        loaders = make_loaders(args, data_config, datasets, device, dtype)
+        resolve_learning_rate(args, loaders.batch_size)
+        task = Task(model, make_loss(args, loaders.mixing), device, dtype)
+        training = Training(args, task, loaders, make_optimizer(model, args), None, device, self.autocast, self.scaler,
+                            dtype)
+        size = 'x'.join(map(str, data_config['input_size']))
+        _logger.info(f'{title_of(args)}, {count:,} parameters, on {args.device}'
+                     + (f' in {args.world_size} processes' if args.distributed else '')
+                     + f', input {size}, {args.num_classes} classes'
+                     + (f', AMP in {args.amp_dtype}' if args.amp else f', {args.model_dtype or "float32"}') + '.')
+        return training, data_config, datasets
 
     def prepare(self) -> tuple[int, int]:
         """Find the folder, resume if asked, make schedule and saver; returns first epoch and end."""
         args, training = self.args, self.training
         self.folder, checkpoint, self.lock = locate(args, self.data_config['input_size'][-1])
         content = read_state(checkpoint, args) if checkpoint is not None else None
-        wrap(training, content, checkpoint)
+        self.wrap(content, checkpoint)
         training.scheduler, epochs = create_scheduler_v2(
             training.optimizer, **scheduler_kwargs(args, decreasing_metric=self.metric == 'loss'),
             updates_per_epoch=training.updates_per_epoch)
         if training.scheduler is not None and args.warmup_epochs >= epochs and self.primary:
             _logger.warning('The learning rate still rises when this run ends: its warm-up takes '
                             f'{args.warmup_epochs:g} of {epochs} epochs (--warmup-epochs).')
-        first = 0
-        if content is not None:
-            first = int(content.get('epoch', -1)) + (0 if content.get('recovery') else 1)
-        if args.start_epoch is not None:
-            first = args.start_epoch
+        first = 0 if content is None else int(content.get('epoch', -1)) + (0 if content.get('recovery') else 1)
+        first = first if args.start_epoch is None else args.start_epoch
         place_schedule(training, content, first)
         self.saver = Saver(self.folder, decreasing=self.metric == 'loss', keep=args.checkpoint_hist)
         if content is not None and 'saver' in content:
@@ -82,6 +148,24 @@ class Run:
         if self.primary:
             self._open_folder(content, checkpoint, first)
         return first, epochs
+
+    def wrap(self, content: dict[str, Any] | None, checkpoint: Path | None) -> None:
+        """Resume, average, compile and distribute the model, in the order in which these depend on each other."""
+        args, task = self.args, self.training.task
+        if content is not None and checkpoint is not None:
+            restore_weights(self.training, content, checkpoint)
+        if args.model_ema:
+            task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
+                           device=torch.device('cpu') if args.model_ema_force_cpu else None)
+        if content is not None and checkpoint is not None:
+            restore(self.training, content, checkpoint)
+        if args.torchcompile:
+            task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+            if task.has_ema():
+                task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+        if args.distributed:
+            task.prepare_distributed(device_ids=None if self.device.type == 'cpu' else [self.device],
+                                     broadcast_buffers=not args.no_ddp_bb)
 
     def _open_folder(self, content: dict[str, Any] | None, checkpoint: Path | None, first: int) -> None:
         args = self.args
@@ -103,6 +187,31 @@ class Run:
             self.training.save_recovery = lambda epoch, update: self.saver.save_recovery(
                 capture(self.training), epoch, update)
 
+    def options(self) -> dict[str, Any]:
+        return {name: getattr(self.args, name) for name in self.option_names}
+
+    def validate(self, progress: Progress) -> 'OrderedDict[str, float] | None':
+        """The metrics of an epoch, by the names that they have in ``summary.csv`` after ``eval_``: of the raw model, or
+        of the averaged one where there is one, as timm has it; None without validation images.
+        """
+        args, training, task = self.args, self.training, self.training.task
+        if training.loaders.eval is None:
+            return None
+
+        def run(model: nn.Module, name: str) -> 'OrderedDict[str, float]':
+            found = evaluate(model, training.loaders.eval, nn.CrossEntropyLoss(), device=self.device,
+                             dtype=training.dtype, amp_autocast=self.autocast, channels_last=args.channels_last)
+            progress.line(f'validation{name}: top-1 {found["top1"]:.2f} %, loss {found["loss"]:.4f}, '
+                          f'{found.pop("count")} images')
+            return found
+
+        metrics = run(task.get_eval_model(), '')
+        if task.has_ema() and not args.model_ema_force_cpu:
+            if args.distributed and args.dist_bn:
+                distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
+            metrics = run(task.get_eval_model(ema=True), ' of the averaged weights')
+        return metrics
+
     def epoch(self, epoch: int, epochs: int, progress: Progress) -> None:
         """Train, validate, log and save one epoch."""
         args, training = self.args, self.training
@@ -111,19 +220,19 @@ class Run:
         if args.distributed and args.dist_bn:
             distribute_bn(training.task.get_trainable_module(), args.world_size, args.dist_bn == 'reduce')
         rate = training.learning_rate
-        if (epoch + 1) % args.val_interval and epoch + 1 != epochs:
-            if training.scheduler is not None:
-                training.scheduler.step(epoch + 1, None)
-            if self.primary:
-                self.saver.save_last(capture(training), epoch)
-                progress.line(f'epoch {epoch} of {epochs}: loss {trained["loss"]:.4f}, lr {rate:.2e}, '
-                              f'{trained["images_per_second"]:.0f} images/s', always=True)
-            return
-        validated = self.validate(progress)
-        metric = (validated if validated is not None else trained)[self.metric]
+        end = (f'lr {rate:.2e}, {trained["images_per_second"]:.0f} images/s, '
+               f'data loading {100 * trained["waiting"]:.0f} %')
+        start = f'epoch {epoch} of {epochs}: loss {trained["loss"]:.4f}'
+        skipped = bool((epoch + 1) % args.val_interval) and epoch + 1 != epochs
+        validated = None if skipped else self.validate(progress)
+        metric = None if skipped else (validated or trained)[self.metric]
         if training.scheduler is not None:
             training.scheduler.step(epoch + 1, metric)
         if not self.primary:
+            return
+        if skipped:
+            self.saver.save_last(capture(training), epoch)
+            progress.line(f'{start}, {end}', always=True)
             return
         row = OrderedDict(epoch=epoch, train_loss=trained['loss'])
         row.update((f'eval_{key}', value) for key, value in (validated or {}).items())
@@ -133,28 +242,24 @@ class Run:
         self.saver.save(capture(training), epoch, metric)
         hidden = ('loss', 'top5') if args.num_classes <= 5 else ('loss',)  # five of five are always right
         shown = ''.join(f', {name} {value:.4g}' for name, value in (validated or {}).items() if name not in hidden)
-        best = f' (best {self.metric} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch})' if (
-            self.saver.best_metric is not None) else ''
-        progress.line(f'epoch {epoch} of {epochs}: loss {trained["loss"]:.4f}{shown}{best}, lr {rate:.2e}, '
-                      f'{trained["images_per_second"]:.0f} images/s, data loading {100 * trained["waiting"]:.0f} %',
-                      always=True)
+        if self.saver.best_metric is not None:
+            shown += f' (best {self.metric} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch})'
+        progress.line(f'{start}{shown}, {end}', always=True)
         if args.fuse_every and (epoch + 1) % args.fuse_every == 0 and epoch + 1 != epochs:
             self.fuse()
 
     def fuse(self, timed: bool = False) -> dict[str, Any] | None:
         """Fuse the best checkpoint into the run folder; None where there are no images to compare on."""
-        if self.training.loaders.eval is None:
+        loader, best = self.training.loaders.eval, self.saver.best
+        if loader is None:
             _logger.warning('No folded network is written: there are no validation images to compare on (--val-split).')
             return None
-        best = self.saver.best
         if best is None:
             raise Stopped('no checkpoint was written: there is nothing to fold')
-        loader = self.training.loaders.eval
-        if self.args.distributed:  # which has a part of the images only
+        if self.args.distributed:  # the loader has a part of the images only
             loader = make_eval_loader(self.args, self.data_config, self.datasets[1], self.device, self.training.dtype,
                                       distributed=False)
-        return export_run(best, self.folder, self.args, self.data_config, loader, self.device, self.use_ema,
-                               timed)
+        return export_run(best, self.folder, self.args, self.data_config, loader, self.device, self.use_ema, timed)
 
     def train(self, first: int, epochs: int) -> int:
         """Run the epochs from ``first`` on, and what comes after them."""
@@ -220,14 +325,9 @@ def carry_out(job: Run) -> int:
             _logger.info(f'Stopped. The last checkpoint is {last}; go on with\n  {job.command()}' if last else
                          'Stopped before the first checkpoint.')
         return 130
-    except SaveFailed as error:
-        last = job.saver.last
-        raise Stopped(f'{error}; the last whole checkpoint is {last}' if last else
-                      f'{error}; there is no earlier checkpoint') from None
     except Stopped as stopped:
-        last = job.saver.last
-        text = str(stopped)
-        raise Stopped(text if str(last) in text else f'{text}; the last checkpoint is {last}' if last else
+        last, text = job.saver.last, str(stopped)
+        raise Stopped(f'{text}; the last checkpoint is {last}' if last else
                       f'{text}; no checkpoint was written') from None
     finally:
         leave_others(job.args)

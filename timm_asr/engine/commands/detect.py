@@ -12,7 +12,6 @@ from dataclasses import replace
 from ...errors import BadInput
 from ..flags import pick
 from ..options import Option, group, pairs, parse, switch, value
-from ..recipes import find_recipe
 from . import train
 
 #: Options of `train` that mean the same here, with the defaults of detection.
@@ -27,28 +26,25 @@ _FROM_TRAIN = {
 OPTIONS: list[Option] = [
     *group(
         'Detector',
-        value('--detector', str, 'fasterrcnn', 'fasterrcnn, maskrcnn or retinanet',
-              choices=('fasterrcnn', 'maskrcnn', 'retinanet')),
-        value('--backbone', str, 'resnet50', 'name of a timm model that gives features', metavar='NAME'),
+        value('--detector', str, 'fasterrcnn', 'architecture', choices=('fasterrcnn', 'maskrcnn', 'retinanet')),
+        value('--backbone', str, 'resnet50', 'name of a timm model that gives features'),
         *pick('asr pretrained'),
-        value('--backbone-checkpoint', str, '', 'weights of the backbone: a checkpoint of train, or a state dict',
-              metavar='FILE'),
+        value('--backbone-checkpoint', str, '', 'checkpoint of train, or a state dict, of the backbone'),
         switch('--frozen-bn', "keep the backbone's BatchNorms as they are, as is usual with trained weights"),
-        value('--strides', int, None, 'strides of the features to use; all from 4 on (RetinaNet: 8) if unset',
-              nargs='+', metavar='N'),
-        value('--fpn-channels', int, 256, 'channels of the feature pyramid', metavar='N'),
+        value('--strides', int, None, 'strides of the features; all from 4 (RetinaNet: 8) if unset', nargs='+'),
+        value('--fpn-channels', int, 256, 'channels of the feature pyramid'),
         pairs('--backbone-kwargs', 'more keywords of create_model'),
         pairs('--detector-kwargs', "more keywords of torchvision's class, such as min_size=800"),
     ),
     *group(
         'Data set',
         value('--data-dir', str, '', "folder with COCO's layout: train2017/, val2017/, annotations/", metavar='DIR'),
-        value('--train-split', str, 'train2017', 'folder and annotations to train on', metavar='NAME'),
-        value('--val-split', str, 'val2017', 'folder and annotations to evaluate on; empty for none', metavar='NAME'),
-        value('--batch-size', int, 2, 'images per batch and process', '-b', metavar='N'),
-        value('--hflip', float, 0.5, 'probability of a horizontal flip', metavar='P'),
+        value('--train-split', str, 'train2017', 'folder and annotations to train on'),
+        value('--val-split', str, 'val2017', 'folder and annotations to evaluate on; empty for none'),
+        value('--batch-size', int, 2, 'images per batch and process', '-b'),
+        value('--hflip', float, 0.5, 'probability of a horizontal flip'),
     ),
-    *group('Learning rate', value('--warmup-steps', int, 500, 'updates of linear warm-up', metavar='N')),
+    *group('Learning rate', value('--warmup-steps', int, 500, 'updates of linear warm-up')),
     *(option if _FROM_TRAIN[option.key] is None else replace(option, default=_FROM_TRAIN[option.key])
       for option in train.OPTIONS if option.key in _FROM_TRAIN),
 ]
@@ -65,7 +61,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr detect') -> in
 
 def parse_args(argv: Sequence[str], prog: str = 'timm-asr detect') -> argparse.Namespace:
     """The options of the command."""
-    own = parse(OPTIONS, {}, argv, prog, __doc__, find_config=find_recipe)
+    own = parse(OPTIONS, {}, argv, prog, __doc__)
     if not own.data_dir:
         raise BadInput("--data-dir is missing: a folder with train2017/, val2017/ and annotations/, as COCO has")
     for name in ('batch_size', 'epochs'):
