@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+import statistics
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..errors import BadInput
 from ..figures.speed import plot_speed
 from ..figures.style import write_csv, write_json
 from ..figures.training import plot_curves
+from .bench_steps import split_name
 from .summary import read_summary
 
 
@@ -70,7 +72,10 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def scatter(args: Namespace, words: list[str], prog: str) -> int:
-    """Speed against accuracy: scatter.png, scatter.csv, scatter.json; accuracy is that of the last epoch of a run."""
+    """Speed against accuracy: scatter.png, scatter.csv, scatter.json.
+
+    Accuracy is that of the last epoch, or the mean of several runs. A form (``NAME+reparam``) has that of its model.
+    """
     if not args.benchmark:
         raise BadInput('no speeds: give the results file of a benchmark (--benchmark FILE)')
     measured: dict[str, dict[str, Any]] = {}
@@ -79,14 +84,17 @@ def scatter(args: Namespace, words: list[str], prog: str) -> int:
         if key and row.get('param_count'):
             measured[row['model']] = {
                 'images_per_second': float(row[key]), 'parameters': 1e6 * float(row['param_count'])}
-    accuracy: dict[str, float] = {}
+    accuracy: dict[str, list[float]] = {}
     for path in map(Path, args.runs):
         if path.is_dir():
             name, rows = _read_run(path)
-            accuracy[name] = float(rows[-1].get('eval_top1') or 'nan')
+            found = [(name, rows[-1].get('eval_top1') or 'nan')]
         else:
-            accuracy |= {row['model']: float(row['top1']) for row in _read_rows(path) if row.get('top1')}
-    both = [{'model': name, **measured[name], 'top1': top1} for name, top1 in accuracy.items() if name in measured]
+            found = [(row['model'], row['top1']) for row in _read_rows(path) if row.get('top1')]
+        for name, top1 in found:
+            accuracy.setdefault(name, []).append(float(top1))
+    both = [{'model': name, **figures, 'top1': round(statistics.mean(accuracy[split_name(name)[0]]), 4)}
+            for name, figures in measured.items() if split_name(name)[0] in accuracy]
     if not both:
         raise BadInput(f'no model has both: speeds are of {", ".join(measured) or "none"}, accuracies of '
                        f'{", ".join(accuracy) or "none"}')

@@ -1,5 +1,6 @@
 """Speed against accuracy (ASR paper, Figure 3)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ def plot_speed(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str =
     largest = max(float(row['parameters']) for row in rows)
     for index, row in enumerate(rows):
         speed, parameters, top1 = (float(row[key]) for key in keys)
-        axes.scatter(speed, top1, 400 * parameters / largest, color=f'C{index % 10}', alpha=0.5)
-        axes.annotate(f'{row["model"]}\n{parameters / 1e6:.2f} M', (speed, top1), textcoords='offset points',
-                      xytext=(8, 6 if index % 2 else -16), fontsize=7)
+        area = 400 * parameters / largest
+        axes.scatter(speed, top1, area, color=f'C{index % 10}', alpha=0.5)
+        axes.annotate(f'{row["model"]}\n{parameters / 1e6:.3g} M', (speed, top1), fontsize=7, ha='center', va='bottom',
+                      xytext=(0, 2 + (area / math.pi) ** 0.5), textcoords='offset points')
     axes.set(xlabel='images per second', ylabel='top-1, %')
-    axes.margins(x=0.25, y=0.25)
+    axes.margins(x=0.2, y=0.25)
     axes.grid(True, axis='both')
     save(figure, path, title, caption)
