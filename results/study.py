@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words += conclusion(plan, whole, margin)
         if whole:
             plot_arms(plan.name, {arm.name: list(values_of(whole, arm.name, 'top1').values()) for arm in plan.arms},
-                      HERE / 'study' / f'{name}.png')
+                      HERE / 'study' / f'{name}.png', 'python results/study.py RUNS')
             sections.append(f'![{plan.name}](study/{name}.png)')
             shown = shown or name
             columns[f'{plan.name}; seeds: {len(whole) // len(plan.arms)}'] = cells(plan, whole)

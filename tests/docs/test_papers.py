@@ -52,4 +52,4 @@ def test_the_command_is_understood_and_its_names_build(command):
     named = [getattr(args, key, None) for key in ('model', 'versus', 'backbone')] if name != 'models' else []
     for model in {m for value in named if value for m in ([value] if isinstance(value, str) else value)}:
         with torch.device('meta'):
-            timm.create_model(model, **(getattr(args, 'model_kwargs', None) or {}))
+            timm.create_model(model.split('+')[0], **(getattr(args, 'model_kwargs', None) or {}))

@@ -102,5 +102,6 @@ def write_report(plan: Plan, output: Path, dia: bool = False) -> str:
     if rows:
         write_results(output / CSV, rows)
         plot_arms(plan.name + (f' (budget {plan.budget:g})' if plan.budget != 1 else ''),
-                  {arm.name: list(values_of(rows, arm.name, 'top1').values()) for arm in plan.arms}, output / FIGURE)
+                  {arm.name: list(values_of(rows, arm.name, 'top1').values()) for arm in plan.arms}, output / FIGURE,
+                  f'timm-asr experiment FILE --output {output} --report')
     return markdown(plan, rows, dia)

@@ -9,7 +9,7 @@ from .style import new, save, styled
 
 
 @styled
-def plot_arms(title: str, values: Mapping[str, Sequence[float]], path: Path) -> None:
+def plot_arms(title: str, values: Mapping[str, Sequence[float]], path: Path, caption: str) -> None:
     """Draw top-1 (percent) of every run, a row an arm, with the mean of the arm and its standard error."""
     shown = {name: np.array(runs) for name, runs in values.items() if len(runs)}
     figure, panels = new(height=0.8 + 0.35 * len(shown))
@@ -21,4 +21,4 @@ def plot_arms(title: str, values: Mapping[str, Sequence[float]], path: Path) -> 
     axes.set_yticks(range(len(shown)), [f'{name} ({len(runs)})' for name, runs in shown.items()])
     axes.invert_yaxis()
     axes.set_xlabel('top-1 of the last epoch, % (bar: mean ± standard error)')
-    save(figure, path, title)
+    save(figure, path, title, caption)
