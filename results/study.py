@@ -5,9 +5,15 @@
 RUNS holds a folder for each file in results/study, as `timm-asr experiment study/X.yaml --output RUNS/X` makes it.
 Written: study/X.csv, study/X.png, all of study.md below its line "# Results", and what is between the two marks in
 docs/should_i_use_it.md. The plan above the results stays as it was.
+
+    python results/study.py RUNS --begin
+
+makes the folders of the runs whose rows lie in study/X.csv, so that `timm-asr experiment` goes on behind them.
 """
 
 import argparse
+import csv
+import json
 import math
 import shutil
 import statistics
@@ -17,11 +23,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from timm_asr.engine.reports import as_markdown, write_results
 from timm_asr.errors import BadInput, run_main
 from timm_asr.experiment.plan import Plan, read_plan
 from timm_asr.experiment.report import comparisons, markdown
-from timm_asr.experiment.runner import read_results, values_of
+from timm_asr.experiment.runner import OPTIONS, RESULT, read_results, values_of
 from timm_asr.experiment.search import ranking
 from timm_asr.experiment.statistics import LEVEL, holm
 from timm_asr.figures.experiment import plot_arms
@@ -106,11 +114,33 @@ def cells(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     return found
 
 
+def begin(name: str, folder: Path) -> None:
+    """Write the results of an experiment's CSV, and the options of those runs, as the runner leaves them."""
+    plan, path = read_plan(HERE / 'study' / f'{name}.yaml'), HERE / 'study' / f'{name}.csv'
+    if not path.is_file():
+        return
+    with open(path, encoding='utf-8', newline='') as file:
+        rows = {(row['arm'], int(row['seed'])): row for row in csv.DictReader(file)}
+    for run in plan.runs:
+        row = rows.get((run.arm.name, run.seed))
+        if row is not None and not (folder / run.name).exists():
+            (folder / run.name).mkdir(parents=True)
+            (folder / run.name / OPTIONS).write_text(yaml.safe_dump(run.options), encoding='utf-8')
+            values = {key: yaml.safe_load(value) for key, value in row.items() if value}
+            (folder / run.name / RESULT).write_text(json.dumps(values), encoding='utf-8')
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script with this command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('runs', type=Path, metavar='RUNS', help='folder of the folders of runs')
-    folder = parser.parse_args(argv).runs
+    parser.add_argument('--begin', action='store_true', help='make the folders of the runs that have a row already')
+    args = parser.parse_args(argv)
+    folder = args.runs
+    if args.begin:
+        for name in ORDER:
+            begin(name, folder / name)
+        return 0
     if not folder.is_dir():
         raise BadInput(f'no folder at {folder}')
     sections, columns, missing, words, shown = [], {}, [], [], None

@@ -1,5 +1,6 @@
 """The study's files are plans that can be trained, and its verdicts follow the rule that was written before."""
 
+import csv
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ from pages import ROOT
 
 from timm_asr.engine.commands.train import parse_args
 from timm_asr.experiment.plan import read_plan
-from timm_asr.experiment.runner import check_plan
+from timm_asr.experiment.runner import check_plan, missing_runs, read_results
 
 sys.path.insert(0, str(ROOT / 'results'))
 import study
@@ -39,6 +40,16 @@ def test_a_gain_is_one_over_the_better_control_not_over_plain():
     assert ': no gain of 1 points or more' in text['ASR(SE)']
     noisy = rows(plan, {}, seeds=3, deviation=5)
     assert any('not known' in line for line in study.verdicts(plan, noisy, 'last norm 0', 1.0))
+
+
+def test_runs_with_a_row_are_not_made_again(tmp_path):
+    plan = read_plan(ROOT / 'results' / 'study' / 'small.yaml')
+    assert study.main([str(tmp_path), '--begin']) == 0
+    done = read_results(plan, tmp_path / 'small')
+    with open(ROOT / 'results' / 'study' / 'small.csv', encoding='utf-8', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [{key: str(value) for key, value in row.items()} for row in done] == rows
+    assert len(missing_runs(plan, tmp_path / 'small')) == len(plan.runs) - len(rows)
 
 
 def test_only_seeds_that_all_arms_have_are_compared():
