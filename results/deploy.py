@@ -38,14 +38,15 @@ from timm_asr.export.int8 import onnx_top1, quantize_onnx
 HERE = Path(__file__).parent
 SEED, BACKBONE, REPVGG = 42, 'resnet83', 'repvgg_a0'
 BATCHES = {1: 20, 64: 1}  # batch size -> steps a round
-CLIENTS = ('eager', 'torch.compile', 'ONNX Runtime, literal', 'ONNX Runtime', 'ONNX Runtime, int8', 'OpenVINO')
+CLIENTS = ('eager', 'torch.compile', 'ONNX Runtime, literal', 'ONNX Runtime, inference form', 'ONNX Runtime',
+           'ONNX Runtime, int8', 'OpenVINO')
 ACCURACY = ('resnet20', 'resnet20_se', 'resnet20_asr_se')
 Step = Callable[[], object]
 
 
 def networks(backbone: str) -> Iterator[tuple[str, nn.Module]]:
     """What is compared, in eval mode, by the name of its row. Weights are random, statistics are moved."""
-    for gate in ('', 'asr_se', 'se', 'eca', 'ie', 'ras', 'dia_lstm'):
+    for gate in ('', 'asr_se', 'se', 'eca', 'ie', 'srm', 'spe', 'ras', 'dia_se', 'dia_lstm'):
         model = stir(timm.create_model(f'{backbone}_{gate}'.rstrip('_'))).eval()
         yield gate or 'plain', model
         if gate == 'se':
@@ -89,15 +90,18 @@ def speed_section(folder: Path, budget: float, batch: int) -> list[dict[str, Any
         steps['eager'][f'{name}, as trained'] = torch_step(trained, last)
         steps['eager'][name] = torch_step(form, last)
         steps['torch.compile'][name] = torch_step(torch.compile(copy.deepcopy(form)), last)
-        file, quantized, literal = (folder / f'{name}{end}.onnx' for end in ('', '.int8', '.literal'))
+        file, quantized, literal, simplified = (
+            folder / f'{name}{end}.onnx' for end in ('', '.int8', '.literal', '.form'))
         if not literal.exists():  # the same for every batch size
             timm_asr.export_onnx(model, file, fold_bn=True)
             quantize_onnx(file, quantized, [torch.randn(16, 3, 32, 32)])
             timm_asr.export_onnx(model, literal, as_trained=True)
+            timm_asr.export_onnx(timm_asr.reparameterize(copy.deepcopy(model), fold_bn=True), simplified)
         steps['ONNX Runtime'][name] = ort_step(file, images)
         steps['OpenVINO'][name] = openvino_step(file, images)
         steps['ONNX Runtime, int8'][name] = ort_step(quantized, images)
         steps['ONNX Runtime, literal'][name] = ort_step(literal, images)
+        steps['ONNX Runtime, inference form'][name] = ort_step(simplified, images)
     rows = []
     for client, own in steps.items():
         times = interleave(own, rounds=200, iters=BATCHES[batch], warmup=3, budget=budget)
@@ -149,9 +153,10 @@ int8 is named.
 
 The networks of a table ran in turns in one process. `over_plain` is the median over rounds of a network's time divided
 by that of the plain backbone, {BACKBONE} or {REPVGG} with merged branches, in the same client and round; `q1` and `q3`
-are its quartiles. Absolute times on a shared machine mean little. In PyTorch and ONNX Runtime a network is in its
-inference form with norms folded (`reparameterize(fold_bn=True)`); "as trained" and "literal" are the network as it was
-trained.
+are its quartiles. Absolute times on a shared machine mean little. In PyTorch a network is in its inference form with
+norms folded (`reparameterize(fold_bn=True)`). "ONNX Runtime" runs what `export_onnx(fold_bn=True)` writes, whose gates
+are in that form only where their class says `form_in_onnx`; "inference form" has it everywhere. "as trained" and
+"literal" are the network as it was trained.
 """]
     for batch in BATCHES:
         own = [row for row in rows if row['section'] == f'speed-{batch}']

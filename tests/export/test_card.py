@@ -103,7 +103,8 @@ def test_what_it_says_of_a_run(tmp_path):
     assert 'import it before the model is made' in card
     assert table(card, 'Results') == [['`resnet20_asr_se`, as trained', '91.25', '99.50', '275,183'],
                                       ['`resnet20`, these weights', '91.25', '99.50', '272,474']]
-    assert 'Measured on 10,000 images of cifar10. Folding changed no logit by more than 3e-07' in card
+    assert 'Measured on 10,000 images of cifar10. Folding changed no logit by more than 3e-07' in ' '.join(card.split())
+    assert card.count('constants') == 1  # what attention is, is said once
     assert table(card, 'Speed') == [['`resnet20_asr_se`, as trained', '2,145'], ['`resnet20`, these weights', '2,219'],
                                     ['`resnet20`, plain', '2,212']]
     assert 'on its machine (PyTorch 2.15.0)' in card
@@ -128,7 +129,7 @@ def test_it_claims_nothing_that_nobody_measured(tmp_path):
     assert head(model_card(tmp_path / 'bare', REPO, license='cc-by-4.0'))['license'] == 'cc-by-4.0'
     assert 'load_trainable' not in card
     attached = write(tmp_path / 'attached', model='resnet20', asr={'asr': 'ie'})
-    assert 'trained as `resnet20` with ASR attached, with ASR (IE)' in model_card(attached, REPO)
+    assert '`resnet20`, trained with ASR (IE): attention' in model_card(attached, REPO)
     top1_only = model_card(write(tmp_path / 'top1', metrics={'model': 'resnet20_asr_se', 'top1': 1.0}), REPO)
     assert table(top1_only, 'Results')[0] == ['`resnet20_asr_se`, as trained', '1.00']
     epoch = {'timm_asr': {'model': 'resnet20_asr_se', 'metrics': {'before': {'top1': 76.5}, 'after': None}}}
@@ -214,6 +215,9 @@ def test_the_head_says_it_to_the_hub(tmp_path):
     assert (entry['name'], result['task']['type'], result['dataset']) == (
         'net', 'image-classification', {'name': 'cifar10', 'type': 'uoft-cs/cifar10', 'split': 'test'})
     assert [(m['type'], m['value']) for m in result['metrics']] == [('accuracy', 0.912), ('accuracy', 0.995)]
+    for own, named in (('torch/cifar100', ['cifar100']), ('hfds/me/birds', ['me/birds']), ('my_photos', None)):
+        one = head(model_card(write(tmp_path / own, metrics={**metrics, 'dataset': own}), REPO))
+        assert (one.get('datasets'), 'model-index' in one) == (named, bool(named))  # a folder's name is no data set
     assert 'transformers' not in found['tags']  # an older folder, which transformers does not load
     folder = write(tmp_path / 'new', files={'model.safetensors': 'ab' * 32})
     assert 'transformers' in head(model_card(folder, REPO))['tags']
@@ -226,7 +230,8 @@ def test_the_figures_are_those_of_the_network_in_the_folder(tmp_path):
     assert [row[:2] for row in table(card, 'Results')] == [
         ['`resnet20_asr_se`, as trained', '80.00'], ['`resnet20`, these weights', '81.00'],
         ['its inference form (`timm_asr.reparameterize`)', '82.00']]
-    assert 'those of epoch 3, which was the best on these images; at the last epoch, 29, top-1 was 79.50 %.' in card
+    said = ' '.join(card.split())
+    assert 'those of epoch 3, which was the best on these images; at the last epoch, 29, top-1 was 79.50 %.' in said
     old = {key.replace('_folded', '_fused'): value for key, value in METRICS.items()}
     assert '`resnet20`, these weights | 91.25' in model_card(write(tmp_path / 'old', metrics=old), REPO)
 
@@ -238,7 +243,7 @@ def test_strings_of_a_configuration_do_nothing_in_the_card(tmp_path):
     folder = write(tmp_path / 'run', metrics={**METRICS, 'dataset': EVIL}, dataset=EVIL, recipe=EVIL, seed=1, epoch=1,
                    git_commit=EVIL, base_model=EVIL, torch_version=EVIL, weights_sha256=EVIL,
                    arguments={'opt': EVIL, 'lr': 0.1, EVIL: 1})
-    card = model_card(folder, REPO)
+    card = model_card(folder, REPO, dataset_name=EVIL)
     body = card.split('\n---\n', 1)[1]
     assert '<script>' not in body
     assert '\n# head' not in body

@@ -1,8 +1,10 @@
 """export_onnx and export_program: fused, run against the model, refused where they differ; and the command."""
 
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import timm
@@ -76,11 +78,31 @@ def test_images_of_any_size_where_the_network_can(export, model, tmp_path):
     for height, width in ((32, 32), (48, 80), (17, 33)):
         x = torch.randn(2, 1, height, width)
         assert relative_error(model(x), run(file, x)) < 1e-5
+    if export is timm_asr.export_onnx:
+        inside = onnx.load(file).graph
+        axes = [[size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+                for value in (*inside.input, *inside.output)]
+        assert axes == [['batch', 1, 'height', 'width'], ['batch', 5]]
+        assert not re.search(r'\bs\d+\b', str(inside.value_info))
     vit = timm.create_model('vit_tiny_asr_se', img_size=32, num_classes=3, depth=2).eval()
     with pytest.raises(BadInput, match='cannot be exported for images of any size .*; leave out --any-size') as caught:
         export(vit, tmp_path / 'b.out', any_size=True)
     assert '\n' not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ['a.out']
+
+
+@pytest.mark.parametrize(('name', 'fewer'), [
+    ('resnet83_se', False), ('resnet83_ras', False), ('resnet83_dia_se', False), ('resnet83_dia_lstm', False),
+    ('resnet83_srm', False), ('resnet83_spe', True)])
+@pytest.mark.filterwarnings('ignore::timm_asr.export.graph.ExportedAsTrained')
+def test_onnx_has_the_attention_that_onnxruntime_runs_faster(name, fewer, tmp_path):
+    """As trained, but for gates whose form has fewer operations and pools no other map."""
+    model = randomize(small(name, dtype=torch.float32)).eval()
+    kinds = []
+    for as_trained in (False, True):
+        file = timm_asr.export_onnx(model, tmp_path / f'{as_trained}.onnx', as_trained=as_trained)
+        kinds.append(Counter(node.op_type for node in onnx.load(file).graph.node))
+    assert (kinds[0] == kinds[1], kinds[0].total() < kinds[1].total()) == (not fewer, fewer)
 
 
 TORCH_ALONE = """

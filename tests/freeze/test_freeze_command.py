@@ -106,7 +106,7 @@ def test_some_images_are_of_all_classes(checkpoint, tmp_path, capsys, monkeypatc
 
 
 def test_a_split_of_its_own_to_compare_on(checkpoint, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(freeze_command, 'write_program', lambda *_, **__: (tmp_path / 'frozen').mkdir())
+    monkeypatch.setattr(freeze_command, 'export_program', lambda *_, **__: (tmp_path / 'frozen').mkdir())
     status, out, _ = freeze(capsys, checkpoint, '--split', 'train', '--eval-split', 'validation', '--samples', 40,
                             '-j', 0, '--threshold', 0, '-o', tmp_path / 'frozen')
     assert status == 0
@@ -120,7 +120,7 @@ def test_a_split_of_its_own_to_compare_on(checkpoint, capsys, tmp_path, monkeypa
 
 def test_figures_are_those_of_images_held_out(checkpoint, tmp_path, capsys, monkeypatch):
     written = []
-    monkeypatch.setattr(freeze_command, 'write_fused', lambda source, folder, options: written.append(source))
+    monkeypatch.setattr(freeze_command, 'save_fused', lambda source, folder, **_: written.append(source))
     monkeypatch.setattr(freeze_command, 'plot_frozen', lambda gates, path, title: path.write_bytes(b''))
     for split in ('train', 'validation'):
         freeze(capsys, checkpoint, '--split', split, '--samples', 8, '-j', 0, '-o', tmp_path / 'frozen')
@@ -138,8 +138,8 @@ def test_one_kind_of_result_takes_the_place_of_the_other(
     folder.mkdir()
     for name in other:
         folder.joinpath(name).write_text('{}')
-    monkeypatch.setattr(freeze_command, 'write_fused', lambda *_: (folder / 'model.safetensors').write_text('new'))
-    monkeypatch.setattr(freeze_command, 'write_program', lambda *_, **__: (folder / 'model.pt2').write_text('new'))
+    monkeypatch.setattr(freeze_command, 'save_fused', lambda *_, **__: (folder / 'model.safetensors').write_text('new'))
+    monkeypatch.setattr(freeze_command, 'export_program', lambda *_, **__: (folder / 'model.pt2').write_text('new'))
     monkeypatch.setattr(freeze_command, 'plot_frozen', lambda gates, path, title: path.write_bytes(b''))
     words = checkpoint, '--samples', 8, '-j', 0, '-o', folder, *threshold
     status, _, err = freeze(capsys, *words)

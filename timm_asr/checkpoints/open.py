@@ -31,9 +31,11 @@ from .weights import classes_in, load_weights, state_dict_of
 _PNG = b'\x89PNG\r\n\x1a\n'
 
 
-def as_source(what: nn.Module | str | os.PathLike, use_ema: bool = False) -> Source:
+def as_source(what: nn.Module | str | os.PathLike | Source, use_ema: bool = False) -> Source:
     """A model in memory (:func:`live_source`), or what a path or name stands for (:func:`open_source`), as a source."""
-    return open_source(what, use_ema) if isinstance(what, str | os.PathLike) else live_source(what)
+    if isinstance(what, str | os.PathLike):
+        return open_source(what, use_ema)
+    return what if isinstance(what, Source) else live_source(what)
 
 
 def open_source(what: str | os.PathLike, use_ema: bool = False, name: str = '', *, pretrained: bool = True,

@@ -173,7 +173,7 @@ def checkpoint_facts(path: Path, content: Mapping[str, Any], use_ema: bool) -> d
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def provenance(facts: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def provenance_of(facts: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The whole section, in one order and with every key, from facts and the content of a ``metrics.json``."""
     section: dict[str, Any] = {
         'format': 2, 'form': None, 'needs': [], 'model': None, 'asr': None, 'package': KEY, **versions(),

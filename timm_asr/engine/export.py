@@ -15,7 +15,7 @@ from ..checkpoints.names import SUMMARY
 from ..checkpoints.open import open_source
 from ..checkpoints.source import used_data_config
 from ..errors import BadInput, Stopped
-from ..export.save import Options, write_fused
+from ..export.save import save_fused
 from ..inference.compare import Comparison, tolerance
 from ..inference.reparameterize import reparameterize
 from ..models.counts import count_parameters
@@ -137,7 +137,7 @@ def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_co
     # The run's own files are in the folder already.
     source.data_config, source.metrics, source.files = used_data_config(data_config), metrics, {}
     try:
-        write_fused(source, folder, Options(overwrite=True))
+        save_fused(source, folder, overwrite=True)
     except (BadInput, ValueError, OSError) as error:
         raise Stopped(f'the folded network cannot be written: {first_line(error)}') from None
     return metrics

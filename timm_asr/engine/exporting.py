@@ -17,10 +17,10 @@ from ..checkpoints.open import open_source
 from ..checkpoints.provenance import dataset_name, file_sha256
 from ..checkpoints.source import Source, data_config_of, used_data_config
 from ..errors import BadInput, Stopped
-from ..export.graph import ExportedAsTrained, check_packages, write_onnx, write_program
+from ..export.graph import ExportedAsTrained, check_packages, export_onnx, export_program
 from ..export.int8 import onnx_top1, quantize_onnx
 from ..export.place import refuse_other
-from ..export.save import Options, write_fused
+from ..export.save import save_fused
 from .build import first_line
 from .device import find_device
 from .export import compare_forms
@@ -234,8 +234,9 @@ def export(args: argparse.Namespace) -> None:
             with deferred_interrupts():
                 compare_images(args, source, loader, device)
         if args.onnx:
-            write_onnx(source, args.onnx, args.as_trained, args.fold_bn or bool(args.int8), args.any_size, args.opset,
-                       some_images(loader), args.force, step)
+            export_onnx(source, args.onnx, as_trained=args.as_trained, fold_bn=args.fold_bn or bool(args.int8),
+                        any_size=args.any_size, opset=args.opset, images=some_images(loader), overwrite=args.force,
+                        report=step)
             step('written', args.onnx)
             print_file(Path(args.onnx), Path(args.onnx).name)
         if args.int8:
@@ -244,13 +245,13 @@ def export(args: argparse.Namespace) -> None:
             step('written', args.int8)
             print_file(Path(args.int8), Path(args.int8).name)
         if args.output:
-            folder = write_fused(source, args.output, Options(
-                keep_trainable=args.keep_trainable, tag=args.tag, dtype=args.dtype, overwrite=args.force, report=step))
+            folder = save_fused(source, args.output, keep_trainable=args.keep_trainable, tag=args.tag, dtype=args.dtype,
+                                overwrite=args.force, report=step)
             step('written', str(folder))
             list_files(folder)
         if args.torch_export:
-            write_program(source, args.torch_export, args.as_trained, args.fold_bn, args.any_size,
-                          some_images(loader), args.force, step)
+            export_program(source, args.torch_export, as_trained=args.as_trained, fold_bn=args.fold_bn,
+                           any_size=args.any_size, images=some_images(loader), overwrite=args.force, report=step)
             step('written', args.torch_export)
             print_file(Path(args.torch_export), Path(args.torch_export).name)
     except ValueError as error:

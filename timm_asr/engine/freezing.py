@@ -11,9 +11,9 @@ from ..checkpoints.names import GATES, GATES_PLOT, PROGRAM, WEIGHTS
 from ..checkpoints.open import open_source
 from ..checkpoints.source import Source
 from ..errors import BadInput, Stopped
-from ..export.graph import write_program
+from ..export.graph import export_program
 from ..export.place import remove_export, write_whole
-from ..export.save import Options, write_fused
+from ..export.save import save_fused
 from ..figures.gates import plot_frozen
 from ..freeze import FreezeReport, freeze_attention
 from .build import first_line
@@ -90,10 +90,10 @@ def _write(folder: Path, source: Source, report: FreezeReport, args: Namespace, 
             held_out = not (args.eval_split or args.split).lower().startswith('train')
             source.files, source.metrics = files, _metrics(report) if held_out else None
             source.facts.pop('metrics', None)
-            write_fused(source, folder, Options(
-                provenance={'frozen_gates': len(report.frozen)}, overwrite=args.force, report=step))
+            save_fused(source, folder, provenance={'frozen_gates': len(report.frozen)}, overwrite=args.force,
+                       report=step)
         else:  # no name stands for it: a program, which needs none
-            write_program(source, folder / PROGRAM, images=images, overwrite=args.force, report=step)
+            export_program(source, folder / PROGRAM, images=images, overwrite=args.force, report=step)
             for name, content in files.items():
                 write_whole(folder / name, content)
         # What an earlier run left there as its result, of the other kind.

@@ -72,7 +72,7 @@ def push_to_hub(model_or_folder: nn.Module | str | os.PathLike, repo_id: str, *,
         overwrite: Replace files of the same names with other content in a repository that was there.
         token: With permission to write; by default huggingface_hub's. It is neither printed nor stored.
         license: As the Hub names it, ``apache-2.0``; none is stated by default.
-        dataset_name: The data set as the Hub names it, for the card's head; by default the name that the run had.
+        dataset_name: The data set as the Hub names it, for the card's head; by default the run's, if not a folder's.
         plain: Folder of the plain backbone's own run, whose accuracy the card then shows beside the model's.
         keep_trainable: Of a model, publish the trainable form as well.
         commit_message: Title of the commit.

@@ -4,7 +4,7 @@ import copy
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 from ..asr.fold import fold_asr, has_asr
 from ..checkpoints.names import CODE, CONFIG, KEY, METRICS, TRAINABLE, WEIGHTS
 from ..checkpoints.open import as_source
-from ..checkpoints.provenance import file_sha256, provenance
+from ..checkpoints.provenance import file_sha256, provenance_of
 from ..checkpoints.source import Source, class_names, models_inside, name_of, to_float32, trainable_of
 from ..inference.compare import random_images, relative_difference, same_function
 from ..models.registry import plain_architecture
@@ -36,28 +36,12 @@ _AUTO_MAP = {auto: f'{CODE.removesuffix(".py")}.{name}' for auto, name in (
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 
-@dataclass
-class Options:
-    """How a folder is written; :func:`save_fused` says what each means."""
-
-    model_args: Mapping[str, Any] | None = None
-    keep_trainable: bool = False
-    data_config: Mapping[str, Any] | None = None
-    label_names: Sequence[str] | None = None
-    metrics: Mapping[str, Any] | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    tag: str | None = None
-    dtype: str = 'float32'
-    overwrite: bool = False
-    check: bool = True
-    report: Callable[[str, str], None] = lambda step, text: None
-
-
-def save_fused(model: nn.Module | str | os.PathLike, folder: str | os.PathLike,
+def save_fused(model: nn.Module | str | os.PathLike | Source, folder: str | os.PathLike,
                model_args: Mapping[str, Any] | None = None, *, use_ema: bool = False, keep_trainable: bool = False,
                data_config: Mapping[str, Any] | None = None, label_names: Sequence[str] | None = None,
                metrics: Mapping[str, Any] | None = None, provenance: Mapping[str, Any] | None = None,
-               tag: str | None = None, dtype: str = 'float32', overwrite: bool = False, check: bool = True) -> Path:
+               tag: str | None = None, dtype: str = 'float32', overwrite: bool = False, check: bool = True,
+               report: Callable[[str, str], None] = lambda step, text: None) -> Path:
     """Fold a model's ASR and write what is left as a folder that timm loads.
 
     ::
@@ -85,53 +69,47 @@ def save_fused(model: nn.Module | str | os.PathLike, folder: str | os.PathLike,
         dtype: ``float32``; ``float16`` and ``bfloat16`` halve the file, and load as float32 of these values.
         overwrite: Replace other weights in the folder.
         check: Load what was written before it is put in its place.
+        report: Called with the name and the text of each step.
 
     Raises:
         ValueError: The model was not made by ``timm.create_model``, is a feature extractor or an inference form, does
             not fit the plain architecture, or does not load back to the same function. Nothing is written.
         BadInput: The checkpoint or folder cannot be read, or the folder holds other weights or cannot be written.
     """
-    return write_fused(as_source(model, use_ema), folder, Options(
-        model_args, keep_trainable, data_config, label_names, metrics, provenance or {}, tag, dtype, overwrite, check))
-
-
-def write_fused(source: Source, folder: str | os.PathLike, options: Options) -> Path:
-    """:func:`save_fused` for a source that is open already."""
-    folder, name = Path(folder), name_of(source.model)
+    source, folder = as_source(model, use_ema), Path(folder)
+    name = name_of(source.model)
     if not name or getattr(source.model, 'frozen_from', None):
         raise ValueError(_why_unnamed(source.model))
-    if options.dtype not in DTYPES:
-        raise ValueError(f'dtype={options.dtype!r} is not known; it takes {", ".join(DTYPES)}.')
+    if dtype not in DTYPES:
+        raise ValueError(f'dtype={dtype!r} is not known; it takes {", ".join(DTYPES)}.')
     refuse_inference_form(source.model, name)
-    refuse_other(folder, source.facts, options.overwrite)
+    refuse_other(folder, source.facts, overwrite)
     plain = plain_architecture(name)
-    trainable = _trainable(source, name) if options.keep_trainable else None
+    trainable = _trainable(source, name) if keep_trainable else None
     needs = needs_of(plain)
     reference = _in_float32(source.model)
     folded = fold_asr(copy.deepcopy(reference))
-    args = {**plain_arguments(folded), **(options.model_args or {})}
+    args = {**plain_arguments(folded), **(model_args or {})}
     state = state_of(folded)
     check_fit(plain, args, state)
-    writer = _Writer(source, options)
+    writer = _Writer(source.facts | dict(provenance or {}), dict(metrics or source.metrics or {}),
+                     class_names(source, label_names), dict(data_config or source.data_config or {}), tag, dtype, check,
+                     report)
     with written_aside(folder) as aside:
         for file, content in source.files.items():
             write_whole(aside / file, content)
         writer.compare(reference, folded, state)
         if trainable is not None:
-            unfolded = _in_float32(trainable)
+            trainable = _in_float32(trainable)
             (aside / TRAINABLE).mkdir()
-            writer.write(aside / TRAINABLE, unfolded, state_of(unfolded), name_of(trainable), get_model_args(unfolded),
-                         ['timm_asr'])
+            writer.write(aside / TRAINABLE, trainable, state_of(trainable), name_of(trainable),
+                         get_model_args(trainable), ['timm_asr'])
         if writer.metrics:
             write_whole(aside / METRICS, json.dumps(writer.metrics, indent=2).encode() + b'\n')
         if needs:
             write_whole(aside / CODE, _CODE.read_bytes())
         writer.write(aside, folded, state, plain, args, needs)
-        check_place(aside, folder, options.overwrite)
-        if options.check:
-            writer.check(aside, folded, needs)
-            if trainable is not None:
-                writer.check(aside / TRAINABLE, unfolded, ['timm_asr'])
+        check_place(aside, folder, overwrite)
         put_in_place(aside, folder)
     return folder
 
@@ -163,82 +141,75 @@ def _trainable(source: Source, name: str) -> nn.Module:
     return model
 
 
+@dataclass
 class _Writer:
     """Writes one model, folded or trainable, and has it loaded back."""
 
-    def __init__(self, source: Source, options: Options) -> None:
-        self.source, self.options = source, options
-        self.metrics = dict(options.metrics or source.metrics or {})
-        self.labels = class_names(source, options.label_names)
+    facts: dict[str, Any]
+    metrics: dict[str, Any]
+    labels: list[str] | None
+    data_config: dict[str, Any]
+    tag: str | None
+    dtype: str
+    check: bool
+    report: Callable[[str, str], None]
 
     @torch.no_grad()
     def compare(self, reference: nn.Module, model: nn.Module, state: dict[str, torch.Tensor]) -> None:
         """Compare a folded model with what it came from; round it, where a smaller type is asked for."""
-        images = self._images(model)
+        images = random_images(tuple(self._data(model)['input_size']))
         relative = same_function(reference, model, images)
         before, after = (sum(p.numel() for p in m.parameters()) for m in (reference, model))
         text = f'{before:,} parameters become {after:,}' if has_asr(reference) else f'{after:,} parameters without ASR'
-        self.options.report('fold', f'{text}; logits on random images differ by {relative:.1g} of the largest')
-        low = DTYPES[self.options.dtype]
-        if low == torch.float32:
+        self.report('fold', f'{text}; logits on random images differ by {relative:.1g} of the largest')
+        if self.dtype == 'float32':
             return
         for key, tensor in state.items():
-            state[key] = tensor.to(low) if tensor.is_floating_point() else tensor
+            state[key] = tensor.to(DTYPES[self.dtype]) if tensor.is_floating_point() else tensor
         model.load_state_dict(state, strict=False)  # its own counters and augmented statistics stay
         relative = relative_difference(reference(images), model(images))
-        self.options.report('round', f'in {self.options.dtype}, logits on random images differ by {relative:.1g} of '
-                                     'the largest')
+        self.report('round', f'in {self.dtype}, logits on random images differ by {relative:.1g} of the largest')
         if self.metrics:
-            self.metrics |= {'dtype': self.options.dtype, 'logit_difference_relative': relative}
+            self.metrics |= {'dtype': self.dtype, 'logit_difference_relative': relative}
 
     def write(self, folder: Path, model: nn.Module, state: dict[str, torch.Tensor], architecture: str,
               args: Mapping[str, Any], needs: list[str]) -> None:
-        """Write weights and configuration, and into it the list of what lies in the folder."""
+        """Write weights and configuration, and into it the list of what lies in the folder; load them, and compare."""
         write_whole(folder / WEIGHTS, save(state, metadata={'format': 'pt'}))
         trainable = folder.name == TRAINABLE
-        facts = {**self.source.facts, **self.options.provenance}
-        data = self.options.tag or facts.get('dataset')
-        tag = data_slug(data) or 'trainable' if trainable else tag_of(facts.get('model') or '', facts.get('asr'), data)
-        facts |= {'form': 'trainable' if trainable else 'folded', 'needs': needs,
-                  'weights_sha256': file_sha256(folder / WEIGHTS), 'dtype': None if trainable else self.options.dtype,
-                  'files': None if trainable else {n: file_sha256(folder / n) for n in sorted(files_in(folder))}}
+        data = self.tag or self.facts.get('dataset')
+        tag = data_slug(data) or 'trainable' if trainable else tag_of(
+            self.facts.get('model') or '', self.facts.get('asr'), data)
+        facts = {**self.facts, 'form': 'trainable' if trainable else 'folded', 'needs': needs,
+                 'weights_sha256': file_sha256(folder / WEIGHTS), 'dtype': None if trainable else self.dtype,
+                 'files': None if trainable else {n: file_sha256(folder / n) for n in sorted(files_in(folder))}}
         copied = copy.copy(model)  # shallow, with what timm reads set on the copy alone
         copied.__dict__ = {
             **model.__dict__, '_model_args': dict(args),
-            'pretrained_cfg': {**self._cfg(model), 'architecture': architecture, **({'tag': tag} if tag else {})}}
-        root: dict[str, Any] = {KEY: provenance(facts, self.metrics)}
+            'pretrained_cfg': {**_cfg(model), 'architecture': architecture, **({'tag': tag} if tag else {})}}
+        root: dict[str, Any] = {KEY: provenance_of(facts, self.metrics)}
         if self.labels is not None:
             root['label_names'] = self.labels
         if needs and not trainable:
             root['auto_map'] = _AUTO_MAP
         try:
-            save_config_for_hf(copied, str(folder / CONFIG), model_config=root,
-                               data_config=dict(self._data_config() or {}))
+            save_config_for_hf(copied, str(folder / CONFIG), model_config=root, data_config=self.data_config)
         except ValueError as error:
             raise ValueError(f"The configuration of this '{architecture}' cannot be written ({error}).") from None
         # The number of classes is at the root of the configuration: transformers refuses to be told twice.
         config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
         (config.get('model_args') or {}).pop('num_classes', None)
         write_whole(folder / CONFIG, json.dumps(config, indent=2).encode())
-
-    def check(self, folder: Path, model: nn.Module, needs: Sequence[str]) -> None:
-        """Load what was written, and compare."""
-        trainable = folder.name == TRAINABLE
-        relative = check_written(folder, model, self._images(model), self._data(model), self.labels, trainable)
-        by = ' and '.join(['timm', *needs]) if needs else 'timm alone'
-        what = 'the trainable form loads' if trainable else 'loads'
-        self.options.report('check', f'{what} by {by}; logits differ by {relative:.1g} of the largest')
-
-    def _images(self, model: nn.Module) -> torch.Tensor:
-        return random_images(tuple(self._data(model)['input_size']))
-
-    def _cfg(self, model: nn.Module) -> dict[str, Any]:
-        return {key: value for key, value in model.pretrained_cfg.items() if key not in _FOREIGN}  # type: ignore[union-attr]
+        if self.check:
+            relative = check_written(folder, model, self._data(model), self.labels, trainable)
+            self.report('check', f'{"the trainable form loads" if trainable else "loads"} by '
+                                 f'{" and ".join(["timm", *needs]) if needs else "timm alone"}; logits differ by '
+                                 f'{relative:.1g} of the largest')
 
     def _data(self, model: nn.Module) -> dict[str, Any]:
         """What the loaded model's data configuration must be, in JSON's types."""
-        data = resolve_input_data_config(model, args=dict(self._data_config() or {}), pretrained_cfg=self._cfg(model))
-        return json.loads(json.dumps(data))
+        return json.loads(json.dumps(resolve_input_data_config(model, self.data_config, pretrained_cfg=_cfg(model))))
 
-    def _data_config(self) -> Mapping[str, Any] | None:
-        return self.options.data_config or self.source.data_config
+
+def _cfg(model: nn.Module) -> dict[str, Any]:
+    return {key: value for key, value in model.pretrained_cfg.items() if key not in _FOREIGN}  # type: ignore[union-attr]

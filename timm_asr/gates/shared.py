@@ -50,6 +50,8 @@ class SharedUnit(nn.Module):
 
     #: Keyword of ``timm.create_model`` -> argument of the constructor.
     options: dict[str, str] = {}
+    #: As in :class:`~timm_asr.gates.gate.ChannelGate`.
+    form_in_onnx = False
 
     def start(self, x: torch.Tensor, blocks: int) -> list[torch.Tensor]:
         """The state before the first of so many blocks, from the stage's input (B, C', H', W').
@@ -100,6 +102,8 @@ class SharedGate(SharedUnit):
     Args:
         gate: A :class:`~timm_asr.gates.gate.ChannelGate`.
     """
+
+    form_in_onnx = True  # where the gate's own is
 
     def __init__(self, gate: Any) -> None:
         super().__init__()

@@ -57,6 +57,7 @@ class SPE(ChannelGate):
 
     options = {'spe_mix': 'mix', 'spe_reweight': 'reweight', 'spe_eta': 'eta'}
     under_asr = {'mix': 0.5}  # of one pixel, maximum and minimum are the same for any mix
+    form_in_onnx = True
     paper = """@article{zhong2022mixpooling,
   title   = {Mix-Pooling Strategy for Attention Mechanism},
   author  = {Zhong, Shanshan and Wen, Wushao and Qin, Jinghui},
