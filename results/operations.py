@@ -29,6 +29,7 @@ if __name__ == '__main__' and any(os.environ.get(key) != value for key, value in
 import timm
 import torch
 import torch.nn.functional as F
+from quiet import QUIET, interleave_quietly
 from torch import nn
 
 import timm_asr
@@ -39,7 +40,6 @@ from timm_asr.engine.versus import Spread, interleave, ratios
 
 HERE = Path(__file__).parent
 SEED = 42
-QUIET = 0.05  # part of the processors that others may take in a round
 SIZE = {'resnet164': 32, 'resnet50': 224, 'vit_small': 224}
 BATCH = {'resnet164': 32, 'resnet50': 8, 'vit_small': 4}
 CUDA_BATCH = {'resnet164': 128, 'resnet50': 64, 'vit_small': 64}
@@ -202,8 +202,9 @@ def clock(args: Any, table: Table, backbone: str, device: str, mode: str, precis
 
     torch.manual_seed(SEED)
     steps = {name: make(build) for name, build in builders(args, backbone).items()}
-    times = interleave(steps, rounds=200, iters=1 if device == 'cpu' else 10, warmup=2 if mode == 'eager' else 4,
-                       budget=args.budget, max_foreign=QUIET if device == 'cpu' else 1, device=device)
+    turns = interleave_quietly if device == 'cpu' else interleave
+    times = turns(steps, rounds=200, iters=1 if device == 'cpu' else 10, warmup=2 if mode == 'eager' else 4,
+                  budget=args.budget, device=device)
     prefix = 'cpu' if device == 'cpu' else f'{mode}_{precision}'
     for name, ratio in ratios(times, 'plain').items():
         own = Spread.of(times[name])

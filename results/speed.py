@@ -34,6 +34,7 @@ if __name__ == '__main__' and any(os.environ.get(key) != value for key, value in
 
 import timm
 import torch
+from quiet import QUIET, interleave_quietly
 from torch import nn
 
 from timm_asr import __version__
@@ -43,12 +44,11 @@ from timm_asr.engine.commands.benchmark import OPTIONS
 from timm_asr.engine.measure import saved_for_backward
 from timm_asr.engine.options import parse
 from timm_asr.engine.reports import as_markdown, write_results
-from timm_asr.engine.versus import Spread, interleave, ratios
+from timm_asr.engine.versus import Spread, ratios
 
 HERE = Path(__file__).parent
 SEED = 42
 BUDGET = 75.0  # seconds that the rounds of a section may take
-QUIET = 0.05  # part of the processors that others may take in a round
 DEVICE = torch.device('cpu')
 # timm's resnet50 is tested at 288, its variants are not.
 SIZES = {'resnet164': ('--img-size', '32'), 'resnet50': ('--img-size', '224')}
@@ -71,12 +71,12 @@ class MapASR(nn.Module):
 class LiteralTrainStep(TrainStep):
     """A training step with the feature maps multiplied."""
 
-    def _finish(self, model: nn.Module, args: Any) -> nn.Module:
-        for parent in list(model.modules()):
+    def _prepare(self, args: Any) -> None:
+        for parent in list(self.eager.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, ASR):
                     setattr(parent, name, MapASR(child))
-        return super()._finish(model, args)
+        super()._prepare(args)
 
 
 def options(*words: str) -> Any:
@@ -117,7 +117,7 @@ def infer_section(backbone: str, batch_size: int, rounds: int, iters: int) -> li
 
 
 def timed(steps: dict[str, Any], rounds: int, iters: int, **about: Any) -> list[dict[str, Any]]:
-    times = interleave(steps, rounds=rounds, iters=iters, warmup=2, budget=BUDGET, max_foreign=QUIET, device=DEVICE)
+    times = interleave_quietly(steps, rounds=rounds, iters=iters, budget=BUDGET, device=DEVICE)
     spread = ratios(times, 'plain')
     return [{
         **about, 'variant': name, 'rounds': len(own), 'steps_a_round': iters,

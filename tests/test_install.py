@@ -21,7 +21,8 @@ def test_a_script_above_the_clone_imports_the_package(tmp_path):
     # --ignore-installed: else pip takes away the package that the other tests run with.
     done = subprocess.run(
         [sys.executable, '-m', 'pip', 'install', '--no-deps', '--no-build-isolation', '--no-index',
-         '--ignore-installed', '--prefix', str(tmp_path / 'prefix'), '-e', str(clone)], capture_output=True, text=True, check=False)
+         '--ignore-installed', '--prefix', str(tmp_path / 'prefix'), '-e', str(clone)],
+        capture_output=True, text=True, check=False)
     if 'No module named pip' in done.stderr:
         pytest.skip('there is no pip in this environment')
     assert done.returncode == 0, done.stderr

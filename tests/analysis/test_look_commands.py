@@ -49,11 +49,11 @@ def test_stripes(command, tmp_path):
     checkpoint_of('resnet20_se', tmp_path / 'last.pth.tar')
     status, out, err, folder = command(f'stripes --checkpoint TMP/last.pth.tar {DATA} --samples 50 --images 8')
     assert (status, err) == (0, '')
-    assert files(folder) == {'gates.csv', 'stripes.json', 'stripes.png', 'deviations.png'}
+    assert files(folder) == {'stripes.csv', 'stripes.json', 'stripes.png', 'deviations.png'}
     told = json.loads((folder / 'stripes.json').read_text())
     assert (told['images'], told['model'], len(told['gates'])) == (50, 'resnet20_se', 9)
     assert f'Stripe score over 50 images: {told["score"]:.3f}' in out
-    rows = list(csv.DictReader((folder / 'gates.csv').open()))
+    rows = list(csv.DictReader((folder / 'stripes.csv').open()))
     assert [row['gate'] for row in rows] == [f'layer{s}.{b}.se' for s in (1, 2, 3) for b in range(3)]
     assert float(rows[4]['std']) == told['gates'][4]['std']
     assert told['command'].startswith('timm-asr stripes --checkpoint ')
@@ -76,13 +76,14 @@ def test_stripes_of_a_detector(command, tmp_path):
     for number in range(3):
         path = tmp_path / 'data' / 'validation' / f'class{number % 2}' / f'{number}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new('RGB', (60 + 10 * number, 50), (number, 99, 30)).save(path)
+        # Wide, so that the detector does not make it large.
+        Image.new('RGB', (200 + 10 * number, 20), (number, 99, 30)).save(path)
     status, _, err, folder = command(
         'stripes --detector fasterrcnn --model resnet18_se --checkpoint TMP/detector.pth --data-dir TMP/data -j 0')
     assert (status, err) == (0, '')
     told = json.loads((folder / 'stripes.json').read_text())
     assert (told['model'], told['images'], len(told['gates'])) == ('fasterrcnn on resnet18_se', 3, 8)
-    images = [torch.full((3, 50, 60 + 10 * n), 0.0) for n in range(3)]
+    images = [torch.full((3, 20, 200 + 10 * n), 0.0) for n in range(3)]
     for n, image in enumerate(images):
         image[:] = torch.tensor([n, 99, 30]).view(3, 1, 1) / 255
     expected = measure_stripes(model, [(images, None)])

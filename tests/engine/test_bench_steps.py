@@ -23,8 +23,8 @@ def options(*words: str) -> Namespace:
 
 
 def test_the_inference_form_is_what_is_measured() -> None:
-    assert split_name('resnet20_asr_se+fold-bn') == ('resnet20_asr_se', True, True)
-    assert split_name('a+b') == ('a+b', False, False)
+    assert split_name('resnet20_asr_se+fold-bn') == ('resnet20_asr_se', None, 'fold-bn')
+    assert split_name('a+b+asr-se+reparam') == ('a+b', 'se', 'reparam')
     for name, words in (('resnet20_asr_se+reparam', []), ('resnet20_asr_se', ['--reparam'])):
         step = InferenceStep(name, options(*words), CPU, 1)
         assert not timm_asr.has_asr(step.model)

@@ -4,10 +4,6 @@ import csv
 import itertools
 import json
 import logging
-import os
-import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,7 @@ from timm_asr.engine import bench
 from timm_asr.engine.bench_steps import InferenceStep
 from timm_asr.engine.commands import benchmark
 from timm_asr.engine.reports import as_markdown
-from timm_asr.engine.versus import Neighbours, Spread, compare, interleave, ratios
+from timm_asr.engine.versus import Spread, interleave, ratios
 from timm_asr.errors import BadInput
 from timm_asr.inference.reparameterize import is_foldable
 
@@ -142,26 +138,6 @@ def test_interleaving_takes_turns() -> None:
     assert ''.join(order) == 'abc' + 'aabbcc' + 'bbccaa' + 'ccaabb'
     assert times == {'a': [1.0] * 3, 'b': [2.0] * 3, 'c': [4.0] * 3}
     assert len(interleave(steps, rounds=10, warmup=0, budget=14, clock=clock)['a']) == 2  # a round takes 7 s
-    with pytest.raises(ValueError, match='rounds'):
-        interleave(steps, rounds=0)
-
-
-def test_a_round_that_was_disturbed_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    share = iter([0.0, 0.5, 0.0, 0.5, 0.0])
-    monkeypatch.setattr(Neighbours, 'share', lambda self: next(share))
-    steps, clock, _ = fake_clock({'a': iter([1.0, 9.0, 2.0, 9.0, 3.0])})
-    assert interleave(steps, rounds=3, warmup=0, max_foreign=0.1, clock=clock) == {'a': [1.0, 2.0, 3.0]}
-    monkeypatch.setattr(Neighbours, 'share', lambda self: 0.5)
-    steps, clock, _ = fake_clock({'a': itertools.repeat(1.0)})
-    assert interleave(steps, rounds=3, warmup=0, max_foreign=0.1, budget=4, clock=clock) == {'a': [1.0] * 4}
-
-
-@pytest.mark.skipif(not Path('/proc/stat').is_file(), reason='only Linux says what other processes take')
-def test_neighbours_are_noticed() -> None:
-    neighbours = Neighbours()
-    code = 'import time; end = time.time() + 0.5\nwhile time.time() < end: pass'
-    subprocess.run([sys.executable, '-c', code], check=True)
-    assert neighbours.share() > 0.2 / os.cpu_count()
 
 
 def test_ratios_are_those_of_rounds() -> None:
@@ -175,10 +151,6 @@ def test_ratios_are_those_of_rounds() -> None:
     assert found['b'].q1 == pytest.approx(2.0)
     assert found['b'].q3 == pytest.approx(2.05)
     assert Spread.of([3.0]) == (3.0, 3.0, 3.0)
-    row = compare(times, 'a', 8, 'infer')['b']
-    assert row['infer_step_time'] == pytest.approx(1000 * statistics.median(times['b']))
-    assert row['infer_samples_per_sec'] == pytest.approx(8 / statistics.median(times['b']), abs=0.01)
-    assert (row['infer_time_ratio'], row['infer_time_ratio_q1'], row['infer_time_ratio_q3']) == (2.0, 2.0, 2.05)
 
 
 def test_versus(run: Callable, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -201,6 +173,14 @@ def test_versus(run: Callable, capsys: pytest.CaptureFixture[str], tmp_path: Pat
     ratio, q1, q3 = (format(row[f'train_time_ratio{end}'], '.3f') for end in ('', '_q1', '_q3'))
     assert [cell.strip() for cell in table[4].strip('|').split('|')] == ['resnet20_se', f'{ratio} ({q1}-{q3})', '0.27']
     assert 'the median of 3 rounds' in table[5]
+
+
+def test_figures_of_versus(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {'resnet20': [1.0, 2.0, 1.0], 'resnet20_se': [2.0, 4.0, 2.1]}
+    monkeypatch.setattr(bench, 'interleave', lambda *_, **__: times)
+    row = run('-m', 'resnet20', '--versus', 'resnet20_se', '--bench', 'inference', '-b', '8')[1]
+    assert (row['infer_step_time'], row['infer_samples_per_sec']) == (2100, round(8 / 2.1, 2))
+    assert [row[f'infer_time_ratio{end}'] for end in ('', '_q1', '_q3')] == [2.0, 2.0, 2.05]
 
 
 def test_versus_takes_one_image_size(run: Callable) -> None:

@@ -1,5 +1,6 @@
 """The console command: what it finds, how fast it answers, what it calls itself."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -44,13 +45,17 @@ def test_help_imports_no_torch() -> None:
     (['validate.py'], 'validate.py'),
     (['timm_asr_cli.py', 'validate'], 'timm-asr validate'),
 ])
-def test_messages_name_the_command_as_it_was_called(line: list[str], prog: str) -> None:
+def test_messages_name_the_command_as_it_was_called(
+        line: list[str], prog: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*line, '--help').stdout.startswith(f'usage: {prog} ')
-    done = call(*line, '--bach-size', '3')
-    assert (done.returncode, done.stderr) == (
-        2, f'{prog}: error: unknown option --bach-size; did you mean --batch-size?\n')
-    done = call(*line, '--data-dir', 'nowhere')
-    assert (done.returncode, done.stderr) == (2, f'{prog}: error: no data at nowhere\n')
+    for words, said in ((['--bach-size', '3'], 'unknown option --bach-size; did you mean --batch-size?'),
+                        (['--data-dir', 'nowhere'], 'no data at nowhere')):
+        module = line[0] == '-m'
+        monkeypatch.setattr(sys, 'argv', [*line[module:], *words])
+        start = runpy.run_module if module else runpy.run_path
+        with pytest.raises(SystemExit) as ended:  # here, since another process takes seconds to import torch
+            start('timm_asr' if module else str(ROOT / line[0]), run_name='__main__')
+        assert (ended.value.code, capsys.readouterr().err) == (2, f'{prog}: error: {said}\n')
 
 
 def test_an_unknown_command_names_the_nearest() -> None:

@@ -243,7 +243,7 @@ def test_bad_options(run: Callable, checkpoint: Path, tmp_path: Path) -> None:
             (['--results-file', tmp_path / 'no' / 'a.csv'], 'there is no folder'),
             (['--results-file', tmp_path], 'is a folder'),
             (['--valid-labels', tmp_path / 'labels.txt'], 'between 0 and 6'),
-            (['--valid-labels', tmp_path / 'no.txt'], 'no file at'),
+            (['--valid-labels', tmp_path / 'no.txt'], 'No such file'),
             (['--real-labels', tmp_path / 'labels.txt'], '--real-labels'),
             (['--num-classes', 10], 'trained for 7 classes, but 10 were asked for'),
             (['--torchcompile', 'nope'], '--torchcompile nope'),

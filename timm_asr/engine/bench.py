@@ -4,6 +4,8 @@ import argparse
 import json
 import logging
 import math
+import re
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,17 +13,16 @@ from typing import Any
 
 import torch
 from timm.layers import set_fast_norm
-from timm.models import list_models
-from timm.utils import check_batch_size_retry, decay_batch_step, random_seed
+from timm.utils import random_seed
 
 from ..checkpoints.find import check_model_name, expand_names, read_model_list, source_of
 from ..errors import BadInput
-from .bench_steps import InferenceStep, Step, TrainStep, base_of, split_name
+from .bench_steps import InferenceStep, Step, TrainStep, split_name
 from .device import find_device, synchronize
-from .prepare import fast_matmul
+from .prepare import fast_matmul, with_smaller_batches
 from .progress import setup_logging
 from .reports import as_markdown, check_results_file, write_results
-from .versus import compare, interleave
+from .versus import interleave, ratios
 
 _logger = logging.getLogger(__name__)
 
@@ -41,86 +42,85 @@ def run_step(step: Step, num_warm_iter: int, num_bench_iter: int) -> dict[str, A
                  f'{step.input_size} and batch size {step.batch_size}.')
     for _ in range(num_warm_iter):
         step()
-    detail = isinstance(step, TrainStep) and step.detail
-    if isinstance(step, TrainStep):
-        step.detailed = dict.fromkeys(step.detailed, 0.0)
+    detailed = step.detailed if isinstance(step, TrainStep) and step.detail else {}
+    detailed.update(dict.fromkeys(detailed, 0.0))
     synchronize(step.device)
     start = time.perf_counter()
     for _ in range(num_bench_iter):
         step()
     synchronize(step.device)
-    seconds = time.perf_counter() - start
-    figures = {'samples_per_sec': round(num_bench_iter * step.batch_size / seconds, 2),
-               'step_time': round(1000 * seconds / num_bench_iter, 3)}
-    if detail and isinstance(step, TrainStep):
-        figures |= {f'{key}_time': round(1000 * total / num_bench_iter, 3) for key, total in step.detailed.items()}
-    figures |= step.about()
+    seconds = (time.perf_counter() - start) / num_bench_iter
+    figures = {'samples_per_sec': round(step.batch_size / seconds, 2), 'step_time': round(1000 * seconds, 3),
+               **{f'{key}_time': round(1000 * total / num_bench_iter, 3) for key, total in detailed.items()},
+               **step.about()}
     _logger.info(f'{step.name}: {figures["samples_per_sec"]:.2f} samples/sec, {figures["step_time"]:.2f} ms/step.')
     return {f'{step.prefix}_{key}': value for key, value in figures.items()}
 
 
 def _with_retries(name: str, kind: type[Step], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """One kind of step at the largest batch that works; ``error`` instead of figures where none does."""
-    batch_size, reason = args.batch_size, ''
-    while batch_size:
-        try:
-            if device.type == 'cuda':
-                torch.cuda.empty_cache()
-            step = kind(name, args, device, batch_size)
-            return {**run_step(step, args.num_warm_iter, args.num_bench_iter),
-                    'param_count': round(step.param_count / 1e6, 2)}
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            _logger.error(f'"{reason}" while running benchmark.')
-            if args.no_retry or not check_batch_size_retry(str(error)):
-                break
-        batch_size = decay_batch_step(batch_size)
-        _logger.warning(f'Reducing batch size to {batch_size} for retry.')
-    return {'error': reason}
+    def run(batch_size: int) -> dict[str, Any]:
+        if device.type == 'cuda':
+            torch.cuda.empty_cache()
+        step = kind(name, args, device, batch_size)
+        return {**run_step(step, args.num_warm_iter, args.num_bench_iter), 'param_count': _millions(step)}
+
+    return with_smaller_batches(run, args.batch_size, 'benchmark', not args.no_retry)
 
 
-def _profile(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    step = InferenceStep(name, args, device, 1)
-    figures = {key: value for key, value in step.about().items() if key != 'memory_mb'}
-    return {**figures, 'param_count': round(step.param_count / 1e6, 2)}
+def _millions(step: Step) -> float:
+    return round(step.param_count / 1e6, 2)
+
+
+def _count_last(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {'param_count': row.pop('param_count')} if 'param_count' in row else row
 
 
 def benchmark(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """The row of one model; ``error`` where it could not be measured."""
     row: dict[str, Any] = {'model': name}
     if args.bench == 'profile':
-        return row | _profile(name, args, device)
+        step = InferenceStep(name, args, device, 1)
+        figures = step.about()
+        figures.pop('memory_mb', None)
+        return row | figures | {'param_count': _millions(step)}
     for kind in _STEPS[args.bench]:
         row |= _with_retries(name, kind, args, device)
         if 'error' in row:
             break
-    if 'param_count' in row:
-        row['param_count'] = row.pop('param_count')  # the last column
-    return row
+    return _count_last(row)
 
 
 def versus(names: Sequence[str], args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """The rows of models that ran in turns in this process; ratios are to the first, whose image size all take."""
+    """The rows of models that ran in turns in this process; ratios are to the first, whose image size all take.
+
+    Returns:
+        For each model, with the prefix ``infer_`` or ``train_``: ``samples_per_sec`` and ``step_time`` (ms) of the
+        median round, ``time_ratio``, ``time_ratio_q1`` and ``time_ratio_q3`` (above 1: slower than the first), and the
+        columns of a model that runs alone.
+    """
     rows: dict[str, dict[str, Any]] = {name: {'model': name} for name in names}
     iters = max(1, math.ceil(args.num_bench_iter / args.rounds))
     for kind in _STEPS[args.bench]:
         random_seed(args.seed)
         first = kind(names[0], args, device, args.batch_size)
         same = {'img_size': None, 'input_size': first.input_size}
-        if source_of(base_of(names[0])) != 'registry':  # a checkpoint: the others tell as many classes apart
+        if source_of(split_name(names[0])[0]) != 'registry':  # a checkpoint: the others tell as many classes apart
             same['num_classes'] = first.num_classes
         others = argparse.Namespace(**{**vars(args), **same})
         steps = {names[0]: first} | {name: kind(name, others, device, args.batch_size) for name in names[1:]}
         _logger.info(f'Running {kind.prefix} of {len(names)} models in turns, {args.rounds} rounds of {iters} steps.')
         times = interleave(steps, rounds=args.rounds, iters=iters, warmup=args.num_warm_iter, device=device)
-        for name, columns in compare(times, names[0], args.batch_size, kind.prefix).items():
-            about = {f'{kind.prefix}_{key}': value for key, value in steps[name].about().items()}
-            rows[name] |= columns | about
-            rows[name]['param_count'] = round(steps[name].param_count / 1e6, 2)
+        for name, spread in ratios(times, names[0]).items():
+            seconds = statistics.median(times[name])
+            figures = {
+                'samples_per_sec': round(args.batch_size / seconds, 2), 'step_time': round(1000 * seconds, 3),
+                'time_ratio': round(spread.median, 4), 'time_ratio_q1': round(spread.q1, 4),
+                'time_ratio_q3': round(spread.q3, 4), **steps[name].about()}
+            rows[name] |= {f'{kind.prefix}_{key}': value for key, value in figures.items()}
+            rows[name]['param_count'] = _millions(steps[name])
         del steps, first
-    for row in rows.values():
-        row['param_count'] = row.pop('param_count')
-    return list(rows.values())
+    return [_count_last(row) for row in rows.values()]
 
 
 def ratio_table(rows: Sequence[dict[str, Any]], rounds: int) -> str:
@@ -140,11 +140,29 @@ def ratio_table(rows: Sequence[dict[str, Any]], rounds: int) -> str:
                                  'and the quartiles.\n')
 
 
-def _check(args: argparse.Namespace) -> torch.device:
+def _names(args: argparse.Namespace) -> tuple[list[str], bool]:
+    """The models to measure, each known to exist, and whether they are a list."""
+    found = read_model_list(args.model_list) if args.model_list else expand_names(
+        args.model, pretrained=args.model == 'all', exclude=['*in21k'])
+    names = found or [args.model]
+    if args.asr:  # those of --versus say it themselves
+        names = [re.sub(r'(\+reparam|\+fold-bn)?$', rf'+asr-{args.asr}\1', name, count=1) for name in names]
+    names = list(dict.fromkeys([*names, *(args.versus or [])]))
+    for name in names:
+        base = split_name(name)[0]
+        if not source_of(base) and not Path(base).exists():
+            check_model_name(base)
+    if args.versus and len(names) < 2:
+        raise BadInput(f'--versus {names[0]}: name another model than --model')
+    return names, found is not None
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure what the options name, print and write the results; returns the exit status."""
+    setup_logging()
     device = find_device(args.device)
-    check_results_file(args.results_file, args.results_format)
+    check_results_file(args.results_file)
     if args.amp:
-        _logger.warning("Overriding precision to 'amp' since --amp flag set.")
         args.precision = f'amp_{args.amp_dtype}'
     if args.precision == 'tf32' and device.type != 'cuda':
         raise BadInput(f'--precision tf32: a number format of CUDA GPUs; this run is on {device.type}')
@@ -153,34 +171,6 @@ def _check(args: argparse.Namespace) -> torch.device:
             raise BadInput(f'--{flag.replace("_", "-")} must be at least 1')
     if args.versus and args.bench == 'profile':
         raise BadInput('--versus compares times: use --bench inference, train or both')
-    return device
-
-
-def _names(args: argparse.Namespace) -> tuple[list[str], bool]:
-    """The models to measure, each known to exist, and whether they are a list."""
-    if args.model_list:
-        names, many = read_model_list(args.model_list), True
-    elif args.model == 'all':
-        names, many = list_models(pretrained=True, exclude_filters=['*in21k']), True
-    else:
-        found = expand_names(args.model)
-        names, many = found or [args.model], found is not None
-    if args.asr:  # those of --versus say it themselves
-        names = [name.replace(base := split_name(name)[0], f'{base}+asr-{args.asr}', 1) for name in names]
-    names = list(dict.fromkeys([*names, *(args.versus or [])]))
-    for name in names:
-        base = base_of(name)
-        if not source_of(base) and not Path(base).exists():
-            check_model_name(base)
-    if args.versus and len(names) < 2:
-        raise BadInput(f'--versus {names[0]}: name another model than --model')
-    return names, many
-
-
-def main(args: argparse.Namespace) -> int:
-    """Measure what the options name, print and write the results; returns the exit status."""
-    setup_logging()
-    device = _check(args)
     names, many = _names(args)
     fast_matmul(device)
     set_fast_norm(args.fast_norm)
@@ -190,12 +180,10 @@ def main(args: argparse.Namespace) -> int:
     results: Any
     if args.versus:
         results = versus(names, args, device)
-    elif many:
-        results = _bulk(names, args, device)
     else:
-        results = benchmark(names[0], args, device)
+        results = _bulk(names, args, device) if many else benchmark(names[0], args, device)
     rows = results if isinstance(results, list) else [results]
-    failed = not rows or all('error' in row for row in rows)
+    failed = all('error' in row for row in rows)
     if args.results_file and not failed:
         write_results(args.results_file, results, args.results_format)
     print(ratio_table(rows, args.rounds) if args.versus else as_markdown(rows), end='')

@@ -2,8 +2,8 @@
 
 import argparse
 import logging
+import re
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,38 +18,15 @@ from ..models.counts import count_operations, count_parameters
 from .device import synchronize
 from .inputs import data_config_of
 from .measure import peak_memory, saved_for_backward
-from .prepare import autocast, compiled, inference_form
+from .prepare import DTYPES, autocast, compiled, inference_form
 
 _logger = logging.getLogger(__name__)
 
-_MB = 1e6
-# (type of autocast, type of the model and the images)
-PRECISIONS: dict[str, tuple[torch.dtype | None, torch.dtype]] = {
-    'amp': (torch.float16, torch.float32), 'amp_float16': (torch.float16, torch.float32),
-    'amp_bfloat16': (torch.bfloat16, torch.float32), 'float32': (None, torch.float32), 'tf32': (None, torch.float32),
-    'float16': (None, torch.float16), 'bfloat16': (None, torch.bfloat16)}
-_SUFFIXES = {'reparam': (True, False), 'fold-bn': (True, True)}
 
-
-def split_name(name: str) -> tuple[str, bool, bool]:
-    """``NAME+reparam`` or ``NAME+fold-bn`` as (NAME, reparam, fold_bn)."""
-    base, plus, suffix = name.rpartition('+')
-    if plus and base and suffix in _SUFFIXES:
-        return base, *_SUFFIXES[suffix]
-    return name, False, False
-
-
-def split_asr(name: str) -> tuple[str, str | None]:
-    """``NAME+asr-GATE`` as (NAME, GATE), any other name as (NAME, None)."""
-    base, plus, suffix = name.rpartition('+')
-    if plus and base and suffix.startswith('asr-'):
-        return base, suffix.removeprefix('asr-')
-    return name, None
-
-
-def base_of(name: str) -> str:
-    """What a name is before its suffixes."""
-    return split_asr(split_name(name)[0])[0]
+def split_name(name: str) -> tuple[str, str | None, str | None]:
+    """``NAME[+asr-GATE][+reparam|+fold-bn]`` as (NAME, GATE, ``'reparam'`` or ``'fold-bn'``)."""
+    base, gate, form = re.fullmatch(r'(.+?)(?:\+asr-(\w+))?(?:\+(reparam|fold-bn))?', name).groups()  # type: ignore[union-attr]
+    return base, gate, form
 
 
 class Step:
@@ -59,24 +36,27 @@ class Step:
     training = False
 
     def __init__(self, name: str, args: argparse.Namespace, device: torch.device, batch_size: int) -> None:
-        base, reparam, fold_bn = split_name(name)
-        base, asr = split_asr(base)
-        reparam, fold_bn = reparam or args.reparam, fold_bn or args.fold_bn
+        base, gate, form = split_name(name)
+        fold_bn = form == 'fold-bn' or args.fold_bn
+        reparam = form == 'reparam' or fold_bn or args.reparam
         self.name, self.device, self.batch_size, self.detail = name, device, batch_size, args.detail
         if self.training and fold_bn:
             raise BadInput(f'{name}: a network whose BatchNorms are folded away is not trained; '
                            'use --bench inference with --fold-bn')
-        amp_dtype, dtype = PRECISIONS[args.precision]
-        self.autocast = autocast(device, amp_dtype)
+        # amp, amp_bfloat16, bfloat16, ...: what autocast computes in, and what the model and the images are.
+        amp, dtype = args.precision.startswith('amp'), DTYPES.get(args.precision, torch.float32)
+        low = torch.bfloat16 if args.precision == 'amp_bfloat16' else torch.float16
+        self.autocast = autocast(device, low if amp else None)
         source = open_source(
             base, num_classes=args.num_classes, global_pool=args.gp, in_chans=args.input_size and args.input_size[0],
             img_size=args.img_size, input_size=args.input_size, scriptable=args.torchscript or None, pretrained=False,
             drop_rate=args.drop, drop_path_rate=args.drop_path, drop_block_rate=args.drop_block,
-            asr=asr, model_kwargs=args.model_kwargs)
+            asr=gate, model_kwargs=args.model_kwargs)
         model = source.model
-        model = inference_form(model, name, reparam, fold_bn) if reparam or not self.training else model
+        if reparam or not self.training:
+            model = inference_form(model, name, reparam, fold_bn)
         layout = torch.channels_last if args.channels_last else torch.contiguous_format
-        model.to(device=device, dtype=dtype, memory_format=layout)
+        model.to(device=device, dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
         model.train(self.training)
         self.num_classes = model.num_classes
         self.param_count = count_parameters(model)
@@ -84,28 +64,28 @@ class Step:
         self.images = torch.randn((batch_size, *self.input_size), device=device, dtype=dtype)
         self.images = self.images.contiguous(memory_format=layout)
         self.eager = model
-        self.model = self._finish(model, args)
+        self._prepare(args)
+        self.model = compiled(model, args)
         _logger.info(f'Model {name} created, param count: {self.param_count}')
 
-    def _finish(self, model: nn.Module, args: argparse.Namespace) -> nn.Module:
-        return compiled(model, args)
-
-    @property
-    def is_compiled(self) -> bool:
-        return self.model is not self.eager
+    def _prepare(self, args: argparse.Namespace) -> None:
+        """What a kind of step needs besides the model, before that is compiled."""
 
     def __call__(self) -> None:
         raise NotImplementedError
 
     def about(self) -> dict[str, Any]:
         """Columns that need no clock, without their prefix."""
-        return {'batch_size': self.batch_size, 'img_size': self.input_size[-1]}
+        figures = {'batch_size': self.batch_size, 'img_size': self.input_size[-1]}
+        # A compiled graph owns its memory, and cannot be looked into.
+        return figures if self.model is not self.eager else figures | self._measured()
 
-    def _measure(self, key: str, measure: Callable[[], int]) -> dict[str, float]:
-        # Compiled graphs own their memory, and cannot be looked into.
-        if self.is_compiled:
-            return {}
-        return {key: round(measure() / _MB, 2)}
+    def _measured(self) -> dict[str, float]:
+        return {'memory_mb': _megabytes(peak_memory(self, self.device))}
+
+
+def _megabytes(count: int) -> float:
+    return round(count / 1e6, 2)
 
 
 class InferenceStep(Step):
@@ -117,12 +97,9 @@ class InferenceStep(Step):
         with torch.inference_mode(), self.autocast():
             self.model(self.images)
 
-    def about(self) -> dict[str, Any]:
-        figures = super().about()
-        if not self.is_compiled:
-            macs, activations = count_operations(self.model, self.images[:1])
-            figures |= {'gmacs': round(macs / 1e9, 2), 'macts': round(activations / 1e6, 2)}
-        return figures | self._measure('memory_mb', lambda: peak_memory(self, self.device))
+    def _measured(self) -> dict[str, float]:
+        macs, activations = count_operations(self.model, self.images[:1])
+        return {'gmacs': round(macs / 1e9, 2), 'macts': round(activations / 1e6, 2), **super()._measured()}
 
 
 class TrainStep(Step):
@@ -131,23 +108,22 @@ class TrainStep(Step):
     prefix = 'train'
     training = True
 
-    def _finish(self, model: nn.Module, args: argparse.Namespace) -> nn.Module:
+    def _prepare(self, args: argparse.Namespace) -> None:
         if args.grad_checkpointing:
-            if not hasattr(model, 'set_grad_checkpointing'):
+            if not hasattr(self.eager, 'set_grad_checkpointing'):
                 raise BadInput(f'--grad-checkpointing: {self.name} has no such mode')
-            model.set_grad_checkpointing(True)
+            self.eager.set_grad_checkpointing(True)  # type: ignore[operator]
         options = {'momentum': args.momentum, 'weight_decay': args.weight_decay, 'eps': args.opt_eps,
                    'betas': args.opt_betas}
         try:
             self.optimizer = create_optimizer_v2(
-                model, opt=args.opt, lr=1e-4, **{k: v for k, v in options.items() if v is not None})
+                self.eager, opt=args.opt, lr=1e-4, **{k: v for k, v in options.items() if v is not None})
         except (ValueError, AssertionError, TypeError) as error:
             raise BadInput(f'--opt {args.opt}: {str(error).splitlines()[0]}') from None
         self.clip = (args.clip_grad, args.clip_mode)
         self.loss = nn.CrossEntropyLoss(label_smoothing=args.smoothing).to(self.device)
         self.target = torch.randint(self.num_classes, (self.batch_size,), device=self.device)
         self.detailed: dict[str, float] = dict.fromkeys(('fwd', 'bwd', 'opt'), 0.0)
-        return compiled(model, args)
 
     def forward_loss(self) -> torch.Tensor:
         with self.autocast():
@@ -173,7 +149,5 @@ class TrainStep(Step):
         for key, seconds in (('fwd', forward - start), ('bwd', backward - forward), ('opt', self._now() - backward)):
             self.detailed[key] += seconds
 
-    def about(self) -> dict[str, Any]:
-        figures = super().about()
-        figures |= self._measure('memory_mb', lambda: peak_memory(self, self.device))
-        return figures | self._measure('saved_mb', lambda: saved_for_backward(self.forward_loss, self.eager))
+    def _measured(self) -> dict[str, float]:
+        return {**super()._measured(), 'saved_mb': _megabytes(saved_for_backward(self.forward_loss, self.eager))}

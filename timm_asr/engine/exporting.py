@@ -15,13 +15,13 @@ from tqdm import tqdm
 from ..checkpoints.names import WEIGHTS
 from ..checkpoints.open import open_source
 from ..checkpoints.provenance import dataset_name, file_sha256
-from ..checkpoints.read import first_line
 from ..checkpoints.source import Source, data_config_of, used_data_config
 from ..errors import BadInput, Stopped
 from ..export.graph import ExportedAsTrained, check_packages, export_onnx, export_program
 from ..export.int8 import onnx_top1, quantize_onnx
 from ..export.place import refuse_other
 from ..export.save import save_fused
+from .build import first_line
 from .device import find_device
 from .export import compare_forms
 from .flags import DATA, IMAGE
@@ -48,20 +48,16 @@ def check(args: argparse.Namespace) -> None:
     graphs = args.onnx or args.torch_export
     if not args.output and not graphs:
         raise BadInput('nothing to write: give --output FOLDER, --onnx FILE or --torch-export FILE')
-    for name, given, needs, there in (
-            ('--keep-trainable', args.keep_trainable, '--output', args.output),
-            ('--dtype', args.dtype != 'float32', '--output', args.output),
-            ('--tag', args.tag, '--output', args.output),
-            ('--as-trained', args.as_trained, '--onnx or --torch-export', graphs),
-            ('--any-size', args.any_size, '--onnx or --torch-export', graphs),
-            ('--fold-bn', args.fold_bn, '--onnx or --torch-export', graphs),
-            ('--int8', args.int8, '--onnx', args.onnx),
-            ('--opset', args.opset, '--onnx', args.onnx)):
-        if given and not there:
-            raise BadInput(f'{name} goes with {needs}')
-    for name, given in (('--fold-bn', args.fold_bn), ('--int8', args.int8)):
-        if args.as_trained and given:
-            raise BadInput(f'--as-trained and {name} exclude each other')
+    for name, needs, there in (
+            *((name, '--output', args.output) for name in ('keep_trainable', 'dtype', 'tag')),
+            *((name, '--onnx or --torch-export', graphs) for name in ('as_trained', 'any_size', 'fold_bn')),
+            *((name, '--onnx', args.onnx) for name in ('int8', 'opset'))):
+        flag = f'--{name.replace("_", "-")}'
+        if getattr(args, name) not in (None, False, '', 'float32'):
+            if not there:
+                raise BadInput(f'{flag} goes with {needs}')
+            if args.as_trained and name in ('fold_bn', 'int8'):
+                raise BadInput(f'--as-trained and {flag} exclude each other')
     if args.samples < 1:
         raise BadInput('--samples takes one image or more')
     for path in (args.onnx, args.int8, args.torch_export):
@@ -71,8 +67,11 @@ def check(args: argparse.Namespace) -> None:
         check_packages()
 
 
-def describe(source: Source) -> str:
-    """The source in one line."""
+def open_checkpoint(args: argparse.Namespace, name: str) -> Source:
+    """What the command ``name`` is to work on, which it says in one line."""
+    source = open_source(
+        args.checkpoint, args.use_ema, args.model, num_classes=args.num_classes, in_chans=args.in_chans,
+        img_size=args.img_size, model_kwargs=args.model_kwargs)
     facts = source.facts
     parts = [facts.get('model') or type(source.model).__name__]
     if facts.get('asr'):
@@ -83,13 +82,11 @@ def describe(source: Source) -> str:
         parts.append({'ema': 'averaged weights', 'raw': 'raw weights'}[facts['weights']])
     if source.has_ema and facts.get('weights') == 'raw':
         parts[-1] += ' (averaged ones are there too: --use-ema)'
-    return ', '.join(parts) + (f', from {facts["source"]["file"]}' if facts.get('source') else '')
+    step(name, ', '.join(parts) + (f', from {facts["source"]["file"]}' if facts.get('source') else ''))
+    return source
 
 
-def read_labels(path: str) -> list[str] | None:
-    """The names in a text file, one a line."""
-    if not path:
-        return None
+def _read_labels(path: str) -> list[str]:
     try:
         return Path(path).read_text(encoding='utf-8').splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -105,7 +102,8 @@ def apply_data_options(args: argparse.Namespace, source: Source) -> dict[str, An
     return config
 
 
-def open_images(args: argparse.Namespace, source: Source, config: dict[str, Any], device: torch.device) -> Any:
+def open_images(args: argparse.Namespace, source: Source, config: dict[str, Any], device: torch.device,
+                split: str = '') -> Any:
     """Loader of the images to compare on; None where none were named and the run's own are not at hand.
 
     Raises:
@@ -115,12 +113,13 @@ def open_images(args: argparse.Namespace, source: Source, config: dict[str, Any]
         if source.args.get('dataset') != 'digits' or source.model.num_classes != 10:
             return None
         args.dataset = 'digits'  # which come with this package
-    every = {option.key: option.start for option in (*DATA, *IMAGE)} | vars(args)
-    every['workers'] = min(args.workers, os.cpu_count() or 1)
-    dataset = open_data(argparse.Namespace(**every), config, source.model.num_classes)
+    every = argparse.Namespace(**{
+        **{option.key: option.start for option in (*DATA, *IMAGE)}, **vars(args), 'split': split or args.split,
+        'workers': min(args.workers, os.cpu_count() or 1)})
+    dataset = open_data(every, config, source.model.num_classes)
     if source.label_names is None:
         source.label_names = label_names(dataset, source.model.num_classes)
-    return make_loader(argparse.Namespace(**every), dataset, {**config, 'crop_mode': None}, device)
+    return make_loader(every, dataset, {**config, 'crop_mode': None}, device)
 
 
 def compare_images(args: argparse.Namespace, source: Source, loader: Iterable, device: torch.device) -> None:
@@ -137,41 +136,26 @@ def compare_images(args: argparse.Namespace, source: Source, loader: Iterable, d
                     f'{found.relative:.1g} of the largest')
 
 
-def calibration_images(
-        args: argparse.Namespace,
-        source: Source,
-        config: dict[str, Any],
-        device: torch.device,
-        shown: Any,
-) -> tuple[Iterable, str]:
+def calibration_images(args: argparse.Namespace, source: Source, config: dict[str, Any], device: torch.device,
+                       shown: Any) -> tuple[Iterable, str]:
     """The images that int8 is calibrated on, and which they are: of the training split, where there is one.
 
-    Args:
-        args: The options.
-        source: The model, and what is known about it.
-        config: What the images go through.
-        device: Where batches go.
-        shown: Loader of the images to compare on; None where there are none.
-
-    Raises:
-        BadInput: No images are named.
+    ``shown`` is the loader of the images to compare on. ``BadInput``: there is none.
     """
     if shown is None:
         raise BadInput('no images to calibrate int8 on: give the folder of the images (--data-dir DIR) or the name of '
                        'a data set (--dataset NAME)')
     split = 'train'
     try:
-        loader = open_images(argparse.Namespace(**{**vars(args), 'split': split}), source, config, device)
+        loader = open_images(args, source, config, device, split)
         roots = [getattr(getattr(one.dataset, 'reader', None), 'root', None) for one in (loader, shown)]
         if roots[0] is not None and roots[0] == roots[1]:  # a folder without splits is there under every name
             split = args.split
     except BadInput as error:
         step('int8', f'no training images: {error}')
-        split = args.split
-        loader = open_images(args, source, config, device)
+        split, loader = args.split, open_images(args, source, config, device)
     mix(loader, args.samples)
-    which = f'images of the split {split}' + (', on which accuracy is measured too' if split == args.split else '')
-    return loader, which
+    return loader, f'images of the split {split}' + ', on which accuracy is measured too' * (split == args.split)
 
 
 def quantize(args: argparse.Namespace, source: Source, loader: Iterable, calibration: tuple[Iterable, str]) -> None:
@@ -197,17 +181,14 @@ def some_images(loader: Iterable | None, most: int = GRAPH_IMAGES) -> Iterator[t
             return
 
 
-def list_files(folder: Path) -> None:
-    """Print what a folder holds, with sizes, and the hash of its weights."""
-    for path in sorted(folder.rglob('*')):
-        if path.is_file():
-            print_file(path, str(path.relative_to(folder)), path.name == WEIGHTS)
-
-
-def print_file(path: Path, name: str, with_hash: bool = True) -> None:
-    """Print the name and size of a file, and its hash."""
-    hashed = f'  sha256 {file_sha256(path)}' if with_hash else ''
-    print(f'{"":<8} {path.stat().st_size:>13,}  {name}{hashed}', flush=True)
+def list_written(path: Path) -> None:
+    """Print what was written: a file, or a folder with all that it holds, with sizes and the hash of the weights."""
+    step('written', str(path))
+    for file in sorted(path.rglob('*')) if path.is_dir() else [path]:
+        if file.is_file():
+            name = str(file.relative_to(path)) if file != path else file.name
+            hashed = f'  sha256 {file_sha256(file)}' if file == path or file.name == WEIGHTS else ''
+            print(f'{"":<8} {file.stat().st_size:>13,}  {name}{hashed}', flush=True)
 
 
 def export(args: argparse.Namespace) -> None:
@@ -218,11 +199,8 @@ def export(args: argparse.Namespace) -> None:
         Stopped: The folded network is not the same function, or what was written does not load back. Nothing is kept.
     """
     device = find_device(args.device)
-    labels = read_labels(args.labels)
-    source = open_source(
-        args.checkpoint, args.use_ema, args.model, num_classes=args.num_classes, in_chans=args.in_chans,
-        img_size=args.img_size, model_kwargs=args.model_kwargs)
-    step('export', describe(source))
+    labels = _read_labels(args.labels) if args.labels else None
+    source = open_checkpoint(args, 'export')
     if args.output:
         refuse_other(Path(args.output), source.facts, args.force)
     source.label_names = labels or source.label_names
@@ -234,26 +212,21 @@ def export(args: argparse.Namespace) -> None:
             with deferred_interrupts():
                 compare_images(args, source, loader, device)
         if args.onnx:
-            export_onnx(source, args.onnx, as_trained=args.as_trained, fold_bn=args.fold_bn or bool(args.int8),
-                        any_size=args.any_size, opset=args.opset, images=some_images(loader), overwrite=args.force,
-                        report=step)
-            step('written', args.onnx)
-            print_file(Path(args.onnx), Path(args.onnx).name)
-        if args.int8:
+            list_written(export_onnx(
+                source, args.onnx, as_trained=args.as_trained, fold_bn=args.fold_bn or bool(args.int8),
+                any_size=args.any_size, opset=args.opset, images=some_images(loader), overwrite=args.force,
+                report=step))
+        if calibration is not None:
             with deferred_interrupts():
                 quantize(args, source, loader, calibration)
-            step('written', args.int8)
-            print_file(Path(args.int8), Path(args.int8).name)
+            list_written(Path(args.int8))
         if args.output:
-            folder = save_fused(source, args.output, keep_trainable=args.keep_trainable, tag=args.tag, dtype=args.dtype,
-                                overwrite=args.force, report=step)
-            step('written', str(folder))
-            list_files(folder)
+            list_written(save_fused(source, args.output, keep_trainable=args.keep_trainable, tag=args.tag,
+                                    dtype=args.dtype, overwrite=args.force, report=step))
         if args.torch_export:
-            export_program(source, args.torch_export, as_trained=args.as_trained, fold_bn=args.fold_bn,
-                           any_size=args.any_size, images=some_images(loader), overwrite=args.force, report=step)
-            step('written', args.torch_export)
-            print_file(Path(args.torch_export), Path(args.torch_export).name)
+            list_written(export_program(
+                source, args.torch_export, as_trained=args.as_trained, fold_bn=args.fold_bn, any_size=args.any_size,
+                images=some_images(loader), overwrite=args.force, report=step))
     except ValueError as error:
         raise Stopped(first_line(error)) from None
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.names import GATES, GATES_PLOT, PROGRAM, WEIGHTS
-from ..checkpoints.open import open_source
-from ..checkpoints.read import first_line
 from ..checkpoints.source import Source
 from ..errors import BadInput, Stopped
 from ..export.graph import export_program
@@ -17,8 +15,9 @@ from ..export.place import remove_export, write_whole
 from ..export.save import save_fused
 from ..figures.gates import plot_frozen
 from ..freeze import FreezeReport, freeze_attention
+from .build import first_line
 from .device import find_device
-from .exporting import apply_data_options, describe, list_files, open_images, some_images, step
+from .exporting import apply_data_options, list_written, open_checkpoint, open_images, some_images, step
 from .inputs import mix
 from .interrupt import deferred_interrupts
 from .progress import setup_logging
@@ -32,10 +31,7 @@ def freeze(args: Namespace) -> FreezeReport:
         Stopped: What was written does not load back. Nothing is kept.
     """
     device = find_device(args.device)
-    source = open_source(
-        args.checkpoint, args.use_ema, args.model, num_classes=args.num_classes, in_chans=args.in_chans,
-        img_size=args.img_size, model_kwargs=args.model_kwargs)
-    step('freeze', describe(source))
+    source = open_checkpoint(args, 'freeze')
     folder = Path(args.output) if args.output else None
     if folder is not None:
         _refuse_taken(folder, args.force)
@@ -48,7 +44,7 @@ def freeze(args: Namespace) -> FreezeReport:
         mix(loader, args.samples)
     held_out = None
     if args.eval_split and args.eval_split != args.split:
-        held_out = open_images(Namespace(**{**vars(args), 'split': args.eval_split}), source, config, device)
+        held_out = open_images(args, source, config, device, args.eval_split)
     source.model.float().eval().to(device)
     try:
         with deferred_interrupts():
@@ -60,9 +56,11 @@ def freeze(args: Namespace) -> FreezeReport:
     print(f'\n{report}\n', flush=True)
     step('images', f'measured on {args.split}, compared on {args.eval_split or args.split}')
     if folder is not None:
-        _write(folder, source, report, args, list(some_images(loader)))
-        step('written', str(folder))
-        list_files(folder)
+        try:
+            _write(folder, source, report, args, list(some_images(loader)))
+        except (OSError, ValueError) as error:
+            raise Stopped(first_line(error)) from None
+        list_written(folder)
     return report
 
 
@@ -77,44 +75,29 @@ def _refuse_taken(folder: Path, overwrite: bool) -> None:
 
 
 def _write(folder: Path, source: Source, report: FreezeReport, args: Namespace, images: list[Any]) -> None:
-    files = {GATES: json.dumps(_told(report, args), indent=2).encode() + b'\n'}
+    compared = args.eval_split or args.split
+    told = {'split': args.split, 'compared_split': compared, **report.as_dict()}
+    files = {GATES: json.dumps(told, indent=2).encode() + b'\n'}
     if importlib.util.find_spec('matplotlib') is not None:
         with tempfile.TemporaryDirectory() as aside:
             path = Path(aside) / GATES_PLOT
             plot_frozen(report.gates, path, f'{source.facts.get("model")}: channel weights of each gate')
             files[GATES_PLOT] = path.read_bytes()
-    try:
-        if report.architecture:
-            # Curves and figures of the training are those of the network with gates; and what is published as accuracy
-            # is that on images held out.
-            held_out = not (args.eval_split or args.split).lower().startswith('train')
-            source.files, source.metrics = files, _metrics(report) if held_out else None
-            source.facts.pop('metrics', None)
-            save_fused(source, folder, provenance={'frozen_gates': len(report.frozen)}, overwrite=args.force,
-                       report=step)
-        else:  # no name stands for it: a program, which needs none
-            export_program(source, folder / PROGRAM, images=images, overwrite=args.force, report=step)
-            for name, content in files.items():
-                write_whole(folder / name, content)
-        # What an earlier run left there as its result, of the other kind.
-        if report.architecture:
-            (folder / PROGRAM).unlink(missing_ok=True)
-        else:
-            remove_export(folder)
-    except (OSError, ValueError) as error:
-        raise Stopped(first_line(error)) from None
-
-
-def _told(report: FreezeReport, args: Namespace) -> dict[str, Any]:
-    return {'split': args.split, 'compared_split': args.eval_split or args.split, **report.as_dict()}
-
-
-def _metrics(report: FreezeReport) -> dict[str, Any] | None:
-    change = report.change
-    if change is None or change.top1 is None:
-        return None
-    before, after = change.top1
-    return {'images': change.labelled, 'top1': before, 'top1_folded': after}
+    if not report.architecture:  # no name stands for it: a program, which needs none
+        export_program(source, folder / PROGRAM, images=images, overwrite=args.force, report=step)
+        for name, content in files.items():
+            write_whole(folder / name, content)
+        remove_export(folder)  # what an earlier run left there
+        return
+    # Curves and figures of the training are those of the network with gates; and what is published as accuracy is that
+    # on images held out.
+    source.files, source.metrics = files, None
+    if report.change is not None and report.change.top1 and not compared.lower().startswith('train'):
+        before, after = report.change.top1
+        source.metrics = {'images': report.change.labelled, 'top1': before, 'top1_folded': after}
+    source.facts.pop('metrics', None)
+    save_fused(source, folder, provenance={'frozen_gates': len(report.frozen)}, overwrite=args.force, report=step)
+    (folder / PROGRAM).unlink(missing_ok=True)
 
 
 def main(args: Namespace) -> int:

@@ -35,13 +35,15 @@ def open_model(args: argparse.Namespace, untrained: bool = False) -> tuple[nn.Mo
         flags say, else what a training checkpoint was validated with, else the model's own configuration.
 
     Raises:
-        BadInput: If there is no such model, or the weights do not fit it.
+        BadInput: If no model is named, there is no such model, or the weights do not fit it.
     """
+    if not (args.model or args.checkpoint):
+        raise BadInput('no model: give a name (--model NAME) or a checkpoint (--checkpoint FILE)')
     found = open_source(args.checkpoint or args.model, args.use_ema, args.model if args.checkpoint else '',
-                         pretrained=args.pretrained or not (args.checkpoint or untrained), num_classes=args.num_classes,
-                         in_chans=args.in_chans, img_size=args.img_size, input_size=args.input_size,
-                         global_pool=args.gp, scriptable=getattr(args, 'torchscript', False) or None, asr=args.asr,
-                         model_kwargs=args.model_kwargs)
+                        pretrained=args.pretrained or not (args.checkpoint or untrained), num_classes=args.num_classes,
+                        in_chans=args.in_chans, img_size=args.img_size, input_size=args.input_size,
+                        global_pool=args.gp, scriptable=getattr(args, 'torchscript', False) or None, asr=args.asr,
+                        model_kwargs=args.model_kwargs)
     model = found.model.eval()
     return model, data_config_of(args, model, found.data_config)
 
@@ -89,8 +91,6 @@ def open_data(args: argparse.Namespace, data_config: dict[str, Any], num_outputs
     if count < num_outputs and not args.class_map:
         _logger.warning(f'The data has {count} classes, the model {num_outputs} outputs: class indices are those of '
                         'the sorted class names (--class-map names others).')
-    if getattr(args, 'tf_preprocessing', False):
-        dataset.dataset.load_bytes = True
     return dataset
 
 
@@ -102,7 +102,7 @@ def make_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, A
                            mean=data_config['mean'], std=data_config['std'], num_workers=args.workers,
                            crop_pct=data_config['crop_pct'], crop_mode=data_config['crop_mode'],
                            crop_border_pixels=args.crop_border_pixels, pin_memory=args.pin_mem, device=device,
-                           img_dtype=dtype, tf_preprocessing=getattr(args, 'tf_preprocessing', False))
+                           img_dtype=dtype)
     quiet_workers(loader)
     return loader
 

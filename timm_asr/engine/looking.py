@@ -1,9 +1,9 @@
 """What ``stripes``, ``gradcam``, ``gradients`` and ``feature-integration`` do: open, measure, write, draw."""
 
-import argparse
 import shlex
 from argparse import Namespace
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,13 @@ from ..figures import gates as draw
 from ..figures.feature_integration import plot_feature_integration
 from ..figures.gradients import plot_gradients
 from ..figures.looks import plot_looks
-from ..figures.style import write_csv, write_json
 from .device import find_device
 from .inputs import check_data, mix, open_images, open_model
 from .interrupt import deferred_interrupts
-from .loaders import open_dataset
+from .loaders import classes_of, open_dataset
 from .progress import setup_logging
+from .reports import write_results
 from .runs import output_folder
-
-_WRONG = (AssertionError, ImportError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def run(work: Any, args: Namespace, words: list[str], prog: str) -> int:
@@ -49,31 +47,38 @@ def run(work: Any, args: Namespace, words: list[str], prog: str) -> int:
         with deferred_interrupts():
             folder = output_folder(args)
             work(args, device, folder, shlex.join(['timm-asr', prog.split()[-1], *words]))
-    except _WRONG as error:
+    except (AssertionError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise BadInput(first_line(error) or type(error).__name__) from None
     for path in sorted(folder.iterdir()):
         print(f'written {path}')
     return 0
 
 
-def _name(model: nn.Module) -> str:
-    return str((getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__)
+def _write(folder: Path, name: str, rows: list[dict[str, Any]], caption: str, **content: Any) -> None:
+    """The rows as CSV, and the rest beside the command as JSON."""
+    write_results(folder / f'{name}.csv', rows)
+    write_results(folder / f'{name}.json', {'command': caption, **content}, 'json')
+
+
+def _with(args: Namespace, **changes: Any) -> Namespace:
+    return Namespace(**{**vars(args), **changes})
+
+
+def _name(args: Namespace, model: nn.Module) -> str:
+    return args.model or str((getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__)
 
 
 def models_of(args: Namespace, untrained: bool = False) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
     """Label, model and data configuration of each of ``--model`` and ``--checkpoint``, which go together in order."""
     names, files = args.model or [], args.checkpoint or []
-    if not names and not files:
-        raise BadInput('no model: give a name (--model NAME) or a checkpoint (--checkpoint FILE)')
     if names and files and len(names) != len(files):
         raise BadInput(f'{len(names)} names and {len(files)} checkpoints: give one checkpoint for each name, or the '
                        'names alone')
-    for index in range(max(len(names), len(files))):
-        name, file = (names[index] if names else ''), (files[index] if files else '')
-        one = argparse.Namespace(**{**vars(args), 'model': name, 'checkpoint': file})
+    labels = args.labels or []
+    for index, (name, file) in enumerate(zip_longest(names or [''], files, fillvalue='')):
+        one = _with(args, model=name, checkpoint=file)
         model, config = open_model(one, untrained)
-        label = args.labels[index] if args.labels and index < len(args.labels) else name or _name(model)
-        yield label, model, config
+        yield labels[index] if index < len(labels) else _name(one, model), model, config
 
 
 def _loader(args: Namespace, model: nn.Module, config: dict[str, Any], device: torch.device, count: int | None) -> Any:
@@ -91,8 +96,7 @@ def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
     model = create_detector(args.detector, args.model, classes, pretrained=args.pretrained, asr=args.asr)
     if state:
         model.load_state_dict(state)
-    named = Namespace(**vars(args), val_split=args.split, val_num_samples=args.num_samples)
-    dataset = open_dataset(named, False, 'RGB')
+    dataset = open_dataset(_with(args, val_split=args.split, val_num_samples=args.num_samples), False, 'RGB')
     loader = DataLoader(dataset, min(args.batch_size, 4), num_workers=args.workers,
                         collate_fn=lambda batch: ([to_tensor(image) for image, _ in batch], None))
     mix(loader, args.samples)
@@ -100,7 +104,7 @@ def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
 
 
 def stripes(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
-    """``timm-asr stripes``: gates.csv, stripes.json, stripes.png, deviations.png; with checkpoints, differences."""
+    """``timm-asr stripes``: stripes.csv, stripes.json, stripes.png, deviations.png; with checkpoints, differences."""
     if args.checkpoints:
         _differences(args, device, folder, caption)
         return
@@ -109,15 +113,12 @@ def stripes(args: Namespace, device: torch.device, folder: Path, caption: str) -
         model = model.to(device)
     else:
         model, config = open_model(args)
-        label = args.model or _name(model)
-        loader = _loader(args, model, config, device, args.samples)
+        label, loader = _name(args, model), _loader(args, model, config, device, args.samples)
     report = measure_stripes(model, loader, samples=args.samples, keep=args.images, progress=not args.no_progress)
     print(f'\n{report}\n')
-    write_csv(folder / 'gates.csv', report.rows())
-    write_json(folder / 'stripes.json', {'command': caption, 'model': label, **report.as_dict()})
-    gates = args.gates or args.panels
+    _write(folder, 'stripes', report.rows(), caption, model=label, **report.as_dict())
     draw.plot_stripes(report, folder / 'stripes.png', f'{label}: stripe score {report.score:.2f} over '
-                      f'{report.images:,} images', caption, gates)
+                      f'{report.images:,} images', caption, args.gates or args.panels)
     draw.plot_deviations(report, folder / 'deviations.png', f'{label}: deviations over {report.images:,} images',
                          caption)
 
@@ -128,20 +129,17 @@ def _differences(args: Namespace, device: torch.device, folder: Path, caption: s
         raise BadInput(f'--checkpoints {args.checkpoints}: there are {len(files)} files checkpoint-N.pth.tar, and a '
                        'difference takes two; train with --checkpoint-hist 1000 to keep all')
     epochs = [int(path.name.split('-')[1].split('.')[0]) for path in files]
-    first, config = open_model(argparse.Namespace(**{**vars(args), 'checkpoint': str(files[0])}))
+    models = (open_model(_with(args, checkpoint=str(file))) for file in files)
+    first, config = open_model(_with(args, checkpoint=str(files[0])))
     images = next(iter(_loader(args, first, config, device, 3)))[0][:3]
-    models = (open_model(argparse.Namespace(**{**vars(args), 'checkpoint': str(file)}))[0].to(device)
-              for file in files)
-    found = stripe_differences(models, images)
+    found = stripe_differences((model.to(device) for model, _ in models), images)
     rows = [{'gate': name, 'epoch': epoch, 'image': image, 'mean difference': values[step, image].mean().item()}
             for name, values in found.items() for step, epoch in enumerate(epochs[1:])
             for image in range(len(images))]
-    write_csv(folder / 'differences.csv', rows)
-    write_json(folder / 'differences.json', {
-        'command': caption, 'epochs': epochs, 'gates': {name: values.tolist() for name, values in found.items()}})
-    label = args.model or _name(first)
-    draw.plot_differences(found, folder / 'differences.png', f'{label}: |v(t+1) - v(t)| of three images', caption,
-                          args.gates or args.panels)
+    _write(folder, 'differences', rows, caption, epochs=epochs,
+           gates={name: values.tolist() for name, values in found.items()})
+    draw.plot_differences(found, folder / 'differences.png', f'{_name(args, first)}: |v(t+1) - v(t)| of three images',
+                          caption, args.gates or args.panels)
 
 
 def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
@@ -149,17 +147,17 @@ def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -
     looks, averages, rows, shown, names, mean_image = {}, {}, [], None, [], None
     for label, model, config in models_of(args):
         loader = _loader(args, model, config, device, max(args.images, args.samples))
-        looker = Looker(model, args.layer)
-        images, labels = next(iter(loader))
-        images, labels = images[:args.images], labels[:args.images]
-        looks[label] = looker(images, labels if args.target == 'label' else None)
+        images, labels = (batch[:args.images] for batch in next(iter(loader)))
+        looks[label] = Looker(model, args.layer)(images, labels if args.target == 'label' else None)
         if shown is None:
-            inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
-            classes = {index: name for name, index in getattr(inner.dataset.reader, 'class_to_idx', {}).items()} \
-                if hasattr(inner.dataset, 'reader') else {}
+            dataset = (loader.loader if isinstance(loader, PrefetchLoader) else loader).dataset
+            classes = {index: name for name, index in (classes_of(dataset) or {}).items()}
             names = [str(classes.get(int(index), int(index))) for index in labels]
             mean, std = (torch.tensor(config[key], device=images.device).view(-1, 1, 1) for key in ('mean', 'std'))
             shown = images * std + mean
+            if args.samples:
+                sums, counts = zip(*((batch.double().sum(0), len(batch)) for batch, _ in loader), strict=True)
+                mean_image = (sum(sums) / sum(counts)).float() * std + mean
         rows += [{'image': index, 'class': name, 'model': label, 'softmax score': score.item()}
                  for index, (name, score) in enumerate(zip(names, looks[label][1], strict=True))]
         if args.samples:
@@ -167,37 +165,26 @@ def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -
                 model, loader, samples=args.samples, layer=args.layer, progress=not args.no_progress)
             rows.append({'image': f'mean of {averages[label].images}', 'class': '', 'model': label,
                          'softmax score': averages[label].score})
-            if mean_image is None:
-                total, count = 0, 0
-                for batch, _ in loader:
-                    total, count = total + (batch * std + mean).double().sum(0), count + len(batch)
-                mean_image = (total / count).float()  # type: ignore[attr-defined]
-    write_csv(folder / 'gradcam.csv', rows)
-    write_json(folder / 'gradcam.json', {
-        'command': caption, 'scores': rows, 'average': {name: look.map.tolist() for name, look in averages.items()}})
+    _write(folder, 'gradcam', rows, caption, scores=rows,
+           average={name: look.map.tolist() for name, look in averages.items()})
     plot_looks(shown, looks, folder / 'gradcam.png', '', caption, names, (mean_image, averages) if averages else None)
 
 
 def gradients(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
     """``timm-asr gradients``: gradients.png, gradients.csv and gradients.json."""
-    found = {}
-    for label, model, config in models_of(args, untrained=True):
-        loader = _loader(args, model, config, device, args.samples)
-        found[label] = stage_gradients(
-            model, loader, samples=args.samples, training=not args.eval_mode, progress=not args.no_progress)
-    rows = [{'model': label, **stage.as_dict()} for label, stages in found.items() for stage in stages]
-    write_csv(folder / 'gradients.csv', rows)
-    write_json(folder / 'gradients.json', {'command': caption, 'stages': [
-        {**row, 'counts': stage.counts.tolist()} for row, stage in zip(
-            rows, (stage for stages in found.values() for stage in stages), strict=True)]})
+    found = {label: stage_gradients(model, _loader(args, model, config, device, args.samples), samples=args.samples,
+                                    training=not args.eval_mode, progress=not args.no_progress)
+             for label, model, config in models_of(args, untrained=True)}
+    rows = [({'model': label, **stage.as_dict()}, stage.counts.tolist())
+            for label, stages in found.items() for stage in stages]
+    _write(folder, 'gradients', [row for row, _ in rows], caption, stages=[{**row, 'counts': c} for row, c in rows])
     plot_gradients(found, folder / 'gradients.png', '', caption)
 
 
 def integration(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
     """``timm-asr feature-integration``: integration.png, integration.csv and integration.json."""
     model, config = open_model(args)
-    label = args.model or _name(model)
-    loader = _loader(args, model, config, device, args.samples)
+    label, loader = _name(args, model), _loader(args, model, config, device, args.samples)
     maps = {}
     for stage, weights in collect_attention(
             model, loader, samples=args.samples, progress=not args.no_progress).items():
@@ -207,9 +194,8 @@ def integration(args: Namespace, device: torch.device, folder: Path, caption: st
             maps[stage] = feature_integration(weights, args.trees, args.channels, args.seed, args.jobs)
     if not maps:
         raise BadInput(f'no stage of {label} has two blocks with attention of one width')
-    write_csv(folder / 'integration.csv', [
-        {'stage': stage, 'target': t + 1, 'source': s + 1, 'importance': importance[t, s].item()}
-        for stage, importance in maps.items() for t in range(len(importance)) for s in range(t)])
-    write_json(folder / 'integration.json', {
-        'command': caption, 'model': label, 'importance': {name: m.nan_to_num().tolist() for name, m in maps.items()}})
+    rows = [{'stage': stage, 'target': t + 1, 'source': s + 1, 'importance': importance[t, s].item()}
+            for stage, importance in maps.items() for t in range(len(importance)) for s in range(t)]
+    _write(folder, 'integration', rows, caption, model=label,
+           importance={name: importance.nan_to_num().tolist() for name, importance in maps.items()})
     plot_feature_integration(maps, folder / 'integration.png', label, caption)

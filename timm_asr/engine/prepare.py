@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.utils import check_batch_size_retry, decay_batch_step
 from torch import nn
 
 from ..analysis.bn_noise import bn_noise, parse_noise
@@ -92,3 +93,22 @@ def fast_matmul(device: torch.device) -> None:
     if device.type == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+
+
+def with_smaller_batches(run: Callable[[int], dict[str, Any]], batch_size: int, what: str,
+                         retry: bool = True) -> dict[str, Any]:
+    """The row of ``run(batch_size)``, with smaller and smaller batches on errors that these may mend, as timm's scripts
+    do; ``{'error': reason}`` where none works.
+    """
+    reason = ''
+    while batch_size:
+        try:
+            return run(batch_size)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            _logger.error(f'"{reason}" while running {what}.')
+            if not retry or not check_batch_size_retry(str(error)):
+                break
+        batch_size = decay_batch_step(batch_size)
+        _logger.warning(f'Reducing batch size to {batch_size} for retry.')
+    return {'error': reason}

@@ -4,24 +4,16 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ..errors import BadInput
 
-FORMATS = ('csv', 'json', 'md')
 Row = Mapping[str, Any]
 
 
-def columns_of(rows: Sequence[Row]) -> list[str]:
+def _columns(rows: Sequence[Row]) -> list[str]:
     """The keys of all rows, in the order in which they first appear."""
     return list(dict.fromkeys(key for row in rows for key in row))
-
-
-def write_csv(file: TextIO, rows: Sequence[Row]) -> None:
-    if rows:
-        writer = csv.DictWriter(file, fieldnames=columns_of(rows), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -35,23 +27,21 @@ def as_markdown(rows: Sequence[Row]) -> str:
     """A table whose numbers are aligned to the right; an empty string for no rows."""
     if not rows:
         return ''
-    columns = columns_of(rows)
+    columns = _columns(rows)
     cells = [[str(row.get(key, '')).replace('|', '\\|') for key in columns] for row in rows]
     widths = [max([len(key), 3, *(len(line[i]) for line in cells)]) for i, key in enumerate(columns)]
     numbers = [all(isinstance(row.get(key, 0), int | float) for row in rows) for key in columns]
 
     def line(values: Sequence[str]) -> str:
-        aligned = [value.rjust(w) if n else value.ljust(w) for value, w, n in zip(values, widths, numbers, strict=True)]
-        return f'| {" | ".join(aligned)} |'
+        padded = [value.rjust(w) if n else value.ljust(w) for value, w, n in zip(values, widths, numbers, strict=True)]
+        return f'| {" | ".join(padded)} |'
 
     rule = ['-' * (w - 1) + ':' if n else '-' * w for w, n in zip(widths, numbers, strict=True)]
     return '\n'.join([line(columns), line(rule), *map(line, cells)]) + '\n'
 
 
-def check_results_file(path: str, format: str) -> None:
+def check_results_file(path: str) -> None:
     """Fail before the measurement, not after it, if the results could not be written."""
-    if format not in FORMATS:
-        raise BadInput(f'--results-format {format}: one of {", ".join(FORMATS)}')
     if path and Path(path).is_dir():
         raise BadInput(f'--results-file {path} is a folder')
     if path and not Path(path).absolute().parent.is_dir():
@@ -67,5 +57,7 @@ def write_results(path: str | Path, results: Row | Sequence[Row], format: str = 
             file.write('\n')
         elif format == 'md':
             file.write(as_markdown(rows))
-        else:
-            write_csv(file, rows)
+        elif rows:
+            writer = csv.DictWriter(file, _columns(rows), lineterminator='\n')
+            writer.writeheader()
+            writer.writerows(rows)

@@ -13,9 +13,8 @@ import yaml
 from ..checkpoints.names import ARGS, SUMMARY
 from ..errors import BadInput
 from ..figures.speed import plot_speed
-from ..figures.style import write_csv, write_json
 from ..figures.training import plot_curves
-from .bench_steps import split_name
+from .reports import write_results
 from .summary import read_summary
 
 
@@ -53,10 +52,8 @@ def curves(args: Namespace, words: list[str], prog: str) -> int:
         label = args.labels[index] if args.labels else name
         runs[label if label not in runs else Path(path).name] = rows
     folder, caption = output_folder(args), shlex.join(['timm-asr', prog.split()[-1], *words])
-    keys = list(dict.fromkeys(key for rows in runs.values() for row in rows for key in row))
-    write_csv(folder / 'curves.csv', [
-        {'run': label, **{key: row.get(key, '') for key in keys}} for label, rows in runs.items() for row in rows])
-    write_json(folder / 'curves.json', {'command': caption, 'runs': runs})
+    write_results(folder / 'curves.csv', [{'run': label, **row} for label, rows in runs.items() for row in rows])
+    write_results(folder / 'curves.json', {'command': caption, 'runs': runs}, 'json')
     plot_curves(runs, folder / 'curves.png', args.title, caption)
     print(f'written {folder / "curves.png"}')
     return 0
@@ -93,14 +90,15 @@ def scatter(args: Namespace, words: list[str], prog: str) -> int:
             found = [(row['model'], row['top1']) for row in _read_rows(path) if row.get('top1')]
         for name, top1 in found:
             accuracy.setdefault(name, []).append(float(top1))
-    both = [{'model': name, **figures, 'top1': round(statistics.mean(accuracy[split_name(name)[0]]), 4)}
-            for name, figures in measured.items() if split_name(name)[0] in accuracy]
+    model_of = {name: name.removesuffix('+reparam').removesuffix('+fold-bn') for name in measured}
+    both = [{'model': name, **figures, 'top1': round(statistics.mean(accuracy[model_of[name]]), 4)}
+            for name, figures in measured.items() if model_of[name] in accuracy]
     if not both:
         raise BadInput(f'no model has both: speeds are of {", ".join(measured) or "none"}, accuracies of '
                        f'{", ".join(accuracy) or "none"}')
     folder, caption = output_folder(args), shlex.join(['timm-asr', prog.split()[-1], *words])
-    write_csv(folder / 'scatter.csv', both)
-    write_json(folder / 'scatter.json', {'command': caption, 'models': both})
+    write_results(folder / 'scatter.csv', both)
+    write_results(folder / 'scatter.json', {'command': caption, 'models': both}, 'json')
     plot_speed(both, folder / 'scatter.png', args.title, caption)
     print(f'written {folder / "scatter.png"}')
     return 0

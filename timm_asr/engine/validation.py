@@ -6,8 +6,7 @@ import json
 import logging
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import timm.utils
 import torch
 from timm.data import RealLabelsImagenet
 from timm.layers import apply_test_time_pool, set_fast_norm
-from timm.utils import check_batch_size_retry, decay_batch_step, natural_key
+from timm.utils import natural_key
 from torch import nn
 
 from ..checkpoints.find import expand_names
@@ -27,7 +26,7 @@ from .evaluate import Totals, evaluate
 from .inputs import check_data, make_loader, open_data, open_model
 from .interrupt import deferred_interrupts
 from .loaders import label_names
-from .prepare import DTYPES, autocast, check_noise, compiled, fast_matmul, inference_form
+from .prepare import DTYPES, autocast, check_noise, compiled, fast_matmul, inference_form, with_smaller_batches
 from .progress import setup_logging
 from .reports import as_markdown, check_results_file, write_results
 
@@ -54,8 +53,7 @@ class Predictions:
                 (the same, by how often each occurs).
         """
         from sklearn.metrics import precision_recall_fscore_support
-        target, predicted = torch.cat(self.pairs, dim=1).numpy()
-        found = precision_recall_fscore_support(target, predicted, average=average, zero_division=0)
+        found = precision_recall_fscore_support(*torch.cat(self.pairs, dim=1).numpy(), average=average, zero_division=0)
         return {f'{average}_{key}': round(100 * float(value), 4)
                 for key, value in zip(('precision', 'recall', 'f1_score'), found, strict=False)}
 
@@ -72,24 +70,17 @@ def _check(args: argparse.Namespace) -> torch.device:
     """Everything about the options that can be wrong before a model is made."""
     check_noise(args)
     device = find_device(args.device)
-    check_results_file(args.results_file, args.results_format)
+    check_results_file(args.results_file)
     if args.amp and args.model_dtype not in (None, 'float32'):
         raise BadInput(f'--amp keeps the model in float32: leave out --model-dtype {args.model_dtype}')
-    if args.num_gpu > 1 and (device.type != 'cuda' or torch.cuda.device_count() < args.num_gpu):
-        count = torch.cuda.device_count() if device.type == 'cuda' else 0
+    count = torch.cuda.device_count() if device.type == 'cuda' else 0
+    if args.num_gpu > max(count, 1):
         raise BadInput(f'--num-gpu {args.num_gpu}: this run can use {count} GPUs')
     if args.metrics_avg and importlib.util.find_spec('sklearn') is None:
         raise BadInput('--metrics-avg needs scikit-learn: pip install "timm-asr[metrics]"')
     if args.batch_size < 1 or args.log_freq < 1:
         raise BadInput('--batch-size and --log-freq must be at least 1')
-    if args.tf_preprocessing:
-        try:
-            import tensorflow  # noqa: F401
-        except ImportError:
-            raise BadInput('--tf-preprocessing needs TensorFlow (pip install tensorflow)') from None
-    for flag, path in (('--real-labels', args.real_labels), ('--valid-labels', args.valid_labels)):
-        if path and not Path(path).is_file():
-            raise BadInput(f'{flag}: no file at {path}')
+    check_data(args)
     return device
 
 
@@ -98,33 +89,41 @@ def _valid_labels(path: str, num_classes: int) -> list[int] | None:
         return None
     try:
         labels = [int(line) for line in Path(path).read_text(encoding='utf-8').split()]
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise BadInput(f'--valid-labels {path}: expected a class index on each line ({error})') from None
     if not labels or min(labels) < 0 or max(labels) >= num_classes:
         raise BadInput(f'--valid-labels {path}: indices must lie between 0 and {num_classes - 1}')
     return labels
 
 
-class _Log:
+def _real_labels(path: str, dataset: Any) -> RealLabelsImagenet | None:
+    if not path:
+        return None
+    try:
+        return RealLabelsImagenet(dataset.filenames(basename=True), real_json=path)
+    except (OSError, AssertionError, ValueError, AttributeError, KeyError):
+        raise BadInput(f'--real-labels {path}: it must be a file with a list of labels for each of the images, which '
+                       'must be the 50,000 of the ImageNet validation set') from None
+
+
+def _log(length: int, every: int) -> Callable[[int, int, Totals], None]:
     """Log lines in the form of timm's validate.py."""
+    start = last = time.perf_counter()
 
-    def __init__(self, length: int, every: int) -> None:
-        self.length, self.every = length, every
-        self.start = self.last = time.perf_counter()
-
-    def __call__(self, index: int, size: int, totals: Totals) -> None:
-        if index % self.every:
+    def on_batch(index: int, size: int, totals: Totals) -> None:
+        nonlocal last
+        if index % every:
             return
-        now = totals.averages()  # waits for the device
-        clock = time.perf_counter()
-        rate = now['count'] / (clock - self.start)
+        now, clock = totals.averages(), time.perf_counter()  # the first waits for the device
         _logger.info(
-            f'Test: [{index:>4d}/{self.length}]  Time: {clock - self.last:.3f}s ({rate:>7.2f}/s)  '
+            f'Test: [{index:>4d}/{length}]  Time: {clock - last:.3f}s ({now["count"] / (clock - start):>7.2f}/s)  '
             f'Loss: {now["loss"]:>6.4f}  Acc@1: {now["top1"]:>7.3f}  Acc@5: {now["top5"]:>7.3f}')
-        self.last = clock
+        last = clock
+
+    return on_batch
 
 
-def validate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
+def validate(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Validate one model.
 
     Returns:
@@ -134,7 +133,6 @@ def validate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
     Raises:
         BadInput: If the options, the weights or the data cannot work.
     """
-    device = _check(args)
     fast_matmul(device)
     dtype = DTYPES[args.model_dtype] if args.model_dtype else torch.float32
     timm.utils.random_seed(args.seed)
@@ -148,11 +146,10 @@ def validate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
     num_classes = model.num_classes
     valid_labels = _valid_labels(args.valid_labels, num_classes)
     dataset = open_data(args, data_config, len(valid_labels) if valid_labels else num_classes)
-    test_time_pool = False
     if args.test_pool:
-        model, test_time_pool = apply_test_time_pool(model, data_config)
-    crop_pct = 1.0 if test_time_pool else data_config['crop_pct']
-    real_labels = _real_labels(args, dataset)
+        model, changed = apply_test_time_pool(model, data_config)
+        data_config = data_config | ({'crop_pct': 1.0} if changed else {})
+    real_labels = _real_labels(args.real_labels, dataset)
 
     model = model.to(device=device, dtype=dtype)
     if args.channels_last:
@@ -161,12 +158,11 @@ def validate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
     if args.num_gpu > 1:
         model = nn.DataParallel(model, device_ids=list(range(args.num_gpu)))
     _logger.info(f'Validating in {args.amp_dtype + " mixed precision" if args.amp else dtype}.')
-    loader = make_loader(args, dataset, {**data_config, 'crop_pct': crop_pct}, device, dtype)
+    loader = make_loader(args, dataset, data_config, device, dtype)
     predictions = Predictions()
 
     def on_output(output: torch.Tensor, target: torch.Tensor) -> None:
-        if args.metrics_avg or args.per_class:
-            predictions.add(output, target)
+        predictions.add(output, target)
         if real_labels is not None:
             real_labels.add_result(output)
 
@@ -174,59 +170,38 @@ def validate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
         figures = evaluate(model, loader, nn.CrossEntropyLoss().to(device), device=device, dtype=dtype,
                            amp_autocast=autocast(device, DTYPES[args.amp_dtype] if args.amp else None, args.bn_noise),
                            channels_last=args.channels_last, valid_labels=valid_labels, on_output=on_output,
-                           on_batch=_Log(len(loader), args.log_freq))
+                           on_batch=_log(len(loader), args.log_freq))
     if not math.isfinite(figures['loss']):
         _logger.warning(f'The loss of {name} is {figures["loss"]}: its accuracy means nothing.')
     top1, top5 = figures['top1'], figures['top5']
     if real_labels is not None:
         top1, top5 = real_labels.get_accuracy(k=1), real_labels.get_accuracy(k=5)
     scores = predictions.scores(args.metrics_avg) if args.metrics_avg else {}
-    results = OrderedDict(
-        model=name,
-        top1=round(top1, 4), top1_err=round(100 - top1, 4),
-        top5=round(top5, 4), top5_err=round(100 - top5, 4),
-        **scores,
-        param_count=round(param_count / 1e6, 2),
-        img_size=data_config['input_size'][-1],
-        crop_pct=crop_pct,
-        interpolation=data_config['interpolation'],
-    )
     if args.per_class:
         print(as_markdown(predictions.by_class(label_names(dataset, num_classes))), end='')
     more = ''.join(f' | {key} {value:.3f}' for key, value in scores.items())
     _logger.info(f' * Acc@1 {top1:.3f} ({100 - top1:.3f}) Acc@5 {top5:.3f} ({100 - top5:.3f}){more}')
-    return results
+    return {
+        'model': name, 'top1': round(top1, 4), 'top1_err': round(100 - top1, 4), 'top5': round(top5, 4),
+        'top5_err': round(100 - top5, 4), **scores, 'param_count': round(param_count / 1e6, 2),
+        'img_size': data_config['input_size'][-1], 'crop_pct': data_config['crop_pct'],
+        'interpolation': data_config['interpolation']}
 
 
-def _real_labels(args: argparse.Namespace, dataset: Any) -> RealLabelsImagenet | None:
-    if not args.real_labels:
-        return None
-    try:
-        return RealLabelsImagenet(dataset.filenames(basename=True), real_json=args.real_labels)
-    except (AssertionError, ValueError, AttributeError, KeyError):
-        raise BadInput(f'--real-labels {args.real_labels}: it must hold a list of labels for each of the images, which '
-                       'must be the 50,000 of the ImageNet validation set') from None
-
-
-def _try_run(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
+def _try_run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Validate with smaller and smaller batches; the row of a model that fails has ``error`` instead of figures."""
-    batch_size, reason = args.batch_size, ''
-    while batch_size:
+    def run(batch_size: int) -> dict[str, Any]:
         args.batch_size = batch_size * args.num_gpu
-        try:
-            return validate(args)
-        except BadInput as error:
-            reason = str(error)
-            break
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            _logger.error(f'"{reason}" while running validation.')
-            if not check_batch_size_retry(str(error)):
-                break
-        batch_size = decay_batch_step(batch_size)
-        _logger.warning(f'Reducing batch size to {batch_size} for retry.')
-    _logger.error(f'{args.model} failed to validate ({reason}).')
-    return OrderedDict(model=args.model, error=reason)
+        return validate(args, device)
+
+    try:
+        row = with_smaller_batches(run, args.batch_size, 'validation')
+    except BadInput as error:
+        row = {'error': str(error)}
+    if 'error' in row:
+        row = {'model': args.model, **row}
+        _logger.error(f'{args.model} failed to validate ({row["error"]}).')
+    return row
 
 
 def _runs(args: argparse.Namespace) -> list[tuple[str, str]] | None:
@@ -246,17 +221,20 @@ def main(args: argparse.Namespace) -> int:
     """Validate what the options name, print and write the results; returns the exit status."""
     setup_logging()
     device = _check(args)
-    check_data(args)
     runs = _runs(args)
     results: Any
-    if runs is None:
-        results = _try_run(args) if args.retry else _validate_one(args)
-        failed = 'error' in results
-    else:
+    if runs is not None:
         _logger.info(f'Running bulk validation of {len(runs)} models on {device}.')
-        rows = _bulk(args, runs)
+        rows = _bulk(args, runs, device)
         results = sorted((row for row in rows if 'error' not in row), key=lambda row: row['top1'], reverse=True)
         failed = not results
+    else:
+        try:
+            results = _try_run(args, device) if args.retry else validate(args, device)
+        except torch.OutOfMemoryError as error:
+            raise BadInput(f'too little memory for --batch-size {args.batch_size}: use a smaller one, or --retry '
+                           f'({str(error).splitlines()[0][:120]})') from None
+        failed = 'error' in results
     if args.results_file and not failed:
         write_results(args.results_file, results, args.results_format)
     # The delimiter is what timm's bulk_runner.py looks for.
@@ -264,22 +242,12 @@ def main(args: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _bulk(args: argparse.Namespace, runs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def _bulk(args: argparse.Namespace, runs: list[tuple[str, str]], device: torch.device) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     try:
         for model, checkpoint in runs:
-            row = _try_run(argparse.Namespace(**{**vars(args), 'model': model, 'checkpoint': checkpoint}))
-            if checkpoint:
-                row['checkpoint'] = checkpoint
-            rows.append(row)
+            row = _try_run(argparse.Namespace(**{**vars(args), 'model': model, 'checkpoint': checkpoint}), device)
+            rows.append(row | ({'checkpoint': checkpoint} if checkpoint else {}))
     except KeyboardInterrupt:
         _logger.warning(f'Interrupted: {len(rows)} of {len(runs)} models are validated.')
     return rows
-
-
-def _validate_one(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
-    try:
-        return validate(args)
-    except torch.OutOfMemoryError as error:
-        raise BadInput(f'too little memory for --batch-size {args.batch_size}: use a smaller one, or --retry '
-                       f'({str(error).splitlines()[0][:120]})') from None

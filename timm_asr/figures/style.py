@@ -1,9 +1,7 @@
-"""What all figures share: sizes that are legible at the width of a page, and PNG beside CSV and JSON."""
+"""What all figures share: sizes that are legible at the width of a page."""
 
-import csv
-import json
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -50,16 +48,3 @@ def save(figure: Any, path: str | Path, title: str = '', caption: str = '') -> N
         figure.supxlabel('\n'.join(textwrap.wrap(caption, columns, break_long_words=True)), fontsize=6.5,
                          family='monospace', color='0.4')
     figure.savefig(path, dpi=DPI)
-
-
-def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows with the keys of the first as their heads."""
-    with Path(path).open('w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write plain numbers and words."""
-    Path(path).write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')

@@ -24,8 +24,5 @@ OPTIONS: list[Option] = [
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr feature-integration') -> int:
     """Run the command; returns the exit status."""
     args = parse(OPTIONS, {}, argv, prog, __doc__)
-    from ...errors import BadInput
-    if not (args.model or args.checkpoint):
-        raise BadInput('no model: give a name (--model NAME) or a checkpoint (--checkpoint FILE)')
     from .. import looking
     return looking.run(looking.integration, args, list(argv or ()), prog)

@@ -29,9 +29,5 @@ OPTIONS: list[Option] = [
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr stripes') -> int:
     """Run the command; returns the exit status."""
     args = parse(OPTIONS, {}, argv, prog, __doc__)
-    from ...errors import BadInput
-    if not (args.model or args.checkpoint or args.checkpoints):
-        raise BadInput('no model: give a name (--model NAME), a checkpoint (--checkpoint FILE) or those of a run '
-                       '(--checkpoints FOLDER)')
     from .. import looking
     return looking.run(looking.stripes, args, list(argv or ()), prog)

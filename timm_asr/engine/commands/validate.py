@@ -24,7 +24,6 @@ OPTIONS: list[Option] = [
         value('--num-gpu', int, 1, 'GPUs to use, by DataParallel', metavar='N'),
         value('--log-freq', int, 10, 'batches between log lines', metavar='N'),
         switch('--retry', 'on an error, such as too little memory, try again with smaller batches'),
-        switch('--tf-preprocessing', "use TensorFlow's preprocessing, which must be installed"),
     ),
     *RESULTS,
     *group(
@@ -38,9 +37,10 @@ OPTIONS: list[Option] = [
 ]
 FUSER = "PyTorch's JIT fusers are superseded; use --torchcompile"
 AOT = 'it hands the graph to a JIT fuser, which is superseded; use --torchcompile, or --torchcompile aot_eager'
-_NAFLEX = 'NaFlex loading is not part of this engine; use `timm-asr run TIMM/validate.py`'
+_NOT_HERE = 'it is not part of this engine; use `timm-asr run TIMM/validate.py`'
 #: Flags of timm's validate.py that are left out on purpose, each with the sentence that says so.
-REFUSED = {'--fuser': FUSER, '--aot-autograd': AOT, '--naflex-loader': _NAFLEX, '--naflex-max-seq-len': _NAFLEX}
+REFUSED = {'--fuser': FUSER, '--aot-autograd': AOT, '--naflex-loader': _NOT_HERE, '--naflex-max-seq-len': _NOT_HERE,
+           '--tf-preprocessing': _NOT_HERE}
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr validate') -> int:
