@@ -30,7 +30,10 @@ def signature(model: Any) -> dict[str, Any]:
 
 
 def structure(name: str, **kwargs: Any) -> dict[str, Any]:
-    """Attach and fold on the meta device; the row, with what tells its kind."""
+    """Attach and fold on the meta device; the row, with what tells its kind.
+
+    Attaching leaves every parameter and buffer the same object, and writes to none (torch counts writes).
+    """
     import timm
 
     import timm_asr
@@ -38,7 +41,11 @@ def structure(name: str, **kwargs: Any) -> dict[str, Any]:
 
     model = timm.create_model(name, device='meta', **kwargs)
     stock = signature(model)
+    tensors = [(t, t._version) for t in (*model.parameters(), *model.buffers())]
     timm_asr.attach_asr(model, 'se')
+    present = {id(t): t._version for t in (*model.parameters(), *model.buffers())}
+    if any(present.get(id(t)) != version for t, version in tensors):
+        raise AssertionError('attaching replaces or writes to a parameter or buffer')
     sites = {n: m.layer for n, m in model.named_modules() if isinstance(m, ASR)}
     places = Counter((re.sub(r'\d+', '*', n), type(layer).__name__) for n, layer in sites.items())
     timm_asr.fold_asr(model)
