@@ -18,7 +18,9 @@ CHECKPOINT = {
     'args': MAPPING, 'args.model': TEXT, 'args.num_classes': COUNT, 'args.in_chans': COUNT,
     'args.input_size': SIZE, 'args.model_kwargs': MAPPING, 'args.asr': TEXT, 'args.mean': LIST, 'args.std': LIST,
     'args.img_size': ['x', [0], -1], 'args.crop_pct': ['x', []], 'args.data_dir': TEXT, 'args.config': TEXT,
-    'args.eval_metric': TEXT}
+    'args.eval_metric': TEXT, 'optimizer': MAPPING, 'optimizer.param_groups': ['x', [1], {}], 'ema_generator': [1, []],
+    'saver': MAPPING, 'saver.best_epoch': COUNT, 'saver.ranked': ['x', [1], [[0]], [['x', 1.0]], [[0, []]]],
+    'plateau': MAPPING, 'plateau.best': ['x', []], 'plateau.num_bad_epochs': COUNT, 'plateau.restore_lr': [1.0, ['x']]}
 CONFIGURATION = {
     'num_classes': COUNT, 'model_args': MAPPING, 'label_names': [3, [1]], 'pretrained_cfg': MAPPING,
     'timm_asr': MAPPING, 'pretrained_cfg.input_size': SIZE, 'pretrained_cfg.mean': LIST,

@@ -1,6 +1,7 @@
 """What a run may touch: its own folder, nobody else's; and what it does with a checkpoint that it cannot trust."""
 
 import errno
+import io
 import os
 import time
 from argparse import Namespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from train_helpers import run, start
 
+from timm_asr.checkpoints.open import open_source
 from timm_asr.checkpoints.read import read_checkpoint
 from timm_asr.data import create_dataset
 from timm_asr.engine import checkpoint as module
@@ -74,16 +76,20 @@ def test_only_what_is_no_checkpoint_is_passed_over(folder):
         assert find_checkpoint(folder) == folder / 'checkpoint-2.pth.tar'
 
 
-def test_changed_tensors_are_noticed(folder):
-    """400 inverted bytes in the middle of the weights: the file opens, and is not what was written."""
-    last = folder / 'last.pth.tar'
-    data = bytearray(last.read_bytes())
-    at = data.index(torch.full((100,), 2.0).numpy().tobytes())
-    data[at:at + 400] = bytes(byte ^ 255 for byte in data[at:at + 400])
+def test_a_changed_checkpoint_is_noticed(folder):
+    """400 inverted bytes in the middle of the weights, or a changed number: the file opens, and was not written so."""
+    last, changed = folder / 'last.pth.tar', io.BytesIO()
+    whole, weights = last.read_bytes(), torch.full((100,), 2.0).numpy().tobytes()
+    assert whole.count(weights) == 1
+    content = torch.load(last, weights_only=True)
+    content['saver']['ranked'][1] = [1, 7.0]
+    torch.save(content, changed)
     last.unlink()
-    last.write_bytes(data)
-    with pytest.raises(BadInput, match=r'last.pth.tar is damaged'):
-        find_checkpoint(folder)
+    for data in (whole.replace(weights, bytes(byte ^ 255 for byte in weights)), changed.getvalue()):
+        last.write_bytes(data)
+        for opening in (lambda: find_checkpoint(folder), lambda: open_source(last, name='resnet20')):
+            with pytest.raises(BadInput, match=r'last.pth.tar is damaged: it holds something else than was written'):
+                opening()
 
 
 def test_another_runs_checkpoints_stay(folder):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from train_helpers import run
 
+from timm_asr.checkpoints.read import HASH
 from timm_asr.engine.commands.train import main
 from timm_asr.errors import run_main
 
@@ -88,9 +89,12 @@ def test_checkpoints_that_do_not_fit(refused, images, checkpoint, tmp_path):
     (tmp_path / 'text.pth.tar').write_text('not a checkpoint at all')
     assert 'text.pth.tar is not a checkpoint' in refused(
         *folder, 'resnet20_asr_se', '--num-classes', 3, '--resume', tmp_path / 'text.pth.tar')
-    torch.save({'state_dict': {}}, tmp_path / 'weights.pth.tar')
-    assert 'not a training checkpoint; load weights alone by --initial-checkpoint' in refused(
-        *folder, 'resnet20_asr_se', '--num-classes', 3, '--resume', tmp_path / 'weights.pth.tar')
+    whole = {key: value for key, value in torch.load(checkpoint, weights_only=True).items() if key != HASH}
+    for change, said in (({'epoch': None}, 'not a training checkpoint; load weights alone by --initial-checkpoint'),
+                         ({'optimizer': {'state': 3, 'param_groups': [{}]}}, 'its optimizer does not fit --opt sgd'),
+                         ({'saver': {'ranked': [1]}}, "is malformed: 'ranked' is '[1]', where epochs and their")):
+        torch.save({**whole, **change}, tmp_path / 'changed.pth.tar')
+        assert said in refused(*folder, 'resnet20_asr_se', '--num-classes', 3, '--resume', tmp_path / 'changed.pth.tar')
     assert 'its optimizer does not fit --opt sgd' in refused(
         *folder, 'resnet20_asr_se', '--num-classes', 3, '--layer-decay', 0.5, '--resume', checkpoint)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import hashlib
 import json
 import pickle
 import zipfile
@@ -16,6 +17,8 @@ from ..errors import BadInput, NotACheckpoint, Stopped
 from .names import CONFIG, WEIGHT_SUFFIXES
 from .schema import CHECKPOINT, CONFIGURATION, check
 
+#: Key of a checkpoint: the hash of all else in it.
+HASH = 'content_sha256'
 _LARGEST_TEXT = 16 << 20
 _MOST_VALUES = 200_000
 
@@ -94,6 +97,24 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
+def hash_of(content: Any) -> str:
+    """SHA-256 of what a checkpoint holds: tensors with their types and shapes, and plain values, with their places."""
+    digest = hashlib.sha256()
+
+    def add(value: Any, place: str) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(f'{place} {value.dtype} {tuple(value.shape)}\n'.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, dict | list | tuple):
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                add(item, f'{place}/{key}')
+        else:
+            digest.update(f'{place} {value!r}\n'.encode())
+
+    add(content, '')
+    return digest.hexdigest()
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The dict in a weight file, ``.safetensors`` or by ``torch.save``, its fields checked; no code in it is run.
 
@@ -102,7 +123,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         BadInput: The file is missing, truncated, of another kind, a pickle that would run code, larger inside than
-            outside, or has a field of the wrong kind.
+            outside, has a field of the wrong kind, or is not what its hash says.
         Stopped: The disk cannot read it, or there is no memory for it.
     """
     path = Path(path)
@@ -139,7 +160,11 @@ def _unpickled(path: Path) -> Any:
                                'which no file of torch.save does')
         # timm's own training checkpoints keep their options as an argparse.Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location='cpu', weights_only=True)
+            content = torch.load(path, map_location='cpu', weights_only=True)
+        if isinstance(content, dict) and HASH in content and content.pop(HASH) != hash_of(content):
+            raise BadInput(f'{path} is damaged: it holds something else than was written; take another copy, or remove '
+                           f'it to go on from an earlier checkpoint (whoever changed it removes {HASH!r} in it)')
+        return content
     except BadInput:
         raise
     except pickle.UnpicklingError as error:

@@ -7,6 +7,8 @@ None is not looked at.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from ..errors import BadInput
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -44,10 +46,18 @@ SIDE: Rule = (lambda value: all(_is_count(n) and 0 < n < 2**16 for n in (value i
                                                                         else [value])), 'a number of pixels')
 MAPPING: Rule = (_is_mapping, 'a mapping with texts as keys')
 NAMES: Rule = (lambda value: _is_list(_is_text)(value) or _is_mapping(value), 'a name for each class')
+RANKED: Rule = (_is_list(lambda entry: len(entry) == 2 and _is_count(entry[0]) and (
+    entry[1] is None or _is_number(entry[1]))), 'epochs and their metrics')
+GROUPS: Rule = (_is_list(_is_mapping), 'a list of mappings')
+TENSOR: Rule = (lambda value: isinstance(value, torch.Tensor), 'a tensor')
 
 _ASR: Rules = {'asr': TEXT, 'asr_depth': COUNT, 'asr_sites': TEXTS, 'rd_ratio': NUMBER}
 CHECKPOINT: Rules = {
-    'arch': TEXT, 'epoch': COUNT, 'metric': NUMBER, 'label_names': NAMES, 'made_by': MAPPING, 'saver': MAPPING,
+    'arch': TEXT, 'epoch': COUNT, 'metric': NUMBER, 'label_names': NAMES, 'made_by': MAPPING,
+    'ema_generator': TENSOR, 'optimizer': {'param_groups': GROUPS},
+    'saver': {'best_metric': NUMBER, 'best_epoch': COUNT, 'ranked': RANKED},
+    'plateau': {'best': NUMBER, 'num_bad_epochs': COUNT, 'cooldown_counter': COUNT, 'last_epoch': NUMBER,
+                'restore_lr': NUMBERS},
     'args': {
         'model': TEXT, 'num_classes': COUNT, 'in_chans': COUNT, 'img_size': SIDE, 'input_size': SIZE, 'gp': TEXT,
         'model_kwargs': MAPPING, 'asr': TEXT, 'mean': NUMBERS, 'std': NUMBERS, 'crop_pct': NUMBER,

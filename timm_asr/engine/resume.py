@@ -11,7 +11,7 @@ from ..checkpoints.read import read_checkpoint
 from ..checkpoints.weights import load_weights, state_dict_of
 from ..errors import BadInput
 from .build import first_line
-from .checkpoint import check_hash, find_checkpoint
+from .checkpoint import find_checkpoint
 from .loaders import label_names
 from .loop import Training
 from .options import plain_options
@@ -77,12 +77,11 @@ def read_state(path: Path, args: Any) -> dict[str, Any]:
         BadInput: If it is damaged, would run code, or is of another model.
     """
     content = read_checkpoint(path)
-    if 'state_dict' not in content or 'optimizer' not in content:
+    if any(content.get(key) is None for key in ('state_dict', 'optimizer', 'epoch')):
         raise BadInput(f'--resume {path}: not a training checkpoint; load weights alone by --initial-checkpoint')
     arch = content.get('arch')
     if arch != args.model:
         raise BadInput(f'--resume {path}: it is a checkpoint of {arch}, not of {args.model}')
-    check_hash(path, content)
     return content
 
 
@@ -104,7 +103,7 @@ def restore(training: Training, content: dict[str, Any], path: Path) -> None:
         return
     try:
         training.optimizer.load_state_dict(content['optimizer'])
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # whatever an optimizer says to a state that is not its own
         raise BadInput(f'--resume {path}: its optimizer does not fit --opt {args.opt} ({first_line(error)}); '
                        'use --no-resume-opt to go on without it') from None
     if training.scaler is not None and training.scaler.state_dict_key in content:
@@ -120,7 +119,7 @@ def place_schedule(training: Training, content: dict[str, Any] | None, start_epo
     if plateau is not None:
         if content is not None and 'plateau' in content and not training.args.no_resume_opt:
             state = dict(content['plateau'])
-            scheduler.restore_lr = state.pop('restore_lr')
+            scheduler.restore_lr = state.pop('restore_lr', None)
             for key, value in state.items():
                 setattr(plateau, key, value)
             # timm's constructor set the warm-up rate; the optimizer's own state has the true one.

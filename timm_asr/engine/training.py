@@ -139,7 +139,7 @@ class Run:
         if training.scheduler is not None and args.warmup_epochs >= epochs and self.primary:
             _logger.warning('The learning rate still rises when this run ends: its warm-up takes '
                             f'{args.warmup_epochs:g} of {epochs} epochs (--warmup-epochs).')
-        first = 0 if content is None else int(content.get('epoch', -1)) + (0 if content.get('recovery') else 1)
+        first = 0 if content is None else content['epoch'] + (0 if content.get('recovery') else 1)
         first = first if args.start_epoch is None else args.start_epoch
         place_schedule(training, content, first)
         self.saver = Saver(self.folder, decreasing=self.metric == 'loss', keep=args.checkpoint_hist)
@@ -179,7 +179,7 @@ class Run:
             if checkpoint.resolve().parent != self.folder.resolve():
                 self.saver.adopt_best(checkpoint.parent)
             elif self.saver.last is not None and checkpoint.samefile(self.saver.last):
-                self.saver.settle(int(content['epoch']))
+                self.saver.settle(content['epoch'])
         self.trackers = Trackers(args, self.folder.name, self.folder)
         if args.save_images:
             self.training.save_images = self.folder
