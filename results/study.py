@@ -32,7 +32,7 @@ from timm_asr.experiment.report import comparisons, markdown
 from timm_asr.experiment.runner import OPTIONS, RESULT, read_results, values_of
 from timm_asr.experiment.search import ranking
 from timm_asr.experiment.statistics import LEVEL, holm
-from timm_asr.figures.experiment import plot_arms
+from timm_asr.figures.training import plot_arms
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / 'docs' / 'should_i_use_it.md'

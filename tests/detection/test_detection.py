@@ -228,9 +228,8 @@ def test_images_are_normalised_as_the_backbone_wants_them():
 
 @pytest.mark.parametrize(('args', 'kwargs', 'error', 'sentence'), [
     (('maskrcn', 'resnet18'), {}, ValueError, "Unknown detector 'maskrcn', did you mean 'maskrcnn'; there are faster"),
-    (('retinanet', 'resnet20'), {}, ValueError, "The features of 'resnet20' have the strides 1, 2, 4, and a retinanet"),
+    (('retinanet', 'resnet20'), {}, ValueError, 'features at the strides 1, 2, 4, and none of these is used; choose'),
     (('maskrcnn', 'resnet20'), {'strides': (2, 8)}, ValueError, 'features at the strides 1, 2, 4, and none at 8'),
-    (('maskrcnn', 'resnet20'), {'strides': ()}, ValueError, 'none of these was asked for'),
     (('fasterrcnn', 'resnet20'), {'box_score_tresh': 0.1}, TypeError,
      "torchvision's FasterRCNN has no keyword 'box_score_tresh', did you mean 'box_score_thresh'."),
     (('fasterrcnn', 'resnet20'), {'mask_roi_pool': None}, TypeError, "FasterRCNN has no keyword 'mask_roi_pool'"),

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from timm_asr.detection import TimmPyramid, create_detector
-from timm_asr.detection.pooling import region_pool
+from timm_asr.detection.create import region_pool
 
 SIZE = 512
 

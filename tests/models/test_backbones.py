@@ -19,7 +19,7 @@ from timm_asr.asr.norm_act import NormActASR
 from timm_asr.asr.wrapper import ASR, wrap
 from timm_asr.gates.se import SE
 from timm_asr.gates.table import asr_gate
-from timm_asr.models.acnet import ACBasicBlock, ACBlock
+from timm_asr.models.asr_acnet import ACBasicBlock, ACBlock
 
 
 def shapes(model):

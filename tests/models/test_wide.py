@@ -85,7 +85,8 @@ def test_without_skips(name):
     model(x).square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     assert sum(isinstance(m, NoShortcut) for m in model.modules()) == (5 if 'resnet18' in name else 4)
-    assert relative_error(model.eval()(x), torch.jit.script(copy.deepcopy(model))(x)) < 1e-12
+    with torch.no_grad():  # with gradients TorchScript differentiates the LSTM's cell by itself, and rounds otherwise
+        assert torch.equal(model.eval()(x), torch.jit.script(copy.deepcopy(model))(x))
 
 
 def attention(name):

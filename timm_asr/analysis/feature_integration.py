@@ -9,6 +9,7 @@ that block. Needs the extra ``analysis`` (scikit-learn)::
     timm_asr.figures.plot_feature_integration(maps, 'map.png')
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,8 +27,8 @@ def collect_attention(
     runs in eval mode where its parameters are.
 
     Returns:
-        Name of each stage -> weights (samples, blocks, channels) of its blocks, on the CPU in float32. Blocks with
-        another number of channels than the last of their stage are left out.
+        Name of each stage (``layer1`` of ``layer1.0.se``) -> weights (samples, blocks, channels) of its blocks, on the
+        CPU in float32. Blocks with another number of channels than the last of their stage are left out.
 
     Raises:
         ValueError: No block has weights per channel, several share them, or the loader gives no image.
@@ -38,16 +39,10 @@ def collect_attention(
         if gate.weights.count > report.images:
             raise ValueError(f"'{gate.name}' is called by several blocks; feature integration is about one weight per "
                              'block and channel.')
-        stages.setdefault(_stage(gate.name), []).append(gate.kept[1])
+        stage = re.match(r'(?:(.*)\.)?\d+(\.|$)', gate.name)  # what stands before the number of the block
+        stages.setdefault(stage[1] or '' if stage else gate.name, []).append(gate.kept[1])
     return {stage: torch.stack([block for block in blocks if block.shape == blocks[-1].shape], dim=1)
             for stage, blocks in stages.items()}
-
-
-def _stage(name: str) -> str:
-    """What stands before the number of the block: ``layer1`` of ``layer1.0.se``."""
-    parts = name.split('.')
-    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
-    return '.'.join(parts[:numbers[-1]]) if numbers else name
 
 
 def feature_integration(

@@ -1,6 +1,6 @@
 """Which modules of a network are channel gates, and what they do to real images: the one measurement of all."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -8,115 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
-from ..gates.cbam import CBAM, SharedCBAM
 from ..gates.shared_stage import SharedStage
 
 _TIMES = ('mul', '__mul__', '__rmul__', 'multiply')
 _PLUS = ('add', '__add__', '__radd__')
-#: Attention that weighs channels first and positions afterwards, in one module.
-_GO_ON = (CBAM, SharedCBAM)
-
-Report = Callable[[str, torch.Tensor, torch.Tensor | None, torch.Tensor | None], None]
-
-
-def _per_channel(w: Any, x: torch.Tensor) -> torch.Tensor | None:
-    """w as (B, C), if it is one number per image and channel of x, (B, C, H, W); otherwise None."""
-    if not isinstance(w, torch.Tensor) or w.ndim != 4 or w.shape[:2] != x.shape[:2]:
-        return None
-    if any(w.shape[dim] != 1 and w.stride(dim) != 0 for dim in (2, 3)):
-        return None
-    return w[:, :, 0, 0]
-
-
-class GateWatch(TorchFunctionMode):
-    """While entered, reports each call of a channel gate of a model.
-
-    A gate is known by what it does, not by its class: its output is its input, (B, C, H, W), times a number per image
-    and channel, or plus one, or both. The multiplication that makes the output is seen as it happens, so the weights
-    are the gate's own, to the last bit. A factor that is itself a parameter (LayerScale) is no gate.
-
-    Args:
-        model: The model.
-        report: Called as ``report(name, x, scale, shift)`` with the feature map before the gate, (B, C, H, W), and
-            what it is multiplied by and what is added, (B, C) each or None.
-        names: Modules to watch; all with parameters where None. Then CBAM's channel part and the units that a stage
-            shares (DIA), under the names of the blocks' ``own``, are reported too: no gates that a constant could
-            stand for, but weights per channel.
-    """
-
-    def __init__(self, model: nn.Module, report: Report, names: set[str] | None = None) -> None:
-        super().__init__()
-        self.report, self.whole = report, names is None
-        self.modules = {
-            name: module for name, module in model.named_modules()
-            if (name and next(module.parameters(), None) is not None if names is None else name in names)}
-        self.own = {} if names is not None else {
-            f'{name}.{n}.own': block.own for name, stage in model.named_modules() if isinstance(stage, SharedStage)
-            for n, block in enumerate(stage)}
-        self.handles: list[RemovableHandle] = []
-        # Of each running call, innermost last: by identity, tensors that are the input times scale plus shift.
-        self.calls: list[dict[int, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]]] = []
-        self.owned: tuple[str, Any] = ('', None)
-        self.constants = {
-            t.untyped_storage()._cdata for m in self.modules.values() for t in (*m.parameters(), *m.buffers())}
-
-    def __enter__(self) -> 'GateWatch':
-        for name, module in self.modules.items():
-            self.handles.append(module.register_forward_pre_hook(self._begin))
-            self.handles.append(module.register_forward_hook(partial(self._end, name)))
-        for name, module in self.own.items():
-            self.handles.append(module.register_forward_hook(partial(self._keep, name)))
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        for handle in self.handles:
-            handle.remove()
-
-    def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0] if args else None
-        self.calls.append({id(x): (x, None, None)} if isinstance(x, torch.Tensor) and x.ndim == 4 else {})
-
-    def _end(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        known = self.calls.pop()
-        if self.whole and isinstance(module, _GO_ON):
-            output = list(known.values())[-1][0]  # the one product that is followed
-        _, scale, shift = known.get(id(output), (None, None, None))
-        if scale is not None or shift is not None:
-            self.report(name, args[0], scale, shift)
-
-    def _keep(self, name: str, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        self.owned = (name, output)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = getattr(func, '__name__', '')
-        if len(args) == 2 and name in (*_TIMES, *_PLUS):
-            if args[1] is self.owned[1] and self.owned[0]:
-                value = _per_channel(args[1], args[0])
-                if value is not None:
-                    self.report(self.owned[0], args[0], value, None)
-            elif self.calls and self.calls[-1]:
-                self._follow(name, args, out)
-        return out
-
-    def _follow(self, name: str, args: Any, out: torch.Tensor) -> None:
-        known = self.calls[-1]
-        for x, w in (args, args[::-1]):
-            if id(x) not in known:
-                continue
-            tensor, scale, shift = known[id(x)]
-            value = _per_channel(w, tensor)
-            if value is None or value.untyped_storage()._cdata in self.constants:
-                continue
-            if name in _TIMES:
-                known[id(out)] = (
-                    out, value if scale is None else scale * value, None if shift is None else shift * value)
-            elif tensor.shape[2:].numel() > 1:  # on a map of one pixel a residual connection would look like that
-                known[id(out)] = (out, scale, value if shift is None else shift + value)
-            return
 
 
 class ChannelStatistics:
@@ -176,12 +72,10 @@ class GateStatistics:
         """Add a call: the map before the gate (B, C, H, W), factors and terms (B, C) or None."""
         pooled = x.mean((2, 3))
         self.pooled.update(pooled)
-        if scale is not None:
-            self.scale = self.scale or ChannelStatistics()
-            self.scale.update(scale)
-        if shift is not None:
-            self.shift = self.shift or ChannelStatistics()
-            self.shift.update(shift)
+        for what, values in (('scale', scale), ('shift', shift)):
+            if values is not None:
+                setattr(self, what, getattr(self, what) or ChannelStatistics())
+                getattr(self, what).update(values)
         wanted = keep - len(self.kept[0])
         if wanted > 0:
             new = [part[:wanted].float().cpu() for part in (pooled, scale if scale is not None else shift)]
@@ -195,8 +89,17 @@ def measure_gates(
 ) -> dict[str, GateStatistics]:
     """Find the channel gates of a model in eval mode and collect their weights over images.
 
-    Nothing is changed in the model, and memory grows only with ``keep``, the images whose values are kept one by one.
-    ``names`` is that of :class:`GateWatch`.
+    A gate is known by what it does, not by its class: its output is its input, (B, C, H, W), times a number per image
+    and channel, or plus one, or both. A factor that is itself a parameter (LayerScale) is no gate. Nothing is changed
+    in the model, and memory grows only with ``keep``, the images whose values are kept one by one.
+
+    Args:
+        model: The model.
+        batches: Its inputs.
+        names: Modules to watch; all with parameters where None. Then gates that weigh positions afterwards (CBAM) and
+            the units that a stage shares (DIA), under the names of the blocks' ``own``, are found too: no gates that a
+            constant could stand for, but weights per channel.
+        keep: How many images.
 
     Returns:
         Name of each gate -> its statistics, in the order in which they run; of gates inside each other, the inner one.
@@ -205,17 +108,102 @@ def measure_gates(
     Raises:
         ValueError: A gate's weights are not finite.
     """
-    found: dict[str, GateStatistics] = {}
-
-    def report(name: str, x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None) -> None:
-        if name not in found:
-            found[name] = GateStatistics(name, type(model.get_submodule(name)).__name__)
-        found[name].update(x, scale, shift, keep)
-
+    watch = _GateWatch(model, names, keep)
     for images in batches:
-        with GateWatch(model, report, names):
+        with watch:
             model(images)
-    for gate in found.values():
+    for gate in watch.found.values():
         if not gate.weights.mean.isfinite().all():
             raise ValueError(f"The gate '{gate.name}' gives weights that are not finite.")
-    return found
+    return watch.found
+
+
+def _per_channel(w: Any, x: torch.Tensor) -> torch.Tensor | None:
+    """w as (B, C), if it is one number per image and channel of x, (B, C, H, W); otherwise None."""
+    if not isinstance(w, torch.Tensor) or w.ndim != 4 or w.shape[:2] != x.shape[:2]:
+        return None
+    if any(w.shape[dim] != 1 and w.stride(dim) != 0 for dim in (2, 3)):
+        return None
+    return w[:, :, 0, 0]
+
+
+class _GateWatch(TorchFunctionMode):
+    """While entered, collects the calls of a model's channel gates; arguments as :func:`measure_gates` has them.
+
+    The multiplication that makes a gate's output is seen as it happens, so the weights are the gate's own, to the last
+    bit.
+    """
+
+    def __init__(self, model: nn.Module, names: set[str] | None, keep: int) -> None:
+        super().__init__()
+        self.model, self.whole, self.keep = model, names is None, keep
+        self.found: dict[str, GateStatistics] = {}
+        self.modules = {
+            name: module for name, module in model.named_modules()
+            if (name and next(module.parameters(), None) is not None if names is None else name in names)}
+        self.own = {
+            f'{name}.{n}.own': block.own for name, stage in model.named_modules()
+            if names is None and isinstance(stage, SharedStage) for n, block in enumerate(stage)}
+        # Of each running call, innermost last: by identity, tensors that are the input times scale plus shift.
+        self.calls: list[dict[int, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]]] = []
+        self.owned: tuple[str, Any] = ('', None)
+        self.constants = {
+            t.untyped_storage()._cdata for m in self.modules.values() for t in (*m.parameters(), *m.buffers())}
+
+    def __enter__(self) -> '_GateWatch':
+        self.handles = [module.register_forward_pre_hook(self._begin) for module in self.modules.values()]
+        for modules, hook in ((self.modules, self._end), (self.own, self._own)):
+            self.handles += [m.register_forward_hook(partial(hook, name)) for name, m in modules.items()]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for handle in self.handles:
+            handle.remove()
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0] if args else None
+        self.calls.append({id(x): (x, None, None)} if isinstance(x, torch.Tensor) and x.ndim == 4 else {})
+
+    def _end(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        known = self.calls.pop()
+        if self.whole and getattr(module, 'positions_after', False):
+            output = list(known.values())[-1][0]  # the one product that is followed
+        _, scale, shift = known.get(id(output), (None, None, None))
+        if scale is not None or shift is not None:
+            self._report(name, args[0], scale, shift)
+
+    def _own(self, name: str, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        self.owned = (name, output)
+
+    def _report(self, name: str, x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None) -> None:
+        kind = type(self.model.get_submodule(name)).__name__
+        self.found.setdefault(name, GateStatistics(name, kind)).update(x, scale, shift, self.keep)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, '__name__', '')
+        if len(args) == 2 and name in (*_TIMES, *_PLUS):
+            if args[1] is self.owned[1] and self.owned[0]:
+                value = _per_channel(args[1], args[0])
+                if value is not None:
+                    self._report(self.owned[0], args[0], value, None)
+            elif self.calls and self.calls[-1]:
+                self._follow(name, args, out)
+        return out
+
+    def _follow(self, name: str, args: Any, out: torch.Tensor) -> None:
+        known = self.calls[-1]
+        for x, w in (args, args[::-1]):
+            if id(x) not in known:
+                continue
+            tensor, scale, shift = known[id(x)]
+            value = _per_channel(w, tensor)
+            if value is None or value.untyped_storage()._cdata in self.constants:
+                continue
+            if name in _TIMES:
+                known[id(out)] = (
+                    out, value if scale is None else scale * value, None if shift is None else shift * value)
+            elif tensor.shape[2:].numel() > 1:  # on a map of one pixel a residual connection would look like that
+                known[id(out)] = (out, scale, value if shift is None else shift + value)
+            return

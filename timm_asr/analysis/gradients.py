@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,11 +75,12 @@ def stage_gradients(
     model = copy.deepcopy(unwrap_model(model)).train(training).requires_grad_(True)
     found = {name: StageGradients(name) for name in stage_names(model)}
     outputs: dict[str, torch.Tensor] = {}
-    for name in found:
-        def keep(module: nn.Module, args: Any, output: torch.Tensor, name: str = name) -> None:
-            outputs[name] = output
 
-        model.get_submodule(name).register_forward_hook(keep)
+    def keep(name: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        outputs[name] = output
+
+    for name in found:
+        model.get_submodule(name).register_forward_hook(partial(keep, name))
     for images, labels in Images(loader, model, samples, progress).batches('gradients'):
         if labels is None:
             raise ValueError('The loader gives no labels, and the gradient is that of a loss.')

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 class Images:
-    """Batches of a loader on a model's device and in its dtype.
+    """Batches of a loader on a model's device and in its dtype; ``seen`` images at the last reading.
 
     Args:
         loader: Gives (images, labels, ...) or images; images are a tensor (B, C, H, W), or a list of tensors for
@@ -18,9 +18,6 @@ class Images:
         model: Where the images go.
         samples: Images to use, the first ones that the loader gives; all of them where None.
         progress: Show a progress bar where standard error is a terminal.
-
-    Attributes:
-        seen: Number of images of the last reading.
 
     Raises:
         TypeError: The loader is an iterator, which can be read only once.
@@ -50,18 +47,15 @@ class Images:
         self.seen = 0
         for batch in tqdm(self.loader, desc=what, disable=not self.progress, leave=False, dynamic_ncols=True):
             images, labels = self._parts(batch)
-            if self.samples is not None:
-                images = images[:self.samples - self.seen]
-                labels = labels if labels is None else labels[:len(images)]
-            if not len(images):
-                continue
-            tensors = [images] if isinstance(images, torch.Tensor) else images
-            if not all(tensor.isfinite().all() for tensor in tensors):
+            images = images[:None if self.samples is None else self.samples - self.seen]
+            labels = labels if labels is None else labels[:len(images)]
+            if not all(part.isfinite().all() for part in ([images] if isinstance(images, torch.Tensor) else images)):
                 raise ValueError(f'Among the images {self.seen} to {self.seen + len(images) - 1} of the loader is one '
                                  'that is not finite (NaN or infinity).')
             self.seen += len(images)
-            yield images, labels
-            if self.samples is not None and self.seen >= self.samples:
+            if len(images):
+                yield images, labels
+            if self.seen == self.samples:
                 break
         if not self.seen:
             raise ValueError('The loader gives no images.')
@@ -76,9 +70,7 @@ class Images:
         Raises:
             ValueError: It does not.
         """
-        batches = self.batches('first images')
-        images = next(batches)[0][:count]
-        batches.close()
+        images = next(self.inputs('first images'))[:count]
         try:
             with torch.no_grad():
                 model(images)
@@ -89,16 +81,13 @@ class Images:
         return images
 
     def _parts(self, batch: Any) -> tuple[Any, torch.Tensor | None]:
-        first, labels = batch, None
-        if isinstance(batch, list | tuple) and batch:
-            first = batch[0]
-            second = batch[1] if len(batch) > 1 else None
-            if isinstance(second, torch.Tensor) and second.ndim == 1 and not second.is_floating_point():
-                labels = second
-        if isinstance(first, torch.Tensor):
-            return self._moved(first), labels
-        if isinstance(first, list | tuple) and all(isinstance(image, torch.Tensor) for image in first):
-            return [self._moved(image) for image in first], None
+        images, labels, *_ = (*batch, None) if isinstance(batch, list | tuple) and batch else (batch, None)
+        if not (isinstance(labels, torch.Tensor) and labels.ndim == 1 and not labels.is_floating_point()):
+            labels = None
+        if isinstance(images, torch.Tensor):
+            return self._moved(images), labels
+        if isinstance(images, list | tuple) and all(isinstance(image, torch.Tensor) for image in images):
+            return [self._moved(image) for image in images], None
         raise TypeError(
             f'The loader gives batches of type {type(batch).__name__}; images, or (images, labels), with images as a '
             'tensor (B, C, H, W), are what the model takes.')

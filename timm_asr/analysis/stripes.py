@@ -40,15 +40,11 @@ class StripeReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and words, for a JSON file: with mean and deviation of every channel."""
-        return {
-            'images': self.images,
-            'score': self.score,
-            'score_before': self.score_before,
-            'gates': [{**row, **{
-                f'{key}_of_channels': values.tolist() for key, values in (
-                    ('mean', gate.weights.mean), ('std', gate.weights.std),
-                    ('pooled_mean', gate.pooled.mean), ('pooled_std', gate.pooled.std))}}
-                for row, gate in zip(self.rows(), self.gates, strict=True)]}
+        gates = [{
+            **row, 'mean_of_channels': gate.weights.mean.tolist(), 'std_of_channels': gate.weights.std.tolist(),
+            'pooled_mean_of_channels': gate.pooled.mean.tolist(), 'pooled_std_of_channels': gate.pooled.std.tolist()}
+            for row, gate in zip(self.rows(), self.gates, strict=True)]
+        return {'images': self.images, 'score': self.score, 'score_before': self.score_before, 'gates': gates}
 
     def __str__(self) -> str:
         return (f'{text_table(self.rows())}\n\nStripe score over {self.images:,} images: {self.score:.3f} '
@@ -100,17 +96,14 @@ def stripe_differences(models: Iterable[nn.Module], images: Any) -> dict[str, to
     """How the weights of a few fixed images change from epoch to epoch: |v(t+1) - v(t)|, the paper's Figure 1c.
 
     ``models`` is one network at two times of its training or more, in order; an iterator that loads them will do.
-
-    Returns:
-        Name of each gate -> absolute first differences (times - 1, B, C) for images (B, C, H, W).
+    Returns name of each gate -> absolute first differences (times - 1, B, C) for images (B, C, H, W).
     """
     last: dict[str, torch.Tensor] = {}
     steps: dict[str, list[torch.Tensor]] = {}
     for model in models:
         now = {gate.name: gate.kept[1] for gate in measure_stripes(model, [images], keep=len(images)).gates}
-        for name, weights in now.items():
-            if name in last:
-                steps.setdefault(name, []).append((weights - last[name]).abs())
+        for name in [name for name in now if name in last]:
+            steps.setdefault(name, []).append((now[name] - last[name]).abs())
         last = now
     if not steps:
         raise ValueError('A difference takes the same network at two times of its training at least.')

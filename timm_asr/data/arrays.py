@@ -1,6 +1,7 @@
 """Images that lie in an array: a data set of PIL images, as timm's transforms take them."""
 
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,16 @@ def is_training_split(split: str, name: str) -> bool:
 
 
 class Arrays(Dataset):
-    """Images and labels from arrays.
+    """Images (N, H, W) or (N, H, W, C) in uint8, and their labels (N,), whole numbers, from arrays.
 
-    Args:
-        images: (N, H, W) or (N, H, W, C), uint8.
-        labels: (N,) of whole numbers.
-        input_img_mode: PIL mode of the images: ``L`` for one channel, ``RGB`` for three.
-        transform: Applied to the PIL image.
-        target_transform: Applied to the label, an int.
+    ``input_img_mode`` is the PIL mode of the images: ``L`` for one channel, ``RGB`` for three. ``transform`` is applied
+    to the PIL image, ``target_transform`` to the label, an int.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, input_img_mode: str = 'RGB',
                  transform: Callable | None = None, target_transform: Callable | None = None) -> None:
-        self.images, self.labels = images, labels
-        self.input_img_mode = input_img_mode
-        self.transform = transform
-        self.target_transform = target_transform
+        self.images, self.labels, self.input_img_mode = images, labels, input_img_mode
+        self.transform, self.target_transform = transform, target_transform
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image: Any = Image.fromarray(self.images[index]).convert(self.input_img_mode)
@@ -57,10 +52,7 @@ class Arrays(Dataset):
 class Npz(Arrays):
     """A NumPy archive with ``x_train``, ``y_train``, ``x_test`` and ``y_test``, as Keras' small sets come.
 
-    Args:
-        path: The file.
-        split: ``train``, or ``validation`` for what the file calls test.
-        input_img_mode: PIL mode of the images.
+    The splits are ``train``, and ``validation`` for what the file calls test.
 
     Raises:
         ValueError: For an unknown split, or a file without such arrays.
@@ -78,3 +70,25 @@ class Npz(Arrays):
                              f'{images.shape} in {images.dtype} with {len(labels)} labels')
         super().__init__(images, labels, input_img_mode)
         self.classes = [str(label) for label in range(int(labels.max()) + 1)]
+
+
+class Digits(Arrays):
+    """UCI handwritten digits, 8x8, 10 classes: ``train`` (1,438 images) or ``validation`` (359, stratified, fixed).
+
+    They come with the package (``README.md`` beside this file). The modes ``L`` and ``RGB`` give one channel or three
+    equal ones.
+
+    Raises:
+        ValueError: For an unknown split.
+    """
+
+    classes = [str(digit) for digit in range(10)]
+
+    def __init__(self, split: str = 'train', input_img_mode: str = 'RGB', transform: Callable | None = None,
+                 target_transform: Callable | None = None) -> None:
+        training = is_training_split(split, 'digits')
+        with (files(__package__) / 'digits.npz').open('rb') as file, np.load(file) as arrays:
+            chosen = arrays['held_out'] != training
+            # 0 to 16 becomes 0 to 255, as image files have it.
+            images = (arrays['images'][chosen].astype(np.float32) * (255 / 16)).round().astype(np.uint8)
+            super().__init__(images, arrays['labels'][chosen].astype(int), input_img_mode, transform, target_transform)

@@ -1,13 +1,38 @@
 """``timm.data.create_dataset``, and three more names: ``digits``, ``npz:FILE`` and ``torch/stl10``."""
 
+from pathlib import Path
 from typing import Any
 
 import timm.data
 from torchvision.datasets import STL10
 
-from .arrays import TRAIN_SPLITS, Npz
-from .digits import Digits
-from .splits import check_split
+from .arrays import HELD_OUT_SPLITS, TRAIN_SPLITS, Digits, Npz, is_training_split
+
+_KNOWN = TRAIN_SPLITS + HELD_OUT_SPLITS
+_FOLDERS = ('', 'folder', 'image_folder', 'torch/folder', 'torch/image_folder')
+#: Data sets of torchvision whose split is a choice of two, which timm makes by "is it one of train's names?".
+_TWO = ('torch/cifar10', 'torch/cifar100', 'torch/mnist', 'torch/kmnist', 'torch/fashion_mnist', 'torch/stl10')
+
+
+def _check_split(dataset: str, root: str | None, split: str) -> None:
+    """See that a split exists, under its own name or one that timm takes for the same.
+
+    A folder that has no sub-folder of any split's name is one set, whatever the split is called (``/imagenet/val``).
+
+    Raises:
+        ValueError: It does not, and which splits do.
+    """
+    name = split.split('[')[0]
+    if dataset.lower() in _TWO:
+        is_training_split(name, dataset)
+        return
+    if dataset.lower() not in _FOLDERS or not root or not name or not Path(root).is_dir():
+        return
+    same = next((names for names in (TRAIN_SPLITS, HELD_OUT_SPLITS[:-1]) if name in names), (name,))
+    folders = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
+    splits = [folder for folder in folders if folder in _KNOWN]
+    if not set(same) & set(folders) and (splits or name not in _KNOWN):
+        raise ValueError(f'there is no such split; its folders are {", ".join((splits or folders)[:8]) or "none"}')
 
 
 def create_dataset(name: str, root: str | None = None, split: str = 'validation', **kwargs: Any) -> Any:
@@ -24,7 +49,7 @@ def create_dataset(name: str, root: str | None = None, split: str = 'validation'
     Raises:
         ValueError: There is no such split.
     """
-    check_split(name, root, split)
+    _check_split(name, root, split)
     mode = kwargs.get('input_img_mode') or 'RGB'
     if name == 'digits':
         return Digits(split, input_img_mode=mode)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.layers import Format, freeze_batch_norm_2d
 from torch import nn
@@ -14,7 +13,6 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from ..asr.fold import has_asr
-from ..asr.options import ASR_KEYWORDS
 from ..checkpoints.read import read_checkpoint
 from ..checkpoints.weights import state_dict_of
 from ..errors import BadInput
@@ -43,9 +41,8 @@ class TimmPyramid(nn.Module):
         missing = [stride for stride in strides if stride not in has]
         if missing or not strides:
             raise ValueError(
-                f'The backbone has features at the strides {", ".join(map(str, has))}, and '
-                f'{f"none at {missing[0]}" if missing else "none of these was asked for"}; choose among them with '
-                'strides=(...).')
+                f'The backbone has features at the strides {", ".join(map(str, has))}, and none '
+                f'{f"at {missing[0]}" if missing else "of these is used"}; choose among them with strides=(...).')
         self.body = body
         self.strides = tuple(sorted(set(strides)))  # the pyramid goes from the coarsest down
         self.indices = [has[stride] for stride in self.strides]
@@ -66,17 +63,23 @@ def make_body(name: str, pretrained: bool = False, checkpoint: str | os.PathLike
               frozen_bn: bool = False, **kwargs: Any) -> nn.Module:
     """A timm network by name that puts out its features; options and errors are those of :func:`create_detector`."""
     state = _read_state(Path(checkpoint)) if checkpoint else {}
-    if asr and _has_vectors(state):
+    trained = any(key.endswith('.vectors.0.psi') for key in state)
+    if checkpoint:
         body = create_model(name, asr=asr, features_only=True, **{**kwargs, 'preserve': False})
-        _load_attached(body, state, f"The checkpoint {checkpoint} is not one of '{name}' with this ASR")
-    else:
-        if checkpoint:
-            _check_checkpoint(name, state, f'The checkpoint {checkpoint}', asr, kwargs)
-            # timm loads it before it takes the network apart, and leaves out a classifier that is not there.
-            pretrained, kwargs = True, {**kwargs, 'pretrained_cfg_overlay': {'state_dict': state}}
-        body = create_model(name, pretrained=pretrained, asr=asr, features_only=True, **kwargs)
-        for part in body.modules():  # timm keeps what it loaded from
-            (getattr(part, 'pretrained_cfg', None) or {}).pop('state_dict', None)
+        if trained and not has_asr(body):
+            raise ValueError(
+                f"The checkpoint {checkpoint} has ASR, and '{name}' by its name has none: name its gate, e.g. "
+                "asr='se', or export it (python -m timm_asr export) and give model.safetensors of that folder.")
+        complaint = f"The checkpoint {checkpoint} is not one of '{name}'{' with this ASR' if asr and trained else ''}"
+        found = _found(body, state, bool(asr) and not trained, complaint)
+        if asr and trained:
+            body.load_state_dict(found)
+            return freeze_batch_norm_2d(body) if frozen_bn else body
+        # timm loads it before it takes the network apart and ASR is attached.
+        pretrained, kwargs = True, {**kwargs, 'pretrained_cfg_overlay': {'state_dict': state}}
+    body = create_model(name, pretrained=pretrained, asr=asr, features_only=True, **kwargs)
+    for part in body.modules():  # timm keeps what it loaded from
+        (getattr(part, 'pretrained_cfg', None) or {}).pop('state_dict', None)
     return freeze_batch_norm_2d(body) if frozen_bn else body
 
 
@@ -90,41 +93,21 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f'{error}.') from None
 
 
-def _has_vectors(state: dict[str, torch.Tensor]) -> bool:
-    return any(key.endswith('.vectors.0.psi') for key in state)
-
-
-def _load_attached(body: nn.Module, state: dict[str, torch.Tensor], complaint: str) -> None:
-    """Load what was trained with ASR attached; timm's features have other names: ``stages_0``, a prefix."""
+def _found(
+        body: nn.Module, state: dict[str, torch.Tensor], without_asr: bool, complaint: str) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights under the names of a body; timm's features have others: ``stages_0``, a prefix."""
+    wanted = body.state_dict()
+    if without_asr:  # what is attached is not in the checkpoint yet
+        wanted = {key.replace('.layer.', '.'): value for key, value in wanted.items() if '.vectors.' not in key}
+    names = {key: key.removeprefix('model.').replace('_', '.') for key in wanted}
     flat = {key.replace('_', '.'): value for key, value in state.items()}
-    names = {key: key.removeprefix('model.').replace('_', '.') for key in body.state_dict()}
-    _refuse_other({names[key]: value for key, value in body.state_dict().items()}, flat, complaint)
+    for key, name in names.items():
+        if name not in flat or flat[name].shape != wanted[key].shape:
+            there = f'{tuple(flat[name].shape)} where it has {tuple(wanted[key].shape)}' if name in flat else 'absent'
+            raise ValueError(f"{complaint}: '{key}' is {there}.")
     known = set(names.values())
     for key in sorted(flat.keys() - known):
         site, vectors, _ = key.partition('.vectors.')
         if vectors and any(name.startswith(f'{site}.') for name in known):  # it would be another function without
             raise ValueError(f"{complaint}: it also has '{key}' (asr_depth=...).")
-    body.load_state_dict({key: flat[name] for key, name in names.items()})
-
-
-def _check_checkpoint(
-        name: str, state: dict[str, torch.Tensor], what: str, asr: str | None, kwargs: dict[str, Any]) -> None:
-    """Refuse a checkpoint that lacks weights of a network; without classifier, timm would leave them as they start."""
-    keywords = {key: value for key, value in kwargs.items() if not (
-        key in ('out_indices', 'feature_cls', 'preserve') or (asr and key in ASR_KEYWORDS))}
-    network = timm.create_model(name, **keywords, device='meta')
-    if _has_vectors(state) and not has_asr(network):
-        raise ValueError(
-            f"{what} has ASR, and '{name}' by its name has none: name its gate, e.g. asr='se', or export it (python -m "
-            'timm_asr export) and give model.safetensors of that folder.')
-    head = network.default_cfg.get('classifier') or ()
-    heads = tuple(f'{part}.' for part in ((head,) if isinstance(head, str) else head))
-    wanted = {key: value for key, value in network.state_dict().items() if not key.startswith(heads)}
-    _refuse_other(wanted, state, f"{what} is not one of '{name}'")
-
-
-def _refuse_other(wanted: dict[str, torch.Tensor], state: dict[str, torch.Tensor], complaint: str) -> None:
-    for key, value in wanted.items():
-        if key not in state or state[key].shape != value.shape:
-            found = f'{tuple(state[key].shape)} where it has {tuple(value.shape)}' if key in state else 'absent'
-            raise ValueError(f"{complaint}: '{key}' is {found}.")
+    return {key: flat[name] for key, name in names.items()}

@@ -58,7 +58,7 @@ class CocoSet(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
         image, target = self.dataset[index]
-        if 'boxes' not in target:
+        if 'boxes' not in target:  # without objects
             size = tuple(v2.functional.get_size(image))
             target['boxes'] = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format='XYXY', canvas_size=size)  # type: ignore[call-overload]
             target['labels'] = torch.zeros(0, dtype=torch.int64)
@@ -86,17 +86,14 @@ def _objects(target: dict[str, Any], chosen: torch.Tensor) -> dict[str, Any]:
 def _check_annotations(path: Path, masks: bool) -> None:
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
-    except OSError:
-        raise ValueError(f'There are no annotations at {path}.') from None
-    except ValueError:
-        raise ValueError(f'{path} is not a JSON file.') from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{path} is not a JSON file ({error}).') from None
     absent = [key for key in ('images', 'annotations', 'categories') if not (
         isinstance(content, dict) and isinstance(content.get(key), list))]
     if absent:
         raise ValueError(f"{path} is not in COCO's format: it has no list '{absent[0]}'.")
-    needed = ('image_id', 'category_id', 'bbox', *(('segmentation',) if masks else ()))
     for annotation in content['annotations']:
-        for key in needed:
+        for key in ('image_id', 'category_id', 'bbox', *(['segmentation'] if masks else [])):
             if annotation.get(key) in (None, [], {}):
                 also = '; without masks=True it can be read' if key == 'segmentation' else ''
                 raise ValueError(f"{path} has an annotation (id {annotation.get('id')}) without '{key}'{also}.")

@@ -1,33 +1,45 @@
-"""Detectors by name."""
+"""Detectors by name, with regions pooled from levels of any strides."""
 
 import inspect
+import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign, box_area
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from ..errors import did_you_mean
 from .backbone import TimmPyramid, make_body
-from .pooling import region_pool
 
 _CLASSES: dict[str, type[nn.Module]] = {'fasterrcnn': FasterRCNN, 'maskrcnn': MaskRCNN, 'retinanet': RetinaNet}
 
 
-def _parts(name: str, strides: tuple[int, ...], levels: int) -> dict[str, Any]:
-    """What depends on the strides: anchors, and the pooling of regions from the first ``levels`` of the maps."""
-    ratios = ((0.5, 1.0, 2.0),) * len(strides)
-    if name == 'retinanet':
-        sizes = tuple(tuple(int(4 * stride * 2 ** (third / 3)) for third in range(3)) for stride in strides)
-        return {'anchor_generator': AnchorGenerator(sizes, ratios)}
-    # torchvision's own choice, 32 to 512 pixels at the strides 4 to 64, carried over to any strides.
-    parts = {'rpn_anchor_generator': AnchorGenerator(tuple((8 * stride,) for stride in strides), ratios),
-             'box_roi_pool': region_pool(strides[:levels], 7)}
-    return parts | ({'mask_roi_pool': region_pool(strides[:levels], 14)} if name == 'maskrcnn' else {})
+def _nearest_level(strides: Sequence[int], boxes: list[torch.Tensor]) -> torch.Tensor:
+    """Index of the level that each box is pooled from: the one nearest to that of the FPN paper's equation 1.
+
+    torchvision's own counts levels as if strides always doubled: a box that falls between two is pooled to zeros.
+    """
+    side = torch.cat([box_area(b) for b in boxes]).sqrt()
+    wanted = torch.floor(4 + torch.log2(side / 224) + 1e-6)
+    levels = [math.floor(math.log2(stride) + 0.5) for stride in strides]
+    return (wanted[:, None] - torch.tensor(levels, dtype=side.dtype, device=side.device)).abs().argmin(1)
+
+
+def region_pool(strides: Sequence[int], output_size: int) -> MultiScaleRoIAlign:
+    """torchvision's pooling of regions from the maps '0', '1', ... at these strides, ascending.
+
+    Its scales are set here, since torchvision rounds those that it infers to powers of two.
+    """
+    pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], output_size, sampling_ratio=2)
+    pool.scales, pool.map_levels = [1 / stride for stride in strides], partial(_nearest_level, tuple(strides))
+    return pool
 
 
 def list_detectors() -> list[str]:
@@ -71,26 +83,29 @@ def create_detector(name: str, backbone: str, num_classes: int = 91, *, pretrain
         hint = did_you_mean(name, list(_CLASSES))
         raise ValueError(f"Unknown detector '{name}'{hint}; there are {', '.join(_CLASSES)}.")
     cls = _CLASSES[name]
-    accepting = (cls, GeneralizedRCNNTransform)  # torchvision hands on to it what is left
+    accepting = (cls, GeneralizedRCNNTransform)  # torchvision hands on to it what is left, and that accepts anything
     known = {key for one in accepting for key in inspect.signature(one).parameters} - {'backbone', 'kwargs'}
     unknown = sorted(set(kwargs) - known)
-    if unknown:  # torchvision's constructors accept anything in silence
+    if unknown:
         raise TypeError(
             f"torchvision's {cls.__name__} has no keyword '{unknown[0]}'{did_you_mean(unknown[0], sorted(known))}.")
-
-    finest, beyond = (8, 2) if name == 'retinanet' else (4, 1)
     body = make_body(backbone, pretrained, checkpoint, asr, frozen_bn, **(backbone_kwargs or {}))
+    retina = name == 'retinanet'
     if strides is None:
-        found = sorted(set(body.feature_info.reduction()))
-        strides = [stride for stride in found if stride >= finest]
-        if not strides:
-            raise ValueError(
-                f"The features of '{backbone}' have the strides {', '.join(map(str, found))}, and a {name} reads those "
-                f'from {finest} on; name the ones to use with strides=(...).')
-    extra = LastLevelP6P7(fpn_channels, fpn_channels) if name == 'retinanet' else LastLevelMaxPool()
+        strides = [stride for stride in body.feature_info.reduction() if stride >= (8 if retina else 4)]
+    extra = LastLevelP6P7(fpn_channels, fpn_channels) if retina else LastLevelMaxPool()
     pyramid = TimmPyramid(body, strides, fpn_channels, extra)
-    every = (*pyramid.strides, *(pyramid.strides[-1] * 2 ** n for n in range(1, beyond + 1)))
+    levels = (*pyramid.strides, *(pyramid.strides[-1] * 2 ** n for n in range(1, 3 if retina else 2)))
+    ratios = ((0.5, 1.0, 2.0),) * len(levels)
     config: dict[str, Any] = getattr(body, 'pretrained_cfg', {})
-    norms = {key: list(config[source]) for key, source in (('image_mean', 'mean'), ('image_std', 'std'))
-             if len(config.get(source) or ()) == 3}
-    return cls(pyramid, num_classes, **{**norms, **_parts(name, every, len(pyramid.strides)), **kwargs})
+    parts: dict[str, Any] = {
+        f'image_{key}': list(config[key]) for key in ('mean', 'std') if len(config.get(key) or ()) == 3}
+    if retina:
+        sizes = tuple(tuple(int(4 * stride * 2 ** (third / 3)) for third in range(3)) for stride in levels)
+        parts['anchor_generator'] = AnchorGenerator(sizes, ratios)
+    else:  # torchvision's own choice, 32 to 512 pixels at the strides 4 to 64, carried over to any strides
+        parts['rpn_anchor_generator'] = AnchorGenerator(tuple((8 * stride,) for stride in levels), ratios)
+        parts['box_roi_pool'] = region_pool(pyramid.strides, 7)
+    if name == 'maskrcnn':
+        parts['mask_roi_pool'] = region_pool(pyramid.strides, 14)
+    return cls(pyramid, num_classes, **{**parts, **kwargs})

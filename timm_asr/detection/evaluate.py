@@ -1,7 +1,7 @@
 """COCO's average precision and recall, computed by torchmetrics."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ METRICS = {'AP': 'map', 'AP50': 'map_50', 'AP75': 'map_75', 'AP_small': 'map_sma
 
 
 @torch.inference_mode()
-def evaluate_coco(detector: nn.Module, loader: Iterable[Any], coco: Any = None, iou_types: Sequence[str] | None = None,
-                  progress: bool = True) -> dict[str, dict[str, float]]:
+def evaluate_coco(
+        detector: nn.Module, loader: Iterable[Any], coco: Any = None, progress: bool = True,
+) -> dict[str, dict[str, float]]:
     """COCO's average precision and recall of a detector.
 
     Args:
@@ -27,24 +28,23 @@ def evaluate_coco(detector: nn.Module, loader: Iterable[Any], coco: Any = None, 
             :func:`collate`.
         coco: The ground truth, a ``pycocotools.coco.COCO``. By default that of the loader's data set. Images that the
             loader does not give do not count.
-        iou_types: 'bbox', 'segm' or both. By default what the detector puts out.
         progress: Show a progress bar where standard error is a terminal.
 
     Returns:
-        For each IoU type the twelve figures of COCO's evaluation, from 0 to 1, or -1 where there is nothing to
-        measure: 'AP' (over IoU 0.5 to 0.95), 'AP50', 'AP75', 'AP_small', ..., 'AR100', ...
+        For each IoU type that the detector puts out, 'bbox', and 'segm' with masks, the twelve figures of COCO's
+        evaluation, from 0 to 1, or -1 where there is nothing to measure: 'AP' (over IoU 0.5 to 0.95), 'AP50', 'AP75',
+        'AP_small', ..., 'AR100', ...
 
     Raises:
         ImportError: torchmetrics or its COCO backend is missing.
-        ValueError: The loader gives no images, or one that the ground truth does not have. Or there is no ground
-            truth, or the detector puts out nothing of an IoU type.
+        ValueError: The loader gives no images, or one that the ground truth does not have, or there is none.
     """
     coco = coco if coco is not None else getattr(getattr(loader, 'dataset', None), 'coco', None)
     if coco is None:
         raise ValueError("The loader's data set has no COCO ground truth; pass it as coco=COCO(annotation_file).")
     like = next(p for p in detector.parameters() if p.is_floating_point())
     modes = {module: module.training for module in detector.modules()}
-    kinds, metric = tuple(iou_types or ()), None
+    metric: Any = None
     detector.eval()
     try:
         for images, targets in tqdm(loader, desc='evaluating', disable=not (progress and sys.stderr.isatty())):
@@ -55,7 +55,7 @@ def evaluate_coco(detector: nn.Module, loader: Iterable[Any], coco: Any = None, 
                                  'that of its data set as coco=....')
             found = [_found(output) for output in detector([image.to(like.device, like.dtype) for image in images])]
             if metric is None:
-                kinds = _kinds(detector, kinds, found)
+                kinds = ('bbox', 'segm') if 'masks' in found[0] else ('bbox',)
                 metric = _metric(kinds)
             metric.update(found, [_truth(coco, image_id, 'segm' in kinds) for image_id in ids])
     finally:
@@ -78,19 +78,10 @@ def _metric(kinds: tuple[str, ...]) -> Any:
                           "faster-coco-eval.") from None
 
 
-def _kinds(detector: nn.Module, wanted: tuple[str, ...], found: list[dict[str, Any]]) -> tuple[str, ...]:
-    has = ('bbox', 'segm') if 'masks' in found[0] else ('bbox',)
-    wrong = [kind for kind in wanted if kind not in has]
-    if wrong:
-        raise ValueError(f"This {type(detector).__name__} has no '{wrong[0]}' to evaluate; it puts out "
-                         f"{' and '.join(has)}{'' if len(has) > 1 else ' alone'}.")
-    return wanted or has
-
-
 def _found(output: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A detector's answer on the CPU, its soft masks (N, 1, H, W) cut at one half."""
-    found = {key: output[key].cpu() for key in ('boxes', 'labels', 'scores')}
-    found['boxes'], found['scores'] = found['boxes'].float(), found['scores'].float()
+    found = {'boxes': output['boxes'].cpu().float(), 'labels': output['labels'].cpu(),
+             'scores': output['scores'].cpu().float()}
     if 'masks' in output:
         found['masks'] = output['masks'][:, 0].cpu() > 0.5
     return found

@@ -15,16 +15,14 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_tensor
 
 from ..analysis.feature_integration import collect_attention, feature_integration
-from ..analysis.gradcam import Looker, average_cam
+from ..analysis.gradcam import average_cam, grad_cam
 from ..analysis.gradients import stage_gradients
 from ..analysis.stripes import measure_stripes, stripe_differences
 from ..checkpoints.read import first_line, read_checkpoint
 from ..detection import create_detector
 from ..errors import BadInput
 from ..figures import gates as draw
-from ..figures.feature_integration import plot_feature_integration
-from ..figures.gradients import plot_gradients
-from ..figures.looks import plot_looks
+from ..figures.looking import plot_feature_integration, plot_gradients, plot_looks
 from .device import find_device
 from .inputs import check_data, mix, open_images, open_model
 from .interrupt import deferred_interrupts
@@ -148,7 +146,7 @@ def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -
     for label, model, config in models_of(args):
         loader = _loader(args, model, config, device, max(args.images, args.samples))
         images, labels = (batch[:args.images] for batch in next(iter(loader)))
-        looks[label] = Looker(model, args.layer)(images, labels if args.target == 'label' else None)
+        looks[label] = grad_cam(model, images, labels if args.target == 'label' else None, args.layer)
         if shown is None:
             dataset = (loader.loader if isinstance(loader, PrefetchLoader) else loader).dataset
             classes = {index: name for name, index in (classes_of(dataset) or {}).items()}

@@ -94,15 +94,11 @@ def find_plan(name: str) -> Path:
     Raises:
         BadInput: There is neither.
     """
-    path = Path(name)
-    if path.is_file():
-        return path
-    bundled = TABLES / f'{name.removesuffix(".yaml")}.yaml'
-    if bundled.is_file():
-        return bundled
-    near = nearest(path.stem, list_tables())
-    raise BadInput(f'no experiment at {name}' + (f'; the nearest of the tables that come along is {near[0]!r}'
-                                                 if near else ''))
+    for path in (Path(name), TABLES / f'{name.removesuffix(".yaml")}.yaml'):
+        if path.is_file():
+            return path
+    near = nearest(Path(name).stem, list_tables())
+    raise BadInput(f'no experiment at {name}; the nearest of the tables that come along is {near[0]!r}')
 
 
 def _merge(*parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,12 +115,11 @@ def _merge(*parts: Mapping[str, Any]) -> dict[str, Any]:
 def scale_epochs(options: dict[str, Any], factor: float) -> dict[str, Any]:
     """The options of a run with fewer epochs, its schedule in proportion."""
     found = dict(options)
-    for key in _EPOCHS:
-        if key in found:
-            values = found[key] if isinstance(found[key], list) else [found[key]]
-            least = int(key in ('epochs', 'decay_milestones', 'patience_epochs'))
-            scaled = [max(least, round(value * factor)) for value in values]
-            found[key] = scaled if isinstance(found[key], list) else scaled[0]
+    for key in found.keys() & set(_EPOCHS):
+        least = int(key in ('epochs', 'decay_milestones', 'patience_epochs'))
+        many = isinstance(found[key], list)
+        scaled = [max(least, round(value * factor)) for value in (found[key] if many else [found[key]])]
+        found[key] = scaled if many else scaled[0]
     return found
 
 
@@ -132,25 +127,8 @@ def _scaled(options: dict[str, Any], budget: float) -> dict[str, Any]:
     """The options of a run that costs less."""
     if budget == 1:
         return options
-    found = scale_epochs(options, budget)
-    images = found.get('train_images') or 1
-    found['train_images'] = round(images * budget) if images > 1 else budget
-    return found
-
-
-def _halving(path: str | Path, said: Any, arms: list[Arm]) -> tuple[tuple[int, ...], float]:
-    """Rounds and share of a search, which must not choose on test images."""
-    if said is None:
-        return (), 0.5
-    epochs, keep = (said.get('epochs'), said.get('keep', 0.5)) if isinstance(said, dict) else (None, 0)
-    if not isinstance(epochs, list) or not epochs or not all(type(e) is int for e in epochs) or not 0 < keep < 1:
-        raise BadInput(f'{path}: halving is {{epochs: [2, 4, 8], keep: 0.5}}: the epochs of each round, and the share '
-                       'of the arms that it leaves')
-    for arm in arms:
-        if not arm.options.get('holdout'):
-            raise BadInput(f'{path}: a search chooses, so it needs images held out of the training set (holdout), '
-                           f'which the arm {arm.name!r} has not')
-    return tuple(epochs), float(keep)
+    images = options.get('train_images') or 1
+    return {**scale_epochs(options, budget), 'train_images': round(images * budget) if images > 1 else budget}
 
 
 def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) -> Plan:
@@ -170,31 +148,43 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
         raise BadInput(f'{path} is not a YAML file ({str(error).splitlines()[0]})') from None
     if not isinstance(content, dict) or set(content) - set(_KEYS):
         raise BadInput(f'{path}: an experiment has {", ".join(_KEYS)} and nothing else')
-    if versus is not None and versus not in map(str, content.get('arms') or ()):
-        raise BadInput(f'--versus {versus}: the arms are {", ".join(map(repr, content.get("arms") or ()))}')
     base, arms, seeds = content.get('base') or {}, content.get('arms'), content.get('seeds')
     if not isinstance(base, dict) or not isinstance(arms, dict) or not arms or not all(
             isinstance(arm, dict) for arm in arms.values()):
         raise BadInput(f'{path}: base is a mapping of options, and arms one of names to such mappings')
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise BadInput(f'{path}: seeds is a list of whole numbers, e.g. [0, 1, 2]')
+    arms = {str(name): own for name, own in arms.items()}
+    if versus is not None and versus not in arms:
+        raise BadInput(f'--versus {versus}: the arms are {", ".join(map(repr, arms))}')
     baseline = str(content.get('baseline', '')) if versus is None else versus
     found = []
     for name, own in arms.items():
         against = baseline if versus is not None else str(own.get('versus', baseline))
-        against = '' if str(name) == against else against
-        if against and against not in map(str, arms):
+        if against not in ('', *arms):
             raise BadInput(f'{path}: there is no arm {against!r} to compare {name!r} with')
         recipe = own.get('config', base.get('config'))
         below = yaml.safe_load(find_recipe(str(recipe)).read_text(encoding='utf-8')) if recipe else {}
         options = _merge(below, base, {k: v for k, v in own.items() if k not in ('versus', 'reported')})
         options.pop('config', None)
-        found.append(Arm(str(name), _scaled(options, budget), against, own.get('reported')))
-    halving, keep = _halving(path, content.get('halving'), found)
+        found.append(Arm(name, _scaled(options, budget), '' if name == against else against, own.get('reported')))
+    rounds, keep = _halving(path, content['halving'], found) if content.get('halving') else ((), 0.5)
     plan = Plan(str(content.get('name', Path(path).stem)), tuple(found),
                 tuple(dict.fromkeys(seeds))[:max(1, math.ceil(len(seeds) * budget))], baseline,
-                str(content.get('note', '')).strip(), budget, halving, keep)
-    names = [run.name for run in plan.runs]
-    if len(set(names)) < len(names):
+                str(content.get('note', '')).strip(), budget, rounds, keep)
+    if len({run.name for run in plan.runs}) < len(plan.runs):
         raise BadInput(f'{path}: two arms would share a folder; give them names that differ in letters or digits')
     return plan
+
+
+def _halving(path: str | Path, said: Any, arms: list[Arm]) -> tuple[tuple[int, ...], float]:
+    """Rounds and share of a search, which must not choose on test images."""
+    epochs, keep = (said.get('epochs'), said.get('keep', 0.5)) if isinstance(said, dict) else (None, 0)
+    if not isinstance(epochs, list) or not epochs or not all(type(e) is int for e in epochs) or not 0 < keep < 1:
+        raise BadInput(f'{path}: halving is {{epochs: [2, 4, 8], keep: 0.5}}: the epochs of each round, and the share '
+                       'of the arms that it leaves')
+    lacking = [arm.name for arm in arms if not arm.options.get('holdout')]
+    if lacking:
+        raise BadInput(f'{path}: a search chooses, so it needs images held out of the training set (holdout), which '
+                       f'the arm {lacking[0]!r} has not')
+    return tuple(epochs), float(keep)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.reports import as_markdown, write_results
-from ..figures.experiment import plot_arms
+from ..figures.training import plot_arms
 from .plan import Plan
 from .runner import read_results, values_of
 from .statistics import Comparison, compare, holm
@@ -17,13 +17,8 @@ CSV, FIGURE = 'results.csv', 'results.png'
 
 def comparisons(plan: Plan, rows: Sequence[dict[str, Any]], key: str = 'top1') -> dict[str, Comparison]:
     """Arm -> its comparison with the arm that it names, for those that have one."""
-    found = {arm.name: compare(values_of(rows, arm.name, key), values_of(rows, arm.versus, key))
-             for arm in plan.arms if arm.versus}
-    return {name: comparison for name, comparison in found.items() if comparison is not None}
-
-
-def _number(value: float | None, form: str = '.2f') -> str:
-    return '' if value is None or math.isnan(value) else format(value, form)
+    return {arm.name: found for arm in plan.arms if arm.versus and (
+        found := compare(values_of(rows, arm.name, key), values_of(rows, arm.versus, key)))}
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -31,34 +26,37 @@ def _spread(values: Sequence[float]) -> str:
     return f'{statistics.mean(values):.2f}{deviation}' if values else ''
 
 
+def _shown(form: str, *values: float | None) -> str:
+    """The numbers in this form; '' where one is missing."""
+    return form.format(*values) if all(value is not None and not math.isnan(value) for value in values) else ''
+
+
 def table(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[dict[str, str | int]]:
     """A line for each arm; p-values with Holm's correction over the arms in brackets."""
     found = comparisons(plan, rows)
-    corrected = {kind: dict(zip(found, holm([getattr(c, kind) for c in found.values()]), strict=True))
-                 for kind in ('welch', 'permutation')}
-    several = len({arm.versus for arm in plan.arms if arm.versus}) > 1
+    welch, permutation = (dict(zip(found, holm([getattr(c, kind) for c in found.values()]), strict=True))
+                          for kind in ('welch', 'permutation'))
+    stopped = [row['arm'] for row in rows if row['status'] == 'stopped']
     lines: list[dict[str, str | int]] = []
     for arm in plan.arms:
-        values = list(values_of(rows, arm.name, 'top1').values())
-        stopped = sum(row['arm'] == arm.name and row['status'] == 'stopped' for row in rows)
-        c = found.get(arm.name)
+        values, losses = (list(values_of(rows, arm.name, key).values()) for key in ('top1', 'nll'))
+        worth = vars(found[arm.name]) if arm.name in found else {}
         line: dict[str, str | int] = {
             'arm': arm.name, 'seeds': len(values), 'top-1, %': _spread(values),
-            'NLL': _number(statistics.mean(values_of(rows, arm.name, 'nll').values()) if values else None, '.3f')}
-        if any(row['status'] == 'stopped' for row in rows):
-            line['stopped'] = stopped
-        if any(arm.reported is not None for arm in plan.arms):
-            line['paper'] = _number(arm.reported)
-        if several:
+            'NLL': f'{statistics.mean(losses):.3f}' if losses else ''}
+        if stopped:
+            line['stopped'] = stopped.count(arm.name)
+        if any(each.reported is not None for each in plan.arms):
+            line['paper'] = _shown('{:.2f}', arm.reported)
+        if len({each.versus for each in plan.arms if each.versus}) > 1:
             line['versus'] = arm.versus
-        line['difference'] = f'{c.difference:+.2f}' if c else ''
-        line['95 % interval'] = f'{c.low:+.2f} to {c.high:+.2f}' if c and not math.isnan(c.low) else ''
-        line["Welch's t"] = _number(c.t, '+.2f') if c else ''
-        for kind, title in (('welch', 'p of it (Holm)'), ('permutation', 'p, permutation (Holm)')):
-            p = getattr(c, kind) if c else math.nan
-            line[title] = f'{p:.4f} ({corrected[kind][arm.name]:.4f})' if not math.isnan(p) else ''
-        line['detectable'] = _number(c.detectable) if c else ''
-        lines.append(line)
+        lines.append(line | {
+            'difference': _shown('{:+.2f}', worth.get('difference')),
+            '95 % interval': _shown('{:+.2f} to {:+.2f}', worth.get('low'), worth.get('high')),
+            "Welch's t": _shown('{:+.2f}', worth.get('t')),
+            'p of it (Holm)': _shown('{:.4f} ({:.4f})', worth.get('welch'), welch.get(arm.name)),
+            'p, permutation (Holm)': _shown('{:.4f} ({:.4f})', worth.get('permutation'), permutation.get(arm.name)),
+            'detectable': _shown('{:.2f}', worth.get('detectable'))})
     return lines
 
 
@@ -76,28 +74,30 @@ def dia_table(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[dict[str, str 
 
 def markdown(plan: Plan, rows: Sequence[dict[str, Any]], dia: bool = False) -> str:
     """The report: the table, and what its columns mean."""
-    head = [f'# {plan.name}', plan.note] if plan.note else [f'# {plan.name}']
+    text = [f'# {plan.name}', plan.note]
     if plan.budget != 1:
-        head.append(f'**Budget {plan.budget:g}**: epochs, training images and seeds are scaled by this factor; figures '
+        text.append(f'**Budget {plan.budget:g}**: epochs, training images and seeds are scaled by this factor; figures '
                     'of the paper are of the whole recipe and cannot be compared.')
-    done = f'{len(rows)} of {len(plan.runs)} runs are done.'
+    text += [f'{len(rows)} of {len(plan.runs)} runs are done.',
+             as_markdown((dia_table if dia else table)(plan, rows)).rstrip()]
     if dia:
-        return '\n\n'.join([*head, done, as_markdown(dia_table(plan, rows)).rstrip(), (
-            "Mean ± standard deviation over seeds; p: Student's t-test against the arm that each is compared with; "
-            '*: p < 0.05.')]) + '\n'
-    found = comparisons(plan, rows)
-    paired = found and all(c.paired for c in found.values())
-    way = 'over differences seed by seed' if paired else 'over seeds, not paired where an arm lacks some'
-    against = f'Differences are to {plan.baseline!r}. ' if plan.baseline else ''
-    return '\n\n'.join([*head, done, as_markdown(table(plan, rows)).rstrip(), (
-        f'Top-1 is that of the last epoch, mean ± standard deviation over seeds. {against}'
-        f"Interval: BCa bootstrap, {way}. p: two-sided, Welch's t-test and the permutation of runs between the two "
-        'arms (not paired), in brackets with Holm\'s correction over the comparisons. Detectable: the smallest '
-        'difference that a t-test at 5 % would find in 80 % of such experiments.')]) + '\n'
+        text.append("Mean ± standard deviation over seeds; p: Student's t-test against the arm that each is compared "
+                    'with; *: p < 0.05.')
+    else:
+        found = comparisons(plan, rows)
+        paired = found and all(c.paired for c in found.values())
+        way = 'over differences seed by seed' if paired else 'over seeds, not paired where an arm lacks some'
+        against = f'Differences are to {plan.baseline!r}. ' if plan.baseline else ''
+        text.append(
+            f'Top-1 is that of the last epoch, mean ± standard deviation over seeds. {against}Interval: BCa bootstrap, '
+            f"{way}. p: two-sided, Welch's t-test and the permutation of runs between the two arms (not paired), in "
+            "brackets with Holm's correction over the comparisons. Detectable: the smallest difference that a t-test "
+            'at 5 % would find in 80 % of such experiments.')
+    return '\n\n'.join(filter(None, text)) + '\n'
 
 
 def write_report(plan: Plan, output: Path, dia: bool = False) -> str:
-    """Write the CSV and, where matplotlib is there, the figure into the folder; returns the Markdown."""
+    """Write the CSV and the figure into the folder, once a run is done; returns the Markdown."""
     rows = read_results(plan, output)
     if rows:
         write_results(output / CSV, rows)

@@ -97,7 +97,7 @@ def make_run(run: Run, output: Path, parse_args: Parse, device: str | None, budg
             raise
         row['status'] = 'stopped'
     row |= {'budget': budget, 'timm_asr': __version__, 'timm': timm.__version__, 'torch': torch.__version__}
-    for path in [*place.glob('checkpoint-*.pth.tar'), place / BEST]:
+    for path in (*place.glob('checkpoint-*.pth.tar'), place / BEST):
         path.unlink(missing_ok=True)
     write_atomically(place / RESULT, lambda file: file.write(json.dumps(row, indent=1).encode()))
 
@@ -142,12 +142,11 @@ def make_runs(plan: Plan, output: Path, parse_args: Parse, parallel: int = 1, de
 def read_results(plan: Plan, output: Path) -> list[dict[str, Any]]:
     """A row for each run that is finished: arm by arm, seeds in their order."""
     rows = []
-    for arm in plan.arms:
-        for run in (run for run in plan.runs if run.arm is arm):
-            path = output / run.name / RESULT
-            if path.is_file():
-                _write_options(run, path.parent)  # which complains about a result of other options
-                rows.append(json.loads(path.read_text(encoding='utf-8')))
+    for run in (run for arm in plan.arms for run in plan.runs if run.arm is arm):
+        path = output / run.name / RESULT
+        if path.is_file():
+            _write_options(run, path.parent)  # which complains about a result of other options
+            rows.append(json.loads(path.read_text(encoding='utf-8')))
     return rows
 
 

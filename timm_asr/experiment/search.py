@@ -17,11 +17,8 @@ from .runner import missing_runs, read_results, values_of
 def _scores(plan: Plan, folder: Path) -> dict[str, float]:
     """Arm -> mean top-1 on the held-out images over its seeds; minus infinity where a run's loss was not finite."""
     rows = read_results(plan, folder)
-    found = {}
-    for arm in plan.arms:
-        values = values_of(rows, arm.name, 'top1')
-        found[arm.name] = statistics.mean(values.values()) if len(values) == len(plan.seeds) else -math.inf
-    return found
+    values = {arm.name: list(values_of(rows, arm.name, 'top1').values()) for arm in plan.arms}
+    return {name: statistics.mean(v) if len(v) == len(plan.seeds) else -math.inf for name, v in values.items()}
 
 
 def rounds(plan: Plan, output: Path) -> list[tuple[Plan, Path]]:

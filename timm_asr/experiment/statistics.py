@@ -45,10 +45,7 @@ def compare(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Comparis
     a, b = np.array(list(arm.values())), np.array(list(baseline.values()))
     shared = [seed for seed in arm if seed in baseline]
     paired = len(shared) == len(arm) == len(baseline)
-    if paired:
-        low, high = _bca(np.array([arm[seed] - baseline[seed] for seed in shared]))
-    else:
-        low, high = _bca(a, b)
+    low, high = _bca(np.array([arm[seed] - baseline[seed] for seed in shared])) if paired else _bca(a, b)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # equal values have no t
         t, welch = stats.ttest_ind(a, b, equal_var=False)
@@ -88,9 +85,8 @@ def detectable(a: Sequence[float], b: Sequence[float]) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values for which the chance of any false finding among them stays below the level (Holm 1979)."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = largest
-    return corrected
+    order = np.argsort(p_values, kind='stable')
+    steps = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.maximum.accumulate(steps).clip(max=1)
+    return corrected.tolist()

@@ -16,7 +16,7 @@ from ..checkpoints.open import read_metrics
 from ..checkpoints.provenance import as_yaml, public_arguments
 from ..checkpoints.read import is_regular, read_config
 from ..errors import BadInput
-from .citations import attention_of
+from .citations import attention_of, papers_of
 
 #: By which :func:`timm_asr.list_published` finds what this package published.
 TAG = 'timm_asr'
@@ -50,7 +50,7 @@ def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_n
     attention = attention_of(model, facts.get('asr'))
     metrics = read_metrics(folder) or _flat(facts.get('metrics') or {})
     dataset = dataset_name or metrics.get('dataset') or facts.get('dataset')
-    beside = _plain(folder, metrics, plain, (metrics.get('plain') or architecture, attention.backbone))
+    beside = _plain(folder, metrics, plain, (metrics.get('plain') or architecture, attention.backbone.name))
     trained = code_text(model) + ' with ASR attached' * (model == architecture)
     weights, form = f'{code_text(architecture)}, these weights', 'its inference form (`timm_asr.reparameterize`)'
     rows = [(f'{trained}, as trained', ''), (weights, '_folded')] if folded else [(weights, '')]
@@ -69,6 +69,7 @@ def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_n
         text=plain_text, code=code_text, table=_table, number=_number, title=repo_id.partition('/')[2],
         repo_id=repo_id, facts=facts, cfg=config.get('pretrained_cfg') or {}, metrics=metrics, model=model,
         architecture=architecture, classes=classes, folded=folded, trained=trained, attention=attention,
+        papers=papers_of(attention),
         dataset=dataset, beside=beside, label_names=config.get('label_names'),
         trainable=(folder / TRAINABLE / CONFIG).is_file(),
         results=figures if {'top1', 'top1_folded'} & {key for key, value in metrics.items() if value is not None}

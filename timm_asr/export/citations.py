@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..gates.table import get_gate, list_gates
-from ..models.registry import variant_of
+from ..models.registry import Backbone, Variant, variant_of
 
 #: The papers of methods; a gate has its own paper on its class.
 _BIB = Path(__file__).with_name('papers.bib')
@@ -31,28 +33,17 @@ def key_of(entry: str) -> str:
     return entry.partition('{')[2].partition(',')[0]
 
 
-@dataclass(frozen=True)
-class Attention:
-    """A model's backbone, gate of its ASR, gate in its blocks, and unit that its stages share; '' for none."""
-
-    backbone: str
-    asr: str = ''
-    gate: str = ''
-    dia: str = ''
-
-    @property
-    def papers(self) -> list[str]:
-        """BibTeX entries, the method before its gates."""
-        entries = [bibliography()[key] for key, part in ((_ASR, self.asr), (_DIA, self.dia)) if part]
-        for gate in (self.asr, self.gate, self.dia):
-            if gate in list_gates():
-                entries += split_entries(get_gate(gate).paper)
-        return list(dict.fromkeys(entries))
+def attention_of(model: str, asr: Mapping[str, Any] | None = None) -> Variant:
+    """What a model is, by its registered name before folding, and by the options of ASR that was attached."""
+    name = model.partition('.')[0]
+    found = variant_of(name) or Variant(Backbone(name, name, nn.Module, {}))
+    return replace(found, asr=str((asr or {}).get('asr') or '') or found.asr)
 
 
-def attention_of(model: str, asr: Mapping[str, Any] | None = None) -> Attention:
-    """What attention a model has, by its registered name before folding, and the options of ASR that was attached."""
-    attached, variant = str((asr or {}).get('asr') or ''), variant_of(model)
-    if variant is None:
-        return Attention(model.partition('.')[0], asr=attached)
-    return Attention(variant.backbone.name, attached or variant.asr, variant.gate, variant.dia)
+def papers_of(attention: Variant) -> list[str]:
+    """BibTeX entries of the papers that a model rests on, the method before its gates."""
+    entries = [bibliography()[key] for key, part in ((_ASR, attention.asr), (_DIA, attention.dia)) if part]
+    for gate in (attention.asr, attention.gate, attention.dia):
+        if gate in list_gates():
+            entries += split_entries(get_gate(gate).paper)
+    return list(dict.fromkeys(entries))

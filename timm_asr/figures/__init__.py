@@ -3,10 +3,8 @@
 The ending of ``path`` names the format of the image; ``title`` stands above the panels, ``caption`` below them.
 """
 
-from .feature_integration import plot_feature_integration
 from .gates import plot_deviations, plot_differences, plot_frozen, plot_stripes
-from .gradients import plot_gradients
-from .looks import plot_looks
+from .looking import plot_feature_integration, plot_gradients, plot_looks
 from .speed import plot_speed
 from .training import plot_attention, plot_curve, plot_curves
 

@@ -12,10 +12,11 @@ from .style import new, save, styled
 _CHANNELS = 128  # more would be narrower than a pixel
 
 
-def spread(names: Sequence[str], count: int) -> list[str]:
-    """So many of the names, from the first to the last at equal distances."""
-    if len(names) <= count:
-        return list(names)
+def _chosen(names: Sequence[str], gates: int | Sequence[str]) -> list[str]:
+    """The gates of these names, or so many, from the first to the last at equal distances."""
+    if not isinstance(gates, int):
+        return list(gates)
+    count = min(gates, len(names))
     return [names[round(i * (len(names) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
@@ -31,7 +32,7 @@ def plot_stripes(
             are drawn.
     """
     by_name = {gate.name: gate for gate in report.gates}
-    names = spread(list(by_name), gates) if isinstance(gates, int) else list(gates)
+    names = _chosen(list(by_name), gates)
     figure, panels = new(len(names), 2, 1.7)
     for row, name in zip(panels, names, strict=True):
         gate = by_name[name]
@@ -57,9 +58,10 @@ def plot_deviations(report: StripeReport, path: str | Path, title: str = '', cap
     """
     figure, ((axes,),) = new(1, 1, 3.4)
     ticks = range(len(report.gates))
-    for offset, color, label in ((-0.2, 'tab:orange', 'pooled feature before'), (0.2, 'tab:blue', 'weights')):
-        parts = [gate.pooled if offset < 0 else gate.weights for gate in report.gates]
-        _boxes(axes, [part.std.clamp_min(1e-4) for part in parts], [i + offset for i in ticks], [color] * len(parts))
+    for offset, color, label, stds in (
+            (-0.2, 'tab:orange', 'pooled feature before', [gate.pooled.std for gate in report.gates]),
+            (0.2, 'tab:blue', 'weights', [gate.weights.std for gate in report.gates])):
+        _boxes(axes, [std.clamp_min(1e-4) for std in stds], [i + offset for i in ticks], [color] * len(stds))
         axes.plot([], [], color=color, linewidth=6, alpha=0.6, label=label)
     axes.set(yscale='log', ylabel='deviation over images', ylim=(0.9e-4, None))
     figure.legend(loc='outside upper right', ncols=2)
@@ -78,7 +80,7 @@ def plot_differences(
         gates: Names of gates, or how many, spread over the depth: one row each.
         images: Images side by side, ``channels`` of each at equal distances.
     """
-    names = spread(list(differences), gates) if isinstance(gates, int) else list(gates)
+    names = _chosen(list(differences), gates)
     images = min(images, differences[names[0]].shape[1])
     figure, panels = new(len(names), images, 1.6, sharex=True)
     for row, name in zip(panels, names, strict=True):

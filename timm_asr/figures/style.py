@@ -15,10 +15,7 @@ _RC = {
 
 
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a function draw in the style of this package.
-
-    The function gets an ``ImportError`` that says what to install where matplotlib is missing.
-    """
+    """Let a function draw in the style of this package, or say what to install where matplotlib is missing."""
     @wraps(draw)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -37,6 +34,12 @@ def new(rows: int = 1, columns: int = 1, height: float = 2.4, width: float = WID
 
     figure = Figure(figsize=(width, height * rows), layout='constrained')
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def legend_above(figure: Any, axes: Any) -> None:
+    """The names of the lines in one panel above all of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside upper center', ncols=min(4, len(labels)))
 
 
 def save(figure: Any, path: str | Path, title: str = '', caption: str = '') -> None:

@@ -1,14 +1,15 @@
-"""Curves of runs, and the vectors that one learned."""
+"""Curves of runs, arms of experiments, and the vectors that a run learned."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from ..asr.wrapper import ASR
-from .style import new, save, styled
+from .style import legend_above, new, save, styled
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
@@ -24,9 +25,8 @@ def plot_curve(
     figure, ((losses, accuracies),) = new(1, 2, 2.8)
     for axes, names in ((losses, {'train_loss': 'training', 'eval_loss': 'validation'}), (accuracies, metrics)):
         for name, label in names.items():
-            x, y = _column(rows, name)
-            if x:
-                axes.plot(x, y, marker='.', label=label)
+            if any(row.get(name) for row in rows):
+                axes.plot(*_column(rows, name), marker='.', label=label)
         axes.set_xlabel('epoch')
         axes.locator_params(axis='x', integer=True)
         if axes.lines:
@@ -50,7 +50,22 @@ def plot_curves(
             axes.plot(*_column(rows, key), label=name)
         axes.set(xlabel='epoch', ylabel=label)
         axes.locator_params(axis='x', integer=True)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside upper center', ncols=min(4, len(runs)))
+    legend_above(figure, panels[0])
+    save(figure, path, title, caption)
+
+
+@styled
+def plot_arms(title: str, values: Mapping[str, Sequence[float]], path: Path, caption: str = '') -> None:
+    """Draw top-1 (percent) of every run, a row an arm, with the mean of the arm and its standard error."""
+    shown = {name: np.array(runs) for name, runs in values.items() if len(runs)}
+    figure, ((axes,),) = new(height=0.8 + 0.35 * len(shown))
+    for row, runs in enumerate(shown.values()):
+        axes.plot(runs, np.full(len(runs), row), 'o', color='tab:blue', alpha=0.4, markersize=5)
+        error = runs.std(ddof=1) / len(runs) ** 0.5 if len(runs) > 1 else 0
+        axes.errorbar(runs.mean(), row, xerr=error, fmt='|', color='black', markersize=14, capsize=3)
+    axes.set_yticks(range(len(shown)), [f'{name} ({len(runs)})' for name, runs in shown.items()])
+    axes.invert_yaxis()
+    axes.set_xlabel('top-1 of the last epoch, % (bar: mean ± standard error)')
     save(figure, path, title, caption)
 
 
@@ -60,17 +75,13 @@ def plot_attention(model: nn.Module, path: str | Path) -> None:
     vectors = {name: module.attention_vector().detach().float().cpu()
                for name, module in model.named_modules() if isinstance(module, ASR)}
     columns, height = (min(3, len(vectors)), 1.7) if len(vectors) <= 24 else (6, 1.4)
-    rows = math.ceil(len(vectors) / columns)
-    figure, panels = new(rows, columns, height, 2.8 * columns, sharey=True)
+    figure, panels = new(math.ceil(len(vectors) / columns), columns, height, 2.8 * columns, sharey=True)
     for axes in panels.flat[len(vectors):]:
         axes.set_visible(False)
     for position, (axes, (name, vector)) in enumerate(zip(panels.flat, vectors.items(), strict=False)):
         axes.bar(range(len(vector)), vector.tolist(), width=1.0)
         axes.axhline(vector.mean(), color='tab:orange')
-        axes.set_title(f'{name}: mean {vector.mean():.3f}')
-        axes.set_xlim(-0.5, len(vector) - 0.5)
-        if position % columns == 0:
-            axes.set_ylabel('attention')
-        if position + columns >= len(vectors):
-            axes.set_xlabel('channel')
+        axes.set(title=f'{name}: mean {vector.mean():.3f}', xlim=(-0.5, len(vector) - 0.5),
+                 ylabel='' if position % columns else 'attention',
+                 xlabel='channel' if position + columns >= len(vectors) else '')
     save(figure, path, 'Learned attention vectors (orange: mean); folding multiplies each channel by its value')

@@ -30,7 +30,7 @@ class CBAM(ChannelGate, CbamModule):
 
     options = {'rd_ratio': 'rd_ratio'}
     foldable = per_channel = False
-    norm_stays = True
+    norm_stays = positions_after = True
     paper = """@inproceedings{woo2018cbam,
   title     = {{CBAM}: Convolutional Block Attention Module},
   author    = {Woo, Sanghyun and Park, Jongchan and Lee, Joon-Young and Kweon, In So},
@@ -85,6 +85,8 @@ class SharedCBAM(SharedGate):
         gate: The gate.
         own_norm: Whether each block has its own BatchNorm; otherwise they share the gate's.
     """
+
+    positions_after = True
 
     def __init__(self, gate: CBAM, own_norm: bool = True) -> None:
         super().__init__(gate)

@@ -54,6 +54,8 @@ class ChannelGate(nn.Module):
     unfoldable = "it weighs positions too, which no layer's parameters can express"
     #: The weights are one number per image and channel; False where positions are weighed too.
     per_channel = True
+    #: Channels are weighed first and positions afterwards, in one module (of a unit too).
+    positions_after = False
     #: Smallest and largest possible weight.
     bounds = (0.0, 1.0)
     #: The blocks of a stage can share the gate (DIA).

@@ -15,10 +15,15 @@ from timm.models.efficientnet import EfficientNet
 from torch import nn
 
 from .cfgs import SmallStem, cifar_cfg, imagenet_cfg
-from .registry import Backbone, build, register_backbones
+from .registry import Backbone, register_backbones
 from .zoo import ZooModel
 
 __all__ = ['ASRCifarMobileNet', 'ASRMobileNet']
+
+
+# Blocks, stride and channels of each stage (Table 1 of the paper), as timm writes them.
+_STAGES = (
+    ['dsa_r1_k3_s1_c64'], ['dsa_r2_k3_s2_c128'], ['dsa_r2_k3_s2_c256'], ['dsa_r6_k3_s2_c512'], ['dsa_r2_k3_s2_c1024'])
 
 
 class ASRMobileNet(ZooModel, EfficientNet):
@@ -29,6 +34,12 @@ class ASRMobileNet(ZooModel, EfficientNet):
     """
 
     GATED = (DepthwiseSeparableConv,)
+
+    def __init__(self, depth_multiplier: float = 1.0, norm_layer: Any = None, **kwargs: Any) -> None:
+        norm_layer = norm_layer or partial(nn.BatchNorm2d, **resolve_bn_args(kwargs))
+        super().__init__(
+            decode_arch_def(_STAGES, depth_multiplier=depth_multiplier), num_features=0, norm_layer=norm_layer,
+            act_layer=resolve_act_layer(kwargs, 'relu6'), **kwargs)
 
     @staticmethod
     def place_gate(block: Any, make: Callable[[int], nn.Module]) -> None:
@@ -41,28 +52,14 @@ class ASRCifarMobileNet(SmallStem, ASRMobileNet):
     STEM = 'conv_stem'
 
 
-# Blocks, stride and channels of each stage (Table 1 of the paper), as timm writes them.
-_STAGES = (
-    ['dsa_r1_k3_s1_c64'], ['dsa_r2_k3_s2_c128'], ['dsa_r2_k3_s2_c256'], ['dsa_r6_k3_s2_c512'], ['dsa_r2_k3_s2_c1024'])
-
-
-def _create(
-        backbone: Backbone, name: str, pretrained: bool = False, depth_multiplier: float = 1.0, norm_layer: Any = None,
-        **kwargs: Any) -> nn.Module:
-    return build(
-        backbone, name, pretrained, feature_cfg={'feature_cls': 'getter'},
-        block_args=decode_arch_def(_STAGES, depth_multiplier=depth_multiplier), num_features=0,
-        norm_layer=norm_layer or partial(nn.BatchNorm2d, **resolve_bn_args(kwargs)),
-        act_layer=resolve_act_layer(kwargs, 'relu6'), **kwargs)
-
-
 _NAMES = {'first_conv': 'conv_stem', 'classifier': 'classifier'}
+_ARGUMENTS = {'feature_cfg': {'feature_cls': 'getter'}}
 register_backbones(
     __name__,
     Backbone(
         'mobilenetv1_100', 'MobileNet v1', ASRMobileNet,
-        imagenet_cfg(mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD, **_NAMES), stock='mobilenetv1_100',
-        create=_create),
+        imagenet_cfg(mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD, **_NAMES), _ARGUMENTS,
+        stock='mobilenetv1_100'),
     Backbone(
         'mobilenetv1_100_cifar', 'MobileNet v1 for small images', ASRCifarMobileNet,
-        cifar_cfg(pool_size=(2, 2), **_NAMES), create=_create))
+        cifar_cfg(pool_size=(2, 2), **_NAMES), _ARGUMENTS))

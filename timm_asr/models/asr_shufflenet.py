@@ -28,9 +28,7 @@ register_block(InvertedResidual, sites=('branch2.6',))
 
 
 class ShuffleNetV2(StagedNet):
-    """torchvision's ShuffleNetV2 with timm's interface; the names of the weights are torchvision's.
-
-    ``(B, in_chans, H, W)`` to ``(B, num_classes)``.
+    """torchvision's ShuffleNetV2, (B, in_chans, H, W) to (B, num_classes), with timm's interface and its own names.
 
     Args:
         layers: Number of blocks in each of the three stages.
@@ -64,9 +62,8 @@ class ShuffleNetV2(StagedNet):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that group parameters by stage (coarse) or block, for layer-wise learning rates."""
-        return {
-            'stem': r'^conv1',
-            'blocks': [(r'^stage(\d+)' if coarse else r'^stage(\d+)\.(\d+)', None), (r'^conv5', (99999,))]}
+        blocks = r'^stage(\d+)' if coarse else r'^stage(\d+)\.(\d+)'
+        return {'stem': r'^conv1', 'blocks': [(blocks, None), (r'^conv5', (99999,))]}
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, H, W) to the last feature map (B, num_features, H / 32, W / 32), 8 for small images."""

@@ -16,10 +16,9 @@ from .registry import list_variants
 
 
 class _Operations(TorchDispatchMode):
-    """Counts floating point operations, and the elements that convolutions and matrix products put out.
+    """Floating point operations, and elements that convolutions and matrix products put out.
 
-    PyTorch's ``FlopCounterMode`` also follows which module an operation belongs to, by autograd hooks that do not go
-    with every model; its table of operations is what is wanted here.
+    PyTorch's ``FlopCounterMode`` follows the modules too, by autograd hooks that do not go with every model.
     """
 
     OUTPUTS = ('convolution', 'mm', 'addmm', 'bmm', 'baddbmm', 'linear')
@@ -29,11 +28,9 @@ class _Operations(TorchDispatchMode):
         self.flops = self.activations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **kwargs, out_val=out)
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
         if func._schema.name.split('::')[-1] in self.OUTPUTS:
             self.activations += out.numel()
         return out
@@ -49,8 +46,7 @@ def count_operations(model: nn.Module, inputs: torch.Tensor) -> tuple[int, int]:
 
 def count_parameters(model: nn.Module | Iterable[nn.Parameter]) -> int:
     """Number of parameters, shared ones counted once."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else model
-    return sum(p.numel() for p in parameters)
+    return sum(p.numel() for p in (model.parameters() if isinstance(model, nn.Module) else model))
 
 
 def weightless(name: str, **kwargs: Any) -> nn.Module:
@@ -68,11 +64,10 @@ def model_rows(pattern: str = '*') -> Iterator[dict[str, Any]]:
     its ASR is folded), and ``macs``: multiply-accumulates of the folded network for one image.
     """
     for variant in list_variants():
-        if not fnmatch(variant.name, pattern):
-            continue
-        model = weightless(variant.name).eval()
-        size, parameters = model.default_cfg['input_size'], count_parameters(model)
-        device = next(model.parameters()).device
-        macs, _ = count_operations(fold_asr(model), torch.zeros(1, *size, device=device))
-        yield {'name': variant.name, 'title': variant.title, 'input': 'x'.join(map(str, size)),
-               'parameters': parameters, 'folded': count_parameters(model), 'macs': macs}
+        if fnmatch(variant.name, pattern):
+            model = weightless(variant.name).eval()
+            size, parameters = model.default_cfg['input_size'], count_parameters(model)
+            image = torch.zeros(1, *size, device=next(model.parameters()).device)
+            macs, _ = count_operations(fold_asr(model), image)
+            yield {'name': variant.name, 'title': variant.title, 'input': 'x'.join(map(str, size)),
+                   'parameters': parameters, 'folded': count_parameters(model), 'macs': macs}

@@ -19,11 +19,8 @@ def shipped(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
     (top-1 and top-5 in percent), ``provenance`` (versions, commit, recipe, arguments, seed, ...) and ``log``, a row an
     epoch.
     """
-    found = {}
-    for path in sorted(folder.glob('*.json')):
-        if path.with_suffix('.safetensors').is_file():
-            found[path.stem] = json.loads(path.read_text(encoding='utf-8'))
-    return found
+    return {path.stem: json.loads(path.read_text(encoding='utf-8')) for path in sorted(folder.glob('*.json'))
+            if path.with_suffix('.safetensors').is_file()}
 
 
 def with_shipped(cfgs: Mapping[str, dict[str, Any]], folder: Path = FOLDER) -> dict[str, dict[str, Any]]:

@@ -42,7 +42,6 @@ class Backbone:
         stock: timm's name of the plain network. Empty where timm has none: then that name is registered too.
         weights: Tag -> further entries of the configuration, for weights of the plain network from elsewhere.
         rd_ratios: Gate -> its hidden width over channels, where it is not the gate's own.
-        create: Builds a variant: ``create(backbone, name, pretrained, **keywords)``.
     """
 
     name: str
@@ -56,7 +55,6 @@ class Backbone:
     stock: str = ''
     weights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rd_ratios: Mapping[str, float] = field(default_factory=dict)
-    create: Callable[..., nn.Module] | None = None
 
     def variants(self) -> Iterator['Variant']:
         """All that get a name."""
@@ -106,7 +104,7 @@ class Variant:
             + (f', one {self.dia} shared by the blocks of each stage' if self.dia else ''))
 
 
-def build(backbone: Backbone, name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def _build(backbone: Backbone, name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """A variant of a backbone by timm's builder: its arguments, then those of the caller."""
     own = copy.deepcopy(dict(backbone.arguments))  # timm writes into them
     if 'block_args' in own:
@@ -149,7 +147,7 @@ def _register(module: str, variant: Variant) -> None:
         raise RuntimeError(f"The model name '{name}' is registered already.")
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return (backbone.create or build)(backbone, name, pretrained, **{**variant.options, **kwargs})
+        return _build(backbone, name, pretrained, **{**variant.options, **kwargs})
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__module__ = module

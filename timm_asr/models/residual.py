@@ -1,6 +1,6 @@
 """Keywords of all residual networks here: a unit shared by each stage (DIA), and the DIA paper's stress tests."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,6 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from ..asr.blocks import BLOCKS
-from ..gates.shared import SharedUnit
 from ..gates.shared_stage import PlainStage, SharedStage
 from ..gates.table import gate_options, get_unit
 from ..inference.reparameterize import built_for_inference
@@ -43,15 +42,22 @@ class ResidualModel(ZooModel):
             raise TypeError(f"{given[0]} is for models with a shared unit; this one has none (dia='lstm' adds it).")
         if no_norm and (kwargs.get('asr') is not None or kwargs.get('last_norm_init') is not None):
             raise TypeError('no_norm removes the norms that asr and last_norm_init scale; a model has one of the two.')
+        stages: tuple[int, ...] = ()
         if dia is not None:
             alone = kwargs.get('gate') is None and kwargs.get('asr') is None
             options = {key: kwargs.pop(key) if alone else kwargs[key] for key in gate_options() if key in kwargs}
             make_unit = get_unit(dia, {**own, **options})
-            stages = _check_stages(dia_stages, len(layers))
-            block = tuple(BLOCKS[block].branch if n in stages else block for n in range(1, len(layers) + 1))
+            every = range(1, len(layers) + 1)
+            stages = tuple(every) if dia_stages is None else (
+                (dia_stages,) if isinstance(dia_stages, int) else tuple(dia_stages))
+            if not stages or not set(stages) <= set(every):
+                raise ValueError(f'dia_stages={stages} does not fit: this network has the stages 1 to {len(layers)}.')
+            block = tuple(BLOCKS[block].branch if n in stages else block for n in every)
         super().__init__(block, layers, *args, **kwargs)
-        if dia is not None:
-            _share(self, stages, make_unit)
+        for number, info in enumerate(self.feature_info[1:] if stages else (), 1):  # type: ignore[attr-defined]
+            blocks = list(getattr(self, f'layer{number}'))
+            setattr(self, f'layer{number}', PlainStage(*blocks) if number not in stages else SharedStage(
+                blocks, make_unit(info['num_chs'], **get_device_dtype(self))))  # type: ignore[arg-type]
         _remove(self, no_norm, no_skip)  # type: ignore[arg-type]
         built_for_inference(self, reparameterized)  # type: ignore[arg-type]
 
@@ -65,25 +71,6 @@ class ResidualModel(ZooModel):
             stage.grad_checkpointing = enable
 
 
-def _check_stages(stages: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    if stages is None:
-        return tuple(range(1, count + 1))
-    stages = (stages,) if isinstance(stages, int) else tuple(stages)
-    if not stages or not set(stages) <= set(range(1, count + 1)):
-        raise ValueError(f'dia_stages={stages} does not fit: this network has the stages 1 to {count}.')
-    return stages
-
-
-def _share(model: nn.Module, stages: tuple[int, ...], make_unit: Callable[..., SharedUnit]) -> None:
-    for number, info in enumerate(model.feature_info[1:], 1):
-        blocks = list(getattr(model, f'layer{number}'))
-        if number in stages:
-            stage: nn.Module = SharedStage(blocks, make_unit(info['num_chs'], **get_device_dtype(model)))
-        else:
-            stage = PlainStage(*blocks)
-        setattr(model, f'layer{number}', stage)
-
-
 class NoShortcut(nn.Module):
     """Stands where a block has its projection, and adds nothing."""
 
@@ -94,8 +81,7 @@ class NoShortcut(nn.Module):
 def _remove(model: nn.Module, norms: bool, skips: bool) -> None:
     blocks = [m for m in model.modules() if isinstance(m, BasicBlock | Bottleneck | WideBlock)]
     for module in (model, *blocks) if norms else ():
-        for name in ('bn1', 'bn2', 'bn3', 'norm'):
-            if hasattr(module, name):
-                setattr(module, name, nn.Identity())
+        for name in {'bn1', 'bn2', 'bn3', 'norm'} & module._modules.keys():
+            setattr(module, name, nn.Identity())
     for block in blocks if skips else ():
         block.downsample = NoShortcut()

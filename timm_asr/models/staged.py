@@ -36,7 +36,6 @@ class StagedNet(nn.Module):
         self.grad_checkpointing = False
         self.feature_info: list[dict[str, Any]] = []
 
-    @torch.jit.ignore
     def make_head(self, num_features: int, **dd: Any) -> None:
         """Build the head on so many channels."""
         self.num_features = num_features
@@ -75,7 +74,6 @@ class StagedNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
 
-    @torch.jit.ignore
     def forward_intermediates(
             self, x: torch.Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
             output_fmt: str = 'NCHW', intermediates_only: bool = False,
@@ -93,11 +91,9 @@ class StagedNet(nn.Module):
         for name in self.CHAIN:
             part = self.get_submodule(name)
             checkpointed = self.grad_checkpointing and isinstance(part, nn.Sequential) and not torch.jit.is_scripting()
-            x = checkpoint_seq(part, x) if checkpointed else part(x)
-            feature = x
-            if name == self.CHAIN[-1]:
-                for end in self.TAIL:
-                    x = self.get_submodule(end)(x)
+            x = feature = checkpoint_seq(part, x) if checkpointed else part(x)
+            for end in self.TAIL if name == self.CHAIN[-1] else ():
+                x = self.get_submodule(end)(x)
             if name in taps and taps.index(name) in wanted:
                 intermediates.append(x if norm else feature)
             if stop_early and name == taps[last]:
@@ -112,9 +108,8 @@ class StagedNet(nn.Module):
         pruned = self.CHAIN[self.CHAIN.index(final['module']) + 1:]
         for name in pruned:
             self.set_submodule(name, nn.Sequential())
-        if prune_norm or pruned:
-            for name in self.TAIL:
-                self.set_submodule(name, nn.Identity())
+        for name in self.TAIL if prune_norm or pruned else ():
+            self.set_submodule(name, nn.Identity())
         if pruned:
             self.num_features = self.head_hidden_size = final['num_chs']
         if prune_head or pruned:

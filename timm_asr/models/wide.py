@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.init import zeros_
 
 from ..asr.blocks import register_block
 from ..gates.fused import weigh_map
@@ -17,8 +16,8 @@ class WideBlock(nn.Module):
     """x + f(x), f = conv3x3, dropout, conv3x3, with norm and activation before each convolution.
 
     Where the shape changes, the shortcut is a 1x1 convolution of the first activation, without a norm. The arguments
-    are those of timm's ``BasicBlock`` as far as they apply; attention stands after the last convolution, and
-    ``drop_rate`` is that of dropout between the convolutions.
+    are those of timm's ``BasicBlock``, of which ``reduce_first``, dilations and ``drop_block`` mean nothing here;
+    attention stands after the last convolution, and ``drop_rate`` is that of dropout between the convolutions.
     """
 
     expansion = 1
@@ -28,7 +27,8 @@ class WideBlock(nn.Module):
     def __init__(
             self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None,
             act_layer: type[nn.Module] = nn.ReLU, norm_layer: type[nn.Module] = nn.BatchNorm2d, attn_layer: Any = None,
-            drop_rate: float = 0.0, drop_path: nn.Module | None = None, device: torch.device | str | None = None,
+            drop_rate: float = 0.0, drop_path: nn.Module | None = None, reduce_first: int = 1, dilation: int = 1,
+            first_dilation: int | None = None, drop_block: Any = None, device: torch.device | str | None = None,
             dtype: torch.dtype | None = None) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
@@ -41,19 +41,14 @@ class WideBlock(nn.Module):
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False, **dd)
         self.bn3 = norm_layer(planes, **dd) if self.last_norm else nn.Identity()
         self.se = attn_layer(planes, **dd) if attn_layer is not None else None
-        self.downsample = downsample
+        # timm's projection has a norm, which these networks have not.
+        self.downsample = downsample[0] if isinstance(downsample, nn.Sequential) else downsample
         self.projects = downsample is not None
         self.drop_path = drop_path
 
-    @staticmethod
-    def make_shortcut(in_channels: int, out_channels: int, *, norm_layer: Any = None, **kwargs: Any) -> nn.Module:
-        """A projection without a norm, which these networks have not; arguments as timm's ``downsample_conv``."""
-        return nn.Conv2d(in_channels, out_channels, bias=False, **kwargs)
-
-    @torch.jit.ignore
     def zero_init_last(self) -> None:
         """Start the residual branch at zero."""
-        zeros_(self.bn3.weight if self.last_norm else self.conv2.weight)
+        nn.init.zeros_(self.bn3.weight if self.last_norm else self.conv2.weight)
 
     def branch(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The residual branch and the shortcut."""

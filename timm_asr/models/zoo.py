@@ -61,9 +61,9 @@ class ZooModel(Reparameterizable):
         if options and asr is None:
             raise TypeError(f"asr_{next(iter(options))} is for models with ASR; this one has none (asr='se' adds it).")
         own = {name: kwargs.pop(name) for name in gate_options() if name in kwargs}
-        if asr is None and gate is None and any(value is not None for value in own.values()):
-            given = next(name for name, value in own.items() if value is not None)
-            raise TypeError(f'{given} is for models with a gate or with ASR; this one has neither.')
+        given = [name for name, value in own.items() if value is not None]
+        if asr is None and gate is None and given:
+            raise TypeError(f'{given[0]} is for models with a gate or with ASR; this one has neither.')
         if kwargs.get('norm_layer') == 'iebn':
             kwargs['norm_layer'] = IEBN2d
         if gate is not None:
@@ -78,9 +78,8 @@ class ZooModel(Reparameterizable):
                 module.reset_layers()
         if gate is not None and self.GATED:
             make = partial(attn_layer, **get_device_dtype(self))  # type: ignore[arg-type]
-            for block in list(self.modules()):  # type: ignore[attr-defined]
-                if isinstance(block, self.GATED):
-                    self.place_gate(block, make)
+            for block in [m for m in self.modules() if isinstance(m, self.GATED)]:  # type: ignore[attr-defined]
+                self.place_gate(block, make)
         if asr is not None or last_norm_init is not None:
             # Following an image through the network finds the same sites in blocks of known classes, and takes longer.
             sites = class_sites(self) or None  # type: ignore[arg-type]
@@ -107,8 +106,7 @@ class ZooModel(Reparameterizable):
         own = {prefix + name for name, _ in self.named_parameters()}  # type: ignore[attr-defined]
         foreign = [k for k in state_dict if k.startswith(prefix) and k.endswith('.psi') and k not in own]
         if foreign:
-            error_msgs = args[-1]
-            error_msgs.append(
+            args[-1].append(
                 f"This is a trainable checkpoint with ASR vectors ('{foreign[0]}') and the model is folded or plain "
                 'there: load it into the ASR architecture, then fold_asr(model).')
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
