@@ -69,8 +69,7 @@ def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_n
         text=plain_text, code=code_text, table=_table, number=_number, title=repo_id.partition('/')[2],
         repo_id=repo_id, facts=facts, cfg=config.get('pretrained_cfg') or {}, metrics=metrics, model=model,
         architecture=architecture, classes=classes, folded=folded, trained=trained, attention=attention,
-        papers=papers_of(attention),
-        dataset=dataset, beside=beside, label_names=config.get('label_names'),
+        papers=papers_of(attention), dataset=dataset, beside=beside, label_names=config.get('label_names'),
         trainable=(folder / TRAINABLE / CONFIG).is_file(),
         results=figures if {'top1', 'top1_folded'} & {key for key, value in metrics.items() if value is not None}
         else None, speeds=speeds if len(speeds) > 1 else None,
