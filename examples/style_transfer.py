@@ -12,6 +12,8 @@ output and so regulates that noise. Afterwards the vectors are folded, and the f
 """
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 import timm
@@ -23,6 +25,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 import timm_asr
+from timm_asr.figures.style import new, save, styled
 
 NORMS = {'in': 'instance norm', 'bn': 'batch norm', 'bn_asr': 'batch norm + ASR(SE)'}
 
@@ -143,24 +146,21 @@ def train(norm: str, photographs: torch.Tensor, loss: PerceptualLoss, args: argp
     return network.eval()
 
 
+@styled
 @torch.no_grad()
-def draw(networks: dict[str, Transformer], photographs: torch.Tensor, style: torch.Tensor, path: Path) -> None:
+def draw(networks: dict[str, Transformer], photographs: torch.Tensor, style: torch.Tensor, path: Path,
+         caption: str = '') -> None:
     """One sheet: a row a photograph; the photograph, what each network makes of it, and the style."""
-    import matplotlib.pyplot as plt
-
-    columns = [('photograph', photographs), *((NORMS[n], net(photographs)) for n, net in networks.items())]
-    figure, axes = plt.subplots(len(photographs), len(columns) + 1, squeeze=False, layout='constrained',
-                                figsize=(2.2 * (len(columns) + 1), 2.3 * len(photographs)))
-    for axis in axes.flat:
-        axis.axis('off')
+    columns = [('photograph', photographs), *((NORMS[n], net(photographs)) for n, net in networks.items()),
+               ('style', style[None])]
+    figure, panels = new(len(photographs), len(columns), 1.6)
     for column, (title, images) in enumerate(columns):
-        axes[0, column].set_title(title, fontsize=9)
-        for row, image in enumerate(images):
-            axes[row, column].imshow(image.permute(1, 2, 0).cpu().numpy())
-    axes[0, -1].set_title('style', fontsize=9)
-    axes[0, -1].imshow(style.permute(1, 2, 0).cpu().numpy())
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        panels[0, column].set_title(title)
+        for axes, image in zip(panels[:, column], images, strict=False):
+            axes.imshow(image.permute(1, 2, 0).cpu().numpy())
+    for axes in panels.flat:
+        axes.axis('off')
+    save(figure, path, caption=caption)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -187,6 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     photographs = torch.stack(images).to(args.device)
     style = to_tensor(Image.open(args.style).convert('RGB'), args.size) if args.style else stripes(args.size)
     style = style.to(args.device)
+    torch.manual_seed(args.seed)  # of the VGG, where its weights are random
     loss = PerceptualLoss(style[None], args.pretrained).to(args.device)
     networks = {}
     for norm in args.norms:
@@ -197,7 +198,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f'{NORMS[norm]}: loss {loss(before, photographs).item():.4g}; folding changed the pictures by at most '
               f'{difference:.1e}')
         torch.save(network.state_dict(), args.output / f'{norm}.pt')
-    draw(networks, photographs[:4], style, args.output / 'sheet.png')
+    command = shlex.join(['python', 'examples/style_transfer.py', *(sys.argv[1:] if argv is None else argv)])
+    draw(networks, photographs[:4], style, args.output / 'sheet.png', command)
     print(f'Results: {args.output}')
     return 0
 
