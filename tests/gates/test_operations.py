@@ -15,7 +15,7 @@ from timm_asr.engine.operations import OperationCounter, count_step
 from timm_asr.gates.fused import affine, weigh
 from timm_asr.gates.lstm_step import advance
 from timm_asr.gates.spe import SPE
-from timm_asr.gates.spe_mix import AllShares, MixedWeights, shares
+from timm_asr.gates.spe_mix import AllShares, mixed_weights, shares
 
 # Operations of a step over those of the plain network: what was reached, rounded up. Before, as the gates were:
 # SE 1.75, RAS 2.05, DIA-LSTM 3.23, SPE 3.29 (3.64 with its penalty, which is counted here).
@@ -48,7 +48,7 @@ def tensors(*shapes, layout=torch.contiguous_format):
 
 
 def mix(pair, p, *parameters):
-    return MixedWeights.apply(pair, shares(p, 1e-14), *parameters)[0]
+    return mixed_weights(pair.flatten(1), shares(p, 1e-14), *parameters)
 
 
 def spe(high, low, p):

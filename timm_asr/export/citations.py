@@ -1,6 +1,5 @@
 """Which papers a model rests on, and how to cite them."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -12,7 +11,7 @@ from torch import nn
 from ..gates.table import get_gate, list_gates
 from ..models.registry import Backbone, Variant, variant_of
 
-#: The papers of methods; a gate has its own paper on its class.
+#: A gate's class names its paper by the key here, or brings an entry.
 _BIB = Path(__file__).with_name('papers.bib')
 _ASR, _DIA = 'huang2024stripe', 'huang2022layerwise'
 
@@ -25,7 +24,7 @@ def bibliography() -> dict[str, str]:
 
 def split_entries(text: str) -> list[str]:
     """The BibTeX entries in a text."""
-    return [entry for entry in re.split(r'\n\n(?=@)', text.strip()) if entry]
+    return [entry for entry in text.strip().split('\n\n') if entry]
 
 
 def key_of(entry: str) -> str:
@@ -45,5 +44,5 @@ def papers_of(attention: Variant) -> list[str]:
     entries = [bibliography()[key] for key, part in ((_ASR, attention.asr), (_DIA, attention.dia)) if part]
     for gate in (attention.asr, attention.gate, attention.dia):
         if gate in list_gates():
-            entries += split_entries(get_gate(gate).paper)
+            entries += [bibliography().get(paper, paper) for paper in split_entries(get_gate(gate).paper)]
     return list(dict.fromkeys(entries))

@@ -1,36 +1,78 @@
-"""What gates with a hidden layer have in common: SE and SPA."""
+"""What gates with a hidden layer have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import make_divisible
-from torch import nn
+from timm.layers import create_act_layer, make_divisible
+from torch import Tensor, nn
 
-from .forms import Excitation, GateForm, affine_of, double, linear, swallow
+from .forms import Excitation, GateForm, affine_map, doubled, linear, swallow
 from .gate import ChannelGate
 from .pointwise import PointwiseConv2d
+
+
+def hidden_width(
+        channels: float, rd_ratio: float = 1 / 16, rd_channels: int | None = None, rd_divisor: int = 1) -> int:
+    """R, by timm's rule: ``rd_channels``, or C * ``rd_ratio`` rounded to a multiple of ``rd_divisor``.
+
+    Raises:
+        ValueError: The ratio, or R, is not positive.
+    """
+    if not 0 < rd_ratio < inf:
+        raise ValueError(f'rd_ratio is {rd_ratio}; the hidden width over channels is positive, such as 1/16.')
+    if rd_channels is None:
+        rd_channels = make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
+    if rd_channels < 1:
+        raise ValueError(f'The hidden layer of a gate would have {rd_channels} values; it takes at least one.')
+    return rd_channels
 
 
 class BottleneckGate(ChannelGate):
     """v = sigmoid(W2 act(W1 u + b1) + b2), with R hidden values.
 
-    Subclasses make the layers ``fc1`` and ``fc2``, whose weights may have further dimensions of size one, and ``act``.
+    Args:
+        rd_ratio: Hidden width R over C.
+        rd_channels: R, instead of ``rd_ratio``.
+        rd_divisor: R is rounded to a multiple of this.
+        act_layer: Activation of the hidden layer.
+        bias: Whether there are b1 and b2.
+
+    Raises:
+        ValueError: R is not positive.
     """
 
     options: dict[str, str] = {'rd_ratio': 'rd_ratio'}
+    #: Makes W1 and W2 from the numbers of inputs and outputs; weights may have further dimensions of size one.
+    layer: Callable[..., Any] = nn.Linear
 
-    def hidden(self, u: torch.Tensor) -> torch.Tensor:
+    def __init__(
+            self, channels: int, rd_ratio: float = 1 / 16, rd_channels: int | None = None, rd_divisor: int = 1,
+            act_layer: type[nn.Module] = nn.ReLU, bias: bool = True, device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        width = hidden_width(channels, rd_ratio, rd_channels, rd_divisor)
+        self.add_first(channels, device=device, dtype=dtype)
+        self.fc1 = self.layer(sum(self.grids) * channels, width, bias=bias, device=device, dtype=dtype)
+        self.act = create_act_layer(act_layer, inplace=True)
+        self.fc2 = self.layer(width, channels, bias=bias, device=device, dtype=dtype)
+
+    def add_first(self, channels: int, **where: Any) -> None:
+        """Add the layers whose parameters come before those of the hidden layer."""
+
+    def hidden(self, u: Tensor) -> Tensor:
         return dense(u, self.fc1.weight, self.fc1.bias)
 
-    def flip_hidden(self, rows: torch.Tensor) -> None:
+    def flip_hidden(self, rows: Tensor) -> None:
         self.fc1.weight[rows] *= -1
         if self.fc1.bias is not None:
             self.fc1.bias[rows] *= -1
 
-    def logits(self, u: torch.Tensor) -> torch.Tensor:
+    def logits(self, u: Tensor) -> Tensor:
         return dense(self.act(self.hidden(u)), self.fc2.weight, self.fc2.bias)
 
     @torch.jit.ignore
@@ -45,28 +87,24 @@ class BottleneckGate(ChannelGate):
 
     @torch.jit.ignore
     def inference_form(
-            self,
-            conv: nn.Module | None = None,
-            connections: Sequence[nn.Module] = (),
-    ) -> GateForm:
+            self, conv: nn.Module | None = None, connections: Sequence[nn.Module] = ()) -> GateForm | None:
         """As in the base class.
 
         Args:
             conv: As there.
             connections: Norms, or affine maps, between as many further applications of the gate to its own output.
         """
-        pool = self.inference_pool()
         inner = _between(self, connections)
         (fc1, *_), (*_, fc2) = self.layer_pairs()[0], self.layer_pairs()[-1]
         last = linear(fc2.weight.flatten(1), fc2.bias, like=fc2.weight)
         weight = fc1.weight.flatten(1)
-        if isinstance(conv, PointwiseConv2d) and self.averages():
-            first = swallow(weight, fc1.bias, conv, self.grids)
-            return GateForm('input', pool, Excitation(first, self.act, inner, last))
-        return GateForm('output', pool, Excitation(linear(weight, fc1.bias, like=weight), self.act, inner, last))
+        reads = 'input' if isinstance(conv, PointwiseConv2d) and self.averages() else 'output'
+        first = (swallow(weight, fc1.bias, conv, self.grids) if reads == 'input'
+                 else linear(weight, fc1.bias, like=weight))
+        return GateForm(reads, self.inference_pool(), Excitation(first, self.act, inner, last))
 
 
-def dense(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def dense(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer, or a 1x1 convolution of a 1x1 map, as a matrix product: (B, D) -> (B, R).
 
     The convolution computes the same several times slower on the CPU.
@@ -74,30 +112,20 @@ def dense(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> t
     return F.linear(u, weight.flatten(1), bias)
 
 
-def hidden_width(channels: int, rd_ratio: float, rd_channels: int | None, rd_divisor: int) -> int:
-    """R, by timm's rule: ``rd_channels``, or C * ``rd_ratio`` rounded to a multiple of ``rd_divisor``."""
-    return rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
-
-
 def _between(gate: BottleneckGate, connections: Sequence[nn.Module]) -> list[nn.Linear]:
     """The affine maps from one hidden layer to the next, when the gate is applied again after each connection."""
-    pairs, layers = gate.layer_pairs(), []
-    first = double(pairs[0][0].weight).flatten(1)
-    channels = len(pairs[-1][1].weight)
-    cells = first.split([n * channels for n in gate.grids], dim=1)
-    again = sum(part.unflatten(1, (channels, -1)).sum(2) for part in cells)  # a map of one pixel fills every cell
-    steps: list[tuple[Any, Any, torch.Tensor, nn.Module | None]] = []
-    for number in range(len(connections) + 1):
-        if number:
-            steps.append((pairs[-1][1], pairs[0][0], again, connections[number - 1]))
-        for (_, before), (after, _) in pairwise(pairs):
-            steps.append((before, after, double(after.weight).flatten(1), None))
-    for before, after, weight, connection in steps:
-        second, b2, b1 = double(before.weight).flatten(1), _bias(before), _bias(after)
-        scale, shift = (1, 0) if connection is None else affine_of(connection)
-        layers.append(linear((weight * scale) @ second, weight @ (scale * b2 + shift) + b1, like=after.weight))
+    like, gate = gate.fc1.weight, doubled(gate)
+    pairs = gate.layer_pairs()
+
+    def layer(before: Any, after: Callable[[Tensor], Tensor]) -> nn.Linear:
+        width = before.weight.shape[1]
+        return linear(*affine_map(lambda h: after(dense(h, before.weight, before.bias)), width, like), like=like)
+
+    deeper = [layer(before, partial(dense, weight=after.weight, bias=after.bias))
+              for (_, before), (after, _) in pairwise(pairs)]
+    layers = list(deeper)
+    for connection in connections:
+        norm = doubled(connection)
+        layers.append(layer(pairs[-1][1], lambda u, norm=norm: gate.hidden(gate.pool(norm(u)[:, :, None, None]))))
+        layers += deeper
     return layers
-
-
-def _bias(layer: Any) -> torch.Tensor:
-    return double(layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias)

@@ -1,12 +1,15 @@
 """CBAM, convolutional block attention: channels, then positions."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers.cbam import CbamModule
-from torch import nn
+from torch import Tensor, nn
 
+from .bottleneck import dense, hidden_width
+from .fused import average_pool
 from .gate import ChannelGate
-from .pooling import average_pool
 from .shared import SharedGate
 
 
@@ -19,55 +22,33 @@ class CBAM(ChannelGate, CbamModule):
     timm's ``CbamModule``, MLP C -> C / 16 -> C without bias. It acts on positions too and so cannot be folded.
 
     Args:
-        channels: Channels C of the feature map.
-        rd_ratio: Hidden width over C.
-        rd_channels: Hidden width, instead of ``rd_ratio``.
-        rd_divisor: The hidden width is rounded to a multiple of this.
-        act_layer: Activation of the hidden layer.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        kwargs: Further arguments of timm's.
+
+    Raises:
+        ValueError: The hidden width is not positive.
     """
 
     options = {'rd_ratio': 'rd_ratio'}
     foldable = per_channel = False
     norm_stays = positions_after = True
-    paper = """@inproceedings{woo2018cbam,
-  title     = {{CBAM}: Convolutional Block Attention Module},
-  author    = {Woo, Sanghyun and Park, Jongchan and Lee, Joon-Young and Kweon, In So},
-  booktitle = {European Conference on Computer Vision (ECCV)},
-  year      = {2018}
-}"""
+    paper = 'woo2018cbam'
 
     def __init__(
-            self,
-            channels: int,
-            rd_ratio: float = 1 / 16,
-            rd_channels: int | None = None,
-            rd_divisor: int = 1,
-            act_layer: type[nn.Module] = nn.ReLU,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
+            self, channels: int, rd_ratio: float = 1 / 16, rd_channels: int | None = None, rd_divisor: int = 1,
+            **kwargs: Any) -> None:
         super().__init__(
-            channels,
-            rd_ratio=rd_ratio,
-            rd_channels=rd_channels,
-            rd_divisor=rd_divisor,
-            act_layer=act_layer,
-            device=device,
-            dtype=dtype,
-        )
+            channels, rd_channels=hidden_width(channels, rd_ratio, rd_channels, rd_divisor), **kwargs)
 
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         """Average and maximum of every channel, (B, C, H, W) -> (B, 2C), all averages first."""
         return torch.cat([average_pool(x), F.adaptive_max_pool2d(x, 1)], dim=1).flatten(1)
 
-    def logits(self, u: torch.Tensor) -> torch.Tensor:
+    def logits(self, u: Tensor) -> Tensor:
         u = u.unflatten(1, (2, -1))  # the MLP is shared by both halves, and its last layer is linear
-        u = self.channel.act(F.linear(u, self.channel.fc1.weight.flatten(1), self.channel.fc1.bias))
-        return F.linear(u, self.channel.fc2.weight.flatten(1), self.channel.fc2.bias).sum(1)
+        u = self.channel.act(dense(u, self.channel.fc1.weight, self.channel.fc1.bias))
+        return dense(u, self.channel.fc2.weight, self.channel.fc2.bias).sum(1)
 
-    def scale(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def scale(self, x: Tensor, v: Tensor) -> Tensor:
         """Channel weights first, then timm's spatial attention: (B, C, H, W), (B, C) -> (B, C, H, W)."""
         return self.spatial(x * v[:, :, None, None])
 
@@ -82,7 +63,6 @@ class SharedCBAM(SharedGate):
     Here z is that map, (B, 1, H, W), and the feature map that it weighs has its channels weighed already.
 
     Args:
-        gate: The gate.
         own_norm: Whether each block has its own BatchNorm; otherwise they share the gate's.
     """
 
@@ -100,10 +80,7 @@ class SharedCBAM(SharedGate):
         norm = [nn.BatchNorm2d(1, device=weight.device, dtype=weight.dtype)] if self.own_norm else []
         return nn.Sequential(*norm, nn.Sigmoid())
 
-    def forward(
-            self, a: torch.Tensor, state: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        v, state = self.excite(self.pool(a), state)
-        a = a * v[:, :, None, None]
+    def forward(self, a: Tensor, state: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        a = a * self.gate.excite(self.pool(a))[:, :, None, None]
         z = torch.cat([a.mean(1, keepdim=True), a.amax(1, keepdim=True)], dim=1)
         return a, self.gate.spatial.conv(z), state

@@ -1,14 +1,15 @@
 """DIA-LSTM: the recurrent units of a stage, whose state passes from block to block."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .forms import InferenceForm, swallow
+from .fused import average_of, average_pool
 from .lstm_cells import LightLSTMCell, SqueezedLSTMCell, StandardLSTMCell
 from .pointwise import PointwiseConv2d
-from .pooling import average_of, average_pool
 from .shared import SharedForm, SharedUnit
 
 MAX_CELLS = 3
@@ -23,23 +24,22 @@ class RecurrentUnit(SharedUnit):
 
     channels: int
 
-    def zeros(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """The state before the first block: (B, C), twice a cell, on the device and in the dtype of x."""
+    def zeros(self, x: Tensor) -> list[Tensor]:
         zero = x.new_zeros([x.shape[0], self.channels])
-        state: list[torch.Tensor] = []
+        state: list[Tensor] = []
         for _ in self.cells:
             state.append(zero)
             state.append(zero)
         return state
 
-    def start(self, x: torch.Tensor, blocks: int) -> list[torch.Tensor]:
+    def start(self, x: Tensor, blocks: int) -> list[Tensor]:
         return self.zeros(x)
 
-    def pool(self, a: torch.Tensor) -> torch.Tensor:
+    def pool(self, a: Tensor) -> Tensor:
         """Global average pooling, (B, C, H, W) -> (B, C)."""
         return average_pool(a).flatten(1)
 
-    def read(self, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, a: Tensor) -> tuple[Tensor, Tensor]:
         return average_of(a)
 
 
@@ -67,15 +67,9 @@ class SharedLSTM(RecurrentUnit):
     options = {'rd_ratio': 'rd_ratio', 'dia_cell': 'cell', 'dia_cells': 'cells', 'dia_act': 'act'}
 
     def __init__(
-            self,
-            channels: int,
-            cell: str = 'squeezed',
-            cells: int = 1,
-            rd_ratio: float | None = None,
-            act: str | None = None,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
+            self, channels: int, cell: str = 'squeezed', cells: int = 1, rd_ratio: float | None = None,
+            act: str | None = None, device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None) -> None:
         super().__init__()
         if cell not in _CELLS:
             raise ValueError(f"Unknown cell {cell!r}; cells: {', '.join(_CELLS)}.")
@@ -83,23 +77,21 @@ class SharedLSTM(RecurrentUnit):
             raise ValueError(f'{cells} stacked cells are out of range: a unit has 1 to {MAX_CELLS}.')
         if rd_ratio is not None and cell == 'standard':
             raise TypeError("A standard cell squeezes nothing and takes no rd_ratio; 'squeezed' and 'light' do.")
-        if rd_ratio is not None and not 0 < rd_ratio <= 1:
-            raise ValueError(f'rd_ratio={rd_ratio} is out of range; it is the hidden width over C, such as 0.25.')
-        act = act or ('tanh' if cell == 'standard' else 'sigmoid')
-        dd = {'device': device, 'dtype': dtype}
-        kwargs = {} if rd_ratio is None else {'rd_ratio': rd_ratio}
+        kwargs = {
+            'act': act or ('tanh' if cell == 'standard' else 'sigmoid'), 'device': device, 'dtype': dtype}
+        ratio = {} if rd_ratio is None else {'rd_ratio': rd_ratio}
         self.channels = channels
-        self.cells = nn.ModuleList([_CELLS[cell](channels, act=act, **kwargs, **dd)])
-        self.cells.extend([StandardLSTMCell(channels, act=act, **dd) for _ in range(cells - 1)])
+        self.cells = nn.ModuleList([_CELLS[cell](channels, **ratio, **kwargs)])
+        self.cells.extend(StandardLSTMCell(channels, **kwargs) for _ in range(cells - 1))
 
-    def start(self, x: torch.Tensor, blocks: int) -> list[torch.Tensor]:
+    def start(self, x: Tensor, blocks: int) -> list[Tensor]:
         """Zeros, ones (B, 1), and the cells' matrices, each as often as there are blocks.
 
         A block takes its own out, so their gradients are summed by one operation and not block by block.
         """
         state = self.zeros(x)
         state.append(x.new_ones([x.shape[0], 1]))
-        ready: list[torch.Tensor] = []
+        ready: list[Tensor] = []
         for cell in self.cells:
             ready.extend(cell.prepare())
         each = [matrix.expand(blocks, -1, -1).unbind() for matrix in ready]
@@ -108,8 +100,8 @@ class SharedLSTM(RecurrentUnit):
                 state.append(views[block])
         return state
 
-    def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        after: list[torch.Tensor] = []
+    def excite(self, u: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        after: list[Tensor] = []
         used = 2 * len(self.cells)
         one, place = state[used], used + 1
         for n, cell in enumerate(self.cells):
@@ -137,16 +129,8 @@ class SharedLightLSTM(SharedLSTM):
 
     options = {key: value for key, value in SharedLSTM.options.items() if key != 'dia_cell'}
 
-    def __init__(
-            self,
-            channels: int,
-            cells: int = 1,
-            rd_ratio: float | None = None,
-            act: str | None = None,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(channels, 'light', cells, rd_ratio, act, device, dtype)
+    def __init__(self, channels: int, **kwargs: Any) -> None:
+        super().__init__(channels, 'light', **kwargs)
 
 
 class InferenceLSTM(InferenceForm, RecurrentUnit):
@@ -164,10 +148,10 @@ class InferenceLSTM(InferenceForm, RecurrentUnit):
         self.cells = nn.ModuleList(cell.inference_form() for cell in unit.cells)
         self.train(False)
 
-    def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def excite(self, u: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if self.first is not None:
             u = self.first(u)
-        after: list[torch.Tensor] = []
+        after: list[Tensor] = []
         for n, cell in enumerate(self.cells):
             u, c = cell(u, state[2 * n], state[2 * n + 1])
             after.append(u)

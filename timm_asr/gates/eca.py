@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from timm.layers import EcaModule
+from torch import Tensor
 
 from .gate import ChannelGate, check_unused
 
@@ -15,11 +16,7 @@ class ECA(ChannelGate, EcaModule):
     timm's ``EcaModule``; the convolution runs over the channels and has no bias.
 
     Args:
-        channels: Channels C of the feature map.
         kernel_size: k, odd, instead of the one that follows from C.
-        device: Of the parameters.
-        dtype: Of the parameters.
-        unused: Reduction arguments of timm's blocks, which this gate has no use for.
 
     Raises:
         ValueError: ``kernel_size`` is even.
@@ -27,28 +24,15 @@ class ECA(ChannelGate, EcaModule):
 
     options = {'eca_kernel': 'kernel_size'}
     affine = True
-    paper = """@inproceedings{wang2020eca,
-  title     = {{ECA-Net}: Efficient Channel Attention for Deep Convolutional Neural Networks},
-  author    = {Wang, Qilong and Wu, Banggu and Zhu, Pengfei and Li, Peihua and Zuo, Wangmeng and Hu, Qinghua},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2020}
-}"""
+    paper = 'wang2020eca'
 
     def __init__(
-            self,
-            channels: int,
-            kernel_size: int | None = None,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **unused: Any,
-    ) -> None:
+            self, channels: int, kernel_size: int | None = None, device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None, **unused: Any) -> None:
         check_unused('ECA', unused)
-        if kernel_size is None:
-            super().__init__(channels, device=device, dtype=dtype)
-        elif kernel_size > 0 and kernel_size % 2:
-            super().__init__(None, kernel_size=kernel_size, device=device, dtype=dtype)
-        else:
+        if kernel_size is not None and (kernel_size < 1 or kernel_size % 2 == 0):
             raise ValueError(f"ECA's kernel_size is {kernel_size}; it takes an odd number, such as 5.")
+        super().__init__(None if kernel_size else channels, kernel_size or 3, device=device, dtype=dtype)
 
-    def logits(self, u: torch.Tensor) -> torch.Tensor:
+    def logits(self, u: Tensor) -> Tensor:
         return self.conv(u.unsqueeze(1)).squeeze(1)

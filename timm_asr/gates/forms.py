@@ -6,13 +6,13 @@ linear layer A then needs one product, (A W) GAP(y) + (A b + a), in place of two
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .pointwise import PointwiseConv2d
 
@@ -49,7 +49,7 @@ class InferenceForm(nn.Module):
 class InplaceReLU(nn.Module):
     """max(x, 0), written over x; called in half the time of ``nn.ReLU``, which counts for a single image."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return x.relu_()
 
 
@@ -59,33 +59,23 @@ def in_place(act: nn.Module) -> nn.Module:
 
 
 class Excite(nn.Module):
-    """Any gate without its pooling and scaling.
-
-    Args:
-        gate: The gate.
-    """
+    """Any gate without its pooling and scaling."""
 
     def __init__(self, gate: Any) -> None:
         super().__init__()
         self.gate = gate
 
-    def forward(self, u: torch.Tensor) -> torch.Tensor:
+    def forward(self, u: Tensor) -> Tensor:
         return self.gate.excite(u)
 
 
 class Excitation(nn.Module):
     """v = sigmoid(W2 act(W1 u + b1) + b2); without W1 where the layer before has swallowed it.
 
-    A recurrent gate has further layers between the two: from one hidden layer to the next the network is affine,
+    A recurrent gate has ``inner`` layers between the two: from one hidden layer to the next the network is affine,
     h' = M act(h) + m, with M = W1 diag(s) W2 where the connection is a norm of scale s.
 
     The parameters are its own, since calls of modules are most of what a gate costs for a single image.
-
-    Args:
-        fc1: The first layer.
-        act: The activation.
-        inner: The layers from one hidden layer to the next.
-        fc2: The last layer.
     """
 
     def __init__(self, fc1: nn.Linear, act: nn.Module, inner: list[nn.Linear], fc2: nn.Linear) -> None:
@@ -96,7 +86,7 @@ class Excitation(nn.Module):
         self.inner = nn.ModuleList(inner) if inner else None
         self.weight2, self.bias2 = fc2.weight, fc2.bias
 
-    def forward(self, u: torch.Tensor) -> torch.Tensor:
+    def forward(self, u: Tensor) -> Tensor:
         if self.weight1 is not None:
             u = F.linear(u, self.weight1, self.bias1)
         u = self.act(u)
@@ -117,7 +107,7 @@ class Excitation(nn.Module):
 class LinearSigmoid(nn.Linear):
     """v = sigmoid(W u + b)."""
 
-    def forward(self, u: torch.Tensor) -> torch.Tensor:
+    def forward(self, u: Tensor) -> Tensor:
         return F.linear(u, self.weight, self.bias).sigmoid()
 
     @torch.jit.ignore
@@ -127,80 +117,61 @@ class LinearSigmoid(nn.Linear):
 
 
 class ChannelSigmoid(nn.Module):
-    """v = sigmoid(w * u + b) channel by channel: IE, and RAS whatever its steps.
+    """v = sigmoid(w * u + b) channel by channel, w and b (C,): IE, and RAS whatever its steps."""
 
-    Args:
-        weight: w, (C,).
-        bias: b, (C,).
-    """
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
-    def forward(self, u: torch.Tensor) -> torch.Tensor:
+    def forward(self, u: Tensor) -> Tensor:
         return torch.addcmul(self.bias, u, self.weight).sigmoid()
 
 
 class PairSigmoid(nn.Module):
     """v = sigmoid(w1 * u1 + w2 * u2 + b) on two descriptors side by side, (B, 2C) -> (B, C): SRM.
 
-    With more than one row of weights v is the product of as many such factors: SPE.
-
-    Args:
-        weight: w1 and w2, (2, factors, C).
-        bias: b, (factors, C).
+    With more than one row of weights v is the product of as many such factors: SPE. The weights are (2, factors, C),
+    b is (factors, C).
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
         self.factors = len(bias)
 
-    def forward(self, u: torch.Tensor) -> torch.Tensor:
+    def forward(self, u: Tensor) -> Tensor:
         u1, u2 = u.unsqueeze(1).chunk(2, 2)
         v = torch.addcmul(torch.addcmul(self.bias, u1, self.weight[0]), u2, self.weight[1]).sigmoid()
         return v.prod(1) if self.factors > 1 else v.squeeze(1)
 
 
-def double(tensor: torch.Tensor) -> torch.Tensor:
+def double(tensor: Tensor) -> Tensor:
     """A tensor in float64, on the CPU where its device has none, without gradient."""
     return (tensor.cpu() if tensor.device.type == 'mps' else tensor).detach().double()
 
 
-def doubled(module: nn.Module, like: torch.Tensor) -> Any:
-    """A copy of a module in eval mode and float64, on the CPU where the device of another tensor has none."""
-    return copy.deepcopy(module).eval().to(dtype=torch.float64, device='cpu' if like.device.type == 'mps' else None)
+def doubled(module: nn.Module) -> Any:
+    """A copy of a module in eval mode and float64, on the CPU where its device has none."""
+    mps = any(p.device.type == 'mps' for p in module.parameters())
+    return copy.deepcopy(module).eval().to(dtype=torch.float64, device='cpu' if mps else None)
 
 
-def linear(
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        like: torch.Tensor,
-        kind: type[nn.Linear] = nn.Linear,
-) -> nn.Linear:
+def affine_map(run: Callable[[Tensor], Tensor], inputs: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrix and shift in float64 of an affine function (B, inputs) -> (B, outputs), found by trying it."""
+    rows = torch.eye(inputs, dtype=torch.float64, device='cpu' if like.device.type == 'mps' else like.device)
+    shift = run(torch.zeros_like(rows[:1]))
+    return (run(rows) - shift).t(), shift[0]
+
+
+def linear(weight: Tensor, bias: Tensor | None, like: Tensor, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """A linear layer of given weight and bias, with the dtype and on the device of another tensor."""
     layer = kind(weight.shape[1], weight.shape[0], bias=bias is not None, device='meta')
-    layer.weight = nn.Parameter(weight.detach().to(like))
+    layer.weight = nn.Parameter(weight.detach().to(like).contiguous())
     layer.bias = None if bias is None else nn.Parameter(bias.detach().to(like))
     return layer.eval()
 
 
-def affine_of(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift (C,) in float64 of a norm with running statistics in eval mode, or of an affine map."""
-    scale, shift = double(norm.weight), double(norm.bias)
-    if hasattr(norm, 'running_mean'):
-        scale = scale / (double(norm.running_var) + norm.eps).sqrt()
-        shift = shift - double(norm.running_mean) * scale
-    return scale, shift
-
-
-def swallow(
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        conv: PointwiseConv2d,
-        grids: Sequence[int] = (1,),
-) -> nn.Linear:
+def swallow(weight: Tensor, bias: Tensor | None, conv: PointwiseConv2d, grids: Sequence[int] = (1,)) -> nn.Linear:
     """The linear layer u -> A u + a of a convolution's pooled output, as one of its pooled input.
 
     Args:
@@ -209,34 +180,31 @@ def swallow(
         conv: The convolution, C -> C' channels.
         grids: Cells of each grid that the pooling averages over; (1,) is global average pooling.
     """
-    before = double(conv.weight).flatten(1)
-    a = double(weight)
-    parts, sums = [], []
-    for part in a.split([n * len(before) for n in grids], dim=1):
-        part = part.unflatten(1, (len(before), -1))  # (R, C', cells)
-        parts.append(torch.einsum('rcn,cw->rwn', part, before).flatten(1))
-        sums.append(part.sum(2))
-    shift = torch.zeros(len(a), dtype=a.dtype, device=a.device) if bias is None else double(bias)
+    before, a = double(conv.weight).flatten(1), double(weight)
+    # Each part is (R, C', cells).
+    parts = [part.unflatten(1, (len(before), -1)) for part in a.split([n * len(before) for n in grids], dim=1)]
+    shift = a.new_zeros(len(a)) if bias is None else double(bias)
     if conv.bias is not None:
-        shift = shift + sum(sums) @ double(conv.bias)
-    return linear(torch.cat(parts, dim=1), shift, like=conv.weight)
+        shift = shift + sum(part.sum(2) for part in parts) @ double(conv.bias)
+    return linear(torch.cat([(before.t() @ part).flatten(1) for part in parts], dim=1), shift, like=conv.weight)
 
 
 def swallows(gate: Any, conv: PointwiseConv2d) -> LinearSigmoid:
-    """A gate whose logits are an affine function of the pooled output of a convolution, on the pooled input.
-
-    Its matrix and shift are found by applying the gate to the convolution's columns and to its bias.
-    """
-    gate = doubled(gate, conv.weight)
-    columns = double(conv.weight).flatten(1).t()
-    shift = torch.zeros_like(columns[:1]) if conv.bias is None else double(conv.bias)[None]
-    matrix = gate.logits(columns) - gate.logits(torch.zeros_like(columns[:1]))
-    return linear(matrix.t().contiguous(), gate.logits(shift)[0], conv.weight, LinearSigmoid)  # type: ignore[return-value]
+    """A gate whose logits are an affine function of the pooled output of a convolution, on the pooled input."""
+    gate, before = doubled(gate), doubled(conv)
+    matrix, shift = affine_map(
+        lambda u: gate.logits(F.linear(u, before.weight.flatten(1), before.bias)), conv.in_channels, conv.weight)
+    return linear(matrix, shift, conv.weight, LinearSigmoid)  # type: ignore[return-value]
 
 
-def channel_by_channel(gate: Any, like: torch.Tensor) -> ChannelSigmoid:
+def channel_by_channel(gate: Any, like: Tensor) -> ChannelSigmoid:
     """A gate whose logits are affine channel by channel, as one scale and shift, with the dtype of a tensor (C,)."""
-    gate = doubled(gate, like)
+    scale, shift = scale_and_shift(doubled(gate).logits, like)
+    return ChannelSigmoid(scale.to(like), shift.to(like))
+
+
+def scale_and_shift(run: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C,) in float64 of a function (B, C) -> (B, C) that is affine channel by channel."""
     zero = torch.zeros_like(double(like))[None]
-    shift = gate.logits(zero)
-    return ChannelSigmoid((gate.logits(zero + 1) - shift)[0].to(like), shift[0].to(like))
+    shift = run(zero)
+    return (run(zero + 1) - shift)[0], shift[0]

@@ -1,99 +1,222 @@
-"""Products of channels by one of PyTorch's own kernels, forward and backward.
+"""Operations of a training step with gradients of their own: fewer operations, and no map that is only added.
 
-A BatchNorm whose mean is 0 and whose variance is 1 multiplies each channel by its weight and adds its bias. Its
-backward pass gives the gradients of input, weight and bias by one operation, where a product and a sum take four.
+PyTorch's gradients of ``mean``, ``amax`` and ``amin`` over all positions are maps of their own, in the layout of a
+contiguous tensor, which then have to be added to a map of another layout: on channels_last maps that took longer than
+everything else a gate does in a training step. Other gradients here are one of PyTorch's own kernels where autograd
+takes several.
 """
 
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
 
-from .pooling import needs_gradient
-
-
-def affine(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """weight * u + bias, channel by channel: (B, C), (C,), (C,) -> (B, C)."""
-    if torch.jit.is_scripting():
-        return torch.addcmul(bias, u, weight)
-    else:  # noqa: RET505 - TorchScript compiles what follows a return
-        return _affine(u, weight, bias)
+Operation = TypeVar('Operation', bound=Callable[..., Any])
 
 
-@torch.jit.unused
-def _affine(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    if not needs_gradient(u, weight, bias) or u.shape[0] == 1:  # in this order: a tracer knows no shape
-        return torch.addcmul(bias, u, weight)
-    return torch.native_batch_norm(u, weight, bias, *standard(weight), False, 0.0, 0.0)[0]
+def in_training_for(literal: Operation) -> Callable[[Operation], Operation]:
+    """Make a function take over from ``literal``, ordinary operations, where gradients are wanted.
+
+    TorchScript compiles ``literal``. Compilers and exporters get it too, since they join operations themselves, and
+    so does forward-mode differentiation.
+    """
+    def decorate(function: Operation) -> Operation:
+        @wraps(function)
+        def chosen(*args: Any) -> Any:
+            return function(*args) if needs_gradient(args) else literal(*args)
+
+        chosen.__prepare_scriptable__ = lambda: literal  # type: ignore[attr-defined]
+        return chosen  # type: ignore[return-value]
+
+    return decorate
 
 
-def weigh(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """x * v with a weight for each image and channel, (B, C, H, W), (B, C) -> (B, C, H, W)."""
-    if torch.jit.is_scripting():
-        return x * v[:, :, None, None]
-    else:  # noqa: RET505 - TorchScript compiles what follows a return
-        return _weigh(x, v)
+def needs_gradient(args: Sequence[Any]) -> bool:
+    """Whether gradients of some tensors are wanted, by an ordinary run and in reverse mode."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    if forward_ad._current_level >= 0 or any(isinstance(x, torch.fx.Proxy) for x in args):
+        return False
+    return any(isinstance(x, Tensor) and x.requires_grad for x in args)
 
 
-def weigh_map(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """x * v, with v (B, C, 1, 1), or broadcast over x (B, C, H, W) in another way."""
-    if torch.jit.is_scripting():
-        return x * v
-    else:  # noqa: RET505 - TorchScript compiles what follows a return
-        return _weigh_map(x, v)
+def gradients_of(literal: Callable[..., Any], inputs: tuple[Any, ...], grads: Any) -> tuple[Tensor, ...]:
+    """Gradients by ordinary operations, for a backward pass whose own gradient is wanted."""
+    return torch.func.vjp(literal, *inputs)[1](grads)
 
 
-@torch.jit.unused
-def _weigh_map(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    if needs_gradient(x, v) and v.shape[1:] == (x.shape[1], 1, 1):
-        return _weigh(x, v.flatten(1))
-    return x * v
+def _average_pool(x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(x, 1)
 
 
-@torch.jit.unused
-def _weigh(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    # In other layouts images and channels are no one dimension. Compilers fuse the product themselves.
-    if not needs_gradient(x, v) or x.dtype != v.dtype or not x.is_contiguous() or x.numel() == 0:
-        return x * v[:, :, None, None]
-    return _Weigh.apply(x, v)
+@in_training_for(_average_pool)
+def average_pool(x: Tensor) -> Tensor:
+    """Global average pooling, (B, C, H, W) -> (B, C, 1, 1)."""
+    if x.dtype in (torch.float32, torch.float64):
+        # The gradient of a sum is a view as well, and comes without a call of Python in the backward pass.
+        return x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3])
+    return _AveragePool.apply(x)[1]
 
 
-class _Weigh(torch.autograd.Function):
-    """The gradients of both factors of a contiguous map come from one operation."""
+def _average_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x, F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+@in_training_for(_average_of)
+def average_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The map and the average of its channels: (B, C, H, W) -> (B, C, H, W), (B, C).
+
+    The map that comes back must go nowhere but into one product: its gradient is written over.
+    """
+    x, u = _AveragePool.apply(x)
+    return x, u.flatten(1)
+
+
+class _AveragePool(torch.autograd.Function):
+    """The gradient of the average is added to that of the map, in place."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return x * v[:, :, None, None]
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), F.adaptive_avg_pool2d(x, 1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
+        ctx.shape = inputs[0].shape
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, average: Tensor | None) -> Tensor | None:
+        pixels = ctx.shape[-2] * ctx.shape[-1]
+        if average is None:
+            return grad
+        if grad is None:
+            return (average / pixels).expand(ctx.shape)
+        # Where a gradient of the gradient is wanted, this one must stay as it is.
+        return (grad.add if torch.is_grad_enabled() else grad.add_)(average, alpha=1 / pixels)
+
+
+def max_min(x: Tensor) -> Tensor:
+    """Maximum and minimum of every channel, (B, C, H, W) -> (B, 2C), all maxima first."""
+    return torch.cat([x.amax((2, 3)), x.amin((2, 3))], dim=1)
+
+
+def _extremes_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x, max_min(x)
+
+
+@in_training_for(_extremes_of)
+def extremes_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The map and :func:`max_min` of it. The map must go nowhere but into one product, as in :func:`average_of`."""
+    return _Extremes.apply(x)[:2]
+
+
+class _Extremes(torch.autograd.Function):
+    """The gradient of maximum and minimum is added to that of the map, at two positions a channel."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, ...]:
+        if x.device.type == 'cpu':  # ten times as fast there as what follows
+            high, i = F.max_pool2d(x, x.shape[2:], return_indices=True)
+            low, j = F.max_pool2d(-x, x.shape[2:], return_indices=True)
+            return x.view_as(x), torch.cat([high, -low], 1).flatten(1), i.flatten(2), j.flatten(2)
+        (high, i), (low, j) = x.flatten(2).max(2, keepdim=True), x.flatten(2).min(2, keepdim=True)
+        return x.view_as(x), torch.cat([high, low], 1).flatten(1), i, j
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
+        ctx.shape, places = inputs[0].shape, output[2:]
+        ctx.mark_non_differentiable(*places)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*places)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, extremes: Tensor | None, *_: object) -> Tensor | None:
+        if extremes is None:
+            return grad
+        flat = (extremes.new_zeros(ctx.shape) if grad is None else grad).flatten(2)
+        # Where a gradient of the gradient is wanted, this one must stay as it is.
+        scatter = Tensor.scatter_add if torch.is_grad_enabled() else Tensor.scatter_add_
+        for place, extreme in zip(ctx.saved_tensors, extremes.unsqueeze(2).chunk(2, 1), strict=True):
+            flat = scatter(flat, 2, place, extreme)
+        return flat.unflatten(2, ctx.shape[2:])
+
+
+def _affine(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addcmul(bias, u, weight)
+
+
+@in_training_for(_affine)
+def affine(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """weight * u + bias, channel by channel: (B, C), (C,), (C,) -> (B, C)."""
+    # A BatchNorm of mean 0 and variance 1, whose three gradients are one operation. It takes no single image.
+    if u.shape[0] == 1:
+        return _affine(u, weight, bias)
+    return torch.native_batch_norm(u, weight, bias, *standard(weight), False, 0.0, 0.0)[0]
+
+
+def _weigh(x: Tensor, v: Tensor) -> Tensor:
+    return x * v[:, :, None, None]
+
+
+@in_training_for(_weigh)
+def weigh(x: Tensor, v: Tensor) -> Tensor:
+    """x * v with a weight for each image and channel, (B, C, H, W), (B, C) -> (B, C, H, W)."""
+    # In other layouts images and channels are no one dimension.
+    if x.dtype != v.dtype or not x.is_contiguous() or x.numel() == 0:
+        return _weigh(x, v)
+    return _Weigh.apply(x, v)
+
+
+def _weigh_map(x: Tensor, v: Tensor) -> Tensor:
+    return x * v
+
+
+@in_training_for(_weigh_map)
+def weigh_map(x: Tensor, v: Tensor) -> Tensor:
+    """x * v, with v (B, C, 1, 1), or broadcast over x (B, C, H, W) in another way."""
+    return weigh(x, v.flatten(1)) if v.shape[1:] == (x.shape[1], 1, 1) else x * v
+
+
+class _Weigh(torch.autograd.Function):
+    """The gradients of both factors of a contiguous map come from one operation, as in :func:`affine`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, v: Tensor) -> Tensor:
+        return _weigh(x, v)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, v = ctx.saved_tensors
         if torch.is_grad_enabled() or not grad.is_contiguous():
-            return grad * v[:, :, None, None], (grad * x).sum((2, 3))
+            return _weigh(grad, v), (grad * x).sum((2, 3))
         one_image, weight = (1, v.numel(), *x.shape[2:]), v.flatten()
         of_x, of_v, _ = torch.ops.aten.native_batch_norm_backward(
             grad.view(one_image), x.view(one_image), weight, *standard(weight), None, None, False, 0.0,
             [True, True, False])
         return of_x.view_as(x), of_v.view_as(v)
 
-    @staticmethod
-    def jvp(ctx: Any, of_x: torch.Tensor, of_v: torch.Tensor) -> torch.Tensor:
-        x, v = ctx.saved_tensors
-        return of_x * v[:, :, None, None] + x * of_v[:, :, None, None]
 
-
-def standard(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def standard(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Zeros and ones, as many as there are rows: mean and variance of a norm that does nothing."""
     return _zeros_and_ones(len(like), like.dtype, like.device)
 
 
 @lru_cache(maxsize=64)
-def _zeros_and_ones(count: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _zeros_and_ones(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
         return torch.zeros(count, dtype=dtype, device=device), torch.ones(count, dtype=dtype, device=device)

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .forms import OWN_MATRIX, Excite, GateForm, swallows
-from .fused import weigh
+from .fused import average_of, average_pool, weigh
 from .pointwise import PointwiseConv2d
-from .pooling import average_of, average_pool
 from .shared import SharedGate, SharedUnit
 
 
@@ -38,15 +37,21 @@ class ChannelGate(nn.Module):
     ``forward`` chains them, x' = x * v with v = sigmoid(F(pool(x))) (ASR paper, Eq. 3 and 4). ASR needs ``excite``
     alone, fed with a learned vector.
 
-    A subclass is called as ``Gate(channels, ..., device=None, dtype=None)`` and so serves as timm's ``attn_layer``.
-    It needs ``logits``, and says by the attributes below what is special about it; ``docs/add_a_gate.md`` shows how.
+    A subclass needs ``logits``, and says by the attributes below what is special about it; ``docs/add_a_gate.md``
+    shows how. It serves as timm's ``attn_layer``, since every gate takes these arguments beside its own:
+
+    Args:
+        channels: Channels C of the feature map.
+        device, dtype: Where the parameters are, and their type.
+        rd_ratio, rd_channels, rd_divisor, act_layer: Width and activation of a hidden layer; gates without one
+            take and ignore them.
     """
 
     #: Keyword of ``timm.create_model`` -> argument of the constructor.
     options: dict[str, str] = {}
     #: Arguments that are fixed where ASR feeds the gate with a constant.
     under_asr: dict[str, Any] = {}
-    #: BibTeX of the gate's paper.
+    #: The gate's paper, for model cards: BibTeX, or the key of an entry of ``export/papers.bib``.
     paper = ''
     #: The weights depend on the descriptor alone, so a constant descriptor can be folded into a layer.
     foldable = True
@@ -76,45 +81,45 @@ class ChannelGate(nn.Module):
         super().__init__(*args, **kwargs)
         self.pools_by_default = type(self).pool is ChannelGate.pool
 
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         """Global average pooling, (B, C, H, W) -> (B, C): Eq. 3."""
         return average_pool(x).flatten(1)
 
-    def logits(self, u: torch.Tensor) -> torch.Tensor:
+    def logits(self, u: Tensor) -> Tensor:
         """F(u), what ``squash`` makes weights of: descriptor (B, D) -> (B, C)."""
         raise NotImplementedError
 
-    def squash(self, z: torch.Tensor) -> torch.Tensor:
+    def squash(self, z: Tensor) -> Tensor:
         """Logits to channel weights within ``bounds``: the sigmoid."""
         return z.sigmoid()
 
-    def excite(self, u: torch.Tensor) -> torch.Tensor:
+    def excite(self, u: Tensor) -> Tensor:
         """Descriptor (B, D) to channel weights (B, C) within ``bounds``."""
         return self.squash(self.logits(u))
 
-    def scale(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def scale(self, x: Tensor, v: Tensor) -> Tensor:
         """Multiply the feature map (B, C, H, W) by its channel weights (B, C): Eq. 4."""
         return weigh(x, v)
 
-    def read(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The feature map as ``scale``, and nothing else, may take it, and its descriptor, ``pool(x)``."""
         if self.pools_by_default:
             return average_of(x)
         return x, self.pool(x)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x, u = self.read(x)
         return self.scale(x, self.excite(u))
 
-    def describe(self, psi: torch.Tensor) -> torch.Tensor:
+    def describe(self, psi: Tensor) -> Tensor:
         """The descriptor (1, D) of a feature map of one pixel whose values are psi, a vector (psi_ratio * C,)."""
         return psi.unsqueeze(0)
 
-    def hidden(self, u: torch.Tensor) -> torch.Tensor | None:
+    def hidden(self, u: Tensor) -> Tensor | None:
         """Pre-activations (B, R) of a hidden ReLU, None where there is none."""
         return None
 
-    def flip_hidden(self, rows: torch.Tensor) -> None:
+    def flip_hidden(self, rows: Tensor) -> None:
         """Change the sign of the rows (boolean, (R,)) of the layer before the hidden ReLU."""
 
     @torch.jit.ignore

@@ -1,9 +1,9 @@
 """IEBN, instance enhancement batch normalisation: a norm whose scale is weighed by IE."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .pooling import average_pool
+from .fused import average_pool
 
 
 class IEBN2d(nn.Module):
@@ -20,19 +20,13 @@ class IEBN2d(nn.Module):
     Args:
         num_features: Channels C.
         eps: Added to the variance.
-        momentum: Of the running statistics.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        momentum: That of the running statistics.
+        device, dtype: Where the parameters are, and their type.
     """
 
     def __init__(
-            self,
-            num_features: int,
-            eps: float = 1e-5,
-            momentum: float | None = 0.1,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
+            self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         self.norm = nn.BatchNorm2d(num_features, eps, momentum, affine=False, **dd)
@@ -41,14 +35,14 @@ class IEBN2d(nn.Module):
         self.gate_weight = nn.Parameter(torch.zeros(num_features, **dd))
         self.gate_bias = nn.Parameter(torch.full((num_features,), -1.0, **dd))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         u = average_pool(x).flatten(1)
         scale = self.weight * torch.addcmul(self.gate_bias, u, self.gate_weight).sigmoid()
         return torch.addcmul(self.bias[:, None, None], self.norm(x), scale[:, :, None, None])
 
     @torch.jit.ignore
     @torch.no_grad()
-    def without_attention(self, v: torch.Tensor) -> nn.BatchNorm2d:
+    def without_attention(self, v: Tensor) -> nn.BatchNorm2d:
         """The BatchNorm that is left where the attention is a constant v, (C,): gamma * v in the place of gamma."""
         plain = nn.BatchNorm2d(
             len(self.weight), self.norm.eps, self.norm.momentum, device=self.weight.device, dtype=self.weight.dtype)

@@ -2,8 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from .bottleneck import hidden_width
 from .forms import double
 from .lstm_step import advance, squash
 
@@ -26,19 +27,18 @@ class LSTMCell(nn.Module):
         ValueError: The activation is another.
     """
 
-    def __init__(self, act: str, prepared: int) -> None:
+    def __init__(self, act: str, prepared: int = 0) -> None:
         super().__init__()
         if act not in _ACTIVATIONS:
             raise ValueError(f"The output activation of a cell is one of {', '.join(_ACTIVATIONS)}, not {act!r}.")
         self.act, self.prepared = act, prepared
 
-    def prepare(self) -> list[torch.Tensor]:
+    def prepare(self) -> list[Tensor]:
         """Matrices, made of the parameters, that all blocks of a stage use."""
-        raise NotImplementedError
+        none: list[Tensor] = []
+        return none
 
-    def gates(
-            self, y: torch.Tensor, h: torch.Tensor, one: torch.Tensor, ready: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def gates(self, y: Tensor, h: Tensor, one: Tensor, ready: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Pre-activations (B, 4C) of the gates i, f, g, o: themselves, or the two factors u and W of u W^T.
 
         Args:
@@ -49,14 +49,12 @@ class LSTMCell(nn.Module):
         """
         raise NotImplementedError
 
-    def step(
-            self, y: torch.Tensor, h: torch.Tensor, c: torch.Tensor, one: torch.Tensor, ready: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, y: Tensor, h: Tensor, c: Tensor, one: Tensor, ready: list[Tensor]) -> tuple[Tensor, Tensor]:
         """``forward``, with what is the same for all blocks made before; arguments as in ``gates``."""
         u, weight = self.gates(y, h, one, ready)
         return advance(u, weight, c, self.act)
 
-    def forward(self, y: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Input, hidden and cell state, all (B, C), to the new hidden and cell state."""
         return self.step(y, h, c, y.new_ones([y.shape[0], 1]), self.prepare())
 
@@ -86,22 +84,15 @@ class SqueezedLSTMCell(LSTMCell):
     """
 
     def __init__(
-            self,
-            channels: int,
-            rd_ratio: float = 1 / 4,
-            act: str = 'sigmoid',
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
+            self, channels: int, rd_ratio: float = 1 / 4, act: str = 'sigmoid',
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__(act, prepared=2)
-        dd = {'device': device, 'dtype': dtype}
-        hidden = max(1, round(channels * rd_ratio))
-        self.w_ih = nn.Sequential(
-            nn.Linear(channels, hidden, **dd), nn.ReLU(), nn.Linear(hidden, 4 * channels, **dd))
-        self.w_hh = nn.Sequential(
-            nn.Linear(channels, hidden, **dd), nn.ReLU(), nn.Linear(hidden, 4 * channels, **dd))
+        hidden, dd = hidden_width(channels, rd_ratio), {'device': device, 'dtype': dtype}
+        self.w_ih, self.w_hh = (
+            nn.Sequential(nn.Linear(channels, hidden, **dd), nn.ReLU(), nn.Linear(hidden, 4 * channels, **dd))
+            for _ in range(2))
 
-    def prepare(self) -> list[torch.Tensor]:
+    def prepare(self) -> list[Tensor]:
         y1, y2, h1, h2 = self.w_ih[0], self.w_ih[2], self.w_hh[0], self.w_hh[2]
         zero = torch.zeros_like(y1.weight)
         row = torch.zeros_like(y1.weight[:1])
@@ -112,9 +103,7 @@ class SqueezedLSTMCell(LSTMCell):
         second = torch.cat([y2.weight, h2.weight, (y2.bias + h2.bias)[:, None]], dim=1)  # type: ignore[list-item]
         return [first, second]
 
-    def gates(
-            self, y: torch.Tensor, h: torch.Tensor, one: torch.Tensor, ready: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def gates(self, y: Tensor, h: Tensor, one: Tensor, ready: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         return torch.relu_(F.linear(torch.cat([y, h, one], dim=1), ready[0])), ready[1]
 
     @torch.jit.ignore
@@ -137,23 +126,17 @@ class StandardLSTMCell(LSTMCell):
     """
 
     def __init__(
-            self,
-            channels: int,
-            act: str = 'tanh',
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
+            self, channels: int, act: str = 'tanh', device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None) -> None:
         super().__init__(act, prepared=1)
         self.w_ih = nn.Linear(channels, 4 * channels, device=device, dtype=dtype)
         self.w_hh = nn.Linear(channels, 4 * channels, device=device, dtype=dtype)
 
-    def prepare(self) -> list[torch.Tensor]:
+    def prepare(self) -> list[Tensor]:
         bias = (self.w_ih.bias + self.w_hh.bias).unsqueeze(1)
         return [torch.cat([self.w_ih.weight, self.w_hh.weight, bias], dim=1)]
 
-    def gates(
-            self, y: torch.Tensor, h: torch.Tensor, one: torch.Tensor, ready: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def gates(self, y: Tensor, h: Tensor, one: Tensor, ready: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         return torch.cat([y, h, one], dim=1), ready[0]
 
     @torch.jit.ignore
@@ -179,16 +162,10 @@ class LightLSTMCell(LSTMCell):
     """
 
     def __init__(
-            self,
-            channels: int,
-            rd_ratio: float = 1 / 4,
-            act: str = 'sigmoid',
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(act, prepared=0)
-        dd = {'device': device, 'dtype': dtype}
-        hidden = max(1, round(channels * rd_ratio / 2))
+            self, channels: int, rd_ratio: float = 1 / 4, act: str = 'sigmoid',
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__(act)
+        hidden, dd = hidden_width(channels / 2, rd_ratio), {'device': device, 'dtype': dtype}
         self.fc1 = nn.Linear(channels, hidden, bias=False, **dd)
         self.fc2 = nn.Linear(hidden, channels, bias=False, **dd)
         # Flat, as the scale and shift of a norm are, so that timm's rule by rank exempts them from weight decay.
@@ -198,13 +175,7 @@ class LightLSTMCell(LSTMCell):
         nn.init.uniform_(self.weight_ih, -(0.5**0.5), 0.5**0.5)
         nn.init.uniform_(self.weight_hh, -(0.5**0.5), 0.5**0.5)
 
-    def prepare(self) -> list[torch.Tensor]:
-        none: list[torch.Tensor] = []
-        return none
-
-    def gates(
-            self, y: torch.Tensor, h: torch.Tensor, one: torch.Tensor, ready: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def gates(self, y: Tensor, h: Tensor, one: Tensor, ready: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         y = self.fc2(F.relu(self.fc1(y)))
         return y.repeat(1, 4) * self.weight_ih + h.repeat(1, 4) * self.weight_hh + self.bias, None
 
@@ -223,15 +194,16 @@ class _InferenceCell(nn.Module):
     Subclasses double the rows of g beforehand. Few calls are what counts for a single image.
     """
 
-    def __init__(self, act: str) -> None:
+    def __init__(self, act: str, weight: Tensor, bias: Tensor, like: Tensor) -> None:
         super().__init__()
         self.act = act
+        self.weight, self.bias = nn.Parameter(_doubled(weight).to(like)), nn.Parameter(_doubled(bias).to(like))
 
-    def gates(self, u: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    def gates(self, u: Tensor, h: Tensor) -> Tensor:
         """Pre-activations (B, 4C) of the gates i, f, 2g, o."""
         raise NotImplementedError
 
-    def forward(self, u: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, u: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Input, after the first layer of the cell if it has one, and state (B, C) to the new state."""
         i, f, g, o = self.gates(u, h).sigmoid().chunk(4, 1)
         c = torch.addcmul(f * c, i, g, value=2.0).sub_(i)
@@ -251,14 +223,12 @@ class MergedCell(_InferenceCell):
     """
 
     def __init__(self, act: str, ih: nn.Linear, hh: nn.Linear, squeeze: nn.Linear | None = None) -> None:
-        super().__init__(act)
         weight = torch.cat([double(ih.weight), double(hh.weight)], dim=1)
-        self.weight = nn.Parameter(_doubled(weight).to(ih.weight))
-        self.bias = nn.Parameter(_doubled(double(ih.bias) + double(hh.bias)).to(ih.weight))
+        super().__init__(act, weight, double(ih.bias) + double(hh.bias), like=ih.weight)
         self.squeeze_weight = None if squeeze is None else nn.Parameter(squeeze.weight.detach().clone())
         self.squeeze_bias = None if squeeze is None else nn.Parameter(squeeze.bias.detach().clone())
 
-    def gates(self, u: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    def gates(self, u: Tensor, h: Tensor) -> Tensor:
         if self.squeeze_weight is None:
             return F.linear(torch.cat([u, h], dim=1), self.weight, self.bias)
         h = F.linear(h, self.squeeze_weight, self.squeeze_bias)
@@ -273,17 +243,15 @@ class MergedLightCell(_InferenceCell):
     """
 
     def __init__(self, cell: LightLSTMCell) -> None:
-        super().__init__(cell.act)
         weight = double(cell.fc2.weight).repeat(4, 1) * double(cell.weight_ih)[:, None]
-        self.weight = nn.Parameter(_doubled(weight).to(cell.fc2.weight))
-        self.bias = nn.Parameter(_doubled(double(cell.bias)).to(cell.fc2.weight))
+        super().__init__(cell.act, weight, double(cell.bias), like=cell.fc2.weight)
         self.weight_hh = nn.Parameter(_doubled(double(cell.weight_hh)).to(cell.fc2.weight))
 
-    def gates(self, u: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    def gates(self, u: Tensor, h: Tensor) -> Tensor:
         inputs = F.linear(u.relu(), self.weight, self.bias).unflatten(1, (4, -1))
         return torch.addcmul(inputs, h.unsqueeze(1), self.weight_hh.view(4, -1)).flatten(1)
 
 
-def _doubled(rows: torch.Tensor) -> torch.Tensor:
+def _doubled(rows: Tensor) -> Tensor:
     i, f, g, o = rows.chunk(4)
     return torch.cat([i, f, 2 * g, o])

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 
@@ -27,8 +27,8 @@ class Pass:
     """
 
     owner: 'weakref.ref[object]'
-    tensors: dict[nn.Module, dict[str, torch.Tensor]]
-    stamps: dict[nn.Module, tuple[torch.Tensor, int]]
+    tensors: dict[nn.Module, dict[str, Tensor]]
+    stamps: dict[nn.Module, tuple[Tensor, int]]
     grad: bool
     inference: bool
 
@@ -41,7 +41,7 @@ class _Passes(threading.local):
 _running = _Passes()
 
 
-def version(tensor: torch.Tensor) -> int:
+def version(tensor: Tensor) -> int:
     """How often a tensor was written to in place, as far as PyTorch counts that."""
     return 0 if tensor.is_inference() else tensor._version
 
@@ -64,7 +64,7 @@ def end(owner: object) -> None:
             return
 
 
-def take(module: nn.Module, parameter: torch.Tensor) -> dict[str, torch.Tensor] | None:
+def take(module: nn.Module, parameter: Tensor) -> dict[str, Tensor] | None:
     """The tensors made for a module in a pass that runs, if there are any that still hold; each is given out once."""
     current = find(module)
     if current is None:
@@ -80,15 +80,11 @@ def take(module: nn.Module, parameter: torch.Tensor) -> dict[str, torch.Tensor] 
 _may_save_by_hooks: Callable[[], bool] = getattr(torch._C._autograd, '_saved_tensors_hooks_is_enabled')  # noqa: B009
 
 
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
 def uncounted() -> AbstractContextManager[object]:
     """Where a module makes its tensors itself: a checkpoint must not count what is saved for the backward pass.
 
     When the checkpoint ran for the first time, the tensors may have been handed out.
     """
     if torch.is_grad_enabled() and _may_save_by_hooks():
-        return saved_tensors_hooks(_as_it_is, _as_it_is)
+        return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
     return nullcontext()

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_module
-from torch import nn
+from torch import Tensor, nn
 
 # Multiply-accumulates up to which starting a convolution costs more than computing it. On two CPU cores a matrix
 # product took half the time at 10^6 and twice the time at 5 * 10^7.
@@ -32,14 +32,14 @@ class PointwiseConv2d(nn.Conv2d):
         new.weight, new.bias = conv.weight, conv.bias
         return new.train(conv.training)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             return F.conv2d(x, self.weight, self.bias)
         else:  # noqa: RET505 - TorchScript compiles what follows a return
             return self._forward(x)
 
     @torch.jit.unused
-    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         if (
                 torch.jit.is_tracing() or torch.compiler.is_compiling()
                 or x.numel() * self.out_channels > _SMALL or not x.is_contiguous(memory_format=torch.channels_last)

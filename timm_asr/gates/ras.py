@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from timm.layers import create_act_layer
-from torch import nn
+from torch import Tensor, nn
 
 from .bottleneck import BottleneckGate
 from .eca import ECA
@@ -23,21 +23,15 @@ class Rational(nn.Module):
 
     Molina, Schramowski, Kersting: Pade Activation Units, ICLR 2020, https://arxiv.org/abs/1907.06732. It starts as
     a least-squares fit to leaky ReLU (slope 0.01) on [-3, 3], good to 0.02 there.
-
-    Args:
-        device: Of the parameters.
-        dtype: Of the parameters.
     """
-
-    _NUMERATOR = (0.0336, 0.5050, 1.6527, 2.0081, 0.9306, 0.1521)
-    _DENOMINATOR = (0.0, 3.9765, 0.0, 0.3013)
 
     def __init__(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.numerator = nn.Parameter(torch.tensor(self._NUMERATOR, device=device, dtype=dtype))
-        self.denominator = nn.Parameter(torch.tensor(self._DENOMINATOR, device=device, dtype=dtype))
+        dd = {'device': device, 'dtype': dtype}
+        self.numerator = nn.Parameter(torch.tensor([0.0336, 0.5050, 1.6527, 2.0081, 0.9306, 0.1521], **dd))
+        self.denominator = nn.Parameter(torch.tensor([0.0, 3.9765, 0.0, 0.3013], **dd))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         p = self.numerator[5]
         for n in (4, 3, 2, 1, 0):
             p = p * x + self.numerator[n]
@@ -57,15 +51,11 @@ class RAS(ChannelGate):
     https://arxiv.org/abs/2210.15676.
 
     Args:
-        channels: Channels C of the feature map.
         steps: Times k that the gate is applied, 1 to 4.
         connect: 'bn', 'rational' (:class:`Rational`), or the name of one of timm's activations (Figure 2).
         share: One connection for all steps (Table 3).
         fixed_stats: Replace each BatchNorm by an affine map. ASR feeds a single vector, of which batch statistics
             would leave nothing.
-        device: Of the parameters.
-        dtype: Of the parameters.
-        unused: Reduction arguments of timm's blocks, which this gate has no use for.
 
     Raises:
         ValueError: ``steps`` or ``connect`` is out of range.
@@ -74,33 +64,20 @@ class RAS(ChannelGate):
     options = {'ras_depth': 'steps', 'ras_connect': 'connect', 'ras_share': 'share'}
     under_asr = {'fixed_stats': True}
     shareable = False  # its norms' statistics belong to one place in the network
-    paper = """@article{zhong2022deepening,
-  title   = {Deepening Neural Networks Implicitly and Locally via Recurrent Attention Strategy},
-  author  = {Zhong, Shanshan and Wen, Wushao and Qin, Jinghui and Huang, Zhongzhan},
-  journal = {arXiv preprint arXiv:2210.15676},
-  year    = {2022}
-}"""
+    paper = 'zhong2022deepening'
 
     def __init__(
-            self,
-            channels: int,
-            steps: int = 2,
-            connect: str = 'bn',
-            share: bool = False,
-            fixed_stats: bool = False,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **unused: Any,
-    ) -> None:
+            self, channels: int, steps: int = 2, connect: str = 'bn', share: bool = False, fixed_stats: bool = False,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **unused: Any) -> None:
         check_unused('RAS', unused)
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.full((channels,), -1.0, device=device, dtype=dtype))
-        self.connections, self.passes = connections(channels, steps, connect, share, fixed_stats, device, dtype)
-
+        dd = {'device': device, 'dtype': dtype}
+        self.weight = nn.Parameter(torch.zeros(channels, **dd))
+        self.bias = nn.Parameter(torch.full((channels,), -1.0, **dd))
+        self.connections, self.passes = connections(channels, steps, connect, share, fixed_stats, **dd)
         self.affine = are_norms(self.connections)
 
-    def logits(self, u: torch.Tensor) -> torch.Tensor:
+    def logits(self, u: Tensor) -> Tensor:
         u = affine(u, self.weight, self.bias)
         for _ in range(self.passes):
             for connection in self.connections:
@@ -119,12 +96,7 @@ class Recurrent(ChannelGate):
     pooled as the gate pools: for SE and ECA that is the output itself, for SPA it is repeated 21 times.
 
     Args:
-        channels: Channels C of the feature map.
-        steps: Times k that the gate is applied, 1 to 4.
-        connect: As in :class:`RAS`.
-        share: As in :class:`RAS`.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        channels, steps, connect, share, device, dtype: As in :class:`RAS`.
         kwargs: Of the gate.
 
     Raises:
@@ -142,35 +114,29 @@ class Recurrent(ChannelGate):
         cls.paper = f'{RAS.paper}\n\n{cls.kind.paper}'
 
     def __init__(
-            self,
-            channels: int,
-            steps: int = 2,
-            connect: str = 'bn',
-            share: bool = False,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **kwargs: Any,
-    ) -> None:
+            self, channels: int, steps: int = 2, connect: str = 'bn', share: bool = False,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
         super().__init__()
         self.gate = self.kind(channels, device=device, dtype=dtype, **kwargs)
-        self.connections, self.passes = connections(channels, steps, connect, share, False, device, dtype)
+        self.connections, self.passes = connections(
+            channels, steps, connect, share, fixed_stats=False, device=device, dtype=dtype)
         self.grids, self.bounds = self.gate.grids, self.gate.bounds
         self.affine = self.gate.affine and are_norms(self.connections)
 
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         return self.gate.pool(x)
 
-    def read(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.gate.read(x)
 
-    def logits(self, u: torch.Tensor) -> torch.Tensor:
+    def logits(self, u: Tensor) -> Tensor:
         u = self.gate.logits(u)
         for _ in range(self.passes):
             for connection in self.connections:
                 u = self.gate.logits(self.gate.pool(connection(u)[:, :, None, None]))
         return u
 
-    def squash(self, z: torch.Tensor) -> torch.Tensor:
+    def squash(self, z: Tensor) -> Tensor:
         return self.gate.squash(z)
 
     @torch.jit.ignore
@@ -208,13 +174,7 @@ def are_norms(modules: nn.ModuleList) -> bool:
 
 
 def connections(
-        channels: int,
-        steps: int,
-        connect: str,
-        share: bool,
-        fixed_stats: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        channels: int, steps: int, connect: str, share: bool, fixed_stats: bool, **where: Any,
 ) -> tuple[nn.ModuleList, int]:
     """What stands between k applications of a gate, modules on (B, C), and how often that row of modules is passed.
 
@@ -225,25 +185,17 @@ def connections(
     """
     if not 1 <= steps <= MAX_STEPS:
         raise ValueError(f'A recurrent gate is applied 1 to {MAX_STEPS} times, not {steps}.')
-    passes = steps - 1 if share else 1
-    count = min(1, steps - 1) if share else steps - 1
-    made = [_connection(connect, channels, fixed_stats, device, dtype) for _ in range(count)]
-    return nn.ModuleList(made), passes
+    count, passes = (min(1, steps - 1), steps - 1) if share else (steps - 1, 1)
+    return nn.ModuleList(_connection(connect, channels, fixed_stats, **where) for _ in range(count)), passes
 
 
-def _connection(
-        connect: str,
-        channels: int,
-        fixed_stats: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-) -> nn.Module:
+def _connection(connect: str, channels: int, fixed_stats: bool, **where: Any) -> nn.Module:
     if connect == 'bn':
-        return (ChannelAffine if fixed_stats else nn.BatchNorm1d)(channels, device=device, dtype=dtype)
+        return (ChannelAffine if fixed_stats else nn.BatchNorm1d)(channels, **where)
     if connect == 'rational':
-        return Rational(device=device, dtype=dtype)
+        return Rational(**where)
     try:
-        return create_act_layer(connect).to(device=device, dtype=dtype)
+        return create_act_layer(connect).to(**where)
     except (AttributeError, KeyError):
         raise ValueError(
             f"Unknown connection {connect!r} of a recurrent gate; it takes 'bn', 'rational' or the name of an "

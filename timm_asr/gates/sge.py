@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .fused import average_pool
 from .gate import ChannelGate, check_unused
-from .pooling import average_pool
 
 
 class SGE(ChannelGate):
@@ -20,31 +20,16 @@ class SGE(ChannelGate):
     It acts on positions and so cannot be folded.
 
     Args:
-        channels: Channels C of the feature map.
         groups: Groups at most; G is the largest common divisor of this and C.
         eps: Added to the deviation.
-        device: Of the parameters.
-        dtype: Of the parameters.
-        unused: Reduction arguments of timm's blocks, which this gate has no use for.
     """
 
     foldable = per_channel = shareable = False
-    paper = """@article{li2019sge,
-  title   = {Spatial Group-wise Enhance: Improving Semantic Feature Learning in Convolutional Networks},
-  author  = {Li, Xiang and Hu, Xiaolin and Yang, Jian},
-  journal = {arXiv preprint arXiv:1905.09646},
-  year    = {2019}
-}"""
+    paper = 'li2019sge'
 
     def __init__(
-            self,
-            channels: int,
-            groups: int = 64,
-            eps: float = 1e-5,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **unused: Any,
-    ) -> None:
+            self, channels: int, groups: int = 64, eps: float = 1e-5, device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None, **unused: Any) -> None:
         check_unused('SGE', unused)
         super().__init__()
         self.groups = math.gcd(groups, channels)
@@ -52,16 +37,16 @@ class SGE(ChannelGate):
         self.weight = nn.Parameter(torch.zeros(self.groups, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.ones(self.groups, device=device, dtype=dtype))
 
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         """Similarity of every position to its group's mean, (B, C, H, W) -> (B, G, H, W)."""
         return (x * average_pool(x)).unflatten(1, (self.groups, -1)).sum(2)
 
-    def logits(self, u: torch.Tensor) -> torch.Tensor:
+    def logits(self, u: Tensor) -> Tensor:
         """Similarities, normalised over positions and scaled, (B, G, H, W) -> (B, G, H, W)."""
         var, mean = torch.var_mean(u, dim=(2, 3), correction=0, keepdim=True)
         u = (u - mean) / (var.clamp_min(1e-12).sqrt() + self.eps)  # a root at zero has no gradient
         return u * self.weight[:, None, None] + self.bias[:, None, None]
 
-    def scale(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def scale(self, x: Tensor, v: Tensor) -> Tensor:
         """Multiply (B, C, H, W) by the weights (B, G, H, W) of each channel's group."""
         return (x.unflatten(1, (self.groups, -1)) * v.unsqueeze(2)).flatten(1, 2)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass
@@ -53,19 +53,19 @@ class SharedUnit(nn.Module):
     #: As in :class:`~timm_asr.gates.gate.ChannelGate`.
     form_in_onnx = False
 
-    def start(self, x: torch.Tensor, blocks: int) -> list[torch.Tensor]:
+    def start(self, x: Tensor, blocks: int) -> list[Tensor]:
         """The state before the first of so many blocks, from the stage's input (B, C', H', W').
 
         It is empty for stateless units.
         """
-        state: list[torch.Tensor] = []
+        state: list[Tensor] = []
         return state
 
-    def pool(self, a: torch.Tensor) -> torch.Tensor:
+    def pool(self, a: Tensor) -> Tensor:
         """Feature map (B, C, H, W) to descriptor (B, D)."""
         raise NotImplementedError
 
-    def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def excite(self, u: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Descriptor (B, D) and state to z (B, C) and the new state."""
         raise NotImplementedError
 
@@ -74,15 +74,13 @@ class SharedUnit(nn.Module):
         """A new module that turns z, (B, C, 1, 1) or (B, 1, H, W), into weights, for one block."""
         return nn.Identity()
 
-    def forward(
-            self, a: torch.Tensor, state: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    def forward(self, a: Tensor, state: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Feature map (B, C, H, W) and state to the map that z weighs, z (broadcast over it), and the new state."""
         a, u = self.read(a)
         z, state = self.excite(u, state)
         return a, z[:, :, None, None], state
 
-    def read(self, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """The feature map as one product with z, and nothing else, may take it, and its descriptor, ``pool(a)``."""
         return a, self.pool(a)
 
@@ -109,13 +107,13 @@ class SharedGate(SharedUnit):
         super().__init__()
         self.gate = gate
 
-    def pool(self, a: torch.Tensor) -> torch.Tensor:
+    def pool(self, a: Tensor) -> Tensor:
         return self.gate.pool(a)
 
-    def read(self, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, a: Tensor) -> tuple[Tensor, Tensor]:
         return self.gate.read(a)
 
-    def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def excite(self, u: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         return self.gate.excite(u), state
 
     @torch.jit.ignore
@@ -141,5 +139,5 @@ class InferenceSharedGate(SharedUnit):
         super().__init__()
         self.gate = gate
 
-    def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def excite(self, u: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         return self.gate(u), state

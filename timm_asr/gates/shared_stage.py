@@ -5,60 +5,60 @@ from collections.abc import Callable
 import torch
 from timm.models import checkpoint, checkpoint_seq
 from timm.models.resnet import BasicBlock, Bottleneck
-from torch import nn
+from torch import Tensor, nn
 
 from .fused import weigh_map
 from .shared import SharedUnit
 
 
-class BranchBasicBlock(BasicBlock):
-    """timm's ``BasicBlock`` cut in two, so that the unit of a stage can act in between.
+class _Cut(nn.Module):
+    """A residual block of timm's cut in two, so that the unit of a stage can act in between.
 
     ``forward`` gives the residual branch a = f(x) and the shortcut; ``merge`` weighs a and adds.
     """
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
-        a = self.act1(self.drop_block(self.bn1(self.conv1(x))))
-        a = self.bn2(self.conv2(self.aa(a)))  # type: ignore[misc]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a = self.branch(x)
         if self.se is not None:
             a = self.se(a)
         if self.downsample is not None:
             x = self.downsample(x)
         return a, x
 
-    def merge(self, a: torch.Tensor, z: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+    def merge(self, a: Tensor, z: Tensor, shortcut: Tensor) -> Tensor:
         """act(shortcut + a * own(z)), with z broadcast over the branch a."""
         a = weigh_map(a, self.own(z))
         if self.drop_path is not None:
             a = self.drop_path(a)
         a += shortcut
+        return self.last_act(a)
+
+
+class BranchBasicBlock(_Cut, BasicBlock):
+    """timm's ``BasicBlock`` cut in two."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        x = self.act1(self.drop_block(self.bn1(self.conv1(x))))
+        return self.bn2(self.conv2(self.aa(x)))
+
+    def last_act(self, a: Tensor) -> Tensor:
         return self.act2(a)
 
 
-class BranchBottleneck(Bottleneck):
-    """timm's ``Bottleneck`` cut in two, as :class:`BranchBasicBlock`."""
+class BranchBottleneck(_Cut, Bottleneck):
+    """timm's ``Bottleneck`` cut in two."""
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
-        a = self.act1(self.bn1(self.conv1(x)))
-        a = self.act2(self.drop_block(self.bn2(self.conv2(a))))
-        a = self.bn3(self.conv3(self.aa(a)))  # type: ignore[misc]
-        if self.se is not None:
-            a = self.se(a)
-        if self.downsample is not None:
-            x = self.downsample(x)
-        return a, x
+    def branch(self, x: Tensor) -> Tensor:
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.act2(self.drop_block(self.bn2(self.conv2(x))))
+        return self.bn3(self.conv3(self.aa(x)))
 
-    def merge(self, a: torch.Tensor, z: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
-        """act(shortcut + a * own(z)), with z broadcast over the branch a."""
-        a = weigh_map(a, self.own(z))
-        if self.drop_path is not None:
-            a = self.drop_path(a)
-        a += shortcut
+    def last_act(self, a: Tensor) -> Tensor:
         return self.act3(a)
 
 
 class SharedStage(nn.ModuleList):
-    """Residual blocks in a row that share one attention unit; see :class:`timm_asr.layers.SharedUnit`.
+    """Residual blocks in a row that share one attention unit; see :class:`~timm_asr.gates.shared.SharedUnit`.
 
     (B, C', H', W') -> (B, C, H, W). The first block keeps the unit, ``stage[0].unit``: so it is counted and saved
     once, and the blocks keep the names that they have in the plain network. The unit's state lives inside one call.
@@ -86,7 +86,7 @@ class SharedStage(nn.ModuleList):
         """The unit that the blocks share."""
         return self[0].unit
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         state = self[0].unit.start(x, self.count)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return self._checkpointed(x, state)
@@ -97,15 +97,15 @@ class SharedStage(nn.ModuleList):
         return x
 
     @torch.jit.ignore
-    def _checkpointed(self, x: torch.Tensor, state: list[torch.Tensor]) -> torch.Tensor:
+    def _checkpointed(self, x: Tensor, state: list[Tensor]) -> Tensor:
         for block in self:
             x, *state = checkpoint(self._step(block), x, *state)
         return x
 
     @torch.jit.ignore
-    def _step(self, block: nn.Module) -> Callable[..., tuple[torch.Tensor, ...]]:
+    def _step(self, block: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
         # State goes in and out as tensors of their own: inside a list, reentrant checkpointing would miss them.
-        def step(x: torch.Tensor, *state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def step(x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
             a, shortcut = block(x)
             a, z, after = self.unit(a, list(state))
             return block.merge(a, z, shortcut), *after
@@ -120,7 +120,7 @@ class PlainStage(nn.Sequential):
         super().__init__(*blocks)
         self.grad_checkpointing = False
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(self, x)
         for block in self:

@@ -3,14 +3,13 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .forms import Excite, GateForm, PairSigmoid, double
-from .fused import affine
+from .fused import affine, average_pool, extremes_of, max_min
 from .gate import ChannelGate, check_unused
-from .pooling import average_pool, check_mix, extremes, needs_gradient
-from .spe_mix import MixedWeights, shares, shares_of
+from .pooling import check_mix
+from .spe_mix import mixed_weights, shares, shares_of
 
 #: Ways to reweight: the paper's, those of its Figure 4, and none.
 REWEIGHTS = ('shared', 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'none')
@@ -40,16 +39,12 @@ class SPE(ChannelGate):
     Zhong, Wen, Qin: Mix-Pooling Strategy for Attention Mechanism, https://arxiv.org/abs/2208.10322.
 
     Args:
-        channels: Channels C of the feature map.
         mix: Fixed lambda in [0, 1] (Table 3), 'max' for 1, 'min' for 0; 'average' for u = average pooling (Figure 2),
             while the reweighting still sees maximum and minimum; None learns lambda.
         reweight: See above.
         eta: Factor of the penalty p0^2 + p1^2 (Eq. 8), which training adds through ``timm_asr.auxiliary_loss``. Where
             nobody asks for it, as in timm's own ``train.py``, its gradient is added in the backward pass; a loss that
             is scaled (float16 AMP) or divided (accumulation) does not scale that.
-        device: Of the parameters.
-        dtype: Of the parameters.
-        unused: Reduction arguments of timm's blocks, which this gate has no use for.
 
     Raises:
         ValueError: ``mix``, ``reweight`` or ``eta`` is out of range.
@@ -58,23 +53,11 @@ class SPE(ChannelGate):
     options = {'spe_mix': 'mix', 'spe_reweight': 'reweight', 'spe_eta': 'eta'}
     under_asr = {'mix': 0.5}  # of one pixel, maximum and minimum are the same for any mix
     form_in_onnx = True
-    paper = """@article{zhong2022mixpooling,
-  title   = {Mix-Pooling Strategy for Attention Mechanism},
-  author  = {Zhong, Shanshan and Wen, Wushao and Qin, Jinghui},
-  journal = {arXiv preprint arXiv:2208.10322},
-  year    = {2022}
-}"""
+    paper = 'zhong2022mixpooling'
 
     def __init__(
-            self,
-            channels: int,
-            mix: float | str | None = None,
-            reweight: str = 'shared',
-            eta: float = 0.1,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **unused: Any,
-    ) -> None:
+            self, channels: int, mix: float | str | None = None, reweight: str = 'shared', eta: float = 0.1,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **unused: Any) -> None:
         check_unused('SPE', unused)
         super().__init__()
         if reweight not in REWEIGHTS:
@@ -88,7 +71,7 @@ class SPE(ChannelGate):
         # Makes the mix 1/2 where both its parameters are zero; changes it by less than 1e-12 where one exceeds 0.1.
         self.eps = 1e-14
         self.average = mix == 'average'
-        self.fixed_mix = None if mix is None or mix == 'average' else check_mix(mix, 'spe_mix')
+        self.fixed_mix = 0.5 if mix is None or mix == 'average' else check_mix(mix, 'spe_mix')
         self.mix = nn.Parameter(torch.full((2,), 0.5, **dd)) if mix is None else None
         self.collected = False
         self._watch()
@@ -98,93 +81,70 @@ class SPE(ChannelGate):
         self.rew_weight = nn.Parameter(torch.zeros(width, **dd)) if width else None
         self.rew_bias = nn.Parameter(torch.full((width,), -1.0, **dd)) if width else None
 
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         """Maximum and minimum of every channel, and its average where the mix is that: Eq. 1.
 
         (B, C, H, W) -> (B, 2C) or (B, 3C), all maxima first.
         """
-        pools = [x.amax((2, 3)), x.amin((2, 3))]
-        if self.average:
-            pools.append(average_pool(x).flatten(1))
-        return torch.cat(pools, dim=1)
+        u = max_min(x)
+        return torch.cat([u, average_pool(x).flatten(1)], 1) if self.average else u
 
-    def describe(self, psi: torch.Tensor) -> torch.Tensor:
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (x, self.pool(x)) if self.average else extremes_of(x)
+
+    def describe(self, psi: Tensor) -> Tensor:
         return torch.cat([psi, psi]).unsqueeze(0)
 
-    def shares(self) -> torch.Tensor:
+    def shares(self) -> Tensor:
         """Shares (2,) of maximum and minimum, lambda and 1 - lambda: Eq. 3. Needs a learned mix."""
         p = self.mix
         assert p is not None
         return shares(p, self.eps)
 
-    def excite(self, u: torch.Tensor) -> torch.Tensor:
+    def excite(self, u: Tensor) -> Tensor:
+        w, b, share = self.rew_weight, self.rew_bias, self._shares()
+        if self.reweight == 'shared' and share is not None and w is not None and b is not None:
+            return mixed_weights(u, share, self.exc_weight, self.exc_bias, w, b)
+        parts = u.chunk(3 if self.average else 2, 1)
+        high, low = parts[0], parts[1]
         if self.average:
-            high, low, mean = u.chunk(3, 1)
-            return self._weigh(high, low, mean)
-        high, low = u.chunk(2, 1)
-        return self._weights(high, low)
+            mixed = parts[2]
+        elif share is not None:
+            mixed = torch.lerp(low, high, share[0].to(high.dtype))
+        else:
+            mixed = torch.lerp(low, high, self.fixed_mix)
+        return affine(mixed, self.exc_weight, self.exc_bias).sigmoid() * self._reweights(high, low)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.average:
-            return self.scale(x, self.excite(self.pool(x)))
-        x, high, low = extremes(x)
-        return self.scale(x, self._weights(high, low))
-
-    def _weights(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-        if not torch.jit.is_scripting():
-            v = self._at_once(high, low)
-            if v is not None:
-                return v
-        return self._weigh(high, low, self._mixed(high, low))
-
-    def _weigh(self, high: torch.Tensor, low: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
-        v = affine(mixed, self.exc_weight, self.exc_bias).sigmoid()
-        if self.reweight == 'shared' and self.rew_weight is not None and self.rew_bias is not None:
-            # v * sigmoid(...) as a gated linear unit, whose gradient is one operation
-            return F.glu(torch.cat([v, affine(high + low, self.rew_weight, self.rew_bias)], dim=1), 1)
-        return v * self._reweights(high, low)
-
-    def _mixed(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-        if self.fixed_mix is not None:
-            return torch.lerp(low, high, self.fixed_mix)
+    def _shares(self) -> Tensor | None:
+        if self.mix is None:
+            return None
         if torch.jit.is_scripting():
-            return torch.lerp(low, high, self.shares()[0].to(high.dtype))
+            return self.shares()
         else:  # noqa: RET505 - TorchScript compiles what follows a return
-            return torch.lerp(low, high, self._found_shares()[0].to(high.dtype))
+            return self._found_shares()
 
     @torch.jit.unused
-    def _found_shares(self) -> torch.Tensor:
+    def _found_shares(self) -> Tensor:
         return shares_of(self)
 
-    @torch.jit.unused
-    def _at_once(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor | None:
-        """The weights by one autograd function, None where ordinary operations have to do."""
-        p, w = self.mix, self.exc_weight
-        if p is None or self.reweight != 'shared' or not needs_gradient(high, p, w):
-            return None
-        if not (high.dtype == p.dtype == w.dtype and w.dtype in (torch.float32, torch.float64)):
-            return None
-        pair = torch.stack([high, low], 1)
-        return MixedWeights.apply(pair, shares_of(self), w, self.exc_bias, self.rew_weight, self.rew_bias)[0]
-
-    def _reweights(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+    def _reweights(self, high: Tensor, low: Tensor) -> Tensor:
         w, b = self.rew_weight, self.rew_bias
         if w is None or b is None:
             return torch.ones_like(high)
         if self.reweight == 'a':
             w_high, w_low = w.chunk(2)
             return (w_high * high + w_low * low + b.view(2, -1).sum(0)).sigmoid()
-        if self.reweight == 'b':
-            return (high + low) * w + b
+        if self.reweight in ('shared', 'b'):
+            z = affine(high + low, w, b)
+            return z if self.reweight == 'b' else z.sigmoid()
+        of_high, of_low = affine(high, w, b), affine(low, w, b)
         if self.reweight == 'c':
-            return ((w * high + b) * (w * low + b)).sigmoid()
+            return (of_high * of_low).sigmoid()
         if self.reweight == 'd':
-            return (w * high + b).sigmoid() + (w * low + b).sigmoid()
+            return of_high.sigmoid() + of_low.sigmoid()
         if self.reweight == 'e':
-            return (w * high + b).sigmoid() * (w * low + b).sigmoid()
-        if self.reweight == 'f':
-            return (w * high + b).sigmoid()
-        return (w * low + b).sigmoid()
+            return of_high.sigmoid() * of_low.sigmoid()
+        return of_high.sigmoid() if self.reweight == 'f' else of_low.sigmoid()
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of copies and pickles, whose parameters have no hooks
         super().__setstate__(state)
@@ -194,12 +154,12 @@ class SPE(ChannelGate):
         if self.mix is not None and self.mix.requires_grad:
             self.mix.register_hook(self._with_penalty)
 
-    def _with_penalty(self, gradient: torch.Tensor | None) -> torch.Tensor | None:
+    def _with_penalty(self, gradient: Tensor | None) -> Tensor | None:
         """The gradient of the mix; with that of the penalty where nobody adds the penalty to the loss."""
         return gradient if gradient is None or self.collected else gradient + 2 * self.eta * self.mix.detach()
 
     @torch.jit.ignore
-    def penalty(self) -> tuple[float, torch.Tensor] | None:
+    def penalty(self) -> tuple[float, Tensor] | None:
         """eta and (p0, p1) of the penalty eta (p0^2 + p1^2), None where the mix is fixed: Eq. 8.
 
         Who asks adds it to the loss: from then on its gradient is not added here.
@@ -211,26 +171,22 @@ class SPE(ChannelGate):
     def inference_form(self, conv: nn.Module | None = None) -> GateForm | None:
         if self.average:
             return None
-        like = self.exc_weight
         if self.reweight not in ('shared', 'a', 'f', 'g', 'none'):  # a sigmoid is not the last step
             return GateForm('output', MaxMinPool(), Excite(self))
-        high, low = self.shares().double() if self.fixed_mix is None else (self.fixed_mix, 1 - self.fixed_mix)
+        high, low = (self.fixed_mix, 1 - self.fixed_mix) if self.mix is None else self.shares().double()
         w = double(self.exc_weight)
         weights, biases = [torch.stack([high * w, low * w])], [double(self.exc_bias)]
         if self.rew_weight is not None:
             w, b = double(self.rew_weight), double(self.rew_bias)
-            if self.reweight == 'a':
-                weights.append(w.view(2, -1))
-                biases.append(b.view(2, -1).sum(0))
-            else:
-                weights.append(torch.stack([w * (self.reweight != 'g'), w * (self.reweight != 'f')]))
-                biases.append(b)
-        excite = PairSigmoid(torch.stack(weights, dim=1).to(like), torch.stack(biases).to(like))
+            weights.append(w.view(2, -1) if self.reweight == 'a' else
+                           torch.stack([w * (self.reweight != 'g'), w * (self.reweight != 'f')]))
+            biases.append(b.view(-1, len(self.exc_bias)).sum(0))
+        excite = PairSigmoid(torch.stack(weights, dim=1).to(self.exc_weight), torch.stack(biases).to(self.exc_weight))
         return GateForm('output', MaxMinPool(), excite)
 
 
 class MaxMinPool(nn.Module):
     """Maximum and minimum of every channel, (B, C, H, W) -> (B, 2C), all maxima first."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x.amax((2, 3)), x.amin((2, 3))], dim=1)
+    def forward(self, x: Tensor) -> Tensor:
+        return max_min(x)

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from .forms import GateForm, PairSigmoid, affine_of, double
+from .forms import GateForm, PairSigmoid, double, doubled, scale_and_shift
+from .fused import average_pool
 from .gate import ChannelGate, check_unused
-from .pooling import average_pool
 from .shared import SharedGate, SharedUnit
 
 
@@ -16,16 +16,12 @@ class ChannelAffine(nn.Module):
     """y = w * u + b on (B, C): a BatchNorm whose statistics are fixed at mean 0 and variance 1."""
 
     def __init__(
-            self,
-            channels: int,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
+            self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
 
-    def forward(self, u: torch.Tensor) -> torch.Tensor:
+    def forward(self, u: Tensor) -> Tensor:
         return torch.addcmul(self.bias, u, self.weight)
 
 
@@ -39,34 +35,19 @@ class SRM(ChannelGate):
     descriptor has no gradient at all.
 
     Args:
-        channels: Channels C of the feature map.
         eps: Added to the variance before the square root.
         fixed_stats: Replace the BatchNorm by an affine map. ASR feeds a single vector, of which batch statistics
             would leave nothing.
-        device: Of the parameters.
-        dtype: Of the parameters.
-        unused: Reduction arguments of timm's blocks, which this gate has no use for.
     """
 
     psi_ratio = 2  # mean and deviation
     under_asr = {'fixed_stats': True}
     norm_stays = True
-    paper = """@inproceedings{lee2019srm,
-  title     = {{SRM}: A Style-based Recalibration Module for Convolutional Neural Networks},
-  author    = {Lee, HyunJae and Kim, Hyo-Eun and Nam, Hyeonseob},
-  booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
-  year      = {2019}
-}"""
+    paper = 'lee2019srm'
 
     def __init__(
-            self,
-            channels: int,
-            eps: float = 1e-5,
-            fixed_stats: bool = False,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **unused: Any,
-    ) -> None:
+            self, channels: int, eps: float = 1e-5, fixed_stats: bool = False,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **unused: Any) -> None:
         check_unused('SRM', unused)
         super().__init__()
         self.eps = eps
@@ -75,21 +56,21 @@ class SRM(ChannelGate):
         norm = ChannelAffine if fixed_stats else nn.BatchNorm1d
         self.bn = norm(channels, device=device, dtype=dtype)
 
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         """Mean and standard deviation of every channel side by side, (B, C, H, W) -> (B, 2C)."""
         # Two average poolings: torch.var_mean takes over ten times as long on channels_last maps on the CPU.
         mean = average_pool(x)
         var = average_pool((x - mean).square())
         return torch.cat([mean, (var + self.eps).sqrt()], dim=3).flatten(1)
 
-    def logits(self, u: torch.Tensor) -> torch.Tensor:
+    def logits(self, u: Tensor) -> Tensor:
         return self.bn((u.unflatten(1, (-1, 2)) * self.cfc).sum(2))
 
     @torch.jit.ignore
     def inference_form(self, conv: nn.Module | None = None) -> GateForm | None:
         if isinstance(self.bn, nn.Identity):  # it is each block's own
             return None
-        scale, shift = affine_of(self.bn)
+        scale, shift = scale_and_shift(doubled(self.bn), self.bn.weight)
         weight = (double(self.cfc) * scale[:, None]).t().unsqueeze(1).contiguous()
         excite = PairSigmoid(weight.to(self.cfc), shift[None].to(self.cfc))
         return GateForm('output', MeanStdPool(self.eps), excite)
@@ -100,17 +81,13 @@ class SRM(ChannelGate):
 
 
 class SharedSRM(SharedGate):
-    """SRM with a shared linear part; BatchNorm and sigmoid are each block's own.
-
-    Args:
-        gate: The gate; its BatchNorm is taken out.
-    """
+    """SRM with a shared linear part; BatchNorm and sigmoid are each block's own."""
 
     def __init__(self, gate: SRM) -> None:
         super().__init__(gate)
         gate.bn = nn.Identity()
 
-    def excite(self, u: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def excite(self, u: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         return self.gate.logits(u), state
 
     @torch.jit.ignore
@@ -124,16 +101,13 @@ class MeanStdPool(nn.Module):
     """Mean and standard deviation of every channel, (B, C, H, W) -> (B, 2C), all means first.
 
     In two passes, which on the CPU is 10 times as fast as ``torch.var_mean`` on channels-last maps.
-
-    Args:
-        eps: Added to the variance.
     """
 
     def __init__(self, eps: float) -> None:
         super().__init__()
         self.eps = eps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         mean = F.adaptive_avg_pool2d(x, 1)
         var = F.adaptive_avg_pool2d((x - mean).square(), 1)
         return torch.cat([mean, (var + self.eps).sqrt()], dim=1).flatten(1)
