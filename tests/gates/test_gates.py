@@ -10,10 +10,11 @@ from timm_asr.gates.cbam import CBAM
 from timm_asr.gates.eca import ECA
 from timm_asr.gates.ie import IE
 from timm_asr.gates.se import SE
+from timm_asr.gates.sem import SEM
 from timm_asr.gates.sge import SGE
 from timm_asr.gates.spa import SPA
 from timm_asr.gates.srm import SRM
-from timm_asr.gates.table import GATES, asr_gate, get_gate, list_gates
+from timm_asr.gates.table import GATES, asr_gate, get_gate, list_gates, list_units, takers
 
 C = 32
 
@@ -209,3 +210,20 @@ def test_rd_ratio_needs_a_hidden_layer():
     assert asr_gate('se', 0.25)(64).fc1.out_channels == 16
     with pytest.raises(TypeError, match="'eca' has no hidden layer"):
         asr_gate('eca', 0.25)
+
+
+@pytest.mark.parametrize('ratio', [0, -0.25, float('nan'), float('inf')])
+@pytest.mark.parametrize(('place', 'name'), [
+    *(('gate', name) for name in GATES if name in takers('rd_ratio')),
+    *(('asr', name) for name in list_gates(foldable=True) if name in takers('rd_ratio')),
+    *(('dia', name) for name in list_units() if name in takers('rd_ratio'))])
+def test_a_hidden_width_is_positive(place, name, ratio):
+    with pytest.raises(ValueError, match=f'^rd_ratio is {ratio}; the hidden width over channels is positive, such as'):
+        timm.create_model('resnet20', rd_ratio=ratio, **{place: name})
+
+
+@pytest.mark.parametrize('kind', [SE, CBAM, SPA, SEM])
+def test_a_hidden_layer_has_a_value(kind):
+    assert sum(p.numel() for p in kind(4, rd_ratio=1e-9).parameters()) > 0
+    with pytest.raises(ValueError, match='The hidden layer of a gate would have 0 values; it takes at least one.'):
+        kind(64, rd_channels=0)

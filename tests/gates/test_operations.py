@@ -7,7 +7,7 @@ import timm
 import torch
 from helpers import randomize, relative_error, small
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vmap
 
 from timm_asr import auxiliary_loss
 from timm_asr.engine.measure import saved_for_backward
@@ -73,11 +73,11 @@ CASES = {
 def test_derivatives(case, layout):
     function, shapes = CASES[case]
     args = tensors(*shapes, layout=layout)
-    assert gradcheck(function, args, check_forward_ad=case != 'spe')
+    assert gradcheck(function, args, check_forward_ad=case not in ('shares', 'spe'))
     assert gradgradcheck(function, args)
 
 
-def test_gradients_of_single_samples():
+def test_gradients_of_single_samples_and_forward_mode():
     for name in ('se', 'ras', 'spe', 'dia_lstm'):
         model = randomize(small(f'resnet20_{name}', layers=(1, 1, 1), channels=(4, 4, 8))).eval()
         auxiliary_loss(model)  # asked for, the penalty of SPE is not added to gradients by itself
@@ -91,6 +91,9 @@ def test_gradients_of_single_samples():
         model(x).square().sum().backward()
         for key, p in model.named_parameters():
             assert relative_error(p.grad, each[key].sum(0)) < 1e-10
+        directions = {key: torch.randn_like(p) for key, p in parameters.items()}
+        _, forward = jvp(lambda p: loss(p, x[0]), (parameters,), (directions,))
+        assert relative_error(sum((each[key][0] * d).sum() for key, d in directions.items()), forward) < 1e-10
 
 
 @pytest.mark.parametrize('name', ['resnet20_se', 'resnet20_ras', 'resnet20_spe', 'resnet20_dia_lstm', 'resnet20_srm'])

@@ -74,13 +74,13 @@ def vector_maker(name: str, rd_ratio: float | None = None, **options: Any) -> Ca
         TypeError: An option is not that gate's, or has no meaning under ASR.
     """
     options = {key: value for key, value in {'rd_ratio': rd_ratio, **options}.items() if value is not None}
-    if rd_ratio is not None and not rd_ratio > 0:
-        raise ValueError(f'rd_ratio is {rd_ratio}; the hidden width over channels is positive, such as 1/16.')
     if name not in UNGATED:
         try:
-            return asr_gate(name, **options)
+            gate = asr_gate(name, **options)
         except ValueError as error:
             raise ValueError(f'{error} Without a gate: {", ".join(UNGATED)}.') from None
+        gate(8, device='meta')  # so that a wrong value is refused before a network is built
+        return gate
     if options:
         raise TypeError(f"asr='{name}' is a vector without a gate and takes no {min(options)}.")
     return UNGATED[name]

@@ -121,11 +121,10 @@ def _between(gate: BottleneckGate, connections: Sequence[nn.Module]) -> list[nn.
         width = before.weight.shape[1]
         return linear(*affine_map(lambda h: after(dense(h, before.weight, before.bias)), width, like), like=like)
 
+    def again(connection: nn.Module) -> Callable[[Tensor], Tensor]:
+        norm = doubled(connection)
+        return lambda u: gate.hidden(gate.pool(norm(u)[:, :, None, None]))
+
     deeper = [layer(before, partial(dense, weight=after.weight, bias=after.bias))
               for (_, before), (after, _) in pairwise(pairs)]
-    layers = list(deeper)
-    for connection in connections:
-        norm = doubled(connection)
-        layers.append(layer(pairs[-1][1], lambda u, norm=norm: gate.hidden(gate.pool(norm(u)[:, :, None, None]))))
-        layers += deeper
-    return layers
+    return deeper + [made for connection in connections for made in (layer(pairs[-1][1], again(connection)), *deeper)]

@@ -56,8 +56,7 @@ class SharedLSTM(RecurrentUnit):
         rd_ratio: Hidden width over C of the squeezed cell, over C / 2 of the light one (1 / r; default 1/4).
         act: Output activation of all cells: 'sigmoid', 'tanh' or 'relu'; by default tanh in the standard cell and
             sigmoid in the others.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        device, dtype: Where the parameters are, and their type.
 
     Raises:
         ValueError: An argument is out of range.
@@ -68,8 +67,7 @@ class SharedLSTM(RecurrentUnit):
 
     def __init__(
             self, channels: int, cell: str = 'squeezed', cells: int = 1, rd_ratio: float | None = None,
-            act: str | None = None, device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None) -> None:
+            act: str | None = None, **where: Any) -> None:
         super().__init__()
         if cell not in _CELLS:
             raise ValueError(f"Unknown cell {cell!r}; cells: {', '.join(_CELLS)}.")
@@ -77,12 +75,11 @@ class SharedLSTM(RecurrentUnit):
             raise ValueError(f'{cells} stacked cells are out of range: a unit has 1 to {MAX_CELLS}.')
         if rd_ratio is not None and cell == 'standard':
             raise TypeError("A standard cell squeezes nothing and takes no rd_ratio; 'squeezed' and 'light' do.")
-        kwargs = {
-            'act': act or ('tanh' if cell == 'standard' else 'sigmoid'), 'device': device, 'dtype': dtype}
+        where['act'] = act or ('tanh' if cell == 'standard' else 'sigmoid')
         ratio = {} if rd_ratio is None else {'rd_ratio': rd_ratio}
         self.channels = channels
-        self.cells = nn.ModuleList([_CELLS[cell](channels, **ratio, **kwargs)])
-        self.cells.extend(StandardLSTMCell(channels, **kwargs) for _ in range(cells - 1))
+        self.cells = nn.ModuleList([_CELLS[cell](channels, **ratio, **where)])
+        self.cells.extend(StandardLSTMCell(channels, **where) for _ in range(cells - 1))
 
     def start(self, x: Tensor, blocks: int) -> list[Tensor]:
         """Zeros, ones (B, 1), and the cells' matrices, each as often as there are blocks.
@@ -105,7 +102,7 @@ class SharedLSTM(RecurrentUnit):
         used = 2 * len(self.cells)
         one, place = state[used], used + 1
         for n, cell in enumerate(self.cells):
-            u, c = cell.step(u, state[2 * n], state[2 * n + 1], one, state[place:place + cell.prepared])
+            u, c = cell(u, state[2 * n], state[2 * n + 1], one, state[place:place + cell.prepared])
             place += cell.prepared
             after.append(u)
             after.append(c)
@@ -115,13 +112,12 @@ class SharedLSTM(RecurrentUnit):
     @torch.jit.ignore
     def inference_form(self, convs: Sequence[nn.Module]) -> SharedForm:
         first = self.cells[0].first_layer()
-        none: list[nn.Module | None] = [None] * len(convs)
+        squeezes: list[nn.Module | None] = [None] * len(convs)
         if not convs or not all(isinstance(conv, PointwiseConv2d) for conv in convs):
-            return SharedForm('output', None, none, InferenceLSTM(self, first))
-        if first is None:
-            return SharedForm('projected', None, none, InferenceLSTM(self, None))
-        squeezes: list[nn.Module | None] = [swallow(first.weight, first.bias, conv) for conv in convs]
-        return SharedForm('input', None, squeezes, InferenceLSTM(self, None))
+            return SharedForm('output', None, squeezes, InferenceLSTM(self, first))
+        if first is not None:
+            squeezes = [swallow(first.weight, first.bias, conv) for conv in convs]
+        return SharedForm('projected' if first is None else 'input', None, squeezes, InferenceLSTM(self, None))
 
 
 class SharedLightLSTM(SharedLSTM):
@@ -134,12 +130,7 @@ class SharedLightLSTM(SharedLSTM):
 
 
 class InferenceLSTM(InferenceForm, RecurrentUnit):
-    """DIA-LSTM with merged matrices.
-
-    Args:
-        unit: The unit in its training form.
-        first: The first layer of its first cell, where the blocks have not swallowed it.
-    """
+    """DIA-LSTM with merged matrices; ``first`` is its first layer where the blocks have not swallowed that."""
 
     def __init__(self, unit: SharedLSTM, first: nn.Linear | None) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
 """The cells of DIA-LSTM, and each as inference needs it: matrices merged, few calls."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,24 +41,14 @@ class LSTMCell(nn.Module):
         return none
 
     def gates(self, y: Tensor, h: Tensor, one: Tensor, ready: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Pre-activations (B, 4C) of the gates i, f, g, o: themselves, or the two factors u and W of u W^T.
-
-        Args:
-            y: Input, (B, C).
-            h: Hidden state, (B, C).
-            one: Ones, (B, 1).
-            ready: What ``prepare`` gives.
-        """
+        """Pre-activations (B, 4C) of the gates i, f, g, o: themselves, or the two factors u and W of u W^T."""
         raise NotImplementedError
 
-    def step(self, y: Tensor, h: Tensor, c: Tensor, one: Tensor, ready: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """``forward``, with what is the same for all blocks made before; arguments as in ``gates``."""
+    def forward(
+            self, y: Tensor, h: Tensor, c: Tensor, one: Tensor, ready: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The new hidden and cell state, from input, hidden and cell state (B, C), ones (B, 1) and ``prepare()``."""
         u, weight = self.gates(y, h, one, ready)
         return advance(u, weight, c, self.act)
-
-    def forward(self, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Input, hidden and cell state, all (B, C), to the new hidden and cell state."""
-        return self.step(y, h, c, y.new_ones([y.shape[0], 1]), self.prepare())
 
     @torch.jit.ignore
     def first_layer(self) -> nn.Linear | None:
@@ -74,22 +66,13 @@ class SqueezedLSTMCell(LSTMCell):
 
     (i, f, g, o) = V relu(A y + a) + d + W relu(B h + b) + e, about 10 C^2 rd_ratio parameters. The published counts
     need the biases a, b, d, e.
-
-    Args:
-        channels: Channels C.
-        rd_ratio: Hidden width over C, 1 / r.
-        act: Activation of the cell state at the output.
-        device: Of the parameters.
-        dtype: Of the parameters.
     """
 
-    def __init__(
-            self, channels: int, rd_ratio: float = 1 / 4, act: str = 'sigmoid',
-            device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, channels: int, rd_ratio: float = 1 / 4, act: str = 'sigmoid', **where: Any) -> None:
         super().__init__(act, prepared=2)
-        hidden, dd = hidden_width(channels, rd_ratio), {'device': device, 'dtype': dtype}
+        hidden = hidden_width(channels, rd_ratio)
         self.w_ih, self.w_hh = (
-            nn.Sequential(nn.Linear(channels, hidden, **dd), nn.ReLU(), nn.Linear(hidden, 4 * channels, **dd))
+            nn.Sequential(nn.Linear(channels, hidden, **where), nn.ReLU(), nn.Linear(hidden, 4 * channels, **where))
             for _ in range(2))
 
     def prepare(self) -> list[Tensor]:
@@ -116,21 +99,12 @@ class SqueezedLSTMCell(LSTMCell):
 
 
 class StandardLSTMCell(LSTMCell):
-    """The standard cell, (i, f, g, o) = V y + d + W h + e, 8 C^2 + 8 C parameters.
+    """The standard cell, (i, f, g, o) = V y + d + W h + e, 8 C^2 + 8 C parameters."""
 
-    Args:
-        channels: Channels C.
-        act: Activation of the cell state at the output, tanh in the standard cell.
-        device: Of the parameters.
-        dtype: Of the parameters.
-    """
-
-    def __init__(
-            self, channels: int, act: str = 'tanh', device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None) -> None:
+    def __init__(self, channels: int, act: str = 'tanh', **where: Any) -> None:
         super().__init__(act, prepared=1)
-        self.w_ih = nn.Linear(channels, 4 * channels, device=device, dtype=dtype)
-        self.w_hh = nn.Linear(channels, 4 * channels, device=device, dtype=dtype)
+        self.w_ih = nn.Linear(channels, 4 * channels, **where)
+        self.w_hh = nn.Linear(channels, 4 * channels, **where)
 
     def prepare(self) -> list[Tensor]:
         bias = (self.w_ih.bias + self.w_hh.bias).unsqueeze(1)
@@ -147,31 +121,22 @@ class StandardLSTMCell(LSTMCell):
 class LightLSTMCell(LSTMCell):
     """The light cell: a bottleneck on the input, then four gates that see every channel alone (DIA paper, Eq. 5).
 
-    y' = V relu(U y), (i, f, g, o) = w * y' + u * h + b, C^2 rd_ratio + 12 C parameters. The paper only draws it; this
-    reading meets its counts, see docs/readings.md.
+    y' = V relu(U y), (i, f, g, o) = w * y' + u * h + b, with C * rd_ratio / 2 hidden values and C^2 rd_ratio + 12 C
+    parameters. The paper only draws it; this reading meets its counts, see docs/readings.md.
 
     w and u start as a linear layer of two inputs does, uniform in +-sqrt(1/2), and not at 0: at 0 the bottleneck has
     no gradient.
-
-    Args:
-        channels: Channels C.
-        rd_ratio: Hidden width over C / 2, 1 / r.
-        act: Activation of the cell state at the output.
-        device: Of the parameters.
-        dtype: Of the parameters.
     """
 
-    def __init__(
-            self, channels: int, rd_ratio: float = 1 / 4, act: str = 'sigmoid',
-            device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, channels: int, rd_ratio: float = 1 / 4, act: str = 'sigmoid', **where: Any) -> None:
         super().__init__(act)
-        hidden, dd = hidden_width(channels / 2, rd_ratio), {'device': device, 'dtype': dtype}
-        self.fc1 = nn.Linear(channels, hidden, bias=False, **dd)
-        self.fc2 = nn.Linear(hidden, channels, bias=False, **dd)
+        hidden = hidden_width(channels / 2, rd_ratio)
+        self.fc1 = nn.Linear(channels, hidden, bias=False, **where)
+        self.fc2 = nn.Linear(hidden, channels, bias=False, **where)
         # Flat, as the scale and shift of a norm are, so that timm's rule by rank exempts them from weight decay.
-        self.weight_ih = nn.Parameter(torch.empty(4 * channels, **dd))
-        self.weight_hh = nn.Parameter(torch.empty(4 * channels, **dd))
-        self.bias = nn.Parameter(torch.zeros(4 * channels, **dd))
+        self.weight_ih = nn.Parameter(torch.empty(4 * channels, **where))
+        self.weight_hh = nn.Parameter(torch.empty(4 * channels, **where))
+        self.bias = nn.Parameter(torch.zeros(4 * channels, **where))
         nn.init.uniform_(self.weight_ih, -(0.5**0.5), 0.5**0.5)
         nn.init.uniform_(self.weight_hh, -(0.5**0.5), 0.5**0.5)
 
@@ -191,7 +156,7 @@ class LightLSTMCell(LSTMCell):
 class _InferenceCell(nn.Module):
     """A cell whose four gates come from one product and one sigmoid, tanh(g) being 2 sigmoid(2 g) - 1.
 
-    Subclasses double the rows of g beforehand. Few calls are what counts for a single image.
+    Few calls are what counts for a single image.
     """
 
     def __init__(self, act: str, weight: Tensor, bias: Tensor, like: Tensor) -> None:
@@ -214,12 +179,6 @@ class MergedCell(_InferenceCell):
     """Input and hidden state side by side, times one matrix: [V W] [u; h] + (d + e).
 
     The squeezed cell: [V W] relu([u; B h + b]) + (d + e), with u = A y + a from before.
-
-    Args:
-        act: Activation of the cell state at the output.
-        ih: V and d.
-        hh: W and e.
-        squeeze: B and b.
     """
 
     def __init__(self, act: str, ih: nn.Linear, hh: nn.Linear, squeeze: nn.Linear | None = None) -> None:
@@ -236,11 +195,7 @@ class MergedCell(_InferenceCell):
 
 
 class MergedLightCell(_InferenceCell):
-    """The light cell, its scale of the input merged: (diag(w) V) relu(u) + b + w' * h, u = U y from before.
-
-    Args:
-        cell: The cell in its training form.
-    """
+    """The light cell, its scale of the input merged: (diag(w) V) relu(u) + b + w' * h, u = U y from before."""
 
     def __init__(self, cell: LightLSTMCell) -> None:
         weight = double(cell.fc2.weight).repeat(4, 1) * double(cell.weight_ih)[:, None]
@@ -253,5 +208,6 @@ class MergedLightCell(_InferenceCell):
 
 
 def _doubled(rows: Tensor) -> Tensor:
+    """The rows of i, f, 2g and o."""
     i, f, g, o = rows.chunk(4)
     return torch.cat([i, f, 2 * g, o])

@@ -33,19 +33,11 @@ class SharedUnit(nn.Module):
         state = unit.start(x, len(blocks))       # nothing is kept in the unit between or during calls
         for block in blocks:
             a, shortcut = block(x)
-            a, z, state = unit(a, state)         # the shared part
+            a, z, state = unit(a, state)         # the shared part, of pool and excite, as a gate is
             x = block.merge(a, z, shortcut)      # act(shortcut + a * block.own(z))
 
     ``block.own`` is what a block keeps for itself: an identity, or a BatchNorm and what follows it, whose statistics
-    belong to one place in the network (section 7.3). The unit is made of the same parts as a gate:
-
-    ========  =================================  ===========================================
-    part      shapes                             meaning
-    ========  =================================  ===========================================
-    pool      (B, C, H, W) -> (B, D)             feature map to descriptor u
-    excite    (B, D), state -> (B, C), state     descriptor and state to z, and the new state
-    own       z -> v                             z to weights; identity where z is v already
-    ========  =================================  ===========================================
+    belong to one place in the network (section 7.3).
     """
 
     #: Keyword of ``timm.create_model`` -> argument of the constructor.
@@ -54,10 +46,7 @@ class SharedUnit(nn.Module):
     form_in_onnx = False
 
     def start(self, x: Tensor, blocks: int) -> list[Tensor]:
-        """The state before the first of so many blocks, from the stage's input (B, C', H', W').
-
-        It is empty for stateless units.
-        """
+        """The state before the first of so many blocks, from the stage's input; empty for stateless units."""
         state: list[Tensor] = []
         return state
 
@@ -95,11 +84,7 @@ class SharedUnit(nn.Module):
 
 
 class SharedGate(SharedUnit):
-    """A gate without BatchNorm, shared as it is: v = gate(pool(a)), no state.
-
-    Args:
-        gate: A :class:`~timm_asr.gates.gate.ChannelGate`.
-    """
+    """A gate without BatchNorm, shared as it is: v = gate(pool(a)), no state."""
 
     form_in_onnx = True  # where the gate's own is
 
@@ -129,11 +114,7 @@ class SharedGate(SharedUnit):
 
 
 class InferenceSharedGate(SharedUnit):
-    """A gate without state: what blocks share of it after pooling and after the layers of their own.
-
-    Args:
-        gate: (B, D) -> (B, C).
-    """
+    """What blocks share of a gate after pooling and after the layers of their own, (B, D) -> (B, C)."""
 
     def __init__(self, gate: nn.Module) -> None:
         super().__init__()

@@ -34,24 +34,24 @@ class _Cut(nn.Module):
         return self.last_act(a)
 
 
-class BranchBasicBlock(_Cut, BasicBlock):
+class BranchBasicBlock(_Cut, BasicBlock):  # type: ignore[misc]
     """timm's ``BasicBlock`` cut in two."""
 
     def branch(self, x: Tensor) -> Tensor:
         x = self.act1(self.drop_block(self.bn1(self.conv1(x))))
-        return self.bn2(self.conv2(self.aa(x)))
+        return self.bn2(self.conv2(self.aa(x)))  # type: ignore[misc]
 
     def last_act(self, a: Tensor) -> Tensor:
         return self.act2(a)
 
 
-class BranchBottleneck(_Cut, Bottleneck):
+class BranchBottleneck(_Cut, Bottleneck):  # type: ignore[misc]
     """timm's ``Bottleneck`` cut in two."""
 
     def branch(self, x: Tensor) -> Tensor:
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.act2(self.drop_block(self.bn2(self.conv2(x))))
-        return self.bn3(self.conv3(self.aa(x)))
+        return self.bn3(self.conv3(self.aa(x)))  # type: ignore[misc]
 
     def last_act(self, a: Tensor) -> Tensor:
         return self.act3(a)

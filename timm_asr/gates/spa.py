@@ -22,7 +22,7 @@ class SPA(BottleneckGate):
     paper = 'guo2020spanet'
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, bias=False, **kwargs)
+        super().__init__(*args, bias=False, **kwargs)  # type: ignore[misc]
 
     def pool(self, x: Tensor) -> Tensor:
         """Averages over three grids, (B, C, H, W) -> (B, 21C)."""

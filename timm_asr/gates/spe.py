@@ -99,10 +99,14 @@ class SPE(ChannelGate):
         """Shares (2,) of maximum and minimum, lambda and 1 - lambda: Eq. 3. Needs a learned mix."""
         p = self.mix
         assert p is not None
-        return shares(p, self.eps)
+        if torch.jit.is_scripting():
+            return shares(p, self.eps)
+        else:  # noqa: RET505 - TorchScript compiles what follows a return
+            return self._found_shares()
 
     def excite(self, u: Tensor) -> Tensor:
-        w, b, share = self.rew_weight, self.rew_bias, self._shares()
+        w, b = self.rew_weight, self.rew_bias
+        share = None if self.mix is None else self.shares()
         if self.reweight == 'shared' and share is not None and w is not None and b is not None:
             return mixed_weights(u, share, self.exc_weight, self.exc_bias, w, b)
         parts = u.chunk(3 if self.average else 2, 1)
@@ -114,14 +118,6 @@ class SPE(ChannelGate):
         else:
             mixed = torch.lerp(low, high, self.fixed_mix)
         return affine(mixed, self.exc_weight, self.exc_bias).sigmoid() * self._reweights(high, low)
-
-    def _shares(self) -> Tensor | None:
-        if self.mix is None:
-            return None
-        if torch.jit.is_scripting():
-            return self.shares()
-        else:  # noqa: RET505 - TorchScript compiles what follows a return
-            return self._found_shares()
 
     @torch.jit.unused
     def _found_shares(self) -> Tensor:
