@@ -92,7 +92,7 @@ def test_gradients_of_single_samples_and_forward_mode():
         for key, p in model.named_parameters():
             assert relative_error(p.grad, each[key].sum(0)) < 1e-10
         directions = {key: torch.randn_like(p) for key, p in parameters.items()}
-        _, forward = jvp(lambda p: loss(p, x[0]), (parameters,), (directions,))
+        _, forward = jvp(lambda p, x=x: loss(p, x[0]), (parameters,), (directions,))
         assert relative_error(sum((each[key][0] * d).sum() for key, d in directions.items()), forward) < 1e-10
 
 
