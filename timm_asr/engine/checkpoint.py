@@ -27,13 +27,6 @@ class SaveFailed(Stopped):
     """A file could not be written; the one it was to replace is untouched."""
 
 
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # of a system that does not open folders
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _new_name_beside(path: Path) -> Path:
@@ -70,7 +63,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         with suppress(OSError):
             aside.unlink()
         raise SaveFailed(f'{path} could not be written ({_reason(error)})') from error
-    _sync_folder(path.parent)
+    with suppress(OSError):  # of a system that does not open folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -122,18 +120,15 @@ class Saver:
         self.best_metric, self.best_epoch = state.get('best_metric'), state.get('best_epoch')
         self.ranked = [(int(epoch), metric) for epoch, metric in state.get('ranked', [])]
 
-    def _better(self, a: float | None, b: float | None) -> bool:
-        if a is None or b is None:
-            return a is not None
-        return a < b if self.decreasing else a > b
+    def _place(self, entry: tuple[int, float | None]) -> tuple[float, int]:
+        # Of equal metrics the older comes first; epochs without a metric come last, the newest of them first.
+        epoch, metric = entry
+        return (math.inf, -epoch) if metric is None else (metric if self.decreasing else -metric, epoch)
 
     def _rank(self, epoch: int, metric: float | None) -> None:
-        # Equal metrics keep the older first; epochs without a metric come last, the newest of them first.
-        ranked = [entry for entry in self.ranked if entry[0] != epoch]
-        at = next((i for i, (_, other) in enumerate(ranked) if self._better(metric, other) or other is None),
-                  len(ranked))
-        self.ranked = [*ranked[:at], (epoch, metric), *ranked[at:]][:self.keep]
-        if metric is not None and (self.best_metric is None or self._better(metric, self.best_metric)):
+        others = [entry for entry in self.ranked if entry[0] != epoch]
+        self.ranked = sorted([*others, (epoch, metric)], key=self._place)[:self.keep]
+        if metric is not None and self._place((epoch, metric))[0] < self._place((epoch, self.best_metric))[0]:
             self.best_metric, self.best_epoch = metric, epoch
 
     def save(self, state: dict[str, Any], epoch: int, metric: float | None = None) -> None:
@@ -195,16 +190,14 @@ class Saver:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Checkpoints of a run folder, the furthest first, and the best at the end."""
-    recoveries, numbered = [], []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if match := _RECOVERY.fullmatch(path.name):
-            recoveries.append(((int(match[1]), int(match[2])), path))
-        elif match := _NUMBERED.fullmatch(path.name):
-            numbered.append((int(match[1]), path))
-    found = [path for _, path in sorted(recoveries, reverse=True)]
-    found += [path for path in [folder / LAST] if path.exists()]
-    found += [path for _, path in sorted(numbered, reverse=True)]
-    return found + [path for path in [folder / BEST] if path.exists()]
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+
+    def furthest(pattern: re.Pattern[str]) -> list[Path]:
+        matches = [(match, path) for path in paths if (match := pattern.fullmatch(path.name))]
+        return [path for _, path in sorted(matches, key=lambda found: tuple(map(int, found[0].groups())), reverse=True)]
+
+    found = [*furthest(_RECOVERY), folder / LAST, *furthest(_NUMBERED), folder / BEST]
+    return [path for path in found if path.exists()]
 
 
 def remove_recoveries(folder: Path, but: Path | None = None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from timm.utils import NativeScaler, dispatch_clip_grad
+from torchvision.utils import save_image
 
 from ..errors import Stopped
 from .build import Task
@@ -56,52 +57,46 @@ class _Meter:
     """Loss and time of an epoch; the losses stay on the device until they are asked for."""
 
     distributed: bool
+    device: torch.device
     step: int = 0
     images: int = 0
     loss: float = 0.0
     last: float = math.nan
     waited: float = 0.0
-    bad_step: int = -1
+    bad_step: int = 2 ** 31 - 1  #: the first whose loss was not finite
     started: float = field(default_factory=time.perf_counter)
-    _pending: list[torch.Tensor] = field(default_factory=list)
-    _counts: list[int] = field(default_factory=list)
+    pending: list[tuple[torch.Tensor, int]] = field(default_factory=list)
 
     def add(self, loss: torch.Tensor, count: int) -> None:
-        self._pending.append(loss.detach())
-        self._counts.append(count)
+        self.pending.append((loss.detach(), count))
         self.step += 1
 
-    def read(self, epoch: int) -> None:
-        """Take in what is pending; a loss that is not finite stops a run of one process here."""
-        if not self._pending:
-            return
-        losses = torch.stack(self._pending).cpu().double()
-        bad = torch.isfinite(losses).logical_not().nonzero()
-        if len(bad) and self.bad_step < 0:
-            self.bad_step = self.step - len(losses) + int(bad[0])
-            if not self.distributed:
-                raise Stopped(f'the loss became {losses[bad[0]].item()} at step {self.bad_step} of epoch {epoch}')
-        counts = torch.tensor(self._counts, dtype=torch.float64)
-        self.loss += float((losses * counts).sum())
-        self.images += int(counts.sum())
-        self.last = losses[-1].item()
-        self._pending.clear()
-        self._counts.clear()
-
-    def average(self, epoch: int, device: torch.device) -> float:
+    def average(self, epoch: int) -> float:
         """Mean loss over the images of all processes; if it is not finite, all of them stop here together."""
-        self.read(epoch)
-        dtype = torch.float32 if device.type == 'mps' else torch.float64
-        sums = torch.tensor([self.loss, float(self.images)], dtype=dtype, device=device)
+        if self.pending:
+            losses = torch.stack([loss for loss, _ in self.pending]).cpu().double()
+            counts = torch.tensor([count for _, count in self.pending])
+            bad = losses.isfinite().logical_not().nonzero().flatten().tolist()
+            self.bad_step = min([self.bad_step, *(self.step - len(losses) + at for at in bad)])
+            self.loss += float((losses * counts).sum())
+            self.images += int(counts.sum())
+            self.last = losses[-1].item()
+            self.pending.clear()
+        dtype = torch.float32 if self.device.type == 'mps' else torch.float64
+        sums = torch.tensor([self.loss, float(self.images)], dtype=dtype, device=self.device)
+        first = torch.tensor(self.bad_step, device=self.device)
         if self.distributed:
             dist.all_reduce(sums)
+            dist.all_reduce(first, op=dist.ReduceOp.MIN)
         average = (sums[0] / sums[1]).item() if sums[1] else math.nan
         if not math.isfinite(average):
-            first = torch.tensor(self.bad_step if self.bad_step >= 0 else self.step, device=device)
-            if self.distributed:
-                dist.all_reduce(first, op=dist.ReduceOp.MIN)
-            raise Stopped(f'the loss became {average} at step {int(first)} of epoch {epoch}')
+            raise Stopped(f'the loss became {average} at step {min(int(first), self.step)} of epoch {epoch}')
         return average
+
+    def rates(self, processes: int) -> dict[str, float]:
+        """Images a second of all processes, and the part of the time that was spent waiting for data."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        return {'images_per_second': self.images * processes / seconds, 'waiting': self.waited / seconds}
 
 
 def _loss_scale(training: Training, batch_size: int) -> float:
@@ -115,13 +110,12 @@ def _loss_scale(training: Training, batch_size: int) -> float:
 
 def _update(training: Training, loss: torch.Tensor, need_update: bool) -> None:
     """Backward, and the optimizer's step where one is due."""
-    args, task, optimizer = training.args, training.task, training.optimizer
+    args, optimizer = training.args, training.optimizer
     second_order = bool(getattr(optimizer, 'is_second_order', False))
     clipped = None
     if args.clip_grad is not None:
-        clipped = list(task.get_trainable_module().parameters())
-        if args.clip_mode == 'agc':
-            clipped = clipped[:-2]  # not the classifier
+        clipped = list(training.task.get_trainable_module().parameters())
+        clipped = clipped[:-2] if args.clip_mode == 'agc' else clipped  # not the classifier
     if training.scaler is not None:
         training.scaler(loss, optimizer, clip_grad=args.clip_grad, clip_mode=args.clip_mode, parameters=clipped,
                         create_graph=second_order, need_update=need_update)
@@ -137,28 +131,25 @@ def train_one_epoch(training: Training, epoch: int, progress: Progress) -> 'Orde
     """Train for one epoch, counted from 0.
 
     Returns:
-        ``loss`` (mean over the images of all processes), ``images_per_second`` and ``waiting`` (share of the time
-        spent waiting for data, 0 to 1), both of this process times their number.
+        ``loss`` (mean over the images of all processes), ``images_per_second`` of all processes, and ``waiting``
+        (share of the time of this one spent waiting for data, 0 to 1).
 
     Raises:
         Stopped: If the loss becomes NaN or infinite.
     """
     args, task, device, loaders = training.args, training.task, training.device, training.loaders
-    _switch_mixing(loaders, not (args.mixup_off_epoch and epoch >= args.mixup_off_epoch))
-    module = task.get_trainable_module()
-    module.train()
+    mixing = loaders.mixup if loaders.mixup is not None else loaders.train if loaders.mixing else None
+    if mixing is not None:
+        mixing.mixup_enabled = not (args.mixup_off_epoch and epoch >= args.mixup_off_epoch)
+    task.get_trainable_module().train()
     batches, accumulate = len(loaders.train), args.grad_accum_steps
-    updates = training.updates_per_epoch
     rest = batches % accumulate
-    meter = _Meter(args.distributed)
-    # Reading the loss waits for the device; where that costs nothing, a NaN stops the run at once.
-    read_always = device.type == 'cpu' and not args.distributed
+    meter = _Meter(args.distributed, device)
     training.optimizer.zero_grad()
     waiting_since = time.perf_counter()
     for index, (images, target) in enumerate(stoppable(loaders.train)):
         last = index + 1 == batches
         need_update = last or (index + 1) % accumulate == 0
-        share = rest if rest and index >= batches - rest else accumulate
         if args.no_prefetcher:
             images = images.to(device=device, dtype=training.dtype, non_blocking=True)
             target = target.to(device=device, non_blocking=True)
@@ -171,27 +162,22 @@ def train_one_epoch(training: Training, epoch: int, progress: Progress) -> 'Orde
         with task.no_sync() if args.distributed and not need_update else nullcontext():
             with training.amp_autocast():
                 loss = task(images, target)['loss']
-            scaled = loss if share == 1 else loss / share
-            scale = _loss_scale(training, len(images))
             meter.add(loss, len(images))
-            if read_always:
-                meter.read(epoch)
-            _update(training, scaled if scale == 1.0 else scaled * scale, need_update)
+            share = rest if rest and index >= batches - rest else accumulate
+            scale = _loss_scale(training, len(images))
+            _update(training, loss if share == scale == 1 else loss * scale / share, need_update)
 
         if need_update:
-            _after_update(training, meter, epoch, index, updates, last, images, progress)
+            _after_update(training, meter, epoch, index, last, images, progress)
         waiting_since = time.perf_counter()
     if hasattr(training.optimizer, 'sync_lookahead'):
         training.optimizer.sync_lookahead()
-    average = meter.average(epoch, device)
-    seconds = max(time.perf_counter() - meter.started, 1e-9)
-    return OrderedDict(
-        loss=average, images_per_second=meter.images * args.world_size / seconds, waiting=meter.waited / seconds)
+    return OrderedDict(loss=meter.average(epoch), **meter.rates(args.world_size))
 
 
-def _after_update(training: Training, meter: _Meter, epoch: int, index: int, updates: int, last: bool,
-                  images: torch.Tensor, progress: Progress) -> None:
-    args, task = training.args, training.task
+def _after_update(training: Training, meter: _Meter, epoch: int, index: int, last: bool, images: torch.Tensor,
+                  progress: Progress) -> None:
+    args, task, updates = training.args, training.task, training.updates_per_epoch
     update = index // args.grad_accum_steps
     done = epoch * updates + update + 1
     training.optimizer.zero_grad()
@@ -199,27 +185,18 @@ def _after_update(training: Training, meter: _Meter, epoch: int, index: int, upd
     if args.synchronize_step:
         synchronize(training.device)
     if update % args.log_interval == 0 or last:
-        average = meter.average(epoch, training.device)
-        seconds = max(time.perf_counter() - meter.started, 1e-9)
-        speed = meter.images * args.world_size / seconds
-        data = 100 * meter.waited / seconds
-        progress.step(epoch, loss=f'{average:.3g}', lr=f'{training.learning_rate:.2e}', speed=f'{speed:.0f} images/s',
-                      data=f'{data:.0f} %')
+        average, rates = meter.average(epoch), meter.rates(args.world_size)
+        speed, data = f'{rates["images_per_second"]:.1f} images/s', f'{100 * rates["waiting"]:.0f} %'
+        progress.step(epoch, loss=f'{average:.3g}', lr=f'{training.learning_rate:.2e}', speed=speed, data=data)
         progress.line(f'epoch {epoch} step {update + 1:>4}/{updates}  loss {meter.last:.4g} (mean {average:.4g})  '
-                      f'lr {training.learning_rate:.3e}  {speed:.1f} images/s  data loading {data:.0f} %')
+                      f'lr {training.learning_rate:.3e}  {speed}  data loading {data}')
         if training.save_images is not None:
-            from torchvision.utils import save_image
             save_image(images, training.save_images / f'train-batch-{index}.jpg', padding=0, normalize=True)
     else:
         progress.step(epoch)
-    if training.save_recovery is not None and args.recovery_interval and (update + 1) % args.recovery_interval == 0:
-        training.save_recovery(epoch, update)
+    if args.recovery_interval and (update + 1) % args.recovery_interval == 0:
+        meter.average(epoch)  # which stops before a state that is not finite is written
+        if training.save_recovery is not None:
+            training.save_recovery(epoch, update)
     if training.scheduler is not None:
         training.scheduler.step_update(num_updates=done, metric=meter.loss / max(meter.images, 1))
-
-
-def _switch_mixing(loaders: Loaders, on: bool) -> None:
-    if loaders.mixup is not None:
-        loaders.mixup.mixup_enabled = on  # type: ignore[attr-defined]
-    elif loaders.mixing:
-        loaders.train.mixup_enabled = on
