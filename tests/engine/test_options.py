@@ -3,9 +3,10 @@
 import pytest
 
 from timm_asr.engine.commands import benchmark, train, validate
+from timm_asr.engine.flags import CORES
 from timm_asr.engine.options import Option, as_yaml, parse
 
-# Every flag of timm's train.py with its default there; '' and None differ.
+# Every flag of timm's train.py with its default there ('' and None differ), but no more workers than cores.
 TIMM = {
     'aa': None, 'amp': False, 'amp_dtype': 'float16', 'aug_repeats': 0, 'aug_splits': 0, 'batch_size': 128,
     'bce_loss': False, 'bce_pos_weight': None, 'bce_sum': False, 'bce_target_thresh': None, 'bn_eps': None,
@@ -38,7 +39,7 @@ TIMM = {
     'train_split': 'train', 'use_multi_epochs_loader': False, 'val_interval': 1, 'val_num_samples': None,
     'val_split': 'validation', 'validation_batch_size': None, 'variable_batch_loss_scale': 'none', 'vflip': 0.0,
     'wandb_project': None, 'wandb_resume_id': '', 'wandb_tags': [], 'warmup_epochs': 5, 'warmup_lr': 1e-5,
-    'warmup_prefix': False, 'weight_decay': 2e-5, 'worker_seeding': 'all', 'workers': 4,
+    'warmup_prefix': False, 'weight_decay': 2e-5, 'worker_seeding': 'all', 'workers': min(4, CORES),
 }
 #: Our own flags, and the device, whose default is found.
 OURS = {'asr': None, 'asr_constant': False, 'asr_gain': None, 'asr_init': None, 'bn_noise': '', 'decay_all': False,
@@ -59,8 +60,9 @@ REFUSED = {
 VALIDATE = {
     'data': None, 'data_dir': None, 'dataset': '', 'split': 'validation', 'num_samples': None,
     'dataset_download': False, 'class_map': '', 'input_key': None, 'input_img_mode': None, 'target_key': None,
-    'dataset_trust_remote_code': False, 'model': 'dpn92', 'pretrained': False, 'workers': 4, 'batch_size': 256,
-    'img_size': None, 'in_chans': None, 'input_size': None, 'use_train_size': False, 'crop_pct': None,
+    'dataset_trust_remote_code': False, 'model': 'dpn92', 'pretrained': False, 'workers': min(4, CORES),
+    'batch_size': 256, 'img_size': None, 'in_chans': None, 'input_size': None, 'use_train_size': False,
+    'crop_pct': None,
     'crop_mode': None, 'crop_border_pixels': None, 'mean': None, 'std': None, 'interpolation': '',
     'num_classes': None, 'gp': None, 'log_freq': 10, 'checkpoint': '', 'num_gpu': 1, 'test_pool': False,
     'no_prefetcher': False, 'pin_mem': False, 'channels_last': False, 'amp': False, 'amp_dtype': 'float16',

@@ -1,6 +1,8 @@
 """Data of every kind, and what a run tells other programs."""
 
+import argparse
 import csv
+import logging
 import random
 import sys
 import tarfile
@@ -93,8 +95,20 @@ def test_grey_images(images, tmp_path):
 def test_no_prefetcher_and_pin_mem(images, tmp_path):
     job = train(['--data-dir', images, '--no-prefetcher', '--mixup', 0.5, '--reprob', 0.5], tmp_path)
     assert isinstance(job.training.loaders.train, torch.utils.data.DataLoader)
-    assert job.training.loaders.mixup is not None
+    assert job.training.loaders.mixer is not None
     assert job.fuse()['top1'] == job.fuse()['top1_folded']
+
+
+@pytest.mark.parametrize(('images', 'said'), [
+    (11 * 100, None),
+    (150, 'an epoch is a single update and 50 of the 150 training images are left over in each epoch'),
+    (100, 'an epoch is a single update; a smaller one trains better'), (290, '90 of the 290')])
+def test_a_batch_that_is_large_for_the_data_is_said(images, said, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
+    args = argparse.Namespace(batch_size=100, train_img_sizes=None, aug_repeats=0, grad_accum_steps=1, world_size=1,
+                              rank=0)
+    loaders._check_batches(args, images, images // 100)
+    assert said in caplog.text if said else not caplog.text
 
 
 def test_multi_epochs_loader(images, tmp_path):
@@ -132,7 +146,6 @@ def test_wandb_and_tensorboard_get_every_row(images, tmp_path, monkeypatch):
 
 
 def test_trackers_that_are_not_installed_are_said_so(images, tmp_path, monkeypatch, caplog):
-    import logging
     monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
     monkeypatch.setitem(sys.modules, 'wandb', None)
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)

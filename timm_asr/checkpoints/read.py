@@ -24,8 +24,9 @@ _MOST_VALUES = 200_000
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, without its full stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')[:200]
+    """The first line of an error's text, without its full stop; the next one too where it ends with a colon."""
+    first, *rest = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return (f'{first} {rest[0]}' if first.endswith(':') and rest else first).rstrip('.')[:200]
 
 
 def is_regular(path: Path) -> bool:

@@ -17,7 +17,7 @@ from torch import nn
 from ..asr.sites import known_sites
 from ..asr.wrapper import ASR
 from ..checkpoints.find import check_model_name
-from ..checkpoints.read import read_checkpoint
+from ..checkpoints.read import first_line, read_checkpoint
 from ..checkpoints.weights import load_weights, state_dict_of
 from ..errors import BadInput, nearest
 from ..models.auxiliary import auxiliary_loss
@@ -25,12 +25,6 @@ from ..models.create import create_model
 from ..models.registry import variant_of
 
 _logger = logging.getLogger(__name__)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, without its full stop; the next one too where it ends with a colon."""
-    first, *rest = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
-    return (f'{first} {rest[0]}' if first.endswith(':') and rest else first).rstrip('.')
 
 
 def title_of(args: argparse.Namespace) -> str:

@@ -27,8 +27,6 @@ class SaveFailed(Stopped):
     """A file could not be written; the one it was to replace is untouched."""
 
 
-
-
 def _new_name_beside(path: Path) -> Path:
     """A name for a temporary file, which nobody else takes: two processes never write into the same one."""
     return path.with_name(f'.{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp')

@@ -106,7 +106,7 @@ def make_loaders(args: argparse.Namespace, train: CocoSet, val: CocoSet | None) 
     training = DataLoader(seeded, args.batch_size, sampler=sampler, collate_fn=_collate, num_workers=args.workers,
                           persistent_workers=args.workers > 0)
     own_generator(training, args.seed)
-    return Loaders(training, eval_loader(args, val, args.world_size) if val is not None else None, None, False,
+    return Loaders(training, eval_loader(args, val, args.world_size) if val is not None else None, None,
                    args.batch_size)
 
 

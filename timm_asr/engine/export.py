@@ -13,6 +13,7 @@ from torch import nn
 from ..asr.fold import fold_asr, has_asr
 from ..checkpoints.names import SUMMARY
 from ..checkpoints.open import open_source
+from ..checkpoints.read import first_line
 from ..checkpoints.source import used_data_config
 from ..errors import BadInput, Stopped
 from ..export.save import save_fused
@@ -20,7 +21,7 @@ from ..inference.compare import Comparison, tolerance
 from ..inference.reparameterize import reparameterize
 from ..models.counts import count_parameters
 from ..models.registry import plain_architecture
-from .build import first_line, title_of
+from .build import title_of
 from .interrupt import stoppable
 from .side_by_side import columns_of, measure
 from .summary import read_summary

@@ -15,13 +15,13 @@ from tqdm import tqdm
 from ..checkpoints.names import WEIGHTS
 from ..checkpoints.open import open_source
 from ..checkpoints.provenance import dataset_name, file_sha256
+from ..checkpoints.read import first_line
 from ..checkpoints.source import Source, data_config_of, used_data_config
 from ..errors import BadInput, Stopped
 from ..export.graph import ExportedAsTrained, check_packages, export_onnx, export_program
 from ..export.int8 import onnx_top1, quantize_onnx
 from ..export.place import refuse_other
 from ..export.save import save_fused
-from .build import first_line
 from .device import find_device
 from .export import compare_forms
 from .flags import DATA, IMAGE

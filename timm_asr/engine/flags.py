@@ -6,10 +6,14 @@
 :mod:`timm_asr.engine.inputs` makes the model and the images that they name.
 """
 
+import os
 from dataclasses import replace
 from typing import Any
 
 from .options import Option, group, pairs, switch, value
+
+#: Processors that this process may use.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 MODEL = group(
     'Model',
@@ -39,7 +43,7 @@ DATA = group(
           metavar='MODE'),
     value('--target-key', str, None, 'key of the labels in a data set of records', metavar='KEY'),
     switch('--dataset-trust-remote-code', 'let a Hugging Face data set run its own code'),
-    value('--workers', int, 4, 'processes that load images', '-j'),
+    value('--workers', int, min(4, CORES), 'processes that load images; at most 4 if unset', '-j'),
     value('--batch-size', int, 256, 'images per batch', '-b'),
     switch('--no-prefetcher', "normalize in the loading processes, not in timm's prefetcher"),
     switch('--pin-mem', 'pin the memory that batches are copied from'),

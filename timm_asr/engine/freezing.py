@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.names import GATES, GATES_PLOT, PROGRAM, WEIGHTS
+from ..checkpoints.read import first_line
 from ..checkpoints.source import Source
 from ..errors import BadInput, Stopped
 from ..export.graph import export_program
@@ -15,7 +16,6 @@ from ..export.place import remove_export, write_whole
 from ..export.save import save_fused
 from ..figures.gates import plot_frozen
 from ..freeze import FreezeReport, freeze_attention
-from .build import first_line
 from .device import find_device
 from .exporting import apply_data_options, list_written, open_checkpoint, open_images, some_images, step
 from .inputs import mix

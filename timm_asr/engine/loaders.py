@@ -2,8 +2,8 @@
 
 import argparse
 import logging
+import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.utils.data import IterableDataset
 from torchvision.transforms import RandomCrop, Resize
 
+from ..checkpoints.read import first_line
 from ..data import create_dataset
 from ..data.part import Part, Wrapped, draw_parts
 from ..errors import BadInput, OwnBadInput
@@ -23,17 +24,20 @@ from .seeding import EpochSeeded, own_generator
 
 _logger = logging.getLogger(__name__)
 
+#: Options that have timm's name for them.
+_SAME = ('no_aug', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob', 'grayscale_prob',
+         'gaussian_blur_prob', 'worker_seeding', 'use_multi_epochs_loader')
+
 
 @dataclass
 class Loaders:
-    """What an epoch reads. ``mixup`` mixes on the device, where no worker does; ``mixing`` says whether either does;
-    ``batch_size`` is the average of this process.
+    """What an epoch reads, what mixes it (in the workers, or on the device without timm's prefetcher; None for nothing)
+    and the average batch size of this process.
     """
 
     train: Any
     eval: Any
-    mixup: Callable | None
-    mixing: bool
+    mixer: Any
     batch_size: float
 
 
@@ -69,12 +73,9 @@ def classes_of(dataset: Any) -> dict[str, int] | None:
 
 def label_names(dataset: Any, num_classes: int) -> list[str] | None:
     """The name of each class in the order of the outputs; None where the data set does not name them all."""
-    classes = classes_of(dataset)
-    while classes is None and hasattr(dataset, 'dataset'):  # wrapped: seeded, mixed
+    while (classes := classes_of(dataset)) is None and hasattr(dataset, 'dataset'):  # wrapped: seeded, mixed
         dataset = dataset.dataset
-        classes = classes_of(dataset)
-    classes = classes or {}
-    names = {index: str(name) for name, index in classes.items()}
+    names = {index: str(name) for name, index in (classes or {}).items()}
     return [names[i] for i in range(num_classes)] if set(names) == set(range(num_classes)) else None
 
 
@@ -85,33 +86,26 @@ def open_dataset(args: argparse.Namespace, training: bool, img_mode: str) -> Any
         BadInput: If there is no such folder or set, or no image or only one class in it.
     """
     split = args.train_split if training else args.val_split
-    if not args.dataset:
-        if not args.data_dir:
-            raise BadInput('no data: give the folder of the images (--data-dir DIR) or the name of a data set '
-                           '(--dataset NAME), or take a recipe (--config digits)')
-        if not os.path.exists(args.data_dir):
-            raise BadInput(f'no data at {args.data_dir}')
-    keywords: dict[str, Any] = {
-        'is_training': training, 'class_map': args.class_map, 'download': args.dataset_download,
-        'batch_size': args.batch_size, 'input_img_mode': img_mode, 'input_key': args.input_key,
-        'target_key': args.target_key, 'trust_remote_code': args.dataset_trust_remote_code,
-        'num_samples': args.train_num_samples if training else args.val_num_samples,
-    }
-    if training:
-        keywords |= {'seed': args.seed, 'repeats': args.epoch_repeats}
+    if not args.dataset and not args.data_dir:
+        raise BadInput('no data: give the folder of the images (--data-dir DIR) or the name of a data set '
+                       '(--dataset NAME), or take a recipe (--config digits)')
+    if not args.dataset and not os.path.exists(args.data_dir):
+        raise BadInput(f'no data at {args.data_dir}')
+    keywords = {'seed': args.seed, 'repeats': args.epoch_repeats} if training else {}
     try:
-        dataset = create_dataset(args.dataset, root=args.data_dir, split=split, **keywords)
+        dataset = create_dataset(
+            args.dataset, root=args.data_dir, split=split, is_training=training, class_map=args.class_map,
+            download=args.dataset_download, batch_size=args.batch_size, input_img_mode=img_mode,
+            input_key=args.input_key, target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code,
+            num_samples=args.train_num_samples if training else args.val_num_samples, **keywords)
     except (RuntimeError, ValueError, AssertionError, OSError, ImportError, KeyError) as error:
-        what = args.data_dir if not args.dataset else args.dataset
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')
-        raise BadInput(f'cannot open the {split!r} split of {what}: {reason}') from None
+        where = args.dataset or args.data_dir
+        raise BadInput(f'cannot open the {split!r} split of {where}: {first_line(error)}') from None
     classes = classes_of(dataset)
     if classes is not None and len(classes) < 2:
         raise BadInput(f'{args.data_dir or args.dataset} ({split}) has only one class, '
                        f'{next(iter(classes), "none")!r}; there must be a sub-folder for each of at least two classes')
-    if hasattr(dataset, 'reader') and not isinstance(dataset, IterableDataset):
-        dataset = NamedErrors(dataset)
-    return dataset
+    return NamedErrors(dataset) if hasattr(dataset, 'reader') and not isinstance(dataset, IterableDataset) else dataset
 
 
 def check_classes(args: argparse.Namespace, train: Any, evaluation: Any) -> None:
@@ -185,19 +179,18 @@ def pad_and_crop(transform: Any, size: tuple[int, int]) -> None:
     steps[at:at + 1] = [Resize(min(size)), RandomCrop(size, padding=min(size) // 8)]
 
 
-def _mixing(args: argparse.Namespace, splits: int) -> tuple[Callable | None, Callable | None, bool]:
-    """(collate function, device function, whether on) of mixup and cutmix."""
+def _mixer(args: argparse.Namespace, splits: int) -> Any:
+    """Mixup and cutmix, in the workers or without timm's prefetcher on the device; None where both are off."""
     if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
-        return None, None, False
-    keywords: dict[str, Any] = {
-        'mixup_alpha': args.mixup, 'cutmix_alpha': args.cutmix, 'cutmix_minmax': args.cutmix_minmax,
-        'prob': args.mixup_prob, 'switch_prob': args.mixup_switch_prob, 'mode': args.mixup_mode,
-        'label_smoothing': args.smoothing, 'num_classes': args.num_classes}
-    if args.no_prefetcher:
-        return None, Mixup(**keywords), True
-    if splits:
+        return None
+    if args.batch_size % 2:
+        raise BadInput(f'mixup and cutmix need an even --batch-size, not {args.batch_size}')
+    if splits and not args.no_prefetcher:
         raise BadInput('--aug-splits and mixup or cutmix need --no-prefetcher together')
-    return SharedMixup(**keywords), None, True
+    return (Mixup if args.no_prefetcher else SharedMixup)(
+        mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
+        num_classes=args.num_classes)
 
 
 def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets: tuple[Any, Any], device: torch.device,
@@ -214,38 +207,31 @@ def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets
     """
     train, evaluation = datasets
     splits = args.aug_splits if args.aug_splits > 1 else 0
-    collate, mixup, mixing = _mixing(args, splits)
+    mixer = _mixer(args, splits)
     iterable = isinstance(train, IterableDataset)
-    if mixing and args.batch_size % 2:
-        raise BadInput(f'mixup and cutmix need an even --batch-size, not {args.batch_size}')
+    pad = args.train_crop_mode == 'pad'
     if args.aug_repeats and (not args.distributed or iterable):
         raise BadInput('--aug-repeats works over several processes (torchrun) and not with iterable data sets')
+    if pad and args.train_img_sizes:
+        raise BadInput('--train-crop-mode pad and --train-img-sizes exclude each other')
     if splits:
         train = AugMixDataset(train, num_splits=splits)
     if not iterable:
         train = EpochSeeded(train, args.seed, args.rank, numpy=args.worker_seeding == 'all')
-    interpolation = args.train_interpolation
-    if args.no_aug or not interpolation:
-        interpolation = data_config['interpolation']
-    pad = args.train_crop_mode == 'pad'
-    if pad and args.train_img_sizes:
-        raise BadInput('--train-crop-mode pad and --train-img-sizes exclude each other')
     try:
         train_loader = create_loader(
-            train, batch_size=args.batch_size, is_training=True, no_aug=args.no_aug,
-            re_prob=args.reprob, re_mode=args.remode, re_count=args.recount, re_split=args.resplit,
-            train_crop_mode=None if pad else args.train_crop_mode, scale=args.scale, ratio=args.ratio, hflip=args.hflip,
-            vflip=args.vflip, color_jitter=args.color_jitter, color_jitter_prob=args.color_jitter_prob,
-            grayscale_prob=args.grayscale_prob, gaussian_blur_prob=args.gaussian_blur_prob, auto_augment=args.aa,
-            num_aug_repeats=args.aug_repeats, num_aug_splits=splits, interpolation=interpolation,
-            num_workers=args.workers, worker_seeding=args.worker_seeding, collate_fn=collate,
+            train, batch_size=args.batch_size, is_training=True, re_prob=args.reprob, re_mode=args.remode,
+            re_count=args.recount, re_split=args.resplit, train_crop_mode=None if pad else args.train_crop_mode,
+            auto_augment=args.aa, num_aug_repeats=args.aug_repeats, num_aug_splits=splits,
+            interpolation=(not args.no_aug and args.train_interpolation) or data_config['interpolation'],
+            collate_fn=mixer if isinstance(mixer, SharedMixup) else None,
             input_size_choices=args.train_img_sizes, batch_size_choices=args.train_batch_sizes,
             batch_choice_weights=args.train_size_probs, batch_choice_seed=args.seed,
             batch_choice_schedule=args.train_size_schedule,
             batch_schedule_epochs=args.epochs if args.train_size_schedule == 'progressive' else None,
             batch_schedule_spread=args.train_size_schedule_spread,
             batch_schedule_random_mix=args.train_size_random_mix, num_batches=args.train_batches_per_epoch,
-            use_multi_epochs_loader=args.use_multi_epochs_loader,
+            **{name: getattr(args, name) for name in _SAME},
             **_common(args, data_config, device, dtype, args.distributed))
     except (ValueError, AssertionError, TypeError, NotImplementedError) as error:
         raise BadInput(f'these data options do not go together: {error or type(error).__name__}') from None
@@ -256,18 +242,31 @@ def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets
         _logger.warning('--use-multi-epochs-loader reads ahead of the epoch: a resumed run will not repeat it exactly.')
     else:
         own_generator(train_loader, args.seed)
-    if not iterable and len(train_loader) == 0:
-        raise BadInput(f'{len(train)} training images do not fill one batch of {args.batch_size}; '
-                       'use a smaller --batch-size')
+    if not iterable:
+        _check_batches(args, len(train), len(train_loader))
     batch_size = float(args.batch_size)
     if args.train_img_sizes:
         batch_size = train_loader.batch_sampler.average_batch_size
-    elif not (mixing or splits or args.distributed or args.use_multi_epochs_loader):
+    elif not (mixer or splits or args.distributed or args.use_multi_epochs_loader):
         train_loader = in_memory(train_loader, data_config['input_size'], True, args.seed) or train_loader
     eval_loader = None
     if evaluation is not None:
         eval_loader = make_eval_loader(args, data_config, evaluation, device, dtype, args.distributed)
-    return Loaders(train_loader, eval_loader, mixup, mixing, batch_size)
+    return Loaders(train_loader, eval_loader, mixer, batch_size)
+
+
+def _check_batches(args: argparse.Namespace, images: int, batches: int) -> None:
+    """Refuse a training set without a whole batch; say it where an epoch is one update, or images are left out."""
+    if batches == 0:
+        raise BadInput(f'{images} training images do not fill one batch of {args.batch_size}; '
+                       'use a smaller --batch-size')
+    if args.train_img_sizes or args.aug_repeats:
+        return
+    updates, left = math.ceil(batches / args.grad_accum_steps), images - batches * args.batch_size * args.world_size
+    if args.rank == 0 and (updates == 1 or left > images / 10):
+        parts = ['an epoch is a single update'] * (updates == 1)
+        parts += [f'{left} of the {images} training images are left over in each epoch'] * (left > 0)
+        _logger.warning(f'With --batch-size {args.batch_size}, {" and ".join(parts)}; a smaller one trains better.')
 
 
 def make_eval_loader(args: argparse.Namespace, data_config: dict[str, Any], dataset: Any, device: torch.device,

@@ -138,9 +138,8 @@ def train_one_epoch(training: Training, epoch: int, progress: Progress) -> 'Orde
         Stopped: If the loss becomes NaN or infinite.
     """
     args, task, device, loaders = training.args, training.task, training.device, training.loaders
-    mixing = loaders.mixup if loaders.mixup is not None else loaders.train if loaders.mixing else None
-    if mixing is not None:
-        mixing.mixup_enabled = not (args.mixup_off_epoch and epoch >= args.mixup_off_epoch)
+    if loaders.mixer is not None:
+        loaders.mixer.mixup_enabled = not (args.mixup_off_epoch and epoch >= args.mixup_off_epoch)
     task.get_trainable_module().train()
     batches, accumulate = len(loaders.train), args.grad_accum_steps
     rest = batches % accumulate
@@ -153,8 +152,8 @@ def train_one_epoch(training: Training, epoch: int, progress: Progress) -> 'Orde
         if args.no_prefetcher:
             images = images.to(device=device, dtype=training.dtype, non_blocking=True)
             target = target.to(device=device, non_blocking=True)
-            if loaders.mixup is not None:
-                images, target = loaders.mixup(images, target)
+            if loaders.mixer is not None:
+                images, target = loaders.mixer(images, target)
         if args.channels_last and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         meter.waited += time.perf_counter() - waiting_since

@@ -7,10 +7,9 @@ from typing import Any
 from ..asr.options import ASR_KEYWORDS
 from ..checkpoints.open import trained_as
 from ..checkpoints.provenance import made_by
-from ..checkpoints.read import read_checkpoint
+from ..checkpoints.read import first_line, read_checkpoint
 from ..checkpoints.weights import load_weights, state_dict_of
 from ..errors import BadInput
-from .build import first_line
 from .checkpoint import find_checkpoint
 from .loaders import label_names
 from .loop import Training

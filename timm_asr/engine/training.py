@@ -117,7 +117,7 @@ class Run:
                            'statistics of all processes equal after each epoch')
         loaders = make_loaders(args, data_config, datasets, device, dtype)
         resolve_learning_rate(args, loaders.batch_size)
-        task = Task(model, make_loss(args, loaders.mixing), device, dtype)
+        task = Task(model, make_loss(args, loaders.mixer is not None), device, dtype)
         training = Training(args, task, loaders, make_optimizer(model, args), None, device, self.autocast, self.scaler,
                             dtype)
         size = 'x'.join(map(str, data_config['input_size']))
