@@ -70,11 +70,9 @@ def test_any_bytes(content):
 @st.composite
 def settings_of(draw):
     """Values of the right type for some of the options that take one."""
-    simple = [option for option in train.OPTIONS if option.kind in ('value', 'switch') and not option.choices
-              and option.nargs is None and (option.kind == 'switch' or option.type in OF_TYPE)
-              and option.name.startswith('--')]
+    simple = [option for option in train.OPTIONS if not {'choices', 'nargs'} & set(option.keywords)]
     chosen = draw(st.lists(st.sampled_from(simple), max_size=6, unique_by=lambda option: option.key))
-    return {option.key: draw(st.booleans() if option.kind == 'switch' else OF_TYPE[option.type]) for option in chosen}
+    return {option.key: draw(OF_TYPE.get(option.keywords.get('type'), st.booleans())) for option in chosen}
 
 
 @settings(deadline=None, max_examples=100)

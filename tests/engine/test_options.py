@@ -4,7 +4,7 @@ import pytest
 
 from timm_asr.engine.commands import benchmark, train, validate
 from timm_asr.engine.flags import CORES
-from timm_asr.engine.options import Option, as_yaml, parse
+from timm_asr.engine.options import as_yaml, pairs, parse, switch, value
 
 # Every flag of timm's train.py with its default there ('' and None differ), but no more workers than cores.
 TIMM = {
@@ -93,7 +93,7 @@ COMMANDS = [
 def test_every_flag_of_timm_with_its_default(command, defaults, aliases, refused):
     assert {option.key: option.start for option in command.OPTIONS} == defaults
     assert {alias: option.key for option in command.OPTIONS for alias in option.aliases} == aliases
-    assert all(option.help and option.group for option in command.OPTIONS)
+    assert all(option.keywords['help'] and option.group for option in command.OPTIONS)
 
 
 @pytest.mark.parametrize(('command', 'name'), [(command, name) for command, *_, names in COMMANDS
@@ -110,18 +110,18 @@ def test_naming_a_refused_flag_ends_with_its_sentence(command, name, capsys, tmp
 
 
 OPTIONS = [
-    Option('--lr', type=float, help='rate, 5% of something'),
-    Option('--amp', kind='switch', help='on'),
-    Option('--no-aug', kind='switch', help='off'),
-    Option('--batch-size', ('-b',), type=int, default=128),
-    Option('--scale', type=float, nargs='+', default=[0.08, 1.0]),
-    Option('--input-size', type=int, nargs=3),
-    Option('--clip-mode', default='norm', choices=('norm', 'value')),
-    Option('--torchcompile', nargs='?', const='inductor', exclusive='script'),
-    Option('--torchscript', kind='switch', exclusive='script'),
-    Option('--model-kwargs', kind='kwargs', default={}),
-    Option('--output', default=''),
-    Option('data', nargs='?'),
+    value('--lr', float, None, 'rate, 5% of something'),
+    switch('--amp', 'on'),
+    switch('--no-aug', 'off'),
+    value('--batch-size', int, 128, '', '-b'),
+    value('--scale', float, [0.08, 1.0], '', nargs='+'),
+    value('--input-size', int, None, '', nargs=3),
+    value('--clip-mode', str, 'norm', '', choices=('norm', 'value')),
+    value('--torchcompile', str, None, '', nargs='?', const='inductor', exclusive='script'),
+    switch('--torchscript', '', exclusive='script'),
+    pairs('--model-kwargs', ''),
+    value('--output', str, '', ''),
+    value('data', str, None, '', nargs='?'),
 ]
 
 

@@ -47,20 +47,18 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
             fit it.
     """
     check_model(args)
-    drop_path = args.drop_path
-    if drop_path is None and args.drop_connect is not None:
+    if args.drop_connect is not None:
         _logger.warning('--drop-connect is the old name of --drop-path.')
-        drop_path = args.drop_connect
     keywords: dict[str, Any] = {
-        'num_classes': args.num_classes, 'drop_rate': args.drop, 'drop_path_rate': drop_path,
+        'num_classes': args.num_classes, 'drop_rate': args.drop,
+        'drop_path_rate': args.drop_connect if args.drop_path is None else args.drop_path,
         'drop_block_rate': args.drop_block, 'global_pool': args.gp, 'bn_momentum': args.bn_momentum,
         'bn_eps': args.bn_eps, 'scriptable': args.torchscript, 'asr': args.asr}
     if weights:
         keywords['last_norm_init'] = args.last_norm_init
-    pretrained = args.pretrained and weights
+    pretrained = weights and bool(args.pretrained or args.pretrained_path)
     if args.pretrained_path and weights:
         read_checkpoint(args.pretrained_path)  # says what is wrong with the file, if anything is
-        pretrained = True
         keywords['pretrained_cfg_overlay'] = {'file': args.pretrained_path, 'num_classes': -1}
     if args.initial_checkpoint and args.last_norm_init is not None:
         raise BadInput('--last-norm-init is where training starts, and --initial-checkpoint brings its own weights')
@@ -79,19 +77,19 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
         known = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes')
         _logger.info('The classifier is that of the weights.' if known == model.num_classes else
                      f'The classifier is new, with {model.num_classes} outputs; all else is that of the weights.')
-    if args.initial_checkpoint and weights:
-        found = state_dict_of(read_checkpoint(args.initial_checkpoint), path=args.initial_checkpoint)
-        if args.asr and not any('.vectors.' in key for key in found):
-            raise BadInput(f'--initial-checkpoint {args.initial_checkpoint} has no ASR vectors; --pretrained-path '
-                           f'{args.initial_checkpoint} puts ASR on plain weights')
-        load_weights(model, args.initial_checkpoint, found, args.model)
     if weights:
-        _start_head(model, args)
+        _start_weights(model, args)
     return model
 
 
 @torch.no_grad()
-def _start_head(model: nn.Module, args: argparse.Namespace) -> None:
+def _start_weights(model: nn.Module, args: argparse.Namespace) -> None:
+    if path := args.initial_checkpoint:
+        found = state_dict_of(read_checkpoint(path), path=path)
+        if args.asr and not any('.vectors.' in key for key in found):
+            raise BadInput(f'--initial-checkpoint {path} has no ASR vectors; --pretrained-path {path} puts ASR on '
+                           'plain weights')
+        load_weights(model, path, found, args.model)
     if args.head_init_scale is not None:
         for parameter in model.get_classifier().parameters():  # type: ignore[operator]
             parameter.mul_(args.head_init_scale)
@@ -101,28 +99,24 @@ def _start_head(model: nn.Module, args: argparse.Namespace) -> None:
 
 def prepare_model(model: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:
     """Put a new model on the device in the asked type and layout, with the norm layers asked for."""
+    if args.sync_bn and (args.split_bn or args.torchscript):
+        raise BadInput('--sync-bn goes neither with --split-bn nor with --torchscript')
+    if args.split_bn and args.aug_splits < 2 and not args.resplit:
+        raise BadInput('--split-bn needs --aug-splits of at least 2, or --resplit')
     if args.grad_checkpointing:
         try:
             model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
         except (AttributeError, AssertionError):
             raise BadInput(f'{args.model} has no gradient checkpointing (--grad-checkpointing)') from None
     if args.split_bn:
-        if args.aug_splits < 2 and not args.resplit:
-            raise BadInput('--split-bn needs --aug-splits of at least 2, or --resplit')
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
     model.to(device=device, dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if args.sync_bn and args.distributed:
-        if args.split_bn:
-            raise BadInput('--sync-bn and --split-bn exclude each other')
         args.dist_bn = ''  # there is nothing left to distribute
         model = convert_sync_batchnorm(model)
-    if args.torchscript:
-        if args.sync_bn:
-            raise BadInput('--sync-bn and --torchscript exclude each other')
-        model = torch.jit.script(model)
-    return model
+    return torch.jit.script(model) if args.torchscript else model
 
 
 def make_loss(args: argparse.Namespace, mixing: bool) -> nn.Module:

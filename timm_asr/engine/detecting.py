@@ -40,22 +40,6 @@ _logger = logging.getLogger(__name__)
 WEIGHTS, CONFIG, METRICS = 'detector.safetensors', 'detector.json', 'metrics.json'
 
 
-class _Batch(list):
-    """Images or targets of a batch. The loop moves it as it moves a tensor."""
-
-    def to(self, device: torch.device, dtype: torch.dtype | None = None, non_blocking: bool = False) -> '_Batch':
-        def move(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: move(inner) for key, inner in value.items()}
-            return value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
-        return _Batch(map(move, self))
-
-
-def _collate(batch: Sequence[Any]) -> tuple[_Batch, _Batch]:
-    images, targets = collate(batch)
-    return _Batch(images), _Batch(targets)
-
-
 class DetectionTask(Task):
     """The sum of a detector's losses, and the auxiliary terms of its backbone."""
 
@@ -63,16 +47,16 @@ class DetectionTask(Task):
         super().__init__(model, nn.Identity(), device)
 
     def forward(self, input: Any, target: Any) -> dict[str, torch.Tensor]:
-        losses = self.trainable_module(input, target)
-        loss = torch.stack([value.float() for value in losses.values()]).sum()
+        images = [image.to(self.device) for image in input]
+        targets = [{key: value.to(self.device) if isinstance(value, torch.Tensor) else value
+                    for key, value in each.items()} for each in target]
+        loss: Any = sum(value.float() for value in self.trainable_module(images, targets).values())
         return {'loss': loss + auxiliary_loss(unwrap_model(self.trainable_module)) if self.has_auxiliary else loss}
 
 
 def build_detector(args: argparse.Namespace, num_classes: int, weights: bool = True) -> nn.Module:
-    """The detector that the options name, for ``num_classes`` classes without the background.
-
-    Raises:
-        BadInput: One of its parts is unknown, or they do not fit together.
+    """The detector that the options name, for ``num_classes`` classes without the background; BadInput where one of its
+    parts is unknown, or they do not fit together.
     """
     try:
         return create_detector(
@@ -85,11 +69,7 @@ def build_detector(args: argparse.Namespace, num_classes: int, weights: bool = T
 
 
 def open_set(args: argparse.Namespace, split: str, hflip: float = 0.0) -> CocoSet:
-    """One split of a folder in COCO's layout.
-
-    Raises:
-        BadInput: It is not there, or not in COCO's format.
-    """
+    """One split of a folder in COCO's layout; BadInput where it is not there, or not in COCO's format."""
     folder = Path(args.data_dir)
     steps = [v2.ToImage(), v2.RandomHorizontalFlip(hflip), v2.ToDtype(torch.float32, scale=True)]
     try:
@@ -103,17 +83,16 @@ def make_loaders(args: argparse.Namespace, train: CocoSet, val: CocoSet | None) 
     """Batches of this process: training images in an order that epoch and seed fix, its share of the others."""
     seeded = EpochSeeded(train, args.seed, args.rank)
     sampler = DistributedSampler(seeded, seed=args.seed) if args.distributed else RandomSampler(seeded)
-    training = DataLoader(seeded, args.batch_size, sampler=sampler, collate_fn=_collate, num_workers=args.workers,
+    training = DataLoader(seeded, args.batch_size, sampler=sampler, collate_fn=collate, num_workers=args.workers,
                           persistent_workers=args.workers > 0)
     own_generator(training, args.seed)
-    return Loaders(training, eval_loader(args, val, args.world_size) if val is not None else None, None,
-                   args.batch_size)
+    return Loaders(training, None if val is None else eval_loader(args, val, args.world_size), None, args.batch_size)
 
 
 def eval_loader(args: argparse.Namespace, val: CocoSet, share: int = 1) -> DataLoader:
     """Every ``share``-th image, from that of this process on: each image is seen once, by one process."""
     part = val if share == 1 else Subset(val, range(args.rank, len(val), share))
-    return DataLoader(part, args.batch_size, collate_fn=_collate, num_workers=args.workers)
+    return DataLoader(part, args.batch_size, collate_fn=collate, num_workers=args.workers)
 
 
 class DetectionRun(Run):
@@ -121,14 +100,13 @@ class DetectionRun(Run):
 
     def build(self) -> tuple[Training, dict[str, Any], tuple[Any, Any]]:
         args = self.args
-        train, val = open_set(args, args.train_split, args.hflip), None
-        if args.val_split:
-            val = open_set(args, args.val_split)
+        train = open_set(args, args.train_split, args.hflip)
+        val = open_set(args, args.val_split) if args.val_split else None
         self.categories = {number: entry['name'] for number, entry in train.coco.cats.items()}
         model = build_detector(args, max(self.categories, default=0)).to(self.device)
         loaders = make_loaders(args, train, val)
         args.model, args.num_classes = f'{args.detector}_{args.backbone}', max(self.categories, default=0)
-        args.no_prefetcher, args.eval_metric, args.sched_on_updates = True, 'AP', True
+        args.eval_metric, args.sched_on_updates = 'AP', True
         args.warmup_epochs = args.warmup_steps * args.grad_accum_steps / max(1, len(loaders.train))
         resolve_learning_rate(args, args.batch_size)
         training = Training(args, DetectionTask(model, self.device), loaders, make_optimizer(model, args), None,
@@ -178,13 +156,10 @@ class DetectionRun(Run):
         names = ('detector', 'backbone', 'asr', 'frozen_bn', 'strides', 'fpn_channels', 'backbone_kwargs',
                  'detector_kwargs')
         description = {name: getattr(self.args, name) for name in names}
-        self._write(CONFIG, {**description, 'categories': self.categories})
-        self._write(METRICS, metrics)
+        for name, content in ((CONFIG, {**description, 'categories': self.categories}), (METRICS, metrics)):
+            (self.folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
         print(f'Results: {self.folder}')
         return 0
-
-    def _write(self, name: str, content: dict[str, Any]) -> None:
-        (self.folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
 
 
 def main(args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-asr detect',

@@ -7,7 +7,6 @@
 """
 
 import os
-from dataclasses import replace
 from typing import Any
 
 from .options import Option, group, pairs, switch, value
@@ -100,7 +99,7 @@ _SHARED = {option.name.lstrip('-'): option
 
 
 def pick(names: str, **changes: Any) -> list[Option]:
-    """The shared flags of these long names (without dashes, separated by spaces), with some fields of :class:`Option`
-    changed, such as ``default`` or ``help``.
+    """The shared flags of these long names (no dashes, spaces between), with another ``default``, ``help``, ...; see
+    :meth:`Option.but`.
     """
-    return [replace(_SHARED[name], **changes) for name in names.split()]
+    return [_SHARED[name].but(**changes) for name in names.split()]

@@ -28,7 +28,7 @@ def in_memory(loader: Any, shape: tuple[int, int, int], training: bool, seed: in
         None where that is not possible: for larger images or more of them (``LARGEST``), images of other shapes, and
         any augmentation but ``RandomCrop`` with padding and ``RandomHorizontalFlip``.
     """
-    dataset = getattr(loader, 'dataset', None)
+    dataset = loader.dataset
     if isinstance(dataset, IterableDataset) or getattr(loader, 'random_erasing', None) is not None:
         return None
     steps = list(getattr(dataset.transform, 'transforms', ()))
@@ -42,32 +42,22 @@ def in_memory(loader: Any, shape: tuple[int, int, int], training: bool, seed: in
             hflip = step.p
         elif isinstance(step, transforms.RandomCrop) and isinstance(step.padding, int) and step.fill == 0:
             pad = step.padding
-        elif not _jitters_nothing(step):
+        # timm puts a colour jitter of strength zero in for --color-jitter 0.
+        elif not isinstance(step, transforms.ColorJitter) or any(
+                (step.brightness, step.contrast, step.saturation, step.hue)):
             return None
-    before, dataset.transform = dataset.transform, transforms.Compose(fixed)
-    try:
-        found = _read(dataset, shape)
-    finally:
-        dataset.transform = before
-    return None if found is None else MemoryLoader(loader, *found, training, pad, hflip, seed)
-
-
-def _jitters_nothing(step: Any) -> bool:
-    """Whether this is the colour jitter of strength zero that timm puts in for ``--color-jitter 0``."""
-    return isinstance(step, transforms.ColorJitter) and not any(
-        (step.brightness, step.contrast, step.saturation, step.hue))
-
-
-def _read(dataset: Any, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """All images (N, C, H, W) in uint8 and labels (N,); None if one has another shape."""
     images = torch.empty(len(dataset), *shape, dtype=torch.uint8)
     labels = torch.empty(len(dataset), dtype=torch.int64)
-    for index in range(len(dataset)):
-        image, label = dataset[index]
-        if image.shape != shape or image.dtype != torch.uint8:
-            return None
-        images[index], labels[index] = image, int(label)
-    return images, labels
+    before, dataset.transform = dataset.transform, transforms.Compose(fixed)
+    try:
+        for index in range(len(dataset)):
+            image, label = dataset[index]
+            if image.shape != shape or image.dtype != torch.uint8:
+                return None
+            images[index], labels[index] = image, int(label)
+    finally:
+        dataset.transform = before
+    return MemoryLoader(loader, images, labels, training, pad, hflip, seed)
 
 
 class MemoryLoader:

@@ -25,74 +25,6 @@ import yaml
 from ..errors import nearest
 from .recipes import find_recipe
 
-_METAVARS: dict[Any, str] = {int: 'N', float: 'X', str: 'NAME'}
-
-
-@dataclass(frozen=True)
-class Option:
-    """One flag.
-
-    Args:
-        name: Long name with its dashes (``--batch-size``), or a bare name for a positional argument.
-        aliases: Other spellings (``-b``).
-        kind: ``value``, ``switch`` (off unless given; ``--no-NAME`` undoes what a YAML file says) or ``kwargs``
-            (``a=1 b=x`` pairs, a mapping in YAML).
-        type, default, nargs, const, choices, metavar: As in ``argparse``; metavar is N, X or NAME by the type if unset.
-        help: One sentence, shown by ``--help`` with the default.
-        group: Heading under which ``--help`` lists it.
-        exclusive: Options with the same non-empty word exclude each other.
-    """
-
-    name: str
-    aliases: tuple[str, ...] = ()
-    kind: str = 'value'
-    type: Callable[[str], Any] = str
-    default: Any = None
-    nargs: int | str | None = None
-    const: Any = None
-    choices: tuple[Any, ...] | None = None
-    metavar: str | None = None
-    help: str = ''
-    group: str = 'General'
-    exclusive: str = ''
-
-    @property
-    def key(self) -> str:
-        """Name in the parsed namespace and in YAML."""
-        return self.name.lstrip('-').replace('-', '_')
-
-    @property
-    def start(self) -> Any:
-        """The default, as a new object where it is mutable."""
-        return bool(self.default) if self.kind == 'switch' else copy(self.default)
-
-
-def value(name: str, type: Callable[[str], Any], default: Any, help: str, *aliases: str, **more: Any) -> Option:
-    """An option that takes a value, or several (``nargs``)."""
-    return Option(name, aliases, type=type, default=default, help=help, **more)
-
-
-def switch(name: str, help: str, **more: Any) -> Option:
-    """An option that is on or off; off unless given."""
-    return Option(name, kind='switch', help=help, **more)
-
-
-def pairs(name: str, help: str) -> Option:
-    """An option that takes ``KEY=VALUE`` pairs."""
-    return Option(name, kind='kwargs', default={}, help=help)
-
-
-def group(heading: str, *options: Option) -> list[Option]:
-    """The options under a heading of ``--help``."""
-    return [replace(option, group=heading) for option in options]
-
-
-CONFIG_OPTIONS = [
-    value('--config', str, None, 'YAML file that sets any of these options; the command line wins', '-c',
-          metavar='FILE'),
-    switch('--print-config', 'print everything as resolved, as YAML, and stop'),
-]
-
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose error is one line, without the page of usage that 150 flags would make."""
@@ -118,50 +50,101 @@ class _Pairs(argparse.Action):
         setattr(namespace, self.dest, pairs)
 
 
-def _add(target: Any, option: Option) -> None:
-    keywords: dict[str, Any] = {'default': option.start, 'help': option.help.replace('%', '%%')}
-    if option.name.startswith('-'):
-        keywords['dest'] = option.key
-    if option.kind == 'switch':
-        # A flag that is itself a negation keeps its one spelling.
-        negation = option.name.startswith('--no-')
-        keywords['action'] = 'store_true' if negation else argparse.BooleanOptionalAction
-    elif option.kind == 'kwargs':
-        keywords |= {'action': _Pairs, 'nargs': '*', 'metavar': 'KEY=VALUE'}
-    else:
-        keywords |= {'type': option.type, 'choices': option.choices, 'nargs': option.nargs, 'const': option.const,
-                     'metavar': option.metavar or (None if option.choices else _METAVARS.get(option.type))}
-        if option.default not in (None, ''):
-            keywords['help'] += f' (default: {option.default})'
-    target.add_argument(option.name, *option.aliases, **keywords)
+@dataclass(frozen=True)
+class Option:
+    """One flag.
+
+    Args:
+        name: Long name with its dashes (``--batch-size``), or a bare name for a positional argument.
+        keywords: Those of ``add_argument``: ``default`` and ``help``, ``type``, ``nargs``, ``choices``, ...
+        aliases: Other spellings (``-b``).
+        group: Heading under which ``--help`` lists it.
+        exclusive: Options with the same non-empty word exclude each other.
+    """
+
+    name: str
+    keywords: Mapping[str, Any]
+    aliases: tuple[str, ...] = ()
+    group: str = 'General'
+    exclusive: str = ''
+
+    @property
+    def key(self) -> str:
+        """Name in the parsed namespace and in YAML."""
+        return self.name.lstrip('-').replace('-', '_')
+
+    @property
+    def start(self) -> Any:
+        """The default, as a new object where it is mutable."""
+        return copy(self.keywords['default'])
+
+    def but(self, **changes: Any) -> 'Option':
+        """The same with other fields, or other keywords of ``add_argument``."""
+        own = {name: changes.pop(name) for name in ('aliases', 'group', 'exclusive') if name in changes}
+        return replace(self, keywords={**self.keywords, **changes}, **own)
+
+
+def value(name: str, type: Callable[[str], Any], default: Any, help: str, *aliases: str, **more: Any) -> Option:
+    """An option that takes a value, or several (``nargs``); the metavar is N, X or NAME by the type if unset."""
+    metavar = None if 'choices' in more else {int: 'N', float: 'X', str: 'NAME'}.get(type)  # type: ignore[call-overload]
+    return Option(name, {'metavar': metavar, 'type': type, 'default': default, 'help': help}, aliases).but(**more)
+
+
+def switch(name: str, help: str, **more: Any) -> Option:
+    """An option that is on or off, off unless given; ``--no-NAME`` undoes what a YAML file says."""
+    # A flag that is itself a negation keeps its one spelling.
+    action = 'store_true' if name.startswith('--no-') else argparse.BooleanOptionalAction
+    return Option(name, {'action': action, 'default': False, 'help': help}).but(**more)
+
+
+def pairs(name: str, help: str) -> Option:
+    """An option that takes ``KEY=VALUE`` pairs, a mapping in YAML."""
+    return Option(name, {'action': _Pairs, 'nargs': '*', 'default': {}, 'metavar': 'KEY=VALUE', 'help': help})
+
+
+def group(heading: str, *options: Option) -> list[Option]:
+    """The options under a heading of ``--help``."""
+    return [option.but(group=heading) for option in options]
+
+
+CONFIG_OPTIONS = [
+    value('--config', str, None, 'YAML file that sets any of these options; the command line wins', '-c',
+          metavar='FILE'),
+    switch('--print-config', 'print everything as resolved, as YAML, and stop'),
+]
 
 
 def build_parser(options: Sequence[Option], prog: str | None = None, description: str = '') -> Parser:
     """The ``argparse`` parser of these options, grouped by heading."""
     parser = Parser(prog=prog, description=description)
     groups: dict[str, Any] = {}
-    exclusive: dict[str, Any] = {}
     for option in options:
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
         target = groups[option.group]
-        if option.exclusive:
-            target = exclusive.setdefault(option.exclusive, None) or target.add_mutually_exclusive_group()
-            exclusive[option.exclusive] = target
-        _add(target, option)
+        if option.exclusive and option.exclusive not in groups:
+            groups[option.exclusive] = target.add_mutually_exclusive_group()
+        target = groups[option.exclusive or option.group]
+        keywords = {**option.keywords, 'default': option.start, 'help': option.keywords['help'].replace('%', '%%')}
+        if option.name.startswith('-'):
+            keywords['dest'] = option.key
+        if 'action' not in keywords and option.start not in (None, ''):
+            keywords['help'] += f' (default: {option.start})'
+        target.add_argument(option.name, *option.aliases, **keywords)
     return parser
 
 
 def _words(option: Option, value: Any) -> list[str]:
     """A YAML value as words of a command line, for argparse to judge as it judges a line; none for the default."""
-    bare = option.kind == 'switch' or option.const is not None  # may stand alone: true and false in YAML
+    action, many = option.keywords.get('action'), option.keywords.get('nargs') not in (None, '?')
+    switch = action not in (None, _Pairs)
     if value == option.start and type(value) is type(option.start):
         return []
-    if isinstance(value, bool) and bare:
-        return [option.name] if value else [f'--no-{option.name[2:]}'] * (option.kind == 'switch')
-    if isinstance(value, dict) and option.kind == 'kwargs':
+    if isinstance(value, bool) and (switch or 'const' in option.keywords):
+        return [option.name] if value else [f'--no-{option.name[2:]}'] * switch
+    if isinstance(value, dict) and action is _Pairs:
         values = [f'{key}={item!r}' for key, item in value.items()]
-    elif isinstance(value, list) and option.nargs not in (None, '?'):
+    elif isinstance(value, list) and many:
         values = [str(item) for item in value]
     else:
         values = ['' if value is None else str(value)]
@@ -192,7 +175,7 @@ def read_config(path: Path, options: Sequence[Option], parser: Parser, refuse: C
         refuse('--' + key.replace('_', '-'))
         if key not in known:
             parser.error(f'unknown key {name!r}; did you mean {nearest(key, list(known))[0]!r}?')
-        if isinstance(value, list | dict) and known[key].kind == 'value' and known[key].nargs in (None, '?'):
+        if isinstance(value, list | dict) and known[key].keywords.get('nargs') in (None, '?'):
             parser.error(f'{key}: expected one value, got {value!r}')
         said = _words(known[key], value)
         words = words + said if known[key].name.startswith('-') else said + words

@@ -17,13 +17,13 @@ from .options import plain_options
 from .run_folder import DEFAULT_OUTPUT
 
 _logger = logging.getLogger(__name__)
+#: The state of PyTorch's plateau schedule.
+_PLATEAU = {'best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch'}
 
 
 def adopt_asr(args: Any) -> None:
-    """Let a run that goes on from a named checkpoint (or experiment) have its ASR and last norms without being told.
-
-    Raises:
-        BadInput: The command names another gate than the checkpoint.
+    """Let a run that goes on from a named checkpoint (or experiment) have its ASR and last norms without being told;
+    BadInput where the command names another gate than the checkpoint.
     """
     path = Path(args.resume) if args.resume else None
     if args.resume == 'auto':
@@ -50,7 +50,7 @@ def capture(training: Training) -> dict[str, Any]:
 
     Random numbers need no state: each epoch starts from a seed made of ``--seed``, the epoch and the process.
     """
-    task = training.task
+    task, scheduler = training.task, training.scheduler
     state: dict[str, Any] = {
         'arch': training.args.model, 'args': plain_options(training.args), 'made_by': made_by(),
         'label_names': label_names(training.loaders.train.dataset, training.args.num_classes),
@@ -58,29 +58,20 @@ def capture(training: Training) -> dict[str, Any]:
         **task.get_checkpoint_state(), **task.get_checkpoint_state(ema=True)}
     if training.scaler is not None:
         state[training.scaler.state_dict_key] = training.scaler.state_dict()
-    ema = task.get_trainable_module(ema=True)
-    if ema is not None:
+    if (ema := task.get_trainable_module(ema=True)) is not None:
         state['ema_generator'] = ema._sr_generator.get_state()
-    plateau = getattr(training.scheduler, 'lr_scheduler', None)
-    if plateau is not None:  # the other schedules are functions of the epoch
-        keys = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
-        state['plateau'] = {**{key: getattr(plateau, key) for key in keys},
-                            'restore_lr': training.scheduler.restore_lr}
+    if (plateau := getattr(scheduler, 'lr_scheduler', None)) is not None:  # the others are functions of the epoch
+        state['plateau'] = {'restore_lr': scheduler.restore_lr, **{key: getattr(plateau, key) for key in sorted(_PLATEAU)}}
     return state
 
 
 def read_state(path: Path, args: Any) -> dict[str, Any]:
-    """A checkpoint to go on from.
-
-    Raises:
-        BadInput: If it is damaged, would run code, or is of another model.
-    """
+    """A checkpoint to go on from; BadInput if it is damaged, would run code, or is of another model."""
     content = read_checkpoint(path)
     if any(content.get(key) is None for key in ('state_dict', 'optimizer', 'epoch')):
         raise BadInput(f'--resume {path}: not a training checkpoint; load weights alone by --initial-checkpoint')
-    arch = content.get('arch')
-    if arch != args.model:
-        raise BadInput(f'--resume {path}: it is a checkpoint of {arch}, not of {args.model}')
+    if content.get('arch') != args.model:
+        raise BadInput(f'--resume {path}: it is a checkpoint of {content.get("arch")}, not of {args.model}')
     return content
 
 
@@ -90,9 +81,8 @@ def restore_weights(training: Training, content: dict[str, Any], path: Path) -> 
 
 
 def restore(training: Training, content: dict[str, Any], path: Path) -> None:
-    """Load optimizer, scaler, EMA and schedule."""
-    args, task = training.args, training.task
-    ema = task.get_trainable_module(ema=True)
+    """Load optimizer, scaler and EMA."""
+    args, ema, scaler = training.args, training.task.get_trainable_module(ema=True), training.scaler
     if ema is not None:
         load_weights(ema.module, path, state_dict_of(content, use_ema='state_dict_ema' in content, path=path),
                      args.model)
@@ -105,8 +95,8 @@ def restore(training: Training, content: dict[str, Any], path: Path) -> None:
     except Exception as error:  # whatever an optimizer says to a state that is not its own
         raise BadInput(f'--resume {path}: its optimizer does not fit --opt {args.opt} ({first_line(error)}); '
                        'use --no-resume-opt to go on without it') from None
-    if training.scaler is not None and training.scaler.state_dict_key in content:
-        training.scaler.load_state_dict(content[training.scaler.state_dict_key])
+    if scaler is not None and scaler.state_dict_key in content:
+        scaler.load_state_dict(content[scaler.state_dict_key])
 
 
 def place_schedule(training: Training, content: dict[str, Any] | None, start_epoch: int) -> None:
@@ -115,17 +105,15 @@ def place_schedule(training: Training, content: dict[str, Any] | None, start_epo
     if scheduler is None or start_epoch == 0:
         return
     plateau = getattr(scheduler, 'lr_scheduler', None)
-    if plateau is not None:
-        if content is not None and 'plateau' in content and not training.args.no_resume_opt:
-            state = dict(content['plateau'])
-            scheduler.restore_lr = state.pop('restore_lr', None)
-            for key, value in state.items():
-                setattr(plateau, key, value)
-            # timm's constructor set the warm-up rate; the optimizer's own state has the true one.
-            for group, saved in zip(training.optimizer.param_groups, content['optimizer']['param_groups'],
-                                    strict=True):
-                group['lr'] = saved['lr']
-    elif training.args.sched_on_updates:
+    if plateau is None and training.args.sched_on_updates:
         scheduler.step_update(start_epoch * training.updates_per_epoch)
-    else:
+    elif plateau is None:
         scheduler.step(start_epoch)
+    elif content is not None and 'plateau' in content and not training.args.no_resume_opt:
+        state = content['plateau']
+        scheduler.restore_lr = state.get('restore_lr')
+        for key in _PLATEAU & state.keys():
+            setattr(plateau, key, state[key])
+        # timm's constructor set the warm-up rate; the optimizer's own state has the true one.
+        for group, saved in zip(training.optimizer.param_groups, content['optimizer']['param_groups'], strict=True):
+            group['lr'] = saved['lr']

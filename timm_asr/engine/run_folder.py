@@ -1,6 +1,8 @@
 """The folder of a run: found or made, held by a lock while the run lives, never taken from another run."""
 
+from contextlib import suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,14 +35,12 @@ def newest_run(output: Path, ending: str) -> Path | None:
 def _make_new(output: Path, ending: str) -> Path:
     """A folder that did not exist: of two runs that start in the same second, one gets a number."""
     name = f'{datetime.now():%Y%m%d-%H%M%S}'
-    for number in range(1, 1000):
+    for number in count(1):
         folder = output / f'{name}{f".{number}" if number > 1 else ""}-{ending}'
-        try:
+        with suppress(FileExistsError):
             folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise FileExistsError(f'{output} has a thousand runs of this second')
+            break
+    return folder
 
 
 def _hold(folder: Path) -> IO[str]:
@@ -51,7 +51,6 @@ def _hold(folder: Path) -> IO[str]:
             # A lock of the process: workers that outlive it do not keep it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            file.close()
             raise BadInput(f'another run is writing into {folder}; name another one with --experiment') from None
     return file
 
@@ -60,10 +59,8 @@ def open_run_folder(args: Any, size: int) -> tuple[Path, Path | None, IO[str]]:
     """The folder of this run, the checkpoint that it goes on from (or None), and the lock on the folder.
 
     The folder is ``--experiment`` under ``--output``, that of the checkpoint that ``--resume`` names, the newest run
-    of this model for ``--resume auto``, or a new one named by time, model and size.
-
-    Raises:
-        BadInput: The folder holds another run, alive or not, or cannot be written; or the checkpoint is not there.
+    of this model for ``--resume auto``, or a new one named by time, model and size. BadInput where it holds another
+    run, alive or not, or cannot be written, or where the checkpoint is not there.
     """
     output, ending = Path(args.output or DEFAULT_OUTPUT), f'{safe_model_name(title_of(args))}-{size}'
     named = Path(args.resume) if args.resume and args.resume != 'auto' else None
@@ -82,21 +79,15 @@ def open_run_folder(args: Any, size: int) -> tuple[Path, Path | None, IO[str]]:
         checkpoint = find_checkpoint(folder) if args.resume == 'auto' else named
         if checkpoint is not None and checkpoint.resolve().parent == folder.resolve():
             remove_recoveries(folder, but=checkpoint)
+        elif (there := checkpoints_in(folder)) and not args.overwrite and args.resume != 'auto':
+            raise BadInput(f'{folder} holds the checkpoints of another run: go on with it (--resume auto), replace it '
+                           '(--overwrite), or name another folder (--experiment)')
         else:
-            _clear(folder, args.overwrite or args.resume == 'auto')
+            for path in [*there, folder / SUMMARY]:
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise BadInput(f'cannot write into the folder {folder or output} ({error.strerror or error})') from None
     return folder, checkpoint, lock
-
-
-def _clear(folder: Path, allowed: bool) -> None:
-    """Remove what another run left in a folder where one starts anew."""
-    there = checkpoints_in(folder)
-    if there and not allowed:
-        raise BadInput(f'{folder} holds the checkpoints of another run: go on with it (--resume auto), replace it '
-                       '(--overwrite), or name another folder (--experiment)')
-    for path in [*there, folder / SUMMARY]:
-        path.unlink(missing_ok=True)
 
 
 def locate(args: Any, size: int) -> tuple[Path, Path | None, IO[str] | None]:

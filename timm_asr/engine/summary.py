@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import importlib
 import io
 import logging
 from collections.abc import Mapping
@@ -41,42 +42,36 @@ class Trackers:
     """Weights & Biases and TensorBoard, where asked for."""
 
     def __init__(self, args: argparse.Namespace, name: str, folder: Path) -> None:
-        self.wandb: Any = None
-        self.board: Any = None
-        if args.log_wandb:
-            try:
-                import wandb
-            except ImportError:
-                _logger.warning('--log-wandb: the package wandb is not installed (pip install wandb); nothing is '
-                                'logged there.')
-            else:
-                self.wandb = wandb
-                resume = {'resume': 'must', 'id': args.wandb_resume_id} if args.wandb_resume_id else {}
-                wandb.init(project=args.wandb_project, name=name, config=vars(args), tags=args.wandb_tags, **resume)
-        if args.log_tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                _logger.warning('--log-tensorboard: the package tensorboard is not installed (pip install '
-                                'tensorboard); nothing is logged there.')
-            else:
-                self.board = SummaryWriter(str(folder))
+        self.wandb: Any = self._module('wandb', 'wandb') if args.log_wandb else None
+        board = self._module('tensorboard', 'torch.utils.tensorboard') if args.log_tensorboard else None
+        self.board: Any = board.SummaryWriter(str(folder)) if board else None
+        if self.wandb:
+            resume = {'resume': 'must', 'id': args.wandb_resume_id} if args.wandb_resume_id else {}
+            self.wandb.init(project=args.wandb_project, name=name, config=vars(args), tags=args.wandb_tags, **resume)
+
+    @staticmethod
+    def _module(package: str, module: str) -> Any:
+        try:
+            return importlib.import_module(module)
+        except ImportError:
+            _logger.warning(f'--log-{package}: the package {package} is not installed (pip install {package}); nothing '
+                            'is logged there.')
+            return None
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Log an epoch's row of the summary."""
-        if self.wandb is not None:
+        if self.wandb:
             self.wandb.log(dict(row))
-        if self.board is not None:
-            for key, value in row.items():
-                if key != 'epoch':
-                    self.board.add_scalar(key, value, row['epoch'])
+        if self.board:
+            for key in row.keys() - {'epoch'}:
+                self.board.add_scalar(key, row[key], row['epoch'])
             self.board.flush()
 
     def close(self) -> None:
         """Finish both."""
-        if self.board is not None:
+        if self.board:
             self.board.close()
-        if self.wandb is not None:
+        if self.wandb:
             self.wandb.finish()
 
 

@@ -7,7 +7,6 @@ on and a hundredth from epoch 11 on, after a linear warm-up.
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ...errors import BadInput
 from ..flags import pick
@@ -45,7 +44,7 @@ OPTIONS: list[Option] = [
         value('--hflip', float, 0.5, 'probability of a horizontal flip'),
     ),
     *group('Learning rate', value('--warmup-steps', int, 500, 'updates of linear warm-up')),
-    *(option if _FROM_TRAIN[option.key] is None else replace(option, default=_FROM_TRAIN[option.key])
+    *(option if _FROM_TRAIN[option.key] is None else option.but(default=_FROM_TRAIN[option.key])
       for option in train.OPTIONS if option.key in _FROM_TRAIN),
 ]
 

@@ -8,21 +8,19 @@ from pathlib import Path
 
 from ...errors import BadInput
 from ...experiment.plan import Plan, find_plan, list_tables, read_plan
-from ..options import Option, parse
+from ..options import parse, switch, value
 
 OPTIONS = [
-    Option('plan', metavar='FILE', help='YAML with name, base, arms, seeds and baseline; or the name of a table of a '
-           f'paper: {", ".join(list_tables())}'),
-    Option('--output', metavar='FOLDER', default='', help='where the runs are; those that are done stay'),
-    Option('--parallel', type=int, default=1, metavar='N', help='runs at once, on the cores or on one GPU'),
-    Option('--device', default=None, help='as train.py --device'),
-    Option('--report', kind='switch', help='train nothing: print the table as Markdown, write results.csv and '
-           'results.png into the folder'),
-    Option('--versus', default=None, metavar='ARM', help='the arm that the report compares the others with; by default '
-           "the plan's"),
-    Option('--dia-format', kind='switch', help="the report's table as the DIA paper writes it: mean±deviation, p, *"),
-    Option('--budget', type=float, default=1.0, metavar='X', help='scale epochs, training images and seeds by this'),
-    Option('--check', kind='switch', help='train nothing: parse every option, build every model, list the runs'),
+    value('plan', str, None, 'YAML with name, base, arms, seeds and baseline; or the name of a table of a paper: '
+          + ', '.join(list_tables()), metavar='FILE'),
+    value('--output', str, '', 'where the runs are; those that are done stay', metavar='FOLDER'),
+    value('--parallel', int, 1, 'runs at once, on the cores or on one GPU'),
+    value('--device', str, None, 'as train.py --device'),
+    switch('--report', 'train nothing: print the table as Markdown, write results.csv and results.png into the folder'),
+    value('--versus', str, None, "arm that the report compares the others with; the plan's if unset", metavar='ARM'),
+    switch('--dia-format', "the report's table as the DIA paper writes it: mean±deviation, p, *"),
+    value('--budget', float, 1.0, 'scale epochs, training images and seeds by this'),
+    switch('--check', 'train nothing: parse every option, build every model, list the runs'),
 ]
 
 
