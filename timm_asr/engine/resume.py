@@ -61,7 +61,8 @@ def capture(training: Training) -> dict[str, Any]:
     if (ema := task.get_trainable_module(ema=True)) is not None:
         state['ema_generator'] = ema._sr_generator.get_state()
     if (plateau := getattr(scheduler, 'lr_scheduler', None)) is not None:  # the others are functions of the epoch
-        state['plateau'] = {'restore_lr': scheduler.restore_lr, **{key: getattr(plateau, key) for key in sorted(_PLATEAU)}}
+        state['plateau'] = {'restore_lr': scheduler.restore_lr,
+                            **{key: getattr(plateau, key) for key in sorted(_PLATEAU)}}
     return state
 
 
