@@ -9,7 +9,7 @@ from torch import nn
 import timm_asr
 from timm_asr.engine.bench_steps import InferenceStep, TrainStep, split_name
 from timm_asr.engine.commands import benchmark
-from timm_asr.engine.measure import peak_memory, saved_for_backward
+from timm_asr.engine.operations import saved_for_backward
 from timm_asr.engine.options import parse
 from timm_asr.gates.spe import SPE
 from timm_asr.models.counts import count_operations
@@ -99,20 +99,6 @@ def test_channels_last_and_sizes() -> None:
 def test_operations_of_a_known_layer() -> None:
     conv = nn.Conv2d(3, 8, 3, padding=1)
     assert count_operations(conv, torch.zeros(2, 3, 10, 10)) == (2 * 8 * 100 * 27, 2 * 8 * 100)
-
-
-def test_peak_memory_of_known_tensors() -> None:
-    x = torch.zeros(1000)
-
-    def step() -> None:
-        a = x + 1  # 4000 bytes
-        b = a + 1  # 8000 at the same time
-        del a
-        c = b + 1  # 8000 again
-        c.add_(1)
-        c.view(10, 100)
-
-    assert peak_memory(step, CPU) == 8000
 
 
 def test_bytes_saved_for_backward() -> None:

@@ -44,8 +44,8 @@ def test_columns(run: Callable) -> None:
     row = run('-m', 'resnet20_asr_se', '--num-classes', '7')
     assert list(row) == [
         'model', 'infer_samples_per_sec', 'infer_step_time', 'infer_batch_size', 'infer_img_size', 'infer_gmacs',
-        'infer_macts', 'infer_memory_mb', 'train_samples_per_sec', 'train_step_time', 'train_batch_size',
-        'train_img_size', 'train_memory_mb', 'train_saved_mb', 'param_count']
+        'infer_macts', 'train_samples_per_sec', 'train_step_time', 'train_batch_size', 'train_img_size',
+        'train_saved_mb', 'param_count']
     for prefix in ('infer', 'train'):
         assert row[f'{prefix}_batch_size'] == 2
         # Both come from one reading of the clock.
@@ -153,34 +153,27 @@ def test_ratios_are_those_of_rounds() -> None:
     assert Spread.of([3.0]) == (3.0, 3.0, 3.0)
 
 
-def test_versus(run: Callable, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = ['-m', 'resnet20', '--versus', 'resnet20_asr_se', 'resnet20_se', '--rounds', '3']
-    rows = run(*words, '--results-file', tmp_path / 'a.md', '--results-format', 'md')
-    assert [row['model'] for row in rows] == ['resnet20', 'resnet20_asr_se', 'resnet20_se']
+def test_versus(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    times = {'resnet20': [1.0, 2.0, 1.0], 'resnet20_asr_se': [1.0, 2.0, 1.1], 'resnet20_se': [2.0, 4.0, 2.1]}
+    monkeypatch.setattr(bench, 'interleave', lambda *_, **__: times)
+    benchmark.main([*SHORT, '-m', 'resnet20', '--versus', 'resnet20_asr_se', 'resnet20_se', '--rounds', '3', '-b', '4',
+                    '--results-file', str(tmp_path / 'a.md'), '--results-format', 'md'])
+    table, result = capsys.readouterr().out.split('--result\n')
+    rows, table = json.loads(result), table.splitlines()
+    assert [row['model'] for row in rows] == list(times)
     for prefix in ('infer', 'train'):
-        assert [rows[0][f'{prefix}_time_ratio{end}'] for end in ('', '_q1', '_q3')] == [1, 1, 1]
+        assert [[row[f'{prefix}_time_ratio{end}'] for end in ('', '_q1', '_q3')] for row in rows] == [
+            [1, 1, 1], [1, 1, 1.05], [2, 2, 2.05]]
+        assert (rows[2][f'{prefix}_step_time'], rows[2][f'{prefix}_samples_per_sec']) == (2100, round(4 / 2.1, 2))
     assert rows[1]['train_saved_mb'] == pytest.approx(rows[0]['train_saved_mb'], rel=0.01)
     assert rows[2]['train_saved_mb'] > 1.1 * rows[0]['train_saved_mb']
+    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in table]
+    assert lines[0] == ['model', 'inference', 'training step', 'parameters, M']
+    assert lines[4] == ['resnet20_se', '2.000 (2.000-2.050)', '2.000 (2.000-2.050)', '0.27']
+    assert max(map(len, table)) < 100
+    assert 'the median of 3 rounds' in table[5]
     assert [cell.strip() for cell in (tmp_path / 'a.md').read_text().splitlines()[0].strip('|').split('|')] == list(
         rows[0])
-    benchmark.main([*SHORT, *words, '--bench', 'train'])
-    printed = capsys.readouterr().out
-    table, result = printed.split('--result\n')
-    table, row = table.splitlines(), json.loads(result)[2]
-    assert len(table) == 6  # head, rule, three models, a line that says what the figures are
-    assert max(map(len, table)) < 100
-    assert [cell.strip() for cell in table[0].strip('|').split('|')] == ['model', 'training step', 'parameters, M']
-    ratio, q1, q3 = (format(row[f'train_time_ratio{end}'], '.3f') for end in ('', '_q1', '_q3'))
-    assert [cell.strip() for cell in table[4].strip('|').split('|')] == ['resnet20_se', f'{ratio} ({q1}-{q3})', '0.27']
-    assert 'the median of 3 rounds' in table[5]
-
-
-def test_figures_of_versus(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {'resnet20': [1.0, 2.0, 1.0], 'resnet20_se': [2.0, 4.0, 2.1]}
-    monkeypatch.setattr(bench, 'interleave', lambda *_, **__: times)
-    row = run('-m', 'resnet20', '--versus', 'resnet20_se', '--bench', 'inference', '-b', '8')[1]
-    assert (row['infer_step_time'], row['infer_samples_per_sec']) == (2100, round(8 / 2.1, 2))
-    assert [row[f'infer_time_ratio{end}'] for end in ('', '_q1', '_q3')] == [2.0, 2.0, 2.05]
 
 
 def test_versus_takes_one_image_size(run: Callable) -> None:

@@ -10,8 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jvp, vmap
 
 from timm_asr import auxiliary_loss
-from timm_asr.engine.measure import saved_for_backward
-from timm_asr.engine.operations import OperationCounter, count_step
+from timm_asr.engine.operations import OperationCounter, count_step, saved_for_backward
 from timm_asr.gates.fused import affine, weigh
 from timm_asr.gates.lstm_step import advance
 from timm_asr.gates.spe import SPE

@@ -35,8 +35,8 @@ def run_step(step: Step, num_warm_iter: int, num_bench_iter: int) -> dict[str, A
 
     Returns:
         ``samples_per_sec``, ``step_time`` (ms), with detail ``fwd_time``, ``bwd_time``, ``opt_time`` (ms), batch and
-        image size, ``memory_mb`` (peak of a step, 10^6 bytes), and for inference ``gmacs`` and ``macts``, for training
-        ``saved_mb`` (kept for the backward pass).
+        image size, on CUDA ``memory_mb`` (peak of a step, 10^6 bytes), and for inference ``gmacs`` and ``macts``, for
+        training ``saved_mb`` (kept for the backward pass).
     """
     _logger.info(f'Running {step.prefix} benchmark on {step.name} for {num_bench_iter} steps w/ input size '
                  f'{step.input_size} and batch size {step.batch_size}.')

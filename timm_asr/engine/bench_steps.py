@@ -17,7 +17,7 @@ from ..models.auxiliary import auxiliary_loss
 from ..models.counts import count_operations, count_parameters
 from .device import synchronize
 from .inputs import data_config_of
-from .measure import peak_memory, saved_for_backward
+from .operations import saved_for_backward
 from .prepare import DTYPES, autocast, compiled, inference_form
 
 _logger = logging.getLogger(__name__)
@@ -81,7 +81,14 @@ class Step:
         return figures if self.model is not self.eager else figures | self._measured()
 
     def _measured(self) -> dict[str, float]:
-        return {'memory_mb': _megabytes(peak_memory(self, self.device))}
+        if self.device.type != 'cuda':
+            return {}
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self()
+        torch.cuda.synchronize(self.device)
+        return {'memory_mb': _megabytes(torch.cuda.max_memory_allocated(self.device) - before)}
 
 
 def _megabytes(count: int) -> float:

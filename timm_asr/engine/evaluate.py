@@ -7,46 +7,27 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.utils import accuracy
 from torch import nn
 
 from .interrupt import stoppable
 
 
 class Totals:
-    """Running sums of loss, top-1 and top-5 over images.
+    """Running sums of loss, top-1 and top-5 over images, on the device, so that counting never waits for it."""
 
-    The per-batch figures stay on the device until they are asked for, so that counting never waits for it.
-    """
-
-    def __init__(self) -> None:
-        self.sums = torch.zeros(4, dtype=torch.float64)
-        self._pending: list[tuple[torch.Tensor, int]] = []
+    def __init__(self, device: torch.device) -> None:
+        # MPS has no float64; the sums of one epoch fit float32 well enough there.
+        self.sums = torch.zeros(4, device=device, dtype=torch.float32 if device.type == 'mps' else torch.float64)
 
     def update(self, loss: torch.Tensor, output: torch.Tensor, target: torch.Tensor) -> None:
         """Count a batch: its mean loss (scalar), logits (B, classes) and targets (B,)."""
-        top1, top5 = accuracy(output, target, topk=(1, 5))
-        self._pending.append((torch.stack([loss.detach().float(), top1, top5]), len(output)))
-
-    def flush(self) -> None:
-        for figures, count in self._pending:
-            values = figures.cpu().double()
-            # Percentages of a batch become whole numbers of images again, so that no rounding adds up.
-            correct = (values[1:] * count / 100).round()
-            self.sums += torch.cat([values[:1] * count, correct, torch.tensor([float(count)], dtype=torch.float64)])
-        self._pending.clear()
-
-    def reduce(self, device: torch.device) -> None:
-        """Add up the sums of all processes."""
-        self.flush()
-        # MPS has no float64; the sums of one epoch fit float32 well enough there.
-        sums = self.sums.to(device, torch.float32 if device.type == 'mps' else torch.float64)
-        dist.all_reduce(sums)
-        self.sums = sums.cpu().double()
+        right = output.topk(min(5, output.shape[1]), dim=1).indices == target[:, None]
+        found = torch.stack([figure.to(self.sums) for figure in (loss.detach(), right[:, 0].sum(), right.sum())])
+        found[0] *= len(output)
+        self.sums += torch.cat([found, found.new_full((1,), len(output))])
 
     def averages(self) -> 'OrderedDict[str, float]':
         """``loss``, ``top1`` and ``top5`` (percent), and ``count``, the number of images."""
-        self.flush()
         loss, top1, top5, count = self.sums.tolist()
         n = max(count, 1)
         return OrderedDict(loss=loss / n, top1=100 * top1 / n, top5=100 * top5 / n, count=int(count))
@@ -72,7 +53,7 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor
     Returns:
         ``loss``, ``top1``, ``top5`` (percent) and ``count``, over the images of all processes, padding not counted.
     """
-    totals = Totals()
+    totals = Totals(device)
     # OrderedDistributedSampler repeats images so that all processes have the same number of batches.
     remaining = getattr(getattr(loader, 'sampler', None), 'num_valid_samples', None)
     model.eval()
@@ -102,5 +83,5 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor
             if on_batch is not None:
                 on_batch(index, len(output), totals)
     if dist.is_available() and dist.is_initialized():
-        totals.reduce(device)
+        dist.all_reduce(totals.sums)
     return totals.averages()

@@ -106,12 +106,8 @@ def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_co
                device: torch.device, ema: bool = False, timed: bool = False) -> dict[str, Any]:
     """Fold the model of a checkpoint and write ``model.safetensors``, ``config.json`` and ``metrics.json``.
 
-    Args:
-        args: The options of the run.
-        data_config: Size, mean and so on of its images.
-        loader: Validation batches, all of them.
-        ema: Take the averaged weights.
-        timed: Also time it, and the plain network and the one with attention beside it.
+    ``args`` are the options of the run; ``loader`` has all validation images, which ``data_config`` describes. ``ema``
+    takes the averaged weights. If ``timed``, plain, attention and what was trained are timed side by side.
 
     Returns:
         What ``metrics.json`` holds.

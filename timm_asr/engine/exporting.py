@@ -30,9 +30,6 @@ from .interrupt import deferred_interrupts, stoppable
 from .loaders import label_names
 from .progress import setup_logging
 
-#: Real images that an ONNX file or a program is run on.
-GRAPH_IMAGES = 256
-
 
 def step(name: str, text: str) -> None:
     """Print one step."""
@@ -171,7 +168,7 @@ def quantize(args: argparse.Namespace, source: Source, loader: Iterable, calibra
                  f'{before:.2f} % in float and {after:.2f} % in int8')
 
 
-def some_images(loader: Iterable | None, most: int = GRAPH_IMAGES) -> Iterator[torch.Tensor]:
+def some_images(loader: Iterable | None, most: int = 256) -> Iterator[torch.Tensor]:
     """The first real images, in batches on the CPU, until there are ``most`` or more."""
     count = 0
     for images, _ in loader or ():

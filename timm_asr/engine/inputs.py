@@ -26,13 +26,11 @@ _IMAGE = ('in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 
 def open_model(args: argparse.Namespace, untrained: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     """The model of ``--model``, ``--checkpoint`` and the flags beside them.
 
-    Its pretrained weights are loaded unless there is a checkpoint, or it is asked for ``untrained`` and without
-    ``--pretrained``.
+    Without a checkpoint it has its pretrained weights; if ``untrained``, only with ``--pretrained``.
 
     Returns:
-        The model on the CPU, in float32 and in eval mode, as it was trained; and what its images go through:
-        ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``. That is what the
-        flags say, else what a training checkpoint was validated with, else the model's own configuration.
+        The model on the CPU, in float32 and in eval mode, not folded; and what its images go through
+        (:func:`data_config_of`).
 
     Raises:
         BadInput: If no model is named, there is no such model, or the weights do not fit it.
@@ -49,7 +47,10 @@ def open_model(args: argparse.Namespace, untrained: bool = False) -> tuple[nn.Mo
 
 
 def data_config_of(args: argparse.Namespace, model: nn.Module, trained: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What images go through, in timm's words: by the flags, else as in the training run, else by the model."""
+    """``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` of the images.
+
+    By the flags, else as in the training run, else by the model's own configuration.
+    """
     given = {key: value for key in _IMAGE if (value := getattr(args, key, None))}
     # Validation in a training run crops the centre, whatever the model's own configuration has.
     known = {**trained, 'crop_mode': 'center'} if trained else {}
@@ -97,12 +98,10 @@ def open_data(args: argparse.Namespace, data_config: dict[str, Any], num_outputs
 def make_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], device: torch.device,
                 dtype: torch.dtype = torch.float32) -> Any:
     """timm's loader over a data set: normalized images (B, C, H, W) and labels (B,), on the device."""
-    loader = create_loader(dataset, input_size=data_config['input_size'], batch_size=args.batch_size,
-                           use_prefetcher=not args.no_prefetcher, interpolation=data_config['interpolation'],
-                           mean=data_config['mean'], std=data_config['std'], num_workers=args.workers,
-                           crop_pct=data_config['crop_pct'], crop_mode=data_config['crop_mode'],
-                           crop_border_pixels=args.crop_border_pixels, pin_memory=args.pin_mem, device=device,
-                           img_dtype=dtype)
+    config = {key: data_config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
+    loader = create_loader(dataset, **config, batch_size=args.batch_size, use_prefetcher=not args.no_prefetcher,
+                           num_workers=args.workers, crop_border_pixels=args.crop_border_pixels,
+                           pin_memory=args.pin_mem, device=device, img_dtype=dtype)
     quiet_workers(loader)
     return loader
 

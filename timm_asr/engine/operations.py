@@ -1,10 +1,11 @@
-"""Counts the operations of a training step: what an accelerator would have to launch, whatever the machine.
+"""What a training step costs on any machine: operations that an accelerator would have to launch, and memory.
 
 An operation is a call of ATen below autograd, in the forward and in the backward pass. Views are left out: calls whose
 schema says that the result aliases an input without writing to it, and those that are views by another name.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -29,10 +30,6 @@ class OperationCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: Counter[str] = Counter()
-
-    @property
-    def total(self) -> int:
-        return sum(self.calls.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not is_view(func):
@@ -77,3 +74,23 @@ def count_step(model: nn.Module, images: torch.Tensor, optimizer: torch.optim.Op
             optimizer.step()
     model.zero_grad(set_to_none=True)
     return StepCount(forward.calls, backward.calls, update.calls)
+
+
+def saved_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
+    """Bytes that autograd keeps from a forward pass (with its loss) for the backward pass.
+
+    Each storage is counted once; parameters and buffers of the model, which are there anyway, are not.
+    """
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    saved: dict[int, torch.UntypedStorage] = {}  # which keeps them, or a freed storage's address would be used again
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = forward()
+    del result
+    return sum(storage.nbytes() for storage in saved.values())

@@ -1,18 +1,8 @@
 """One file a command: ``timm-asr NAME ...`` calls ``main`` of ``NAME.py`` here, and a new file is a new command.
 
-    \"\"\"Count the parameters of a model.\"\"\"                   # this line is what `timm-asr --help` lists
-
-    from ..flags import DATA, DEVICE, IMAGE, MODEL            # the flags that all commands share
-    from ..options import group, parse, value                # nothing up here imports torch: --help is fast
-
-    OPTIONS = [*MODEL, *DATA, *IMAGE, *DEVICE, *group('Output', value('--output', str, '', 'file to write'))]
-
-    def main(argv=None, prog='timm-asr count'):
-        args = parse(OPTIONS, {}, argv, prog, __doc__)        # ends here for --help and for a wrong line
-        from ..device import find_device                      # torch comes with these
-        from ..inputs import open_images, open_model
-        device, (model, data_config) = find_device(args.device), open_model(args)
-        for images, labels in open_images(args, model.to(device), data_config, device): ...
+The first line of its docstring is what ``timm-asr --help`` lists. Its ``OPTIONS`` are made of the shared groups of
+:mod:`timm_asr.engine.flags` and of its own; nothing at its top imports torch, so that help is fast. docs/commands.md
+has an example.
 
 Bad input raises :class:`timm_asr.errors.BadInput` with one sentence; :func:`dispatch` prints it and returns the status.
 """
