@@ -7,6 +7,7 @@ from helpers import randomize
 from timm.data import create_loader
 
 import timm_asr  # noqa: F401 - registers the models
+from timm_asr.analysis import measure_stripes
 from timm_asr.analysis.feature_integration import collect_attention, feature_integration
 from timm_asr.data import Digits
 
@@ -21,32 +22,16 @@ def small(name, **kwargs):
     return randomize(timm.create_model(name, layers=(3, 2, 4), channels=(8, 8, 16), **kwargs))
 
 
-@pytest.mark.parametrize('name', ['resnet20_dia_lstm', 'resnet20_dia_srm', 'resnet20_dia_se', 'wrn52_4_dia_lstm_light'])
-def test_attention_of_a_shared_unit(name):
+@pytest.mark.parametrize('name', ['resnet20_dia_lstm', 'resnet20_dia_srm', 'resnet20_se', 'wrn52_4_dia_lstm_light'])
+def test_attention_of_units_and_of_gates_in_the_blocks(name):
     model = small(name).train()
     attention = collect_attention(model, loader(), samples=40)
     assert {key: tuple(v.shape) for key, v in attention.items()} == {
         'layer1': (40, 3, 8), 'layer2': (40, 2, 8), 'layer3': (40, 4, 16)}
     assert model.training
     images = torch.cat([batch for _, (batch, _) in zip(range(3), loader(), strict=False)])[:40]
-    seen = []
-    block = model.layer3[2]
-    merge = block.merge
-    block.merge = lambda a, z, shortcut: (seen.append(block.own(z)), merge(a, z, shortcut))[1]
-    model.eval()(images)
-    assert torch.allclose(attention['layer3'][:, 2], seen[0].flatten(1), atol=1e-6)
-
-
-def test_attention_of_gates_in_the_blocks():
-    model = small('resnet20_se')
-    attention = collect_attention(model, loader(), samples=20)
-    assert list(attention) == ['layer1', 'layer2', 'layer3']
-    images = torch.cat([batch for _, (batch, _) in zip(range(2), loader(), strict=False)])[:20]
-    seen = []
-    model.layer2[1].se.register_forward_hook(lambda m, i, o: seen.append((o / i[0]).nanmean((2, 3))))
-    model.eval()(images)
-    assert torch.allclose(attention['layer2'][:, 1], seen[0], atol=1e-4)
-    assert not model.layer1[0].se._forward_hooks
+    own = {gate.name: gate.kept[1] for gate in measure_stripes(model, [images], keep=40).gates}
+    assert torch.equal(attention['layer3'][:, 2], own[f'layer3.2.{"se" if name == "resnet20_se" else "own"}'])
 
 
 def test_algorithm_1():

@@ -91,7 +91,9 @@ def test_what_cannot_be_done_a_batch_at_a_time_is_done_by_timm(archive, tmp_path
         loaders(archive, tmp_path, *more)
 
 
-def test_folders_of_small_images_stay_in_memory_too(tmp_path):
+def test_digits_and_folders_of_small_images_stay_in_memory_too(tmp_path):
+    loader = loaders('unused', tmp_path, '--dataset', 'digits', '--in-chans', 1, '--img-size', 32).train
+    assert loader.images.shape == (1438, 1, 40, 40)
     images = make_images(tmp_path / 'images', size=8)
     argv = ['--dataset', '', '--data-dir', images, '-b', 6, '--num-classes', 3]
     loader = loaders('unused', tmp_path, *argv).train
@@ -99,11 +101,6 @@ def test_folders_of_small_images_stay_in_memory_too(tmp_path):
     # Larger ones are resized first, by timm's own transform.
     loader = loaders('unused', tmp_path, *argv, '--img-size', 16).train
     assert loader.images.shape == (24, 3, 20, 20)
-
-
-def test_digits_stay_in_memory(tmp_path):
-    loader = loaders('unused', tmp_path, '--dataset', 'digits', '--in-chans', 1, '--img-size', 32).train
-    assert loader.images.shape == (1438, 1, 40, 40)
 
 
 def test_images_to_train_on_and_images_held_out(archive, tmp_path):

@@ -24,10 +24,10 @@ def others(model, sites):
     return {name: t for name, t in model.state_dict().items() if not name.startswith(tuple(f'{s}.' for s in sites))}
 
 
-@pytest.mark.parametrize('value', [0.5, 0.27, 0])
+@pytest.mark.parametrize('value', [0.27, 0])
 @pytest.mark.parametrize('name', [
-    'resnet20', 'resnet20_asr_se', 'resnet83_se', 'resnet18_asr_se', 'resnet20_dia_lstm', 'wrn52_4_dia_lstm',
-    'mobilenetv1_100_cifar', 'shufflenetv2_100_cifar_asr_ie', 'vgg19_cifar'])
+    'resnet20_asr_se', 'resnet83_se', 'resnet18_asr_se', 'wrn52_4_dia_lstm', 'mobilenetv1_100_cifar',
+    'shufflenetv2_100_cifar_asr_ie', 'vgg19_cifar'])
 def test_our_models_by_keyword(name, value):
     torch.manual_seed(1)
     plain = timm.create_model(name)

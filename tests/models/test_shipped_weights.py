@@ -79,22 +79,18 @@ def test_a_run_becomes_weights_with_their_history(tmp_path):
 
 
 @pytest.mark.parametrize(('spoil', 'sentence'), [
+    (None, 'was built with no_skip, which the name resnet20_asr_se.cifar10 does not say'),
     (lambda run: (run / 'model_best.pth.tar').unlink(), 'is not the folder of a run: it has no model_best.pth.tar'),
     (lambda run: (run / 'metrics.json').unlink(), 'has no metrics.json: the run has not come to its end'),
     (lambda run: (run / 'metrics.json').write_text('{"epoch": 2}'), 'is of epoch 2, the checkpoint of epoch 3'),
     (lambda run: (run / 'summary.csv').unlink(), 'has no summary.csv')])
-def test_what_is_no_finished_run_is_refused(tmp_path, spoil, sentence):
-    _run_folder(tmp_path / 'run')
-    spoil(tmp_path / 'run')
+def test_what_is_no_finished_run_of_its_name_is_refused(tmp_path, spoil, sentence):
+    _run_folder(tmp_path / 'run', **({} if spoil else {'model_kwargs': {'no_skip': False}}))
+    if spoil:
+        spoil(tmp_path / 'run')
     with pytest.raises(BadInput, match=sentence):
         ship_weights.ship(tmp_path / 'run', 'cifar10', folder=tmp_path)
     assert not list(tmp_path.glob('*.safetensors'))
-
-
-def test_arguments_that_the_name_does_not_say_are_refused(tmp_path):
-    _run_folder(tmp_path / 'run', model_kwargs={'no_skip': False})
-    with pytest.raises(BadInput, match='was built with no_skip, which the name resnet20_asr_se.cifar10 does not say'):
-        ship_weights.ship(tmp_path / 'run', 'cifar10', folder=tmp_path)
 
 
 @pytest.mark.parametrize('name', sorted(shipped()))

@@ -33,8 +33,7 @@ class StageGradients:
     def update(self, gradient: torch.Tensor) -> None:
         """Add the gradient of a batch, of any shape."""
         size = gradient.detach().abs().flatten().float().cpu()
-        logs = size.clamp_min(10.0 ** DECADES[0]).log10().clamp(*DECADES)
-        self.counts += torch.histc(logs, _BINS, *DECADES).double()
+        self.counts += torch.histc(size.log10().clamp(*DECADES), _BINS, *DECADES).double()
         self.count += len(size)
         self._sum += size.double().sum().item()
         self._squares += size.double().square().sum().item()

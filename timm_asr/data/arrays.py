@@ -27,23 +27,18 @@ def is_training_split(split: str, name: str) -> bool:
 class Arrays(Dataset):
     """Images (N, H, W) or (N, H, W, C) in uint8, and their labels (N,), whole numbers, from arrays.
 
-    ``input_img_mode`` is the PIL mode of the images: ``L`` for one channel, ``RGB`` for three. ``transform`` is applied
-    to the PIL image, ``target_transform`` to the label, an int.
+    ``input_img_mode`` is the PIL mode of the images: ``L`` for one channel, ``RGB`` for three. ``transform``, which
+    timm's loaders set, is applied to the PIL image.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, input_img_mode: str = 'RGB',
-                 transform: Callable | None = None, target_transform: Callable | None = None) -> None:
+    transform: Callable[[Any], Any] | None = None
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, input_img_mode: str = 'RGB') -> None:
         self.images, self.labels, self.input_img_mode = images, labels, input_img_mode
-        self.transform, self.target_transform = transform, target_transform
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image: Any = Image.fromarray(self.images[index]).convert(self.input_img_mode)
-        label = int(self.labels[index])
-        if self.transform is not None:
-            image = self.transform(image)
-        if self.target_transform is not None:
-            label = self.target_transform(label)
-        return image, label
+        return image if self.transform is None else self.transform(image), int(self.labels[index])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,11 +79,10 @@ class Digits(Arrays):
 
     classes = [str(digit) for digit in range(10)]
 
-    def __init__(self, split: str = 'train', input_img_mode: str = 'RGB', transform: Callable | None = None,
-                 target_transform: Callable | None = None) -> None:
+    def __init__(self, split: str = 'train', input_img_mode: str = 'RGB') -> None:
         training = is_training_split(split, 'digits')
         with (files(__package__) / 'digits.npz').open('rb') as file, np.load(file) as arrays:
             chosen = arrays['held_out'] != training
             # 0 to 16 becomes 0 to 255, as image files have it.
             images = (arrays['images'][chosen].astype(np.float32) * (255 / 16)).round().astype(np.uint8)
-            super().__init__(images, arrays['labels'][chosen].astype(int), input_img_mode, transform, target_transform)
+            super().__init__(images, arrays['labels'][chosen].astype(int), input_img_mode)

@@ -71,7 +71,6 @@ def evaluate_coco(
 def _metric(kinds: tuple[str, ...]) -> Any:
     try:
         from torchmetrics.detection import MeanAveragePrecision
-
         return MeanAveragePrecision(iou_type=kinds, backend='faster_coco_eval', max_detection_thresholds=[1, 10, 100])
     except ImportError:  # torchmetrics says the same of its backend, at greater length
         raise ImportError("COCO's evaluation needs two packages: pip install torchmetrics "

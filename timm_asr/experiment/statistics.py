@@ -46,8 +46,7 @@ def compare(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Comparis
     shared = [seed for seed in arm if seed in baseline]
     paired = len(shared) == len(arm) == len(baseline)
     low, high = _bca(np.array([arm[seed] - baseline[seed] for seed in shared])) if paired else _bca(a, b)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # equal values have no t
+    with warnings.catch_warnings(action='ignore'):  # equal values have no t
         t, welch = stats.ttest_ind(a, b, equal_var=False)
         student = stats.ttest_ind(a, b).pvalue
     # Exact where there are at most that many ways.
@@ -65,8 +64,7 @@ def _bca(*samples: np.ndarray) -> tuple[float, float]:
     if min(map(len, samples)) < 3 or all(np.ptp(sample) == 0 for sample in samples):
         return math.nan, math.nan
     statistic = np.mean if len(samples) == 1 else _difference
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with warnings.catch_warnings(action='ignore'):
         found = stats.bootstrap(samples, statistic, confidence_level=1 - LEVEL, method='BCa', vectorized=True,
                                 rng=np.random.default_rng(0))
     return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -9,8 +9,6 @@ from ..analysis.stripes import StripeReport
 from ..freeze.report import GateReport
 from .style import new, save, styled
 
-_CHANNELS = 128  # more would be narrower than a pixel
-
 
 def _chosen(names: Sequence[str], gates: int | Sequence[str]) -> list[str]:
     """The gates of these names, or so many, from the first to the last at equal distances."""
@@ -40,7 +38,7 @@ def plot_stripes(
                 (row[0], gate.kept[0], 'before', gate.pooled.stripe_score),
                 (row[1], gate.kept[1], 'weights', gate.weights.stripe_score)):
             low, high = (torch.quantile(values.flatten()[:1_000_000], q).item() for q in (0.01, 0.99))
-            image = axes.imshow(values[:, :_CHANNELS].numpy(), aspect='auto', cmap='viridis', vmin=low, vmax=high)
+            image = axes.imshow(values[:, :128].numpy(), aspect='auto', cmap='viridis', vmin=low, vmax=high)
             axes.grid(False)
             axes.set(title=f'{name}, {what} (score {score:.2f})', ylabel='image' if what == 'before' else '')
             figure.colorbar(image, ax=axes, pad=0.02)
@@ -72,20 +70,18 @@ def plot_deviations(report: StripeReport, path: str | Path, title: str = '', cap
 @styled
 def plot_differences(
         differences: Mapping[str, torch.Tensor], path: str | Path, title: str = '', caption: str = '',
-        gates: int | Sequence[str] = 4, images: int = 3, channels: int = 20) -> None:
+        gates: int | Sequence[str] = 4) -> None:
     """How much the weights of fixed images still change from epoch to epoch (Figure 1c): black is not at all.
 
-    Args:
-        differences: Of :func:`timm_asr.analysis.stripe_differences`.
-        gates: Names of gates, or how many, spread over the depth: one row each.
-        images: Images side by side, ``channels`` of each at equal distances.
+    ``differences`` are those of :func:`timm_asr.analysis.stripe_differences`. A row is a gate, by name, or so many
+    spread over the depth; three images side by side, twenty channels of each at equal distances.
     """
     names = _chosen(list(differences), gates)
-    images = min(images, differences[names[0]].shape[1])
+    images = min(3, differences[names[0]].shape[1])
     figure, panels = new(len(names), images, 1.6, sharex=True)
     for row, name in zip(panels, names, strict=True):
         values = differences[name]
-        chosen = torch.linspace(0, values.shape[2] - 1, min(channels, values.shape[2])).long()
+        chosen = torch.linspace(0, values.shape[2] - 1, min(20, values.shape[2])).long()
         high = torch.quantile(values[:, :images, chosen].flatten(), 0.99).item()
         for index, axes in enumerate(row):
             image = axes.imshow(

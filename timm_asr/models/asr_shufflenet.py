@@ -49,14 +49,13 @@ class ShuffleNetV2(StagedNet):
             net.conv1[0] = nn.Conv2d(self.in_chans, channels[0], 3, 1 if small_images else 2, padding=1, bias=False)
             if small_images:
                 net.maxpool = nn.Identity()
-        reduction = 1 if small_images else 2
-        for part, width in zip(self.CHAIN, (channels[0], *channels), strict=True):
+        for part in self.CHAIN:
             self.add_module(part, net.get_submodule(part).to(dtype=dtype))
-            reduction *= 1 if part in ('conv1', 'conv5') or (small_images and part == 'maxpool') else 2
-            self.feature_info.append({'num_chs': width, 'reduction': reduction, 'module': part})
         # The features of a resolution are those that its last part puts out.
-        self.feature_info = [info for info in self.feature_info if info['module'] != 'stage4' and not (
-            small_images and info['module'] == 'maxpool')]
+        taps = ['conv1', *([] if small_images else ['maxpool']), 'stage2', 'stage3', 'conv5']
+        widths = dict(zip(self.CHAIN, (channels[0], *channels), strict=True))
+        self.feature_info = [{'num_chs': widths[part], 'reduction': 2 ** (power + (not small_images)), 'module': part}
+                             for power, part in enumerate(taps)]
         self.make_head(channels[4], device=device, dtype=dtype)
 
     @torch.jit.ignore
