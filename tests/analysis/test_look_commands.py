@@ -143,13 +143,14 @@ def test_curves_and_scatter(command, tmp_path):
     assert [row['run'] for row in csv.DictReader((folder / 'curves.csv').open())] == ['resnet20'] * 3 + [
         'resnet20_se'] * 3
     (tmp_path / 'speed.csv').write_text(
-        'model,infer_samples_per_sec,param_count\nresnet20,100.5,0.27\nresnet20_se+reparam,80,0.28\nother,1,1\n')
+        'model,infer_samples_per_sec,infer_time_ratio,param_count\n'
+        'resnet20,100.5,1,0.27\nresnet20_se+reparam,90,1.25,0.28\nother,1,,1\n')
     (tmp_path / 'seeds.csv').write_text('model,top1\nresnet20_se,92\nresnet20_se,93\n')
     status, _, err, folder = command('scatter TMP/a TMP/b TMP/seeds.csv --benchmark TMP/speed.csv')
     assert (status, err) == (0, '')
     assert json.loads((folder / 'scatter.json').read_text())['models'] == [
         {'model': 'resnet20', 'images_per_second': 100.5, 'parameters': 270000.0, 'top1': 90.0},
-        {'model': 'resnet20_se+reparam', 'images_per_second': 80.0, 'parameters': 280000.0, 'top1': 92.0}]
+        {'model': 'resnet20_se+reparam', 'images_per_second': 80.4, 'parameters': 280000.0, 'top1': 92.0}]
 
 
 @pytest.mark.parametrize(('line', 'sentence'), [

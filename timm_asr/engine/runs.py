@@ -76,11 +76,15 @@ def scatter(args: Namespace, words: list[str], prog: str) -> int:
     if not args.benchmark:
         raise BadInput('no speeds: give the results file of a benchmark (--benchmark FILE)')
     measured: dict[str, dict[str, Any]] = {}
-    for row in _read_rows(Path(args.benchmark)):
+    speeds = _read_rows(Path(args.benchmark))
+    for row in speeds:
         key = next((key for key in ('infer_samples_per_sec', 'train_samples_per_sec') if row.get(key)), None)
         if key and row.get('param_count'):
+            # Of models that ran in turns, ratios to the first one's time are steadier than the times.
+            ratio = row.get(key.replace('samples_per_sec', 'time_ratio'))
+            speed = float(speeds[0][key]) / float(ratio) if ratio else float(row[key])
             measured[row['model']] = {
-                'images_per_second': float(row[key]), 'parameters': 1e6 * float(row['param_count'])}
+                'images_per_second': round(speed, 2), 'parameters': 1e6 * float(row['param_count'])}
     accuracy: dict[str, list[float]] = {}
     for path in map(Path, args.runs):
         if path.is_dir():
