@@ -18,8 +18,6 @@ SHALLOW = {'depths': (1, 1, 1, 1)}
 #: Name -> (keywords that shrink it, side of the image, its sites with numbers as *)
 FAMILIES = {
     'test_resnet': ({}, 32, 'layer*.*.bn*'),
-    'resnext50_32x4d': ({'layers': (1, 1, 1, 1)}, 32, 'layer*.*.bn*'),
-    'seresnet50': ({'layers': (1, 1, 1, 1)}, 32, 'layer*.*.bn*'),
     'resnet26d': ({'layers': (1, 1, 1, 1)}, 32, 'layer*.*.bn*'),
     'resnest14d': ({}, 32, 'layer*.*.bn*'),
     'res2net50_26w_4s': ({'layers': (1, 1, 1, 1)}, 32, 'layer*.*.bn*'),
@@ -27,12 +25,9 @@ FAMILIES = {
     'resnetv2_18': ({'layers': (1, 1, 1, 1)}, 32, 'stages.*.blocks.*.conv*'),
     'resnetv2_50x1_bit': ({}, 32, 'stages.*.blocks.*.norm*'),
     'regnetx_002': ({}, 32, 's*.b*.conv*.bn'),
-    'cs3darknet_s': ({}, 32, 'stages.*.blocks.*.conv*.bn'),
     'test_byobnet': ({}, 32, 'stages.*.*.conv*_*x*.bn stages.*.*.conv*_kxk.bn'),
     'mobileone_s0': ({}, 32, 'stages.*.* stem'),
     'test_efficientnet': ({}, 32, 'blocks.*.*.bn*'),
-    'test_efficientnet_evos': ({}, 32, 'blocks.*.*.bn*'),
-    'mobilenetv2_050': ({}, 32, 'blocks.*.*.bn*'),
     'mobilenetv3_small_050': ({}, 32, 'blocks.*.*.bn*'),
     'mobilenetv4_conv_small_050': ({}, 32, 'blocks.*.*.pw_proj.bn'),
     'ghostnet_050': ({}, 32, 'blocks.*.*.ghost*.cheap_operation.* blocks.*.*.ghost*.primary_conv.*'),
@@ -42,15 +37,11 @@ FAMILIES = {
                     'features.denseblock*.denselayer*.norm* features.norm*'),
     'dpn48b': ({'k_sec': (1, 1, 1, 1)}, 32, 'features.conv*_*.c*x*_c*'),
     'vgg11_bn': ({'mlp_ratio': 0.02}, 64, 'features.*'),
-    'vgg11': ({'mlp_ratio': 0.02}, 64, 'features.*'),
     'selecsls42': ({}, 64, 'features.*.conv*.* head.*.* stem.*'),
     'rexnet_100': ({'depth_mult': 0.4}, 32, 'features.*.conv_pwl.bn'),
     'dla46_c': ({}, 64, 'level*.tree*.bn* level*.tree*.tree*.bn*'),
-    'hgnetv2_b0': ({}, 64, 'stages.*.blocks.*.aggregation.*.bn'),
-    'starnet_s050': ({}, 32, 'stages.*.*.dwconv*.conv'),
     'test_convnext': ({}, 32, 'stages.*.blocks.*.mlp.fc*'),
     'convnextv2_atto': (SHALLOW, 32, 'stages.*.blocks.*.mlp.fc*'),
-    'test_mambaout': ({}, 32, 'stages.*.blocks.*.fc*'),
     'poolformer_s12': ({}, 64, 'stages.*.blocks.*.mlp.fc* stages.*.blocks.*.norm*'),
     'caformer_s18': ({}, 32,
                      'stages.*.blocks.*.mlp.fc* stages.*.blocks.*.token_mixer.proj '
@@ -66,8 +57,6 @@ FAMILIES = {
     'mobilevit_xxs': ({}, 64, 'stages.*.*.conv*_*x*.bn stages.*.*.transformer.*.attn.proj '
                               'stages.*.*.transformer.*.mlp.fc*'),
     'test_vit': ({}, 160, 'blocks.*.attn.proj blocks.*.mlp.fc*'),
-    'test_vit_relpos': ({'depth': 2}, 160, 'blocks.*.attn.proj blocks.*.mlp.fc*'),
-    'deit3_small_patch16_224': ({'depth': 2, 'img_size': 32}, 32, 'blocks.*.attn.proj blocks.*.mlp.fc*'),
     'beit_base_patch16_224': ({'depth': 2, 'img_size': 32, 'embed_dim': 48, 'num_heads': 3}, 32,
                               'blocks.*.attn.proj blocks.*.mlp.fc*'),
     'eva02_tiny_patch14_224': ({'depth': 2, 'img_size': 28}, 28, 'blocks.*.attn.proj blocks.*.mlp.fc*'),
@@ -77,16 +66,10 @@ FAMILIES = {
     'swin_tiny_patch4_window7_224': (
         {**SHALLOW, 'img_size': 64, 'window_size': 2, 'embed_dim': 24, 'num_heads': (1, 2, 2, 2)}, 64,
         'layers.*.blocks.*.attn.proj layers.*.blocks.*.mlp.fc*'),
-    'swinv2_tiny_window8_256': (
-        {**SHALLOW, 'img_size': 64, 'window_size': 2, 'embed_dim': 24, 'num_heads': (1, 2, 2, 2)}, 64,
-        'layers.*.blocks.*.norm*'),
-    'pvt_v2_b0': (SHALLOW, 64, 'stages.*.blocks.*.attn.proj stages.*.blocks.*.mlp.fc*'),
     'test_maxvit': ({}, 160, None),
     'test_coatnet': ({}, 160, 'stages.*.blocks.*.attn.proj stages.*.blocks.*.conv*_*x* stages.*.blocks.*.mlp.fc*'),
     'levit_128s': ({}, 224, None),
     'tiny_vit_5m_224': ({'depths': (1, 1, 1, 1)}, 64, None),
-    'mixer_s32_224': ({'img_size': 64}, 64,
-                      'blocks.*.mlp_channels.fc* blocks.*.norm*'),
     'gmlp_ti16_224': ({'img_size': 64}, 64, 'blocks.*.mlp_channels.fc*'),
     'sequencer2d_s': ({'layers': (1, 1, 1, 1), 'embed_dims': (24, 24, 24, 24), 'hidden_sizes': (8, 8, 8, 8)}, 64,
                       'stages.*.blocks.*.mlp_channels.fc* stages.*.blocks.*.rnn_tokens.fc')}

@@ -1,6 +1,7 @@
 """Nothing of a model is changed that should not be: by looking for sites, by a forward pass, by what is refused."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -59,24 +60,15 @@ def test_looking_for_sites_changes_nothing(name, change, sites):
 
 
 def run_threads(call, count=4, times=3):
-    """What ``call(i)`` gives in several threads at once, and the errors."""
-    found, errors, barrier = [], [], threading.Barrier(count)
+    """What ``call(i)`` gives in several threads at once."""
+    barrier = threading.Barrier(count)
 
     def work(i):
-        try:
-            barrier.wait()
-            for _ in range(times):
-                found.append(call(i))
-        except Exception as error:
-            errors.append(error)
+        barrier.wait()
+        return [call(i) for _ in range(times)]
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    return found
+    with ThreadPoolExecutor(count) as pool:
+        return [answer for found in pool.map(work, range(count)) for answer in found]
 
 
 def threaded_model(name):

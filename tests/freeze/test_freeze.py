@@ -12,7 +12,6 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 import timm_asr
-from timm_asr.analysis.gates import ChannelStatistics
 from timm_asr.asr.wrapper import ASR
 from timm_asr.freeze.attention import recalibrate_batch_norm
 from timm_asr.gates.gate import ChannelGate
@@ -202,20 +201,6 @@ def test_norms_that_cannot_be_measured():
     x = torch.randn(3, 3, 2, 2, dtype=torch.float64)
     assert recalibrate_batch_norm(model, x.split(1)) == 1  # batches of one image are all there are
     assert torch.allclose(model[1].running_mean, model[0](x).mean((0, 2, 3)))
-
-
-def test_devices_without_float64():
-    class OnSuchADevice(torch.Tensor):
-        def double(self):
-            raise TypeError('no float64')
-
-        def cpu(self):
-            return self.as_subclass(torch.Tensor)
-
-    values = torch.randn(3, 2)
-    statistics = ChannelStatistics()
-    statistics.update(values.as_subclass(OnSuchADevice))
-    assert torch.allclose(statistics.mean, values.double().mean(0))
 
 
 def test_images_of_their_own_to_compare_on():

@@ -14,7 +14,7 @@ import timm_asr
 from timm_asr.engine import freezing as freeze_command
 from timm_asr.engine.commands.freeze import main
 from timm_asr.errors import run_main
-from timm_asr.freeze.gates import candidates
+from timm_asr.freeze.attention import candidates
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import nn
 
 import timm_asr
 from timm_asr import fold_asr, has_asr
-from timm_asr.asr.norm_act import NormActASR
+from timm_asr.asr.timm_blocks import NormActASR
 from timm_asr.asr.wrapper import ASR, wrap
 from timm_asr.gates.se import SE
 from timm_asr.gates.table import asr_gate

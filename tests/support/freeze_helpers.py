@@ -7,7 +7,7 @@ import torch
 from helpers import randomize
 
 from timm_asr.analysis.gates import measure_gates
-from timm_asr.freeze.gates import candidates
+from timm_asr.freeze.attention import candidates
 from timm_asr.gates.gate import ChannelGate
 
 CIFAR = {'layers': (2, 1, 1), 'channels': (8, 8, 16), 'num_classes': 5}

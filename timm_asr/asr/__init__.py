@@ -1,3 +1,3 @@
 """Attention fed by a learned vector: the vector, the wrapper around a layer, and where it goes."""
 
-from . import norm_act, timm_blocks  # noqa: F401 - register what they know
+from . import timm_blocks  # noqa: F401 - registers what it knows

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
 
 from ..gates.gate import ChannelGate
-from .checks import has_hooks, is_fresh, refuse_scripted, refuse_shared, sharing
+from .fold import refuse_scripted, refuse_shared, spans
+from .scaled import has_hooks
 from .sites import known_sites, match_sites
 from .together import together
 from .ungated import vector_maker
@@ -52,50 +54,58 @@ def attach_asr(
     options = {'init': init, 'learnable': learnable, 'constant': constant, 'gain': gain}
     names = known_sites(model) if sites is None else match_sites(
         model, [sites] if isinstance(sites, str) else list(sites))
-
     if not names:
         raise ValueError("sites is empty; name layers such as 'layer4.*.bn3', or leave it out.")
     if preserve is None:
-        preserve = not is_fresh(model)
-
-    wrappers: dict[nn.Module, ASR] = {}  # by layer, since a shared layer is one site under several names
-    grown: dict[ASR, ASR] = {}
-    shared = sharing(model)
+        preserve = not _is_fresh(model)
+    made: dict[nn.Module, ASR] = {}  # by layer, since a shared layer is one site under several names
+    found = spans(model)
     for name in names:
         layer = model.get_submodule(name)
         if isinstance(layer, ASR) and not stack:
             raise ValueError(
                 f"'{name}' has ASR already; pass stack=True to add vectors to it, or depth={depth + 1} from the start.")
-        if layer in wrappers or layer in grown:
+        if layer in made:
             continue
         try:
             if isinstance(layer, ASR):  # built aside, so that an error further on leaves the model as it was
                 if depth + len(layer.vectors) > MAX_DEPTH:
                     raise ValueError(f'it has {len(layer.vectors)} vectors, and {depth} more would exceed {MAX_DEPTH}.')
-                new = grown[layer] = wrap(layer.layer, gate, depth, **options)
+                made[layer] = wrap(layer.layer, gate, depth, **options)
             else:
-                refuse_shared(shared, layer)
+                refuse_shared(found, layer)
                 if has_hooks(layer):
                     raise ValueError('it has hooks (pruning and weight_norm work by them), which would undo the scale.')
                 outer = next((n for n in names if name.startswith(f'{n}.')), None)
                 if outer is not None:
                     raise ValueError(f"it is inside '{outer}', another site.")
-                new = wrappers[layer] = wrap(layer, gate, depth, **options)
+                made[layer] = wrap(layer, gate, depth, **options)
             if preserve:
-                new.check_preservable()
+                made[layer].preserve_(dry=True)
         except (TypeError, ValueError) as error:
             raise type(error)(f"ASR does not fit the site '{name}': {error}") from None
 
-    for wrapper in (*wrappers.values(), *grown.values()):
-        wrapper.train(wrapper.layer.training)
-        if preserve:
-            wrapper.preserve_()
-    for asr, addition in grown.items():
-        asr.vectors.extend(addition.vectors)
     # A layer that several parents share is wrapped in all of them: they will share the folded parameters too.
     places = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
+    for layer, asr in made.items():
+        asr.train(asr.layer.training)
+        if preserve:
+            asr.preserve_()
+        if isinstance(layer, ASR):
+            layer.vectors.extend(asr.vectors)
     for parent, name, child in places:
-        if child in wrappers:
-            setattr(parent, name, wrappers[child])
+        if child in made and not isinstance(child, ASR):
+            setattr(parent, name, made[child])
     together(model)
     return model
+
+
+@torch.no_grad()
+def _is_fresh(model: nn.Module) -> bool:
+    """Whether a model looks untrained: running statistics as they start, norms and layer scales with equal weights."""
+    for name, t in (*model.named_buffers(), *model.named_parameters()):
+        leaf = name.rpartition('.')[2]
+        affine = leaf in ('weight', 'gamma', 'gain') and t.squeeze().ndim == 1 and '.vectors.' not in name
+        if (affine or leaf in ('running_mean', 'running_var')) and not t.is_meta and (t != t.flatten()[:1]).any():
+            return False
+    return True

@@ -22,7 +22,8 @@ class Block:
             the last convolution), the outputs of attention and MLP. '' is the block itself, a sum of parallel branches.
         ends: For a block that sums parallel branches: a function from the block to the names of the layers that its
             branches end in. All that is summed must come out of them. Once merged: the name of the merged layer.
-        scripted: Subclass of :class:`timm_asr.asr.wrapper.ASR` that TorchScript needs around the block.
+        scripted: What TorchScript needs around the block, where it can run one with ASR: the class
+            :class:`timm_asr.asr.wrapper.ASR` if multiplying the output will do, otherwise a subclass.
         layers: For a residual block with a place ``se`` for a gate: names of its layers in order. The last three are
             the last convolution, its norm and the activation after the addition.
         branch: The same block cut in two, for the unit that a stage shares: ``forward`` gives the residual branch and
@@ -38,7 +39,6 @@ class Block:
 
 #: By exact class, since a subclass may compute anything.
 BLOCKS: dict[type[nn.Module], Block] = {}
-_UNKNOWN = Block()
 
 
 def register_block(kind: type[nn.Module], **facts: Any) -> None:
@@ -50,7 +50,7 @@ def register_block(kind: type[nn.Module], **facts: Any) -> None:
 
 def facts_of(module: nn.Module) -> Block:
     """What is known of a module's class; an empty :class:`Block` where it is not registered."""
-    return BLOCKS.get(type(module), _UNKNOWN)
+    return BLOCKS.get(type(module), Block())
 
 
 def existing(block: nn.Module, *names: str) -> list[str]:
@@ -62,8 +62,6 @@ def existing(block: nn.Module, *names: str) -> list[str]:
     for name in names:
         head, _, rest = name.partition('.')
         child = getattr(block, head, None)
-        if child is None:
-            continue
         heads = [f'{head}.{i}' for i in range(len(child))] if isinstance(child, nn.ModuleList) else [head]
-        found += [f'{h}.{rest}' if rest else h for h in heads]
+        found += [f'{h}.{rest}'.strip('.') for h in heads if child is not None]
     return found

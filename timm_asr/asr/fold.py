@@ -1,8 +1,8 @@
 """Multiply vectors into the parameters of the layers that they scale, for good."""
 
+import torch
 from torch import nn
 
-from .checks import refuse_scripted, refuse_shared, sharing
 from .together import apart
 from .wrapper import ASR
 
@@ -24,10 +24,10 @@ def fold_asr(module: nn.Module) -> nn.Module:
     """
     refuse_scripted(module, 'fold ASR')
     layers = {name: m for name, m in module.named_modules() if isinstance(m, ASR) and len(m.vectors)}
-    shared = sharing(module) if layers else {}
+    found = spans(module) if layers else []
     for name, asr in layers.items():
         try:
-            refuse_shared(shared, asr.layer)
+            refuse_shared(found, asr.layer)
         except ValueError as error:
             raise ValueError(f"ASR of the site '{name}' cannot be folded: {error}") from None
     apart(module)
@@ -38,3 +38,36 @@ def fold_asr(module: nn.Module) -> nn.Module:
             if isinstance(child, ASR):
                 setattr(parent, name, child.fold())
     return module
+
+
+def refuse_scripted(model: nn.Module, verb: str) -> None:
+    """Refuse a TorchScript module, whose code cannot be changed any more, by a ``TypeError``."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f'A scripted model cannot be changed: {verb} before torch.jit.script.')
+
+
+def spans(model: nn.Module) -> list[tuple[int, int, str, nn.Module]]:
+    """First byte of each parameter of a model, the one after its last, and the name and module that hold it."""
+    return [(*_span(p), name, module) for name, module in model.named_modules() for p in module._parameters.values()
+            if p is not None]
+
+
+def _span(parameter: torch.Tensor) -> tuple[int, int]:
+    plain = type(parameter) in (torch.Tensor, nn.Parameter) and parameter.layout == torch.strided
+    if not plain or parameter.is_meta or not parameter.numel():
+        return -id(parameter), 1 - id(parameter)  # a byte of its own where it has no memory
+    last = sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True))
+    start = parameter.data_ptr()
+    return start, start + (last + 1) * parameter.element_size()
+
+
+def refuse_shared(found: list[tuple[int, int, str, nn.Module]], layer: nn.Module) -> None:
+    """Refuse a layer whose parameters overlap with others, as :func:`spans` found them: scaling it would scale those.
+
+    Two modules may hold the same parameter, or parameters of the same storage (``nn.Parameter(other.data)``).
+    """
+    inside = set(layer.modules())
+    own = [(start, end) for start, end, _, module in found if module in inside]
+    for start, end, name, module in found:
+        if module not in inside and any(start < last and first < end for first, last in own):
+            raise ValueError(f"it shares its parameters with '{name}', which would be scaled too.")

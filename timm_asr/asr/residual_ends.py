@@ -1,7 +1,7 @@
 """Where the residual branches of a network end, read off the graph of a forward pass (asr/trace.py)."""
 
+import functools
 import math
-from collections.abc import Iterator
 
 import timm.layers as tl
 import timm.models.fastvit as fastvit
@@ -35,56 +35,47 @@ _MOVES = {*_PLACES, *_RESHAPE, 'permute', 'transpose'}
 _PROJECTING = {*_MOVES, *_SCALES, *_ADD}
 
 
-class Additions:
-    """The residual additions of a graph: where a branch joins what went around it.
+def additions(graph: Graph) -> dict[int, tuple[int, int]]:
+    """The residual additions of a graph, where a branch joins what went around it: node -> branch, its nodes as bits.
 
     What goes around is the input of the branch itself, or a projection of it: at most one convolution in a row, no
     activation, while the branch has more. Sums of equals, such as RepVGG's branches, are not residual.
     """
+    found: dict[int, tuple[int, int]] = {}
+    projected: set[int] = set()
+    for i, node in enumerate(graph.nodes):
+        if node.op not in _ADD or len(node.inputs) != 2:
+            continue
+        a, b = node.inputs
+        left, right = graph.nodes[a].ancestors, graph.nodes[b].ancestors
+        if right >> a & 1:
+            found[i] = b, right & ~left
+        elif left >> b & 1:
+            found[i] = a, left & ~right
+        else:
+            plain = [_is_projection(graph, only & ~(left & right)) for only in (left, right)]
+            if plain[0] != plain[1]:
+                found[i] = (b, right & ~left) if plain[0] else (a, left & ~right)
+                projected.add(i)
+    for i in projected:  # Res2Net's and the like: within a branch, the parts of a split are added to each other
+        if any(graph.nodes[j].scope == graph.nodes[i].scope and inside >> i & 1
+               for j, (_, inside) in found.items() if j != i):
+            del found[i]
+    return found
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph, self.nodes = graph, graph.nodes
-        self.branches: dict[int, tuple[int, int]] = {}  # addition -> (node of the branch, its nodes as bits)
-        projected: set[int] = set()
-        for i, node in enumerate(self.nodes):
-            if node.op not in _ADD or len(node.inputs) != 2:
-                continue
-            a, b = node.inputs
-            left, right = self.nodes[a].ancestors, self.nodes[b].ancestors
-            if right >> a & 1:
-                self.branches[i] = b, right & ~left
-            elif left >> b & 1:
-                self.branches[i] = a, left & ~right
-            else:
-                plain = [self._is_projection(only & ~(left & right)) for only in (left, right)]
-                if plain[0] != plain[1]:
-                    self.branches[i] = (b, right & ~left) if plain[0] else (a, left & ~right)
-                    projected.add(i)
-        for i in projected:  # Res2Net's and the like: within a branch, the parts of a split are added to each other
-            if any(self.nodes[j].scope == self.nodes[i].scope and inside >> i & 1
-                   for j, (_, inside) in list(self.branches.items()) if j != i):
-                del self.branches[i]
 
-    def members(self, bits: int) -> Iterator[tuple[int, Node]]:
-        """The nodes of a set, in order."""
-        while bits:
-            low = bits & -bits
-            index = low.bit_length() - 1
-            yield index, self.nodes[index]
-            bits ^= low
-
-    def _is_projection(self, bits: int) -> bool:
-        depth: dict[int, int] = {}
-        for i, node in self.members(bits):
-            if node.op == LAYER:
-                layer = self.graph.layers[node.layer]
-                weighted = isinstance(layer, _WEIGHTED) or bool(facts_of(layer).ends)
-            elif node.op in _WEIGHING or node.op in _PROJECTING:
-                weighted = node.op in _WEIGHING
-            else:
-                return False
-            depth[i] = max((depth.get(j, 0) for j in node.inputs), default=0) + weighted
-        return max(depth.values(), default=0) <= 1
+def _is_projection(graph: Graph, bits: int) -> bool:
+    depth: dict[int, int] = {}
+    for i, node in graph.members(bits):
+        if node.op == LAYER:
+            layer = graph.layers[node.layer]
+            weighted = isinstance(layer, _WEIGHTED) or bool(facts_of(layer).ends)
+        elif node.op in _WEIGHING or node.op in _PROJECTING:
+            weighted = node.op in _WEIGHING
+        else:
+            return False
+        depth[i] = max((depth.get(j, 0) for j in node.inputs), default=0) + weighted
+    return max(depth.values(), default=0) <= 1
 
 
 class BranchEnds:
@@ -92,33 +83,26 @@ class BranchEnds:
 
     def __init__(self, graph: Graph, usable: set[str]) -> None:
         self.graph, self.nodes, self.usable = graph, graph.nodes, usable
-        self.additions = Additions(graph)
+        self.additions = additions(graph)
         self.found: dict[str, str] = {}
-        self._cache: dict[tuple[int, int], set[str]] = {}
-        for i, (branch, inside) in self.additions.branches.items():
+        for i, (branch, inside) in self.additions.items():
             node = self.nodes[i]
             # Channels are the last dimension of a sequence; images keep them first or last.
             axes = (1, 3) if len(node.shape) == 4 else (len(node.shape) - 1,)
-            self._cache.clear()
-            ends = next(filter(None, (self._ends(branch, axis, inside) for axis in axes)), set())
-            for layer in ends:
+            self._ends = functools.cache(self._search)
+            for layer in next(filter(None, (self._ends(branch, axis, inside) for axis in axes)), ()):
                 self.found.setdefault(layer, node.scope)
 
-    def _ends(self, i: int, axis: int, inside: int) -> set[str]:
+    def _search(self, i: int, axis: int, inside: int) -> set[str]:
+        """The last layers inside before node i on the channels, which lie in its dimension ``axis``."""
         if not inside >> i & 1:
             return set()
-        if (i, axis) not in self._cache:
-            self._cache[i, axis] = self._search(i, axis, inside)
-        return self._cache[i, axis]
-
-    def _search(self, i: int, axis: int, inside: int) -> set[str]:
-        """The last layers before node i on the channels, which lie in its dimension ``axis``."""
         node = self.nodes[i]
         if node.op == LAYER:
             return self._layer(node, axis, inside)
         if node.op in _ADD and len(node.inputs) == 2:
-            if i in self.additions.branches:
-                branch = self.additions.branches[i][0]
+            if i in self.additions:
+                branch = self.additions[i][0]
                 around = node.inputs[node.inputs[0] == branch]
                 return self._ends(branch, axis, inside) or self._ends(around, axis, inside)
             return self._all(node.inputs, axis, inside)
@@ -154,7 +138,7 @@ class BranchEnds:
         elif not self.nodes[b].ancestors >> a & 1 and sizes[0] == sizes[1]:
             return None
         weights = self.nodes[b].ancestors & ~self.nodes[a].ancestors
-        return None if any(node.op in _NORMALISING for _, node in self.additions.members(weights)) else a
+        return None if any(node.op in _NORMALISING for _, node in self.graph.members(weights)) else a
 
     def _axis_before(self, node: Node, axis: int) -> int | None:
         """Dimension of the channels in the input of an operation; None where they are not kept apart."""
@@ -184,10 +168,10 @@ def conv_norms(graph: Graph, usable: set[str]) -> list[str]:
     What has no positions left, the classifier and what belongs to it, does not count.
     """
     nodes = graph.nodes
-    followers: dict[int, list[int]] = {}
+    followers: dict[int, list[int]] = {i: [] for i in range(len(nodes))}
     for i, node in enumerate(nodes):
         for j in node.inputs:
-            followers.setdefault(j, []).append(i)
+            followers[j].append(i)
 
     def is_norm(node: Node) -> bool:
         if node.op != LAYER:
@@ -195,17 +179,12 @@ def conv_norms(graph: Graph, usable: set[str]) -> list[str]:
         return not isinstance(graph.layers[node.layer], (*_WEIGHTED, *_LAYER_SCALES, ASR))
 
     def is_conv(node: Node) -> bool:
-        return node.op == 'convolution' or (node.op == LAYER and isinstance(graph.layers[node.layer], _WEIGHTED))
+        return node.op == 'convolution' or isinstance(graph.layers.get(node.layer), _WEIGHTED)
 
     def is_normalised(i: int) -> bool:
-        return any(is_norm(nodes[j]) or (nodes[j].op in _MOVES and is_normalised(j)) for j in followers.get(i, ()))
+        return any(is_norm(nodes[j]) or (nodes[j].op in _MOVES and is_normalised(j)) for j in followers[i])
 
-    norms, convs = [], []
-    for i, node in enumerate(nodes):
-        if node.layer not in usable or len(node.shape) != 4 or min(node.shape[1:]) == 1:
-            continue
-        if is_norm(node):
-            norms += [node.layer] if is_conv(nodes[node.inputs[0]]) else []
-        elif is_conv(node) and not is_normalised(i):
-            convs.append(node.layer)
-    return norms or convs
+    ours = [(i, node) for i, node in enumerate(nodes)
+            if node.layer in usable and len(node.shape) == 4 and min(node.shape[1:]) > 1]
+    return ([node.layer for _, node in ours if is_norm(node) and is_conv(nodes[node.inputs[0]])]
+            or [node.layer for i, node in ours if is_conv(node) and not is_normalised(i)])

@@ -11,8 +11,10 @@ from typing import Any
 import timm.layers as tl
 import timm.layers.norm as norm
 import timm.layers.norm_act as norm_act
+import timm.models.fastvit as fastvit
+import timm.models.metaformer as metaformer
+import timm.models.swiftformer as swiftformer
 import torch
-import torch.nn.functional as F
 from timm.layers.norm_act import FrozenBatchNormAct2d, SyncBatchNormAct
 from torch import nn
 from torch.func import functional_call
@@ -21,24 +23,23 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from .blocks import facts_of
 
 _WEIGHT_BIAS = ('weight', 'bias')
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 # Exact types, since a subclass may do anything with its weight (a weight-standardised convolution divides a scale
 # out again, unless it has a gain). The value names the tensors whose first dimension is the output channel (the second
 # of a transposed convolution's weight), the one that must be there first.
 SCALABLE: dict[type[nn.Module], tuple[str, ...]] = {
-    **dict.fromkeys(_BATCH_NORMS, _WEIGHT_BIAS),
-    **dict.fromkeys((nn.SyncBatchNorm, FrozenBatchNorm2d, tl.SplitBatchNorm2d), _WEIGHT_BIAS),
-    **dict.fromkeys((nn.LayerNorm, tl.LayerNorm, tl.LayerNormFp32, tl.LayerNorm2d, tl.LayerNorm2dFp32), _WEIGHT_BIAS),
-    **dict.fromkeys((nn.GroupNorm, tl.GroupNorm, tl.GroupNorm1, norm.LayerNormExp2d), _WEIGHT_BIAS),
-    **dict.fromkeys((nn.RMSNorm, tl.RmsNorm, tl.RmsNorm2d, norm.RmsNormFp32, norm.RmsNorm2dFp32), _WEIGHT_BIAS),
-    **dict.fromkeys((tl.SimpleNorm, tl.SimpleNorm2d, norm.SimpleNormFp32, norm.SimpleNorm2dFp32), ('weight',)),
-    **dict.fromkeys((tl.EvoNorm2dS0, tl.EvoNorm2dS0a), _WEIGHT_BIAS),
-    **dict.fromkeys((nn.Linear, tl.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, tl.Conv2dSame), _WEIGHT_BIAS),
-    **dict.fromkeys((*_TRANSPOSED, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _WEIGHT_BIAS),
+    **dict.fromkeys((
+        nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d, tl.SplitBatchNorm2d,
+        nn.LayerNorm, tl.LayerNorm, tl.LayerNormFp32, tl.LayerNorm2d, tl.LayerNorm2dFp32, nn.GroupNorm, tl.GroupNorm,
+        tl.GroupNorm1, norm.LayerNormExp2d, nn.RMSNorm, tl.RmsNorm, tl.RmsNorm2d, norm.RmsNormFp32, norm.RmsNorm2dFp32,
+        tl.EvoNorm2dS0, tl.EvoNorm2dS0a, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.Linear, tl.Linear,
+        nn.Conv1d, nn.Conv2d, nn.Conv3d, tl.Conv2dSame, *_TRANSPOSED), _WEIGHT_BIAS),
+    **dict.fromkeys((
+        tl.SimpleNorm, tl.SimpleNorm2d, norm.SimpleNormFp32, norm.SimpleNorm2dFp32, metaformer.GroupNorm1NoBias,
+        metaformer.LayerNorm2dNoBias, metaformer.LayerNormNoBias), ('weight',)),
     **dict.fromkeys((tl.ScaledStdConv2d, tl.ScaledStdConv2dSame), ('gain', 'bias')),
-    **dict.fromkeys((tl.LayerScale, tl.LayerScale2d), ('gamma',))}
+    **dict.fromkeys((tl.LayerScale, tl.LayerScale2d, fastvit.LayerScale2d, swiftformer.LayerScale2d), ('gamma',))}
 # These apply an activation after the scale, so multiplying their output is not the same as scaling them.
 WITH_ACTIVATION: tuple[type[nn.Module], ...] = (
     tl.BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d, tl.SplitBatchNorm2d, tl.GroupNormAct,
@@ -46,21 +47,10 @@ WITH_ACTIVATION: tuple[type[nn.Module], ...] = (
     norm_act.RmsNormAct, norm_act.RmsNormActFp32, norm_act.RmsNormAct2d, norm_act.RmsNormAct2dFp32)
 SCALABLE |= dict.fromkeys(WITH_ACTIVATION, _WEIGHT_BIAS)
 # Channels are the last dimension of these layers' output, the second of all others'.
-_CHANNELS_LAST: tuple[type[nn.Module], ...] = (
+_CHANNELS_LAST = (
     nn.LayerNorm, tl.LayerNorm, tl.LayerNormFp32, tl.LayerNormAct, norm_act.LayerNormActFp32, nn.RMSNorm, tl.RmsNorm,
     norm.RmsNormFp32, norm_act.RmsNormAct, norm_act.RmsNormActFp32, tl.SimpleNorm, norm.SimpleNormFp32, nn.Linear,
-    tl.Linear, tl.LayerScale)
-
-
-def register_layer(kind: type[nn.Module], names: tuple[str, ...], channels_last: bool = False) -> None:
-    """Let ASR scale layers of one more class, whose output is affine, channel by channel, in the named tensors.
-
-    The tensors' first dimension is the output channel, and the first of them must be there.
-    """
-    global _CHANNELS_LAST
-    SCALABLE[kind] = names
-    if channels_last:
-        _CHANNELS_LAST += (kind,)
+    tl.Linear, tl.LayerScale, metaformer.LayerNormNoBias)
 
 
 def scaled_names(layer: nn.Module) -> list[str]:
@@ -69,9 +59,9 @@ def scaled_names(layer: nn.Module) -> list[str]:
     Raises:
         TypeError: A layer of this type, or one without such tensors, cannot be scaled.
     """
-    kind = type(layer)
     if facts_of(layer).ends:
         return _branch_names(layer)
+    kind = type(layer)
     if kind not in SCALABLE:
         raise TypeError(
             f'A {kind.__name__} cannot be scaled by its parameters; layers that can: '
@@ -82,6 +72,11 @@ def scaled_names(layer: nn.Module) -> list[str]:
     if isinstance(layer, tl.SplitBatchNorm2d):
         names += [f'aux_bn.{i}.{name}' for i in range(len(layer.aux_bn)) for name in _WEIGHT_BIAS]
     return names
+
+
+def has_hooks(layer: nn.Module) -> bool:
+    """Whether a layer, or one inside it, has forward hooks: those of pruning and weight_norm among them."""
+    return any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
 
 
 def _branch_names(block: nn.Module) -> list[str]:
@@ -124,16 +119,6 @@ def channel_dim(layer: nn.Module) -> int:
     return -1 if type(layer) in _CHANNELS_LAST else 1
 
 
-def factor_for(layer: nn.Module, name: str, v: torch.Tensor) -> torch.Tensor:
-    """v, (C,), in the shape in which it multiplies the layer's tensor of this name."""
-    owner, leaf = owner_of(layer, name)
-    tensor = getattr(owner, leaf)
-    if type(owner) in _TRANSPOSED and leaf == 'weight':  # (input channels, output channels of a group, ...)
-        rows = v.view(owner.groups, 1, -1).expand(-1, tensor.shape[0] // owner.groups, -1)
-        return rows.reshape(*tensor.shape[:1], -1, *[1] * (tensor.ndim - 2))
-    return v.view(-1, *[1] * (tensor.ndim - 1))
-
-
 def owner_of(layer: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module inside a layer that holds the tensor of this name, and what it is called there."""
     path, _, leaf = name.rpartition('.')
@@ -151,7 +136,14 @@ def stacks(owner: nn.Module) -> bool:
 
 def scaled_tensors(layer: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:
     """The tensors of a layer that v, (C,), multiplies, multiplied by it."""
-    return {name: _tensor(layer, name) * factor_for(layer, name, v) for name in scaled_names(layer)}
+    found = {}
+    for name in scaled_names(layer):
+        owner, leaf = owner_of(layer, name)
+        tensor, factor = getattr(owner, leaf), v
+        if not stacks(owner) and leaf == 'weight':  # (input channels, output channels of a group, ...)
+            factor = v.view(owner.groups, 1, -1).expand(-1, len(tensor) // owner.groups, -1).flatten(0, 1)
+        found[name] = tensor * factor.view(*factor.shape, *[1] * (tensor.ndim - factor.ndim))
+    return found
 
 
 def run_with(layer: nn.Module, tensors: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -159,11 +151,6 @@ def run_with(layer: nn.Module, tensors: Mapping[str, torch.Tensor], x: torch.Ten
 
     ``torch.func.functional_call`` would swap them in and out, which two threads cannot do at once.
     """
-    kind = type(layer)
-    if kind in _BATCH_NORMS and layer.momentum is not None:  # the most common one, without a stand-in
-        return _batch_norm(layer, x, tensors['weight'], tensors['bias'])
-    if kind in (nn.Linear, tl.Linear):
-        return F.linear(x, tensors['weight'], tensors.get('bias'))
     if torch.compiler.is_compiling():  # where it is traced, nothing is swapped
         return functional_call(layer, dict(tensors), (x,))
     return stand_in(layer, tensors)(x)
@@ -190,17 +177,8 @@ def stand_in(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Any:
     return twin
 
 
-def _batch_norm(bn: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    if bn.training and bn.track_running_stats:
-        bn.num_batches_tracked.add_(1)
-    track = not bn.training or bn.track_running_stats
-    return F.batch_norm(
-        x, bn.running_mean if track else None, bn.running_var if track else None, weight, bias,
-        bn.training or bn.running_mean is None, bn.momentum, bn.eps)
-
-
 @torch.no_grad()
 def scale_(layer: nn.Module, v: torch.Tensor) -> None:
     """Multiply the layer's output channels by v, (C,), in place and for good."""
-    for name in scaled_names(layer):
-        _tensor(layer, name).mul_(factor_for(layer, name, v))
+    for name, tensor in scaled_tensors(layer, v).items():
+        _tensor(layer, name).copy_(tensor)

@@ -10,9 +10,8 @@ from torch import nn
 
 from ..errors import did_you_mean
 from .blocks import BLOCKS, facts_of
-from .checks import has_hooks
 from .residual_ends import BranchEnds, conv_norms
-from .scaled import SCALABLE, scaled_names
+from .scaled import SCALABLE, has_hooks, scaled_names
 from .trace import Graph, follow
 from .wrapper import ASR
 
@@ -26,8 +25,8 @@ def known_sites(model: nn.Module) -> list[str]:
     those without an addition too. In a network without residual branches it is each norm after a convolution, or each
     convolution.
 
-    Left out: layers that are used more than once or share parameters, whose parameters somebody else reads, that have
-    hooks, and whose scale would be undone (weight-standardised convolutions without a gain, layers before a norm).
+    Left out: layers that are used more than once, share parameters or have hooks, whose parameters somebody else reads,
+    and whose scale would be undone (weight-standardised convolutions without a gain, layers before a norm).
 
     Raises:
         ValueError: There is none.
@@ -60,31 +59,26 @@ def class_sites(model: nn.Module) -> list[str]:
     sites: list[str] = []
     wrapped = tuple(f'{name}.' for name, module in model.named_modules() if isinstance(module, ASR))
     for name, module in model.named_modules():
-        if name.startswith(wrapped):
-            continue
         inside = facts_of(module.layer if isinstance(module, ASR) else module).sites
         try:
             layers = [module.get_submodule(inner) for inner in inside]
         except AttributeError:
             continue
-        if all(isinstance(m, ASR) or (_is_scalable(m) and not has_hooks(m)) for m in layers):
+        if not name.startswith(wrapped) and all(isinstance(m, ASR) or _is_scalable(m) for m in layers):
             sites += [f'{name}.{inner}'.strip('.') for inner in inside]
     return sites
 
 
 def _is_scalable(layer: nn.Module) -> bool:
-    if isinstance(layer, ASR):
-        return True
     try:
-        return bool(scaled_names(layer))
+        return bool(scaled_names(layer)) and not has_hooks(layer)  # which its scaled form would not call
     except TypeError:
         return False
 
 
 def _input_size(model: nn.Module) -> tuple[int, ...] | None:
     """(channels, height, width) of the images that a timm model was built for; None if it does not say."""
-    cfg = getattr(model, 'pretrained_cfg', None) or getattr(model, 'default_cfg', None) or {}
-    size = cfg.get('input_size')
+    size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size')
     if size is None:
         return None
     args = get_model_args(model) or {}
@@ -109,7 +103,7 @@ def found_sites(model: nn.Module, graph: Graph, known: tuple[str, ...] = ()) -> 
         f'{name}.' for name, module in model.named_modules() if name and facts_of(module).sites
         and any(site == name or site.startswith(f'{name}.') for site in known))
     found = {layer: scope for layer, scope in ends.found.items() if not f'{layer}.'.startswith(blocks)}
-    if not ends.additions.branches and not known:
+    if not ends.additions and not known:
         return conv_norms(graph, usable)
     return [*found, *_alike(model, found, usable, known)]
 
@@ -119,8 +113,7 @@ def _usable(model: nn.Module, graph: Graph) -> set[str]:
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     return {
         name for name, layer in graph.layers.items()
-        if graph.calls[name] == 1 and name not in graph.bypassed and _is_scalable(layer)
-        and not has_hooks(layer)  # which its scaled form would not call
+        if graph.calls[name] == 1 and name not in graph.bypassed and (isinstance(layer, ASR) or _is_scalable(layer))
         and all(owners[id(p)] == 1 for p in layer.parameters())}
 
 
@@ -132,18 +125,12 @@ def _alike(model: nn.Module, found: Mapping[str, str], usable: set[str], known: 
         if scope and layer.startswith(f'{scope}.'):
             inner.setdefault(scope, []).append(layer.removeprefix(f'{scope}.'))
     for scope, names in inner.items():
-        kind = type(model.get_submodule(scope))
-        patterns.setdefault(kind, Counter())[tuple(names)] += 1
-    taken = (*found, *known)
-    sites = []
+        patterns.setdefault(type(model.get_submodule(scope)), Counter())[tuple(names)] += 1
+    sites: list[str] = []
     for name, module in model.named_modules():
-        if type(module) not in patterns or any(site.startswith(f'{name}.') for site in taken):
-            continue
-        for names, _ in patterns[type(module)].most_common():
-            here = [f'{name}.{end}' for end in names]
-            if usable.issuperset(here):
-                sites += here
-                break
+        if type(module) in patterns and not any(site.startswith(f'{name}.') for site in (*found, *known)):
+            choices = ([f'{name}.{end}' for end in ends] for ends, _ in patterns[type(module)].most_common())
+            sites += next((choice for choice in choices if usable.issuperset(choice)), [])
     return sites
 
 
@@ -153,10 +140,9 @@ def match_sites(model: nn.Module, patterns: list[str]) -> list[str]:
     Raises:
         ValueError: A pattern matches nothing.
     """
-    names = [name for name, _ in model.named_modules() if name]
     # What an ASR holds is not a site: 'layer1.*.bn3' must not reach into 'layer1.0.bn3.vectors...'.
     inside = tuple(f'{name}.' for name, module in model.named_modules() if isinstance(module, ASR))
-    names = [name for name in names if not name.startswith(inside)]
+    names = [name for name, _ in model.named_modules() if name and not name.startswith(inside)]
     matched: set[str] = set()
     for pattern in patterns:
         found = [n for n in names if n.count('.') == pattern.count('.') and fnmatch.fnmatchcase(n, pattern)]

@@ -15,28 +15,41 @@ import timm.models.efficientvit_msra as efficientvit
 import timm.models.fastvit as fastvit
 import timm.models.iformer as iformer
 import timm.models.levit as levit
-import timm.models.metaformer as metaformer
 import timm.models.repghost as repghost
 import timm.models.repvit as repvit
 import timm.models.resnet as resnet
 import timm.models.shvit as shvit
-import timm.models.swiftformer as swiftformer
 import timm.models.tiny_vit as tiny_vit
 import timm.models.vision_transformer as vit
 import torch
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from ..gates.shared_stage import BranchBasicBlock, BranchBottleneck
 from .blocks import existing, register_block
-from .scaled import register_layer
 from .wrapper import ASR
 
 
-class SumASR(ASR):
-    """ASR around a block that sums parallel branches: multiplying one is multiplying the other."""
+class NormActASR(ASR):
+    """:class:`ASR` around timm's ``BatchNormAct2d``; only TorchScript sees a difference.
+
+    The scale comes before the activation, so there the norm's steps are taken one by one.
+    """
 
     def scripted(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return self.layer(x) * v.view(1, -1, 1, 1)
+        bn = self.layer
+        if self.training and bn.num_batches_tracked is not None:
+            bn.num_batches_tracked.add_(1)
+        x = F.batch_norm(
+            x, bn.running_mean, bn.running_var, bn.weight * v, bn.bias * v, self.training, bn.momentum, bn.eps)
+        return bn.act(bn.drop(x))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuses what was made of the norm since (a synchronised or a frozen one), and unusual statistics."""
+        bn = self.layer
+        self._script_only_if(type(bn) is BatchNormAct2d and bn.momentum is not None and bn.track_running_stats)
+        return self
 
 
 class RepVggASR(ASR):
@@ -53,36 +66,25 @@ class RepVggASR(ASR):
         return block.act(block.attn(y * v.view(1, -1, 1, 1)))
 
 
-def repvgg_ends(block: nn.Module) -> list[str]:
-    """The norms that the parallel branches of a ``RepVggBlock`` end in, or its merged convolution."""
-    return existing(block, 'reparam_conv') or existing(block, 'conv_kxk.bn', 'conv_1x1.bn', 'identity')
-
-
-def mobileone_ends(block: nn.Module) -> list[str]:
-    """The norms that the parallel branches of a ``MobileOneBlock`` end in, or its merged convolution."""
+# What the parallel branches of a block end in: their norms, or the merged convolution.
+def _mobileone_ends(block: nn.Module) -> list[str]:
     return existing(block, 'reparam_conv') or existing(block, 'identity', 'conv_kxk.bn', 'conv_scale.bn')
 
 
-def repghost_ends(block: nn.Module) -> list[str]:
-    """The norms of the two parallel branches of a ``RepGhostModule``, or its merged convolution."""
-    return ['cheap_operation.1', 'fusion_bn.0'] if len(block.fusion_bn) else []  # type: ignore[arg-type]
-
-
-def _norm(block: nn.Module) -> list[str]:
-    return existing(block, 'bn')
-
-
-register_block(byobnet.RepVggBlock, sites=('',), ends=repvgg_ends, scripted=RepVggASR)
-register_block(byobnet.MobileOneBlock, sites=('',), ends=mobileone_ends)
-register_block(fastvit.MobileOneBlock, ends=mobileone_ends)
+register_block(BatchNormAct2d, scripted=NormActASR)
+register_block(byobnet.RepVggBlock, sites=('',), scripted=RepVggASR, ends=lambda block: (
+    existing(block, 'reparam_conv') or existing(block, 'conv_kxk.bn', 'conv_1x1.bn', 'identity')))
+register_block(byobnet.MobileOneBlock, sites=('',), ends=_mobileone_ends)
+register_block(fastvit.MobileOneBlock, ends=_mobileone_ends)
 # x + layer_scale(mixer(x) - norm(x)): the residual branch is what is scaled.
 register_block(fastvit.RepMixer, sites=('',), ends=lambda block: existing(block, 'layer_scale'))
-register_block(repghost.RepGhostModule, ends=repghost_ends)
+register_block(repghost.RepGhostModule, ends=lambda block: (
+    ['cheap_operation.1', 'fusion_bn.0'] if len(block.fusion_bn) else []))
 # bn(conv(x) + conv1(x) + x); the legacy form has no norm after the sum, and x itself cannot be scaled
 register_block(repvit.RepVggDw, sites=('',), ends=lambda block: [] if block.legacy else ['bn'])
 for kind in (
         efficientvit.ConvNorm, iformer.ConvNorm, levit.ConvNorm, repvit.ConvNorm, shvit.Conv2dNorm, tiny_vit.ConvNorm):
-    register_block(kind, ends=_norm)
+    register_block(kind, ends=lambda block: existing(block, 'bn'))
 for kind in (efficientvim.ConvLayer1d, efficientvim.ConvLayer2d):
     register_block(kind, ends=lambda block: existing(block, 'norm') or ['conv'])
 
@@ -97,9 +99,3 @@ for kind, last in (
         (efficientnet.DepthwiseSeparableConv, 'bn2'), (efficientnet.InvertedResidual, 'bn3'),
         (efficientnet.CondConvResidual, 'bn3'), (efficientnet.EdgeResidual, 'bn2')):
     register_block(kind, sites=(last,))
-
-for scale in (fastvit.LayerScale2d, swiftformer.LayerScale2d):
-    register_layer(scale, ('gamma',))
-for norm in (metaformer.GroupNorm1NoBias, metaformer.LayerNorm2dNoBias):
-    register_layer(norm, ('weight',))
-register_layer(metaformer.LayerNormNoBias, ('weight',), channels_last=True)

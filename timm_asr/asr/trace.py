@@ -1,15 +1,12 @@
 """What a network does to an image, followed on tensors without content: a graph of layers and operations."""
 
 import copy
-import logging
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -48,22 +45,26 @@ class Graph:
 
     def note(self, results: Any, op: str, inputs: Any, **where: Any) -> None:
         """Add a node for each tensor among ``results``, if one of the tensors among ``inputs`` has one."""
-        tensors = [t for t in tree_leaves(inputs) if isinstance(t, torch.Tensor)]
+        tensors = [id(t) for t in tree_leaves(inputs) if isinstance(t, torch.Tensor)]
         if op != LAYER:
-            self.bypassed.update(self.owners[id(t)] for t in tensors if id(t) in self.owners)
-        known = tuple(self._index[id(t)] for t in tensors if id(t) in self._index)
+            self.bypassed.update(self.owners[t] for t in tensors if t in self.owners)
+        known = tuple(self._index[t] for t in tensors if t in self._index)
         before = 0
         for i in known:
             before |= self.nodes[i].ancestors
-        for result in tree_leaves(results) if known else ():
+        for result in tree_leaves(results) if known or op == 'image' else ():
             if isinstance(result, torch.Tensor):
-                self.add(result, op, known, before, **where)
+                index = self._index[id(result)] = len(self.nodes)
+                self._alive.append(result)
+                self.nodes.append(Node(op, known, tuple(result.shape), before | 1 << index, **where))
 
-    def add(self, tensor: torch.Tensor, op: str, inputs: tuple[int, ...], before: int, **where: Any) -> None:
-        index = len(self.nodes)
-        self._index[id(tensor)] = index
-        self._alive.append(tensor)
-        self.nodes.append(Node(op, inputs, tuple(tensor.shape), before | 1 << index, **where))
+    def members(self, bits: int) -> Iterator[tuple[int, Node]]:
+        """The nodes of a set, in order."""
+        while bits:
+            low = bits & -bits
+            index = low.bit_length() - 1
+            yield index, self.nodes[index]
+            bits ^= low
 
 
 class _Recorder(TorchDispatchMode):
@@ -85,7 +86,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        name = self.names.get(module, self.scopes[-1])  # ASR runs some layers on a copy, which belongs to the original
+        name = self.names.get(module, self.scopes[-1])  # ASR runs its layer as a copy, which belongs to the original
         if self.layer is None and name in self.graph.layers:
             self.layer = module
         self.scopes.append(name)
@@ -99,39 +100,23 @@ class _Recorder(TorchDispatchMode):
             self.graph.note(result, LAYER, (args, kwargs), scope=self.scopes[-1], layer=name)
 
 
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Silence a logger that prints the traceback of an error besides raising it."""
-    logger = logging.getLogger(name)
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
+def _skeleton(model: nn.Module) -> nn.Module:
+    """A copy of a model's modules, in eval mode, whose tensors have no content; none of the model's own is touched.
 
-
-def _shorten_recurrence(model: nn.Module) -> None:
-    """Let recurrent layers give a tensor of the right shape at once: fake tensors would go through every step."""
-    for cell in model.modules():
-        if isinstance(cell, nn.RNNBase):
+    What is the same tensor in the model is the same one in the copy.
+    """
+    tensors = [t for m in model.modules() for own in (m._parameters, m._buffers, vars(m)) for t in own.values()
+               if isinstance(t, torch.Tensor)]
+    skeleton = copy.deepcopy(model, {
+        id(t): nn.Parameter(t.detach().to('meta'), requires_grad=False) if isinstance(t, nn.Parameter)
+        else t.detach().to('meta') for t in tensors}).eval()
+    apart(skeleton)
+    for cell in skeleton.modules():
+        if isinstance(cell, nn.RNNBase):  # a tensor of the right shape at once, in place of step after step
             width = (cell.proj_size or cell.hidden_size) * (2 if cell.bidirectional else 1)
             cell.forward = lambda x, hx=None, width=width: (  # type: ignore[method-assign]
                 x.sum(-1, keepdim=True).expand(*x.shape[:-1], width), hx)
-
-
-def _skeleton(model: nn.Module, empty: bool) -> nn.Module:
-    """A copy of the model's modules, so that nothing that is done to it reaches the model.
-
-    Its tensors are those of the model, or (``empty``) without content on the 'meta' device; what is the same tensor
-    there is the same tensor here.
-    """
-    tensors = (*model.parameters(), *model.buffers())
-    empties = {id(t): nn.Parameter(t.detach().to('meta'), requires_grad=False) if isinstance(t, nn.Parameter)
-               else t.to('meta') for t in tensors} if empty else {}
-    computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, torch.Tensor) and not t.is_leaf]
-    return copy.deepcopy(model, {
-        **{id(t): empties.get(id(t), t) for t in tensors},
-        **{id(t): t.detach() for t in computed}})  # by weight_norm, say; deepcopy refuses those
+    return skeleton
 
 
 @torch.no_grad()
@@ -141,18 +126,7 @@ def follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, .
     Nothing is computed, no memory is taken for activations, and the model itself does not take part. ``layers`` are
     followed as one node each; ``size`` is (channels, height, width).
     """
-    try:
-        return _follow(model, layers, size, fake=False)
-    except (RuntimeError, NotImplementedError):
-        # A tensor that is neither parameter nor buffer stays where it is: fake tensors, several times slower, can tell.
-        return _follow(model, layers, size, fake=True)
-
-
-def _follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, ...], fake: bool) -> Graph:
-    graph = Graph(layers)
-    skeleton = _skeleton(model, empty=not fake).eval()
-    apart(skeleton)
-    _shorten_recurrence(skeleton)
+    graph, skeleton = Graph(layers), _skeleton(model)
     for name in layers:
         inside = skeleton.get_submodule(name)
         graph.owners.update({id(t): name for t in (*inside.parameters(), *inside.buffers())})
@@ -162,12 +136,9 @@ def _follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, 
             module.register_forward_pre_hook(recorder.enter, with_kwargs=True, prepend=True)
             module.register_forward_hook(recorder.leave, with_kwargs=True)
     like = next(t for t in (*skeleton.parameters(), *skeleton.buffers()) if t.is_floating_point())
-    with ExitStack() as stack:
-        if fake:
-            stack.enter_context(_quiet('torch._subclasses.fake_tensor'))
-            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        image = torch.zeros(1, *size, device=like.device, dtype=like.dtype)
-        graph.add(image, 'image', (), 0)
-        stack.enter_context(recorder)
-        skeleton(image)
+    with torch.device('meta'):
+        image = torch.zeros(1, *size, dtype=like.dtype)
+        graph.note(image, 'image', ())
+        with recorder:
+            skeleton(image)
     return graph

@@ -19,32 +19,29 @@ class Ungated(ChannelGate):
     def __init__(
             self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.channels = channels
-
-    def psi_size(self) -> int:
-        """Number of values of psi."""
-        return self.channels
+        self.channels = self.size = channels  #: and the number of values of psi
 
     def psi_at(self, v: float) -> float:
         """The psi that makes this v."""
         return v
 
+    def logits(self, u: torch.Tensor) -> torch.Tensor:
+        return u.expand(-1, self.channels)
+
+    def squash(self, z: torch.Tensor) -> torch.Tensor:
+        return z
+
 
 class Scale(Ungated):
     """``scale``: v = psi, one factor a channel without bounds, as LayerScale has it (Touvron et al., ICCV 2021)."""
-
-    def excite(self, u: torch.Tensor) -> torch.Tensor:
-        return u
 
 
 class Scalar(Ungated):
     """``scalar``: v = psi, one factor for all channels, as in SkipInit (De and Smith, NeurIPS 2020)."""
 
-    def psi_size(self) -> int:
-        return 1
-
-    def excite(self, u: torch.Tensor) -> torch.Tensor:
-        return u.expand(-1, self.channels)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.size = 1
 
 
 class Free(Ungated):
@@ -57,8 +54,8 @@ class Free(Ungated):
             raise ValueError(f"v would start at {v:g} times asr_gain; the sigmoid of 'free' starts between 0 and 1.")
         return math.log(v / (1 - v))
 
-    def logits(self, u: torch.Tensor) -> torch.Tensor:
-        return u
+    def squash(self, z: torch.Tensor) -> torch.Tensor:
+        return z.sigmoid()
 
 
 UNGATED: dict[str, type[Ungated]] = {'free': Free, 'scale': Scale, 'scalar': Scalar}

@@ -17,12 +17,10 @@ def parse_init(init: float | str | None) -> tuple[str, float | None]:
     Raises:
         ValueError: ``init`` is none of these.
     """
-    if init is None:
-        return 'C', None
     match = re.fullmatch(r'([CN])?_?(-?\d*\.?\d+(?:e-?\d+)?)', str(init), re.IGNORECASE)
-    if match is None:
+    if init is not None and match is None:
         raise ValueError(f"asr_init is {init!r}; it takes a number, 'C_0.1' for a constant or 'N_0.1' for N(0, 0.1^2).")
-    return (match[1] or 'C').upper(), float(match[2])
+    return ((match[1] or 'C').upper(), float(match[2])) if match else ('C', None)
 
 
 class ASRVector(nn.Module):
@@ -31,9 +29,8 @@ class ASRVector(nn.Module):
     ASR paper, section 3.2. psi stands for a feature map of one pixel and is stored flat, so that timm's rule by rank
     exempts it from weight decay. Instead of a gate there may be one of :mod:`timm_asr.asr.ungated`.
 
-    A constant input leaves a hidden ReLU that is inactive at the start inactive for ever, and psi without a gradient
-    where all are. Rows that are inactive at the initial psi therefore change sign, which a symmetric initialisation
-    does not notice.
+    A constant input leaves a hidden ReLU that is inactive at the start inactive for ever. Such rows change sign, which
+    a symmetric initialisation does not notice.
 
     Args:
         gate: Constructor ``f(channels, device=None, dtype=None)`` of a foldable gate.
@@ -49,8 +46,6 @@ class ASRVector(nn.Module):
             the gate does not fit C channels.
     """
 
-    gain = 1.0
-
     def __init__(
             self, gate: Callable[..., ChannelGate], channels: int, init: float | str | None = None,
             learnable: bool = True, constant: bool = False, gain: float = 1.0, device: torch.device | str | None = None,
@@ -62,17 +57,14 @@ class ASRVector(nn.Module):
         self.gate = gate(channels, device=device, dtype=dtype)
         kind, value = parse_init(init)
         if isinstance(self.gate, Ungated):
-            size = self.gate.psi_size()
+            size = self.gate.size
             if kind == 'C':
                 start = self.gate.start if value is None else value
                 value = self.gate.psi_at(0.5 if start is None else start / self.gain)
         else:
             size, value = self.gate.psi_ratio * channels, 0.1 if value is None else value
         psi = torch.empty(size, device=device, dtype=dtype)
-        if kind == 'N':
-            nn.init.normal_(psi, std=abs(value))
-        else:
-            nn.init.constant_(psi, value)
+        psi = psi.normal_(std=abs(value)) if kind == 'N' else psi.fill_(value)
         self.psi = nn.Parameter(psi, requires_grad=learnable)
         self._check_and_revive(channels, init)
         if constant:
@@ -94,7 +86,7 @@ class ASRVector(nn.Module):
         hidden = self.gate.hidden(u)
         if hidden is None or hidden.is_meta:
             return
-        self.gate.flip_hidden(hidden[0] <= 0)
+        self.gate.flip_hidden(hidden[0] <= 0)  # rows that are inactive change sign
         if (self.gate.hidden(u) <= 0).any():
             raise ValueError(
                 f'asr_init={init!r} leaves hidden units of {type(self.gate).__name__} at zero, without a gradient; '

@@ -1,6 +1,7 @@
 """The wrapper around a layer: its channels weighed by attention that is fed by learned vectors."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from .scaled import WITH_ACTIVATION, channel_dim, out_channels, run_with, scale_
 from .vector import ASRVector
 
 MAX_DEPTH = 4
-
 
 @register_notrace_module
 class ASR(nn.Module):
@@ -71,14 +71,11 @@ class ASR(nn.Module):
 
     @torch.jit.ignore
     def _run(self, x: torch.Tensor) -> torch.Tensor:
-        tensors = None
-        if not torch.compiler.is_compiling():
-            tensors = take(self, self.vectors[0].psi)  # type: ignore[arg-type]
-            if tensors is None:
-                with uncounted():
-                    tensors = scaled_tensors(self.layer, self._full_precision_vector())
+        compiling = torch.compiler.is_compiling()
+        tensors = None if compiling else take(self, self.vectors[0].psi)  # type: ignore[arg-type]
         if tensors is None:
-            tensors = scaled_tensors(self.layer, self._full_precision_vector())
+            with nullcontext() if compiling else uncounted():
+                tensors = scaled_tensors(self.layer, self._full_precision_vector())
         return run_with(self.layer, tensors, x)
 
     def scripted(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -90,16 +87,17 @@ class ASR(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Called by ``torch.jit.script``: refuses what scripting would silently change."""
-        after = isinstance(self.layer, WITH_ACTIVATION) or bool(facts_of(self.layer).ends)
-        if after and type(self).scripted is ASR.scripted:
-            self._refuse_scripting()
+        facts = facts_of(self.layer)
+        self._script_only_if(isinstance(self, facts.scripted) if facts.scripted else not (
+            facts.ends or isinstance(self.layer, WITH_ACTIVATION)))
         return self
 
     @torch.jit.ignore
-    def _refuse_scripting(self) -> None:
-        raise TypeError(
-            f'ASR on a {type(self.layer).__name__} cannot be scripted, since its scale comes before the activation; '
-            'call timm_asr.fold_asr(model) first, or use torch.compile or torch.export.')
+    def _script_only_if(self, possible: bool) -> None:
+        if not possible:
+            raise TypeError(
+                f'ASR on a {type(self.layer).__name__} cannot be scripted, since its scale comes before the '
+                'activation; call timm_asr.fold_asr(model) first, or use torch.compile or torch.export.')
 
     @torch.jit.ignore
     def fold(self) -> nn.Module:
@@ -123,24 +121,23 @@ class ASR(nn.Module):
 
     @torch.jit.ignore
     @torch.no_grad()
-    def check_preservable(self) -> None:
-        """Refuse a v by which the layer's parameters cannot be divided, by a ``ValueError``."""
-        scaled = scaled_tensors(self.layer, self._full_precision_vector().reciprocal())
-        if not all(t.is_meta or t.isfinite().all() for t in scaled.values()):
+    def preserve_(self, dry: bool = False) -> None:
+        """Divide the layer's parameters by v, so that the wrapped layer computes what the plain one did.
+
+        ``dry`` changes nothing and asks for a v that allows it, by a ``ValueError``.
+        """
+        inverse = self._full_precision_vector().reciprocal()
+        if not dry:
+            scale_(self.layer, inverse)
+        elif not all(t.is_meta or t.isfinite().all() for t in scaled_tensors(self.layer, inverse).values()):
             raise ValueError(
                 'a channel weight is zero or so small that dividing by it gives infinite parameters; start nearer to '
                 'one (asr_init), or pass preserve=False.')
 
-    @torch.jit.ignore
-    @torch.no_grad()
-    def preserve_(self) -> None:
-        """Divide the layer's parameters by v, so that the wrapped layer computes what the plain one did."""
-        scale_(self.layer, self._full_precision_vector().reciprocal())
-
     def _load_from_state_dict(
             self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool, missing_keys: list[str],
             unexpected_keys: list[str], error_msgs: list[str]) -> None:
-        plain = [key for key in (prefix + name for name in scaled_names(self.layer)) if key in state_dict]
+        plain = [key for name in scaled_names(self.layer) if (key := prefix + name) in state_dict]
         if plain:
             error_msgs.append(
                 f"This is a folded or plain checkpoint ('{plain[0]}') and the model still trains its ASR vectors: load "

@@ -5,20 +5,31 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from timm.layers import BatNonLocalAttn, NonLocalAttn, SelectiveKernel, SplitAttn, cbam, coord_attn
 from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..analysis.gates import GateStatistics, measure_gates
 from ..analysis.images import Images
+from ..gates.forms import InferenceForm
+from ..gates.gate import ChannelGate
+from ..gates.shared import SharedUnit
 from ..inference.compare import Comparison
 from ..models.counts import count_parameters
 from .fold import Constant, Place, checked_fold, find_places, fold_constants
-from .gates import candidates, other_attention
 from .name import name_frozen, rename
 from .report import Cost, FreezeReport, GateReport
 
 _CHECKED_IMAGES = 2
+_POSITIONS = 'it weighs positions too'
+#: Attention that no constant per channel can stand for, and why. What is inside such a module is left alone too.
+NOT_CHANNEL_GATES: dict[type[nn.Module], str] = {
+    **dict.fromkeys((
+        cbam.CbamModule, cbam.LightCbamModule, coord_attn.CoordAttn, coord_attn.SimpleCoordAttn,
+        coord_attn.EfficientLocalAttn, coord_attn.StripAttn, NonLocalAttn, BatNonLocalAttn), _POSITIONS),
+    **dict.fromkeys((SelectiveKernel, SplitAttn), 'it weighs branches against each other'),
+    SharedUnit: 'the blocks of a stage share it'}
 
 
 def freeze_attention(
@@ -77,7 +88,10 @@ def freeze_attention(
     gates = measure_gates(before, images.inputs('measuring gates'), names)
     measured, left = images.seen, other_attention(before)
     if not gates:
-        raise ValueError(_no_gate(model, left))
+        others = [f"; '{name}' (a {type(model.get_submodule(name)).__name__}) is none, since {reason}"
+                  for name, reason in left.items()]
+        raise ValueError(f'No channel gate (SE, ECA, ...) is inside this {type(model).__name__}, so there is nothing '
+                         f'to freeze{"".join(others[:1])}.')
 
     def chosen(most: float | None) -> dict[str, Constant]:
         return {name: Constant(gate.scale and gate.scale.mean, gate.shift and gate.shift.mean)
@@ -119,14 +133,6 @@ def freeze_attention(
     return report
 
 
-def _no_gate(model: nn.Module, left: dict[str, str]) -> str:
-    text = f'No channel gate (SE, ECA, ...) is inside this {type(model).__name__}, so there is nothing to freeze'
-    if left:
-        name, reason = next(iter(left.items()))
-        text += f"; '{name}' (a {type(model.get_submodule(name)).__name__}) is none, since {reason}"
-    return f'{text}.'
-
-
 def _deviation(gate: GateStatistics) -> float:
     return max(part.std.mean().item() for part in (gate.scale, gate.shift) if part)
 
@@ -150,7 +156,7 @@ def _gate_report(gate: GateStatistics, place: Place | None, reason: str) -> Gate
     what = f'{place}' if place else reason
     if gate.shift:
         what += ' (adds)' if gate.scale is None else ' (scales and adds)'
-    return GateReport(gate, place is not None, what)
+    return GateReport(gate.name, gate.kind, gate.weights.mean, gate.weights.std, place is not None, what)
 
 
 @torch.no_grad()
@@ -192,3 +198,33 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> int:
         if not new:
             norm.load_state_dict(state)
     return sum(renewed)
+
+
+def other_attention(model: nn.Module) -> dict[str, str]:
+    """Names of the modules with attention that is not a gate per channel, each with the reason."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ChannelGate) and not module.per_channel:
+            found[name] = _POSITIONS
+        found.update((name, reason) for kind, reason in NOT_CHANNEL_GATES.items() if isinstance(module, kind))
+    return found
+
+
+def candidates(model: nn.Module) -> set[str]:
+    """Names of the modules that may be channel gates: all with parameters, outside of other attention.
+
+    Raises:
+        ValueError: The model has its inference form, or weights that are not finite.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, InferenceForm):
+            raise ValueError(
+                f"'{name}' has its inference form already, a {type(module).__name__}, in which its gate cannot be "
+                'replaced; freeze_attention goes before reparameterize().')
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"The weights of this {type(model).__name__} are not finite: look at '{name}'.")
+    closed = tuple(f'{name}.' for name in other_attention(model))
+    return {
+        name for name, module in model.named_modules()
+        if name and not f'{name}.'.startswith(closed) and next(module.parameters(), None) is not None}

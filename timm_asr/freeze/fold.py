@@ -42,7 +42,7 @@ class Constant:
     @property
     def positive(self) -> bool:
         """Whether the constant passes a ReLU."""
-        return self.shift is None and self.scale is not None and bool((self.scale >= 0).all())
+        return bool((self.scale >= 0).all())
 
     def layer(self, like: torch.Tensor) -> nn.Module:
         """The constant as a layer of its own."""
@@ -110,11 +110,12 @@ class _Search:
         self.calls = Counter(node.target for node in graph.nodes if node.op == 'call_module')
 
     def place(self, gate: fx.Node, constant: Constant) -> Place:
-        if self.calls[gate.target] > 1 or not gate.args or not isinstance(gate.args[0], fx.Node):
+        if (constant.shift is not None or self.calls[gate.target] > 1 or not gate.args
+                or not isinstance(gate.args[0], fx.Node)):
             return Place()
         if before := self._before(gate.args[0], constant):
             return Place(tuple(sorted(before)))
-        after = self._after(gate, constant) if constant.shift is None else None
+        after = self._after(gate, constant)
         return Place(tuple(sorted(after or ())), before=not after)
 
     def _module(self, node: fx.Node) -> nn.Module | None:
@@ -126,8 +127,6 @@ class _Search:
         if module is None:
             function = node.op in ('call_function', 'call_method')
             return function and node.target in _RELUS and constant.positive
-        if constant.shift is not None:
-            return isinstance(module, nn.Identity | nn.Dropout | DropPath)
         return type(module) in _LINEAR or (type(module) in _HOMOGENEOUS and constant.positive)
 
     def _before(self, node: fx.Node, constant: Constant) -> set[str] | None:
@@ -137,7 +136,7 @@ class _Search:
         inputs = [arg for arg in node.args if isinstance(arg, fx.Node)]
         numbers = [arg for arg in node.args if isinstance(arg, int | float)]
         plain = not node.kwargs and len(inputs) + len(numbers) == len(node.args)
-        if node.op in ('call_function', 'call_method') and constant.shift is None and plain:
+        if node.op in ('call_function', 'call_method') and plain:
             if node.target in _SUMS and not any(numbers):
                 parts = [self._before(arg, constant) for arg in inputs]
                 return None if None in parts else set().union(*parts)
@@ -154,10 +153,8 @@ class _Search:
         act = type(getattr(layer, 'act', None)) if isinstance(layer, WITH_ACTIVATION) else nn.Identity
         if act is not nn.Identity and not (act in _HOMOGENEOUS and constant.positive):
             return False
-        if constant.shift is not None and getattr(layer, 'bias', None) is None:
-            return False
         try:
-            return constant.scale is None or out_channels(layer) == len(constant.scale)
+            return out_channels(layer) == len(constant.scale)
         except TypeError:  # without affine parameters
             return False
 
@@ -186,15 +183,12 @@ def fold_constants(model: nn.Module, constants: dict[str, Constant], places: dic
         for layer_name in place.layers:
             layer = model.get_submodule(layer_name)
             layer = layer.layer if isinstance(layer, ASR) else layer
-            weight = getattr(layer, scaled_names(layer)[0])
-            if not place.before:  # (C', C / groups, h, w), whose columns are what the convolution reads
-                columns = constant.scale.to(weight).view(layer.groups, 1, -1, 1, 1)
-                weight.mul_(columns.expand(-1, len(weight) // layer.groups, -1, -1, -1).flatten(0, 1))
-                continue
-            if constant.scale is not None:
-                scale_(layer, constant.scale.to(weight))
-            if constant.shift is not None:
-                layer.bias.add_(constant.shift.to(weight))
+            v = constant.scale.to(getattr(layer, scaled_names(layer)[0]))
+            if place.before:
+                scale_(layer, v)
+            else:  # weights (C', C / groups, h, w), whose columns are what the convolution reads
+                columns = v.view(layer.groups, 1, -1, 1, 1)
+                layer.weight.mul_(columns.expand(-1, layer.out_channels // layer.groups, -1, -1, -1).flatten(0, 1))
         new = nn.Identity() if place.layers else constant.layer(next(gate.parameters()))
         for parent in list(model.modules()):
             for child_name, child in list(parent._modules.items()):

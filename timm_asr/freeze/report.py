@@ -5,33 +5,29 @@ from typing import Any
 
 import torch
 
-from ..analysis.gates import GateStatistics
 from ..analysis.tables import text_table
 from ..inference.compare import Comparison
 
 
 @dataclass
 class GateReport:
-    """One gate."""
+    """One gate.
 
-    measured: GateStatistics  #: what it did to the images
-    frozen: bool  #: whether a constant stands for the gate now
-    what: str  #: what became of it, or why it was left
+    Attributes:
+        name: Of the module, as in ``model.named_modules()`` before it was replaced.
+        kind: Its class.
+        mean: Mean weight of each channel over the images, (C,), in float64; of an add-type gate, the mean term.
+        std: Standard deviation of each channel's weight over the images, (C,); the paper's Figure 1b.
+        frozen: Whether a constant stands for the gate now.
+        what: What became of it, or why it was left.
+    """
 
-    @property
-    def name(self) -> str:
-        """Of the module, as in ``model.named_modules()`` before it was replaced."""
-        return self.measured.name
-
-    @property
-    def mean(self) -> torch.Tensor:
-        """Mean weight of each channel over the images, (C,), in float64; of an add-type gate, the mean term."""
-        return self.measured.weights.mean
-
-    @property
-    def std(self) -> torch.Tensor:
-        """Standard deviation of each channel's weight over the images, (C,); the paper's Figure 1b."""
-        return self.measured.weights.std
+    name: str
+    kind: str
+    mean: torch.Tensor
+    std: torch.Tensor
+    frozen: bool
+    what: str
 
     @property
     def mean_std(self) -> float:
@@ -41,7 +37,7 @@ class GateReport:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and words, one row of a table."""
         return {
-            'gate': self.name, 'kind': self.measured.kind, 'channels': len(self.mean), 'mean': self.mean.mean().item(),
+            'gate': self.name, 'kind': self.kind, 'channels': len(self.mean), 'mean': self.mean.mean().item(),
             'std': self.mean_std, 'largest_std': self.std.max().item(), 'frozen': self.frozen, 'what': self.what}
 
 

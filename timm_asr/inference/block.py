@@ -1,6 +1,7 @@
 """Residual blocks with attention, and stages that share a unit, as they run at inference."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -125,35 +126,34 @@ def _last_convolution(block: nn.Module, layers: tuple[str, ...]) -> nn.Module:
     return _faster(conv if isinstance(norm, nn.Identity) else fuse_conv_bn_eval(conv, norm))
 
 
-def is_gated_block(module: nn.Module) -> bool:
-    """Whether :func:`inference_block` changes this very module."""
-    layers = facts_of(module).layers
-    return (_folds(module, layers) and isinstance(module.se, ChannelGate) and module.se.inference_form() is not None)
-
-
-def inference_block(block: nn.Module) -> InferenceBlock:
-    """The inference form of a block in eval mode; layers are taken over."""
+def block_maker(block: nn.Module) -> Callable[[], nn.Module] | None:
+    """What makes the inference form of a block in eval mode, whose layers are taken over; None where it has none."""
     layers = facts_of(block).layers
-    last = _last_convolution(block, layers)
-    return InferenceBlock(block, layers, last, block.se.inference_form(last))
+    if not _folds(block, layers) or not isinstance(block.se, ChannelGate) or block.se.inference_form() is None:
+        return None
+
+    def make() -> nn.Module:
+        last = _last_convolution(block, layers)
+        return InferenceBlock(block, layers, last, block.se.inference_form(last))
+
+    return make
 
 
-def _layers_of_half(block: nn.Module) -> tuple[str, ...]:
-    """Names of the layers of a block that is cut in two, as the whole block has them."""
-    return next((whole.layers for whole in BLOCKS.values() if whole.branch is type(block)), ())
+def stage_maker(stage: nn.Module) -> Callable[[], nn.Module] | None:
+    """The same for a stage with a shared unit."""
+    if not isinstance(stage, SharedStage):
+        return None
+    # A block that is cut in two has the layers of the whole block.
+    layers = [next((whole.layers for whole in BLOCKS.values() if whole.branch is type(b)), ()) for b in stage]
+    if not all(b.se is None and _folds(b, own) for b, own in zip(stage, layers, strict=True)) or (
+            stage.unit.inference_form([getattr(b, own[-3]) for b, own in zip(stage, layers, strict=True)]) is None):
+        return None
 
+    def make() -> nn.Module:
+        lasts = [_last_convolution(b, own) for b, own in zip(stage, layers, strict=True)]
+        form = stage.unit.inference_form(lasts)
+        return InferenceStage([
+            InferenceBranch(block, own, last, form, squeeze)
+            for block, own, last, squeeze in zip(stage, layers, lasts, form.squeezes, strict=True)], form)
 
-def is_shared_stage(module: nn.Module) -> bool:
-    """Whether :func:`inference_stage` changes this very module."""
-    return (
-        isinstance(module, SharedStage) and all(b.se is None and _folds(b, _layers_of_half(b)) for b in module)
-        and module.unit.inference_form([getattr(b, _layers_of_half(b)[-3]) for b in module]) is not None)
-
-
-def inference_stage(stage: SharedStage) -> InferenceStage:
-    """The inference form of a stage in eval mode; layers are taken over."""
-    lasts = [_last_convolution(block, _layers_of_half(block)) for block in stage]
-    form = stage.unit.inference_form(lasts)
-    return InferenceStage([
-        InferenceBranch(block, _layers_of_half(block), last, form, squeeze)
-        for block, last, squeeze in zip(stage, lasts, form.squeezes, strict=True)], form)
+    return make

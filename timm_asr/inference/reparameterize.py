@@ -12,7 +12,7 @@ from ..asr.wrapper import ASR
 from ..gates.forms import GateForm, InferenceForm
 from ..gates.gate import ChannelGate
 from ..gates.shared import SharedUnit
-from .block import inference_block, inference_stage, is_gated_block, is_shared_stage
+from .block import block_maker, stage_maker
 from .fold_bn import check_batch_norm_eval, fold_batch_norm
 
 _TIMM_VERBS = ('fuse', 'reparameterize', 'switch_to_deploy')
@@ -92,15 +92,11 @@ class InferenceGate(InferenceForm):
 @torch.no_grad()
 def _maker(module: nn.Module) -> Callable[[], nn.Module] | None:
     """What makes the inference form of this very module; None where it has none, whatever is inside."""
-    if is_shared_stage(module):
-        return lambda: inference_stage(module)
-    if is_gated_block(module):
-        return lambda: inference_block(module)
     if isinstance(module, SharedUnit):  # in a stage of other blocks
         shared = module.inference_form([])
         return shared and (lambda: shared.unit)
     form = module.inference_form() if isinstance(module, ChannelGate) else None
-    return form and (lambda: InferenceGate(form))
+    return stage_maker(module) or block_maker(module) or (form and (lambda: InferenceGate(form)))
 
 
 def _attention(module: nn.Module, name: str = '') -> Iterator[tuple[str, nn.Module, Callable[[], nn.Module]]]:

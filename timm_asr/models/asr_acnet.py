@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..asr.blocks import BLOCKS, register_block
-from ..asr.timm_blocks import SumASR
+from ..asr.wrapper import ASR
 from .asr_cifar import CifarResNet
 from .cfgs import cifar_cfg
 from .registry import Backbone, register_backbones
@@ -95,7 +95,7 @@ class ACBasicBlock(BasicBlock):
             nn.init.zeros_(getattr(self.conv2, name).bn.weight)
 
 
-register_block(ACBlock, ends=lambda block: [f'{name}.bn' for name in _KERNELS], scripted=SumASR)
+register_block(ACBlock, ends=lambda block: [f'{name}.bn' for name in _KERNELS], scripted=ASR)
 # Its blocks merged, it is a BasicBlock without norms, and runs as such a one does.
 register_block(ACBasicBlock, sites=('conv2',), layers=BLOCKS[BasicBlock].layers)
 
