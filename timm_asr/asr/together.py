@@ -19,13 +19,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..gates.passes import Pass, begin, end, find, version
-from .checks import has_hooks
-from .scaled import owner_of, scaled_names, stacks, stand_in
-from .vector import ASRVector
+from ..gates.passes import Pass, begin, end, find, uncounted, version
+from .scaled import has_hooks, owner_of, scaled_names, stacks, stand_in
 from .wrapper import ASR
 
-_Places = list[tuple[nn.Module, str]]
 _Tensors = list[torch.Tensor]
 
 
@@ -33,8 +30,7 @@ class _Group:
     """Sites that are alike, and where their tensors are."""
 
     def __init__(self, sites: list[ASR]) -> None:
-        self.sites = sites
-        self.layers = [site.layer for site in sites]
+        self.sites, self.layers = sites, [site.layer for site in sites]
         self.vectors = list(sites[0].vectors)  # they compute those of all others
         names = scaled_names(sites[0].layer)
         # Scaled tensors with one value a channel, and those with more, such as the weights of linear layers.
@@ -44,7 +40,7 @@ class _Group:
         inside = [f'{i}.{name}' for i, own in enumerate(self.parameters) for name in own]
         self.inside = len(inside)
         # Where the tensors are: parameters of the vectors, then ``rows``, then ``blocks``; of each, site by site.
-        self.places: list[_Places] = [
+        self.places = [
             *([owner_of(site.vectors, name) for site in sites] for name in inside),
             *([owner_of(layer, name) for layer in self.layers] for name in (*self.rows, *self.blocks))]
 
@@ -54,13 +50,11 @@ class _Group:
                for site, layer in zip(self.sites, self.layers, strict=True)):
             return None
         tensors = [[getattr(module, leaf) for module, leaf in places] for places in self.places]
-        first = tensors[0][0]
-        for alike in tensors:
-            shape = alike[0].shape
-            if not all(type(t) in (torch.Tensor, nn.Parameter) and t.shape == shape and t.dtype == first.dtype
-                       and t.device == first.device and t.is_contiguous() for t in alike):
-                return None
-        return tensors
+        like = tensors[0][0]
+        alike = all(
+            type(t) in (torch.Tensor, nn.Parameter) and t.shape == one[0].shape and t.is_contiguous()
+            and (t.dtype, t.device) == (like.dtype, like.device) for one in tensors for t in one)
+        return tensors if alike else None
 
     def channel_weights(self, stacks: _Tensors) -> torch.Tensor:
         """v of all sites, (sites, C), from the stacked parameters of the vectors."""
@@ -108,38 +102,63 @@ class _ScaledStack(torch.autograd.Function):
         return of_v, *(grad * v.view(*v.shape, *[1] * (grad.ndim - 2))).unbind()
 
 
+class _Joined:
+    """Tensors joined to a flat one, which autograd does not keep: for the backward pass they are joined anew."""
+
+    def __init__(self, tensors: _Tensors) -> None:
+        self.tensors, self.versions = tensors, [version(t) for t in tensors]
+        self.again: torch.Tensor | None = None
+
+    def join(self) -> torch.Tensor:
+        flat = torch.cat([t.reshape(-1) for t in self.tensors])
+        self.flat = weakref.ref(flat)
+        return flat
+
+    def pack(self, tensor: torch.Tensor) -> Any:
+        if tensor._base is None or tensor._base is not self.flat():
+            return tensor
+        return tensor.size(), tensor.stride(), tensor.storage_offset()
+
+    def unpack(self, packed: Any) -> torch.Tensor:
+        if isinstance(packed, torch.Tensor):
+            return packed
+        if self.again is None:
+            if self.versions != [version(t) for t in self.tensors]:
+                raise RuntimeError('a parameter under ASR was changed in place between forward and backward pass')
+            with torch.no_grad():
+                self.again = self.join()
+        return self.again.as_strided(*packed)
+
+
 def _compute(groups: list[tuple[_Group, list[_Tensors]]]) -> dict[ASR, dict[str, torch.Tensor]]:
-    """The scaled tensors of each site, from the tensors of groups that have one type and device.
+    """The scaled tensors of each site, from the tensors of groups that have one type, device and number of ``rows``.
 
     The vectors' parameters and the layers' ``rows`` are joined to one tensor, and cut where those of a name and group
     end: one operation forward and one backward.
     """
-    by_rows: dict[int, list[tuple[_Group, list[_Tensors]]]] = {}
+    rows = len(groups[0][0].rows)
     pieces = [one for group, tensors in groups for one in tensors[:group.inside]]
-    for group, tensors in groups:
-        if group.rows:
-            by_rows.setdefault(len(group.rows), []).append((group, tensors))
-    for rows, alike in by_rows.items():  # name by name, then group by group, then site by site
-        pieces.append([t for j in range(rows) for group, tensors in alike for t in tensors[group.inside + j]])
-    flat = torch.cat([t.reshape(-1) for piece in pieces for t in piece])
+    # Name by name, then group by group, then site by site.
+    pieces.append([t for j in range(rows) for group, tensors in groups for t in tensors[group.inside + j]])
+    joined = _Joined([t for piece in pieces for t in piece])
+    flat = joined.join()
     cuts = iter(flat.split([sum(t.numel() for t in piece) for piece in pieces]))
 
     found: dict[ASR, dict[str, torch.Tensor]] = {site: {} for group, _ in groups for site in group.sites}
-    weights: dict[_Group, torch.Tensor] = {}
-    for group, tensors in groups:
-        stacks = [next(cuts).view(len(group.sites), *one[0].shape) for one in tensors[:group.inside]]
-        weights[group] = group.channel_weights(stacks)
-        for name, one in zip(group.blocks, tensors[group.inside + len(group.rows):], strict=True):
-            scaled = _ScaledStack.apply(weights[group], *one).unbind()
-            for site, tensor in zip(group.sites, scaled, strict=True):
+    weights = []
+    with uncounted(joined.pack, joined.unpack):
+        for group, tensors in groups:
+            v = group.channel_weights([next(cuts).view(len(one), *one[0].shape) for one in tensors[:group.inside]])
+            weights.append(v)
+            for name, one in zip(group.blocks, tensors[group.inside + rows:], strict=True):
+                for site, tensor in zip(group.sites, _ScaledStack.apply(v, *one).unbind(), strict=True):
+                    found[site][name] = tensor
+        if rows:
+            takers = [(site, group.rows[j], v.shape[1]) for j in range(rows)
+                      for (group, _), v in zip(groups, weights, strict=True) for site in group.sites]
+            scaled = next(cuts).view(rows, -1) * torch.cat([v.reshape(-1) for v in weights])
+            for (site, name, _), tensor in zip(takers, scaled.view(-1).split([n for *_, n in takers]), strict=True):
                 found[site][name] = tensor
-    for rows, alike in by_rows.items():
-        v = torch.cat([weights[group].reshape(-1) for group, _ in alike])
-        takers = [(site, group.rows[j], weights[group].shape[1])
-                  for j in range(rows) for group, _ in alike for site in group.sites]
-        scaled = (next(cuts).view(rows, -1) * v).view(-1).split([channels for _, _, channels in takers])
-        for (site, name, _), tensor in zip(takers, scaled, strict=True):
-            found[site][name] = tensor
     return found
 
 
@@ -147,26 +166,16 @@ def _compute(groups: list[tuple[_Group, list[_Tensors]]]) -> dict[ASR, dict[str,
 _groups: 'weakref.WeakKeyDictionary[nn.Module, list[_Group]]' = weakref.WeakKeyDictionary()
 
 
-def _settings(vector: ASRVector) -> tuple[Any, ...]:
-    """What two vectors must have in common to be computed by one of them."""
-    inside = [
-        (name, type(module), sorted((key, repr(value)) for key, value in vars(module).items() if key[0] != '_'))
-        for name, module in vector.named_modules()]
-    return (*map(repr, inside), *(f'{name} {tuple(p.shape)} {p.dtype} {p.device}' for name, p in (
-        *vector.named_parameters(), *vector.named_buffers())))
-
-
 def _key(site: ASR) -> Any:
-    """Sites with the same key form a group; None for one that stays alone."""
-    if any(has_hooks(v) or next(v.buffers(), None) is not None for v in site.vectors):
+    """Sites with the same key form a group, whose vectors one of them can compute; None for one that stays alone."""
+    places = {name: owner_of(site.layer, name) for name in scaled_names(site.layer)}
+    if (has_hooks(site.vectors) or next(site.vectors.buffers(), None) is not None
+            or not all(stacks(owner) for owner, _ in places.values())):
         return None
-    names = scaled_names(site.layer)
-    owners = [owner_of(site.layer, name) for name in names]
-    if not all(stacks(owner) for owner, _ in owners):
-        return None
-    shapes = tuple((name, getattr(*place).shape, getattr(*place).dtype, getattr(*place).device)
-                   for name, place in zip(names, owners, strict=True))
-    return (*(_settings(v) for v in site.vectors), *shapes)  # type: ignore[arg-type]
+    settings = [(name, type(module), sorted((key, repr(value)) for key, value in vars(module).items() if key[0] != '_'))
+                for name, module in site.vectors.named_modules()]
+    tensors = [*site.vectors.named_parameters(), *((name, getattr(*place)) for name, place in places.items())]
+    return repr(settings), *((name, t.shape, t.dtype, t.device) for name, t in tensors)
 
 
 def _find_groups(network: nn.Module) -> list[_Group]:
@@ -179,19 +188,16 @@ def _find_groups(network: nn.Module) -> list[_Group]:
 
 
 def _scaled_by_site(network: nn.Module) -> dict[ASR, dict[str, torch.Tensor]]:
-    groups = _groups.get(network)
-    read = [] if groups is None else [group.read() for group in groups]
-    if groups is None or None in read:  # what cannot be joined, such as the shards of FSDP, stays alone from then on
-        groups = [group for group in _find_groups(network) if group.read() is not None]
-        _groups[network], read = groups, [group.read() for group in groups]
-    lanes: dict[Any, list[tuple[_Group, list[_Tensors]]]] = {}
-    for group, tensors in zip(groups, read, strict=True):
-        assert tensors is not None
-        lanes.setdefault((tensors[0][0].dtype, tensors[0][0].device), []).append((group, tensors))
-    found: dict[ASR, dict[str, torch.Tensor]] = {}
-    for lane in lanes.values():
-        found |= _compute(lane)
-    return found
+    read = [(group, group.read()) for group in _groups.get(network, ())]
+    if network not in _groups or any(tensors is None for _, tensors in read):
+        # What cannot be joined, such as the shards of FSDP, stays alone from then on.
+        read = [(group, tensors) for group in _find_groups(network) if (tensors := group.read()) is not None]
+        _groups[network] = [group for group, _ in read]
+    lanes: dict[Any, list[Any]] = {}
+    for group, tensors in read:
+        like = tensors[0][0]  # type: ignore[index]
+        lanes.setdefault((like.dtype, like.device, len(group.rows)), []).append((group, tensors))
+    return {site: tensors for lane in lanes.values() for site, tensors in _compute(lane).items()}
 
 
 def _start(network: nn.Module, args: Any) -> None:
@@ -206,9 +212,7 @@ def _start(network: nn.Module, args: Any) -> None:
     device = next((p.device.type for p in network.parameters()), 'cpu')
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         current.tensors.update(_scaled_by_site(network))
-    for site in current.tensors:
-        psi = site.vectors[0].psi  # type: ignore[index,union-attr]
-        current.stamps[site] = (psi, version(psi))
+    current.stamps.update((site, (psi := site.vectors[0].psi, version(psi))) for site in current.tensors)  # type: ignore
     begin(current)
 
 
@@ -217,22 +221,17 @@ def _end(network: nn.Module, args: Any, output: Any) -> None:
     end(network)
 
 
-def _prepare(network: nn.Module) -> nn.Module:
-    """TorchScript calls this before it compiles a network. It would compile hooks, and needs none."""
-    apart(network)
-    return network
-
-
 def together(network: nn.Module) -> None:
     """Let a network compute the vectors of its sites together, whenever it runs as a whole."""
     apart(network)
     network.register_forward_pre_hook(_start)
     network.register_forward_hook(_end, always_call=True)
-    network.__dict__['__prepare_scriptable__'] = functools.partial(_prepare, network)
+    # TorchScript calls this before it compiles a network. It would compile hooks, and needs none.
+    network.__dict__['__prepare_scriptable__'] = functools.partial(apart, network)
 
 
-def apart(network: nn.Module) -> None:
-    """Undo :func:`together`, in every module inside too."""
+def apart(network: nn.Module) -> nn.Module:
+    """Undo :func:`together`, in every module inside too. Returns the network."""
     for module in network.modules():
         if vars(module).pop('__prepare_scriptable__', None):
             for hooks, own in ((module._forward_pre_hooks, _start), (module._forward_hooks, _end)):
@@ -240,3 +239,4 @@ def apart(network: nn.Module) -> None:
                     del hooks[key]
                     module._forward_hooks_always_called.pop(key, None)
             _groups.pop(module, None)
+    return network

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,11 +81,13 @@ def take(module: nn.Module, parameter: Tensor) -> dict[str, Tensor] | None:
 _may_save_by_hooks: Callable[[], bool] = getattr(torch._C._autograd, '_saved_tensors_hooks_is_enabled')  # noqa: B009
 
 
-def uncounted() -> AbstractContextManager[object]:
+def uncounted(
+        pack: Callable[[Tensor], Any] = lambda tensor: tensor, unpack: Callable[[Any], Tensor] = lambda packed: packed,
+) -> AbstractContextManager[object]:
     """Where a module makes its tensors itself: a checkpoint must not count what is saved for the backward pass.
 
     When the checkpoint ran for the first time, the tensors may have been handed out.
     """
     if torch.is_grad_enabled() and _may_save_by_hooks():
-        return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+        return saved_tensors_hooks(pack, unpack)
     return nullcontext()
