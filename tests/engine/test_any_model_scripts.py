@@ -13,7 +13,7 @@ from helpers import asr_layers, randomize, relative_error
 from train_helpers import make_images, run
 
 import timm_asr
-from timm_asr.checkpoints.open import load_model
+from timm_asr.checkpoints.open import open_source
 from timm_asr.engine.commands import benchmark, validate
 from timm_asr.errors import BadInput
 
@@ -132,7 +132,7 @@ def test_a_run_is_named_and_fused(trained):
 def test_the_checkpoint_knows_its_asr(trained, capsys):
     images, folder, _ = trained
     checkpoint = folder / 'last.pth.tar'
-    model = load_model('', checkpoint)
+    model = open_source(checkpoint).model
     assert model.asr_options['asr'] == 'se'
     assert [len(asr.vectors) for asr in asr_layers(model)] == [2] * len(asr_layers(model))
     rows = []
@@ -142,7 +142,7 @@ def test_the_checkpoint_knows_its_asr(trained, capsys):
     assert rows[0]['top1'] == rows[1]['top1']
     assert rows[0]['param_count'] >= rows[1]['param_count']
     with pytest.raises(BadInput, match='is a trainable ASR checkpoint|keys'):
-        load_model('test_convnext', checkpoint, asr='eca')
+        open_source(checkpoint, name='test_convnext', asr='eca')
 
 
 def test_resuming_is_not_told_again(trained, tmp_path):

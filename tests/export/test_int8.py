@@ -78,17 +78,6 @@ def test_parallel_branches_keep_the_codes_where_a_vector_scales_their_sum(sites,
     assert changed < 1e-4 if kept else changed > 0.3
 
 
-@pytest.mark.slow
-def test_a_gate_in_front_of_a_convolution_changes_its_codes(tmp_path):
-    """The documentation says where the claim ends: a scale of *input* channels does not leave the codes alone."""
-    model = randomize(timm.create_model('resnet20', layers=(1, 1, 1))).eval()
-    scaled = copy.deepcopy(model)
-    scaled.layer1[0].conv2.weight.data *= torch.rand(1, 16, 1, 1) + 0.1
-    images = [torch.randn(4, 3, 32, 32)]
-    before, after = (codes(int8(m, tmp_path, n, images)) for m, n in ((model, 'a'), (scaled, 'b')))
-    assert (before[2] != after[2]).mean() > 0.5
-
-
 def test_int8_of_trained_weights_keeps_the_accuracy(tmp_path):
     model = timm.create_model('resnet20_asr_se.cifar10', pretrained=True).eval()
     digits = Digits('validation')  # the network has not seen them: what is compared is what both say of them
@@ -144,9 +133,9 @@ def test_the_command(tmp_path, capsys):
     assert 'QuantizeLinear' in {node.op_type for node in onnx.load(files['int8.onnx']).graph.node}
 
 
-@pytest.mark.parametrize('splits', [('val',), ('train', 'val'), ()])
+@pytest.mark.parametrize('splits', [('val',), ('train', 'val')])
 def test_which_images_it_is_calibrated_on(splits, tmp_path, capsys):
-    for split in splits or ('',):
+    for split in splits:
         for label in '01':
             (tmp_path / 'data' / split / label).mkdir(parents=True)
             Image.new('L', (32, 32), 40).save(tmp_path / 'data' / split / label / 'a.png')

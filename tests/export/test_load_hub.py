@@ -50,17 +50,24 @@ except (BadInput, Stopped) as error:
 ''', **env)
 
 
-def test_asr_on_a_network_of_the_hub(hub, hub_client, tmp_path):
+def test_a_network_of_the_hub_as_a_source_and_with_asr(hub, hub_client, tmp_path):
     """It computes what was published, until it is trained."""
     folder = make_folder(tmp_path / 'fused', 'resnet18_asr_se', num_classes=4)
     serve(hub, folder)
     ran = hub_client.run(COMPARE + f'''
 import timm_asr
+from timm_asr.checkpoints.open import open_source
+check = {str(folder.parent / 'fused.check.pt')!r}
 model = timm_asr.create_model('hf-hub:{REPO}', pretrained=True, asr='eca')
-result = [timm_asr.has_asr(model), error(model, {str(folder.parent / 'fused.check.pt')!r})]
+result = [timm_asr.has_asr(model), error(model, check), error(open_source('hf-hub:{REPO}').model, check)]
+try:
+    open_source('hf-hub:alice/none')
+except timm_asr.errors.BadInput as refused:
+    result.append(str(refused))
 ''')
     assert ran.result[0], ran.err
-    assert ran.result[1] < 1e-5
+    assert max(ran.result[1:3]) < 1e-5
+    assert ran.result[3].startswith('cannot load hf-hub:alice/none from the Hugging Face Hub: ')
 
 
 @pytest.mark.parametrize('name', ['resnet18_asr_se', 'resnet50_asr_srm', 'vit_tiny_asr_eca'])
@@ -180,7 +187,7 @@ def test_a_truncated_file_is_refused_and_can_be_fetched_again(hub, hub_client, f
     for path in cache.rglob(FILE):
         path.resolve().write_bytes(path.read_bytes()[:2000])
     found = load(hub_client, call.format(''))
-    assert 'is truncated or damaged' in found.result, found
+    assert 'was altered' in found.result, found
     assert load(hub_client, call.format(', force_download=True')).result is True
 
 

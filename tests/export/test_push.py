@@ -105,8 +105,6 @@ EMPTY = f'{REPO} is there, without files; publishing again fills it'
     ('', None, ['there is no token for the Hub: log in by `hf auth login`, or set HF_TOKEN'], False),
     (READ, None, ['the token may not do that (403', 'it needs permission to write to', 'could not be read'], False),
     ('hf_nosuchtoken', None, ['does not accept the token (401', 'log in again'], False),
-    (WRITE, {'method': 'POST', 'path': '/preupload/', 'status': 403}, ['(403', EMPTY], True),
-    (WRITE, {'method': 'POST', 'path': '/objects/batch', 'status': 503}, ['answered 503', EMPTY], True),
     (WRITE, {'method': 'PUT', 'path': '/lfs/', 'how': 'cut'}, ['the connection broke', EMPTY], True),
     (WRITE, {'method': 'POST', 'path': '/commit/', 'status': 503}, ['answered 503', EMPTY], True)])
 def test_a_failure_is_one_sentence_that_says_what_is_there(hub, hub_client, folder, token, fault, parts, there):
@@ -125,18 +123,12 @@ def test_a_repository_with_other_content_is_left_alone(hub, hub_client, folder):
     theirs = {'README.md': b'# mine', 'config.json': b'{}', 'trainable/config.json': b'{}', 'notes.txt': b'kept'}
     hub.create(REPO, theirs)
     refused(publish(hub_client, folder, '--repo-id', REPO),
-            f'{REPO} has other content (README.md, config.json, notes.txt and 1 more)', '--overwrite', '--create-pr',
-            rc=2)
+            f'{REPO} has other content (README.md, config.json, notes.txt and 1 more)', '--overwrite', rc=2)
     hub.fail('POST', '/commit/', status=503)
     refused(publish(hub_client, folder, '--repo-id', REPO, '--overwrite'), 'answered 503',
             f'{REPO} has README.md, config.json, notes.txt and 1 more (commit ')
     assert hub.files(REPO) == theirs
     hub.faults.clear()
-
-    ran = publish(hub_client, folder, '--repo-id', REPO, '--create-pr')
-    assert f'published at {hub.url}/{REPO}/discussions/1' in ran.out, ran.err
-    assert hub.files(REPO) == theirs
-    assert hub.files(REPO, 'refs/pr/1')['model.safetensors'] == contents(folder)['model.safetensors']
 
     ran = publish(hub_client, folder, '--repo-id', REPO, '--overwrite')
     assert 'there from before, and still there: notes.txt' in ran.out, ran.err
@@ -169,15 +161,6 @@ def test_somebody_commits_meanwhile(hub, hub_client, folder):
     assert hub.files(REPO) == {'other.txt': b'other'}
 
 
-def test_a_branch_of_its_own(hub, hub_client, folder):
-    hub.create(REPO)
-    assert publish(hub_client, folder, '--repo-id', REPO, '--revision', 'v2').rc == 0
-    assert sorted(hub.files(REPO, 'v2')) == PUBLISHED
-    assert hub.files(REPO) == {}
-    ran = publish(hub_client, folder, '--repo-id', REPO, '--revision', 'v2')
-    assert 'nothing was changed' in ran.out
-
-
 def test_private(hub, hub_client, folder):
     assert publish(hub_client, folder, '--repo-id', REPO, '--private').rc == 0
     assert hub.repos[REPO].private
@@ -203,8 +186,7 @@ def _list(folder, name):
 @pytest.mark.parametrize(('words', 'spoil', 'sentence'), [
     (['--repo-id', 'resnet20'], None, "'resnet20' does not name a repository: it takes OWNER/NAME"),
     ([], None, '--repo-id OWNER/NAME says where to publish'),
-    (['--repo-id', REPO, '--create-pr', '--revision', 'v2'], None, 'a pull request is made against main'),
-    (['--repo-id', REPO, '--create-pr'], None, f'there is no {REPO}'),
+    (['--repo-id', f'{REPO}@v2'], None, 'everything is published on main; leave out @v2'),
     (['--repo-id', REPO], lambda f: (f / 'config.json').unlink(), 'is not a folder of weights: it has no config.json'),
     (['--repo-id', REPO], lambda f: (f / 'model.safetensors').unlink(), 'has no model.safetensors'),
     (['--repo-id', REPO], lambda f: (f / 'model.safetensors').write_bytes(
@@ -246,17 +228,3 @@ def test_a_card_of_ones_own_is_published_as_it_stands(hub, hub_client, folder):
     (folder / 'README.md').write_text('# By hand\n')
     assert publish(hub_client, folder, '--repo-id', REPO).rc == 0
     assert hub.files(REPO)['README.md'] == b'# By hand\n'
-
-
-def test_bars_are_for_terminals(hub, hub_client, folder):
-    terminal = 'import io, sys\nclass Terminal(io.StringIO):\n    isatty = lambda self: True\n' \
-               'sys.stderr = terminal = Terminal()\nimport atexit'
-    code = f'''{terminal}
-import timm_asr
-timm_asr.push_to_hub({str(folder)!r}, {REPO!r}, token={WRITE!r}, progress=PROGRESS)
-result = terminal.getvalue()
-'''
-    shown = hub_client.run(code.replace('PROGRESS', 'True'))
-    assert 'model.safetensors: 100%' in shown.result, shown
-    hub.reset()
-    assert hub_client.run(code.replace('PROGRESS', 'False')).result == ''

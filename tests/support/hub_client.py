@@ -64,7 +64,8 @@ class Client:
             [sys.executable, '-c', _LOOP, 'stock' if stock else 'ours'], text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, cwd=home,
             env={**clean, 'HF_ENDPOINT': hub.url, 'HF_HUB_DISABLE_XET': '1', 'HF_HOME': str(home / 'hf'),
-                 'HF_HUB_DISABLE_TELEMETRY': '1', 'OMP_NUM_THREADS': '1', 'NO_PROXY': '127.0.0.1,localhost'})
+                 'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'HF_HUB_DISABLE_TELEMETRY': '1',
+                 'OMP_NUM_THREADS': '1', 'NO_PROXY': '127.0.0.1,localhost'})
 
     def run(self, code: str, cwd: Path | None = None, **env: str) -> Ran:
         assert self.process.stdin is not None

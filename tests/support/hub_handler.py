@@ -1,4 +1,4 @@
-"""The answers of the small Hub on loopback: one method a kind of request."""
+"""What the small Hub on loopback remembers, and its answers: one method a kind of request."""
 
 import base64
 import hashlib
@@ -6,12 +6,49 @@ import json
 import re
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
-from hub_state import Repo, front_matter, git_hash, is_large
+
+LARGE = ('.safetensors', '.bin', '.pt', '.pth')
+ATTRIBUTES = b'*.safetensors filter=lfs diff=lfs merge=lfs -text\n'
+
+
+def git_hash(content: bytes) -> str:
+    return hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest()
+
+
+def is_large(path: str, content: bytes) -> bool:
+    return path.endswith(LARGE) or b'\0' in content[:512]
+
+
+def front_matter(readme: bytes) -> dict[str, Any]:
+    match = re.match(r'---\n(.*?)\n---\n', readme.decode(), re.DOTALL)
+    return yaml.safe_load(match[1]) or {} if match else {}
+
+
+@dataclass
+class Repo:
+    """A model repository: commits by id, each a whole tree, and refs that name them."""
+
+    owner: str
+    private: bool = False
+    trees: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)
+    history: list[tuple[str, str]] = field(default_factory=list)  # (ref, title) of every commit
+
+    def commit(self, ref: str, tree: dict[str, bytes], title: str) -> str:
+        named = sorted((path, git_hash(content)) for path, content in tree.items())
+        oid = hashlib.sha1(f'{ref} {title} {len(self.trees)} {named}'.encode()).hexdigest()
+        self.trees[oid], self.refs[ref] = tree, oid
+        self.history.append((ref, title))
+        return oid
+
+    def tree(self, revision: str = 'main') -> dict[str, bytes]:
+        return self.trees[self.refs.get(revision, revision)]
 
 
 class _Refused(Exception):  # noqa: N818 - an answer, not an error of the server
@@ -123,7 +160,6 @@ class Handler(BaseHTTPRequestHandler):
                                          ('GET', model + r'/revision/(.+)', self._info),
                                          ('POST', model + r'/preupload/([^/]+)', self._preupload),
                                          ('POST', model + r'/commit/([^/]+)', self._commit),
-                                         ('POST', model + r'/branch/([^/]+)', self._branch),
                                          ('POST', r'/([^/]+/[^/]+)\.git/info/lfs/objects/batch', self._batch),
                                          ('PUT', r'/lfs/([0-9a-f]+)', self._put),
                                          ('GET', r'/([^/]+/[^/]+)/resolve/([^/]+)/(.+)', self._resolve),
@@ -186,10 +222,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _preupload(self, repo_id: str, revision: str) -> None:
         repo = self._repo(repo_id)
-        if 'create_pr' in self.query:
-            self._user(required=True)
-        else:
-            self._may_write(repo.owner, 'write')
+        self._may_write(repo.owner, 'write')
         _, tree = self._tree(repo, revision)
         answer = []
         for file in json.loads(self.body)['files']:
@@ -221,10 +254,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _commit(self, repo_id: str, revision: str) -> None:
         repo = self._repo(repo_id)
-        propose = 'create_pr' in self.query
-        if not propose:
-            self._may_write(repo.owner, 'write')
-        self._user(required=True)
+        self._may_write(repo.owner, 'write')
         parent, tree = self._tree(repo, revision)
         tree, title = dict(tree), ''
         for line in self.body.splitlines():
@@ -239,22 +269,9 @@ class Handler(BaseHTTPRequestHandler):
                 if value['oid'] not in self.server.large:
                     raise _Refused(400, f'LFS object {value["oid"]} is not there')
                 tree[value['path']] = self.server.large[value['oid']]
-        answer: dict[str, Any] = {'success': True, 'hookOutput': ''}
-        if propose:
-            number = 1 + sum(ref.startswith('refs/pr/') for ref in repo.refs)
-            revision = f'refs/pr/{number}'
-            answer['pullRequestUrl'] = f'{self.server.url}/{repo_id}/discussions/{number}'
         oid = repo.commit(revision, tree, title)
-        self._json({**answer, 'commitOid': oid, 'commitUrl': f'{self.server.url}/{repo_id}/commit/{oid}'})
-
-    def _branch(self, repo_id: str, branch: str) -> None:
-        repo = self._repo(repo_id)
-        self._may_write(repo.owner, 'write')
-        if branch in repo.refs:
-            raise _Refused(409, f'Reference refs/heads/{branch} already exists')
-        asked = json.loads(self.body or b'{}')
-        repo.refs[branch] = self._tree(repo, asked.get('startingPoint', 'main'))[0]
-        self._json({})
+        self._json({'success': True, 'hookOutput': '', 'commitOid': oid,
+                    'commitUrl': f'{self.server.url}/{repo_id}/commit/{oid}'})
 
     def _resolve(self, repo_id: str, revision: str, path: str) -> None:
         oid, tree = self._tree(self._repo(repo_id), revision)

@@ -8,8 +8,7 @@ import re
 import threading
 from http.server import ThreadingHTTPServer
 
-from hub_handler import Handler
-from hub_state import ATTRIBUTES, Repo
+from hub_handler import ATTRIBUTES, Handler, Repo
 
 WRITE, READ, OTHER = 'hf_testwritetoken', 'hf_testreadtoken', 'hf_testothertoken'
 

@@ -29,9 +29,8 @@ def check_model_name(name: str) -> None:
     """Raise ``BadInput``, with the nearest names, unless the registry knows this name and its pretrained tag."""
     architecture, _, tag = name.partition('.')
     if not name or not is_model(name):
-        near = nearest(architecture, list_models(), count=3)
-        hint = f'; the nearest names are {", ".join(near)}' if name and near else ''
-        raise BadInput(f'unknown model {name!r}{hint}')
+        near = ', '.join(nearest(architecture, list_models(), count=3))
+        raise BadInput(f'unknown model {name!r}' + (f'; the nearest names are {near}' if name else ''))
     known = [full.partition('.')[2] for full in get_arch_pretrained_cfgs(architecture)]
     if tag and tag not in known:
         tags = [t for t in known if t]
@@ -53,10 +52,8 @@ def expand_names(name: str, pretrained: bool = False, exclude: Sequence[str] = (
     if path.is_file() and not name.endswith(WEIGHT_SUFFIXES):
         return read_model_list(path)
     if any(c in name for c in '*?['):
-        found = list_models(name, pretrained=pretrained)
-        if not found:
-            known = list_models(pretrained=pretrained)
-            found = [full for full in known if fnmatch(full.partition('.')[0], name)]
+        found = list_models(name, pretrained=pretrained) or [
+            full for full in list_models(pretrained=pretrained) if fnmatch(full.partition('.')[0], name)]
         if not found:
             extra = ' with pretrained weights' if pretrained and list_models(name) else ''
             raise BadInput(f'no model{extra} matches {name!r}; `timm.list_models()` lists what there is')
@@ -68,11 +65,9 @@ def read_model_list(path: str | Path) -> list[str]:
     """The names in a text file, one a line; blank lines and those that start with # are skipped."""
     try:
         lines = Path(path).read_text(encoding='utf-8').splitlines()
-    except OSError as error:
-        raise BadInput(f'cannot read the model list {path}: {error.strerror}') from None
-    except UnicodeDecodeError:
-        raise BadInput(f'{path} is neither a list of model names (text) nor a checkpoint '
-                       f'({", ".join(WEIGHT_SUFFIXES)})') from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'it is neither text nor a checkpoint'
+        raise BadInput(f'cannot read the model list {path}: {reason}') from None
     names = [line.strip() for line in lines if line.strip() and not line.startswith('#')]
     if not names:
         raise BadInput(f'the model list {path} is empty')

@@ -22,20 +22,22 @@ from ..errors import BadInput
 from ..models.create import create_model
 from .find import FOLDER_PREFIX, HUB_PREFIXES, check_model_name, source_of
 from .names import ARGS, ATTENTION, BEST, CONFIG, CURVE, KEY, METRICS, SUMMARY, TRAINABLE, WEIGHT_SUFFIXES, WEIGHTS
-from .provenance import arguments_of, base_model_of, checkpoint_facts, file_sha256, public_model, public_yaml
+from .provenance import base_model_of, checkpoint_facts, git_commit, public_name, public_yaml
 from .read import first_line, is_folder_of_weights, is_regular, read_checkpoint, read_config, read_json, read_yaml
-from .source import Source, data_config_of, label_names_of, live_source, name_of, used_data_config
+from .source import Source, data_config_of, label_names_of, name_of, unwrap, used_data_config
 from .trainable import create_trainable
 from .weights import classes_in, load_weights, state_dict_of
 
-_PNG = b'\x89PNG\r\n\x1a\n'
-
 
 def as_source(what: nn.Module | str | os.PathLike | Source, use_ema: bool = False) -> Source:
-    """A model in memory (:func:`live_source`), or what a path or name stands for (:func:`open_source`), as a source."""
+    """A model in memory, or what a path or name stands for (:func:`open_source`), as a source."""
+    if isinstance(what, Source):
+        return what
     if isinstance(what, str | os.PathLike):
         return open_source(what, use_ema)
-    return what if isinstance(what, Source) else live_source(what)
+    model = unwrap(what)
+    return Source(model, {'model': name_of(model), 'asr': getattr(model, 'asr_options', None),
+                          'git_commit': git_commit()})
 
 
 def open_source(what: str | os.PathLike, use_ema: bool = False, name: str = '', *, pretrained: bool = True,
@@ -43,6 +45,9 @@ def open_source(what: str | os.PathLike, use_ema: bool = False, name: str = '', 
                 input_size: Sequence[int] | None = None, model_kwargs: Mapping[str, Any] | None = None,
                 **kwargs: Any) -> Source:
     """The model that the user names, with all that is known about it.
+
+    Its model is on the CPU, in train mode, its ASR not folded. ``BadInput`` says in one sentence what is wrong with a
+    name, a file, its weights, a class count or the Hub.
 
     Args:
         what: A training checkpoint (of this package or of timm's ``train.py``), a weight file, a folder that
@@ -52,13 +57,6 @@ def open_source(what: str | os.PathLike, use_ema: bool = False, name: str = '', 
         pretrained: Load the weights that belong to a registry or Hub name; those of a folder are always loaded.
         num_classes: Of the weights, or the architecture's own, if None; so are the shapes of the input.
         model_kwargs: More keywords of :func:`timm_asr.create_model`, as ``kwargs`` are; None is left out of those.
-
-    Returns:
-        The source; its model is on the CPU, in train mode, its ASR not folded.
-
-    Raises:
-        BadInput: One sentence for an unknown name, a file that is truncated, foreign or would run code, weights of
-            another model, a wrong class count, or a Hub that cannot be reached.
     """
     path = str(what)
     shape: dict[str, Any] = {'in_chans': in_chans, 'img_size': img_size, 'input_size': input_size}
@@ -70,11 +68,15 @@ def open_source(what: str | os.PathLike, use_ema: bool = False, name: str = '', 
         return _open_checkpoint(Path(path), use_ema, name, shape, kwargs)
     if kind == 'folder':
         return _open_folder(Path(path.removeprefix(FOLDER_PREFIX)), use_ema, shape, kwargs)
-    if not kind:
-        _refuse_nothing(path)
+    if not kind and path and Path(path).is_dir():
+        best = Path(path) / BEST
+        raise BadInput(f'{path} is the folder of a run, not a checkpoint: name {best}' if best.is_file() else
+                       f'{path} is a folder without config.json: name a checkpoint file, or a folder that was exported')
+    if not kind and '/' in path:
+        raise BadInput(f'nothing at {path}: name a folder, a checkpoint file, hf-hub:{path} or a registry name')
     if use_ema:
         raise BadInput(f'{path} is the name of published weights, which have no averaged ones beside them')
-    if kind == 'registry':
+    if kind != 'hub':
         check_model_name(path)
         cfg = timm.get_pretrained_cfg(path) if pretrained else None
         if num_classes is not None and cfg is not None and cfg.num_classes != num_classes and cfg.has_weights:
@@ -82,27 +84,8 @@ def open_source(what: str | os.PathLike, use_ema: bool = False, name: str = '', 
                            'asked for; leave --num-classes out')
     model = _create(path, pretrained, shape, kwargs)
     facts = {'model': name_of(model), 'asr': getattr(model, 'asr_options', None),
-             'source': {'file': public_model(path), 'sha256': None}, 'base_model': base_model_of(path, pretrained)}
+             'source': {'file': public_name(path), 'sha256': None}, 'base_model': base_model_of(path, pretrained)}
     return Source(model, facts, label_names=label_names_of(model, model.pretrained_cfg))  # type: ignore[arg-type]
-
-
-def load_model(name: str, checkpoint: str | Path = '', *, pretrained: bool = False, **options: Any) -> nn.Module:
-    """The model of :func:`open_source`, whose options it takes; beside a checkpoint, ``name`` is that of its model."""
-    if checkpoint:
-        return open_source(checkpoint, name=name, **options).model
-    return open_source(name, pretrained=pretrained, **options).model
-
-
-def _refuse_nothing(name: str) -> None:
-    """Say why a name that is nothing is nothing."""
-    path = Path(name)
-    if name and path.is_dir():
-        best = path / BEST
-        raise BadInput(f'{name} is the folder of a run, not a checkpoint: name {best}' if best.is_file() else
-                       f'{name} is a folder without config.json: name a checkpoint file, or a folder that was exported')
-    if '/' in name:
-        raise BadInput(f'nothing at {name}: name a folder, a checkpoint file, hf-hub:{name} or a registry name')
-    check_model_name(name)
 
 
 def _create(name: str, pretrained: bool, shape: Mapping[str, Any], kwargs: Mapping[str, Any]) -> nn.Module:
@@ -132,29 +115,21 @@ def _open_folder(folder: Path, use_ema: bool, shape: Mapping[str, Any], kwargs: 
     classes = config.get('num_classes', (config.get('pretrained_cfg') or {}).get('num_classes'))
     if asked is not None and classes is not None and asked != classes:
         raise BadInput(f'{folder} has {classes} classes, but {asked} were asked for; leave --num-classes out')
-    weights = next((path for path in folder.iterdir() if path.name.endswith(WEIGHT_SUFFIXES)), None)
-    if weights is None:
-        raise BadInput(f'{folder} has a config.json and no weights (model.safetensors)')
-    facts = dict(config.get(KEY) or {})
+    facts = {key: value for key, value in (config.get(KEY) or {}).items() if key not in (
+        'weights_sha256', 'created', 'exported_with', 'files', 'format', 'code')}
     attached = facts.get('form') == 'trainable' and facts.get('asr')
     model = create_trainable(folder) if attached else _create(f'{FOLDER_PREFIX}{folder}', True, shape, kwargs)
-    if not facts:
-        facts = {'model': name_of(model), 'source': {'file': weights.name, 'sha256': file_sha256(weights)}}
-    for key in ('weights_sha256', 'created', 'exported_with', 'files', 'format', 'code'):
-        facts.pop(key, None)
+    facts = facts or {'model': name_of(model)}
     trainable = folder / TRAINABLE
-    unfolded = partial(create_trainable, trainable) if (trainable / CONFIG).is_file() else None
     return Source(model, facts, label_names=label_names_of(model, config), metrics=read_metrics(folder),
-                  files=_files_beside(folder, {}, True), unfolded=unfolded)
+                  files=_files_beside(folder, {}, True),
+                  unfolded=partial(create_trainable, trainable) if (trainable / CONFIG).is_file() else None)
 
 
 def _files_beside(folder: Path, args: Mapping[str, Any], is_best: bool) -> dict[str, bytes]:
     """Plots, curve and options of a run; the plot of the attention is that of its best checkpoint."""
-    files: dict[str, bytes] = {}
-    for name, start in ((SUMMARY, b'epoch'), (CURVE, _PNG), *(((ATTENTION, _PNG),) if is_best else ())):
-        path = folder / name
-        if is_regular(path) and (content := path.read_bytes()).startswith(start):
-            files[name] = content
+    files = {name: (folder / name).read_bytes() for name in (SUMMARY, CURVE, *[ATTENTION] * is_best)
+             if is_regular(folder / name)}
     if not args and is_regular(folder / ARGS):
         args = read_yaml(folder / ARGS)
     if args:
@@ -171,7 +146,7 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 
 def trained_as(content: Mapping[str, Any]) -> dict[str, Any]:
     """What a training checkpoint says about its model: ``model`` and the options that shaped it; empty if nothing."""
-    args = arguments_of(content)
+    args = content.get('args') or {}
     keys = ('num_classes', 'in_chans', 'img_size', 'input_size', 'gp', 'model_kwargs', 'asr', 'last_norm_init')
     found = {key: args[key] for key in keys if args.get(key) not in (None, '', {})}
     name = content.get('arch') or args.get('model')
@@ -193,7 +168,7 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any]
     if shape['img_size'] is None and shape['input_size'] is None:
         shape = {**shape, 'img_size': said.get('img_size'), 'input_size': said.get('input_size')}
     if shape['in_chans'] is None and shape['input_size'] is None:
-        shape = {**shape, 'in_chans': said.get('in_chans') or (said.get('input_size') or [None])[0]}
+        shape['in_chans'] = said.get('in_chans') or (said.get('input_size') or [None])[0]
     kwargs = {**(said.get('model_kwargs') or {}), 'global_pool': said.get('gp'), 'asr': said.get('asr'),
               **{key: value for key, value in kwargs.items() if value is not None}}
     if kwargs['asr']:
@@ -209,7 +184,7 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any]
     metrics = read_metrics(path.parent)
     # A run folder has the figures of one checkpoint, the best.
     fits = metrics is not None and all(metrics.get(key) == facts.get(key) for key in ('model', 'epoch', 'weights'))
-    args = arguments_of(content)
+    args = dict(content.get('args') or {})
     data = used_data_config(data_config_of(model, args)) if args else None
     return Source(model, facts, data, label_names_of(model, content), metrics if fits else None, args,
                   has_ema='state_dict_ema' in content or 'model_ema' in content,

@@ -51,16 +51,15 @@ def file_sha256(path: str | Path) -> str:
 @lru_cache(maxsize=1)
 def git_commit() -> str | None:
     """Commit of the checkout that this package runs from, ``-dirty`` behind it if files differ; None outside of one."""
-    here = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ['git', *words], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     try:
-        git('ls-files', '--error-unmatch', '__init__.py')  # an environment may lie inside another's checkout
-        return git('describe', '--always', '--dirty', '--abbrev=40', '--exclude', '*')
+        # The first asks whether this is the package's own checkout, not another's with an environment inside.
+        for words in (['ls-files', '--error-unmatch', '__init__.py'],
+                      ['describe', '--always', '--dirty', '--abbrev=40', '--exclude', '*']):
+            said = subprocess.run(['git', *words], cwd=Path(__file__).resolve().parent, capture_output=True, text=True,
+                                  check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+    return said
 
 
 def versions() -> dict[str, str]:
@@ -78,17 +77,9 @@ def base_name(path: str) -> str:
     return re.split(r'[/\\:]', path.rstrip('/\\'))[-1]
 
 
-def public_name(text: str, pattern: re.Pattern[str]) -> str | None:
-    """A text if it fits a pattern whole, else its last part if that does, else None."""
-    for part in (text, base_name(text)):
-        if pattern.fullmatch(part):
-            return part
-    return None
-
-
-def public_model(text: str) -> str | None:
-    """The name of a model, of a path its last part."""
-    return public_name(text, _MODEL)
+def public_name(text: str, pattern: re.Pattern[str] = _MODEL) -> str | None:
+    """The name of a model, or another text, if it fits a pattern whole, else its last part if that does, else None."""
+    return next((part for part in (text, base_name(text)) if pattern.fullmatch(part)), None)
 
 
 def _public(value: Any) -> Any:
@@ -107,16 +98,11 @@ def public_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
 
     Numbers, switches and words of at most 32 letters pass; of models and data sets that are paths, the last part.
     """
-    found = {}
-    for name in sorted(PUBLIC_OPTIONS & set(args)):
-        value = args[name]
-        if name in ('model', 'dataset'):
-            value = public_name(str(value or ''), _MODEL if name == 'model' else _DATASET)
-        else:
-            value = _public(value)
-        if value is not None and value is not False and value not in ('', [], {}):
-            found[name] = value
-    return found
+    patterns = {'model': _MODEL, 'dataset': _DATASET}
+    found = {name: public_name(str(args[name] or ''), patterns[name]) if name in patterns else _public(args[name])
+             for name in sorted(PUBLIC_OPTIONS & set(args))}
+    return {name: value for name, value in found.items()
+            if value is not None and value is not False and value not in ('', [], {})}
 
 
 def as_yaml(options: Mapping[str, Any]) -> str:
@@ -144,22 +130,9 @@ def base_model_of(name: str, pretrained: bool) -> str | None:
     return (cfg.hf_hub_id or None) if cfg is not None else None
 
 
-def metrics_summary(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy before and after folding, percent, from the content of a ``metrics.json``."""
-    def known(*keys: str, end: str = '') -> dict[str, Any]:
-        return {key: flat[key + end] for key in keys if flat.get(key + end) is not None}
-    return {'before': known('top1', 'top5', 'loss') or None, 'after': known('top1', 'top5', end='_folded') or None,
-            **known('images', 'logit_difference_relative')}
-
-
-def arguments_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a checkpoint was trained with; empty if it does not say."""
-    return dict(content.get('args') or {})
-
-
 def checkpoint_facts(path: Path, content: Mapping[str, Any], use_ema: bool) -> dict[str, Any]:
     """The provenance of a checkpoint, whose ``content`` :func:`read_checkpoint` returned."""
-    args = arguments_of(content)
+    args = content.get('args') or {}
     metric = content.get('metric')
     facts: dict[str, Any] = {
         **(content.get('made_by') or {}), 'model': content.get('arch') or args.get('model'),
@@ -173,7 +146,7 @@ def checkpoint_facts(path: Path, content: Mapping[str, Any], use_ema: bool) -> d
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def provenance_of(facts: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def provenance_of(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The whole section, in one order and with every key, from facts and the content of a ``metrics.json``."""
     section: dict[str, Any] = {
         'format': 2, 'form': None, 'needs': [], 'model': None, 'asr': None, 'package': KEY, **versions(),
@@ -181,5 +154,8 @@ def provenance_of(facts: Mapping[str, Any], metrics: Mapping[str, Any] | None = 
         'weights': None, 'epoch': None, 'metrics': None, 'source': None, 'weights_sha256': None, 'dtype': None}
     section |= {key: value for key, value in facts.items() if value is not None}
     if metrics:
-        section['metrics'] = metrics_summary(metrics)
+        before, after = ({key: metrics[key + end] for key in keys if metrics.get(key + end) is not None} or None
+                         for keys, end in ((('top1', 'top5', 'loss'), ''), (('top1', 'top5'), '_folded')))
+        section['metrics'] = {'before': before, 'after': after, **{
+            key: metrics[key] for key in ('images', 'logit_difference_relative') if metrics.get(key) is not None}}
     return section | {'exported_with': versions()}

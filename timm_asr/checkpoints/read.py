@@ -6,6 +6,8 @@ import hashlib
 import json
 import pickle
 import zipfile
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +46,12 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError:
         raise BadInput(f'{path} is not a text file') from None
 
-def _count(value: Any, left: int) -> int:
-    """How many more values a nested one may have; below zero as soon as it has too many."""
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for part in parts:
-        left = _count(part, left - 1)
-        if left < 0:
-            break
-    return left
+
+def _expanded(value: Any) -> Iterator[None]:
+    """As many times as there are values inside a nested one."""
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield
+        yield from _expanded(part)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -59,13 +59,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         content = yaml.safe_load(_text(path))
-        if _count(content, _MOST_VALUES) < 0:
+        if sum(1 for _ in islice(_expanded(content), _MOST_VALUES + 1)) > _MOST_VALUES:
             raise BadInput(f'{path} is refused: its aliases expand it to more than {_MOST_VALUES:,} values')
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise BadInput(f'{path} is not valid YAML ({" ".join(str(error).split())[:100]})') from None
-    if content is not None and not isinstance(content, dict):
-        raise BadInput(f'{path} is not a file of options: it holds a {type(content).__name__}')
-    return content or {}
+    return _mapping(content or {}, path, 'YAML')
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -75,8 +73,12 @@ def read_json(path: str | Path) -> dict[str, Any]:
         content = json.loads(_text(path))
     except (ValueError, RecursionError):
         raise BadInput(f'{path} is not valid JSON') from None
+    return _mapping(content, path, 'JSON')
+
+
+def _mapping(content: Any, path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise BadInput(f'{path} is not valid JSON for an object: it holds a {type(content).__name__}')
+        raise BadInput(f'{path} is not valid {kind} for options by name: it holds a {type(content).__name__}')
     return content
 
 
@@ -170,8 +172,8 @@ def _unpickled(path: Path) -> Any:
         raise
     except pickle.UnpicklingError as error:
         if 'GLOBAL' in str(error) or 'global' in str(error) or 'Can only' in str(error):
-            raise BadInput(f'{path} is refused: it is a pickle that would run code{_unsafe_names(path)}; '
-                           'ask its author for a safetensors file or a plain state dict') from None
+            raise BadInput(f'{path} is refused: it is a pickle that would run code; ask its author for a safetensors '
+                           'file or a plain state dict') from None
         raise BadInput(f'{path} is damaged, or not a checkpoint that torch.save wrote') from None
     except Exception as error:  # damaged bytes end in whatever the unpickler trips over
         if isinstance(error, MemoryError) or getattr(error, 'errno', None) not in (None, errno.EINVAL):
@@ -180,10 +182,3 @@ def _unpickled(path: Path) -> Any:
         if magic == b'PK' and not zipfile.is_zipfile(path):
             raise NotACheckpoint(f'{path} is truncated ({first_line(error)[:120]})') from None
         raise BadInput(f'{path} is not a checkpoint that this PyTorch reads ({first_line(error)[:120]})') from None
-
-def _unsafe_names(path: Path) -> str:
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # the legacy format has no such list, and the answer is only a courtesy
-        return ''
-    return f' ({", ".join(sorted(names)[:3])})' if names else ''

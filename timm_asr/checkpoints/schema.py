@@ -19,36 +19,38 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+def _is_count(value: Any, low: int = 0, high: int = 2**31) -> bool:
+    return _is_number(value) and isinstance(value, int) and low <= value < high
 
 
-def _is_list(fits: Callable[[Any], bool], longest: int = 2**31) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list | tuple) and len(value) <= longest and all(map(fits, value))
+def _is_list(value: Any, fits: Callable[[Any], bool], shortest: int = 0, longest: int = 2**31) -> bool:
+    return isinstance(value, list | tuple) and shortest <= len(value) <= longest and all(map(fits, value))
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_side(value: Any) -> bool:
+    return _is_count(value, 1, 2**16)
+
+
 def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    return isinstance(value, Mapping) and all(map(_is_text, value))
 
 
 TEXT: Rule = (_is_text, 'text')
-TEXTS: Rule = (_is_list(_is_text), 'a list of texts')
+TEXTS: Rule = (lambda value: _is_list(value, _is_text), 'a list of texts')
 COUNT: Rule = (_is_count, 'a whole number, 0 or more')
 NUMBER: Rule = (_is_number, 'a number')
-NUMBERS: Rule = (lambda value: _is_list(_is_number, 4096)(value) and len(value) > 0, 'a number for each channel')
-SIZE: Rule = (lambda value: _is_list(_is_count)(value) and len(value) == 3 and all(0 < n < 2**16 for n in value),
-              'a channel count, a height and a width')
-SIDE: Rule = (lambda value: all(_is_count(n) and 0 < n < 2**16 for n in (value if isinstance(value, list | tuple)
-                                                                        else [value])), 'a number of pixels')
+NUMBERS: Rule = (lambda value: _is_list(value, _is_number, 1, 4096), 'a number for each channel')
+SIZE: Rule = (lambda value: _is_list(value, _is_side, 3, 3), 'a channel count, a height and a width')
+SIDE: Rule = (lambda value: _is_side(value) or _is_list(value, _is_side), 'a number of pixels')
 MAPPING: Rule = (_is_mapping, 'a mapping with texts as keys')
-NAMES: Rule = (lambda value: _is_list(_is_text)(value) or _is_mapping(value), 'a name for each class')
-RANKED: Rule = (_is_list(lambda entry: len(entry) == 2 and _is_count(entry[0]) and (
-    entry[1] is None or _is_number(entry[1]))), 'epochs and their metrics')
-GROUPS: Rule = (_is_list(_is_mapping), 'a list of mappings')
+NAMES: Rule = (lambda value: _is_list(value, _is_text) or _is_mapping(value), 'a name for each class')
+RANKED: Rule = (lambda value: _is_list(value, lambda entry: _is_list(entry, lambda _: True, 2, 2) and _is_count(
+    entry[0]) and (entry[1] is None or _is_number(entry[1]))), 'epochs and their metrics')
+GROUPS: Rule = (lambda value: _is_list(value, _is_mapping), 'a list of mappings')
 TENSOR: Rule = (lambda value: isinstance(value, torch.Tensor), 'a tensor')
 
 _ASR: Rules = {'asr': TEXT, 'asr_depth': COUNT, 'asr_sites': TEXTS, 'rd_ratio': NUMBER}
@@ -81,11 +83,7 @@ def check(content: Mapping[str, Any], rules: Rules, where: str) -> None:
         if value is None:
             continue
         fits, what = MAPPING if isinstance(rule, Mapping) else rule
-        try:
-            right = fits(value)
-        except (TypeError, ValueError, RecursionError):
-            right = False
-        if not right:
+        if not fits(value):
             raise BadInput(f"{where} is malformed: '{key}' is {str(value)[:40]!r}, where {what} belongs")
         if isinstance(rule, Mapping):
             check(value, rule, where)

@@ -10,9 +10,7 @@ from timm.models import get_pretrained_cfg
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..asr.fold import has_asr
 from ..errors import BadInput
-from .provenance import git_commit
 
 _DATA_KEYS = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
@@ -43,9 +41,9 @@ def class_names(source: Source, given: Sequence[str] | None = None) -> list[str]
     """
     names, classes = given or source.label_names, getattr(source.model, 'num_classes', None)
     if names is None:
-        names = (getattr(source.model, 'pretrained_cfg', None) or {}).get('label_names')
+        names = label_names_of(source.model, getattr(source.model, 'pretrained_cfg', None) or {})
         stock = get_pretrained_cfg(name_of(source.model), allow_unregistered=True)
-        if not names or len(names) != classes or list(names) == list((stock and stock.label_names) or ()):
+        if not names or names == list((stock and stock.label_names) or ()):
             return None
     if len(names) != classes:
         raise ValueError(f'{len(names)} label names were given for {classes} classes.')
@@ -72,30 +70,14 @@ def unwrap(model: Any) -> nn.Module:
                          'of an exported folder.')
     if inner is not model:
         return unwrap(inner)
-    if any(kind.__name__ == 'LightningModule' for kind in type(inner).__mro__):
-        named = models_inside(inner)
-        if len(named) == 1:
-            return unwrap(inner.get_submodule(named[0]))
-    return inner
+    lightning = any(kind.__name__ == 'LightningModule' for kind in type(inner).__mro__)
+    named = models_inside(inner) if lightning else []
+    return unwrap(inner.get_submodule(named[0])) if len(named) == 1 else inner
 
 
 def models_inside(module: nn.Module) -> list[str]:
     """The attributes of a module that are models with a registered name."""
     return [name for name, part in module.named_children() if name_of(unwrap_model(part))]
-
-
-def live_source(model: nn.Module) -> Source:
-    """A model in memory as a source; ``ValueError`` if it is no model."""
-    model = unwrap(model)
-    return Source(model, {'model': name_of(model), 'asr': getattr(model, 'asr_options', None),
-                          'git_commit': git_commit()})
-
-
-def trainable_of(source: Source) -> nn.Module | None:
-    """The trainable model: the source itself, or what lies beside it in an exported folder; None if there is none."""
-    if has_asr(source.model):
-        return source.model
-    return source.unfolded() if source.unfolded is not None else None
 
 
 def to_float32(model: nn.Module) -> nn.Module:

@@ -45,8 +45,8 @@ def create_trainable(folder: str | Path) -> nn.Module:
             if key in _MODEL_ARGUMENTS and not isinstance(value, Mapping)}
     asr = (section.get('asr') or {}) if section.get('form') == 'trainable' else {}
     args |= {key: value for key, value in asr.items() if key in ASR_KEYWORDS}
-    cfg = {**(config.get('pretrained_cfg') or {}), **{key: config[key] for key in ('label_names',) if key in config}}
-    cfg = {key: value for key, value in cfg.items() if key in _CFG_KEYS}
+    said = {**(config.get('pretrained_cfg') or {}), **{key: config[key] for key in ('label_names',) if key in config}}
+    cfg = {key: value for key, value in said.items() if key in _CFG_KEYS}
     try:
         model = create_model(name, num_classes=config.get('num_classes', cfg.get('num_classes')), **args)
         model.load_state_dict(load_file(folder / WEIGHTS), strict=True)

@@ -25,10 +25,9 @@ def state_dict_of(content: Mapping[str, Any], use_ema: bool = False, path: str |
     if use_ema and ema is None:
         raise BadInput(f'{path} has no averaged weights; leave out --use-ema (use_ema) to take those it has')
     weights = ema if use_ema else content.get('state_dict', content.get('model', content))
-    if not isinstance(weights, Mapping) or not weights or not all(isinstance(k, str) for k in weights):
+    if (not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights)
+            or not any(isinstance(value, torch.Tensor) for value in weights.values())):
         raise BadInput(f'{path} holds no weights: no state_dict inside')
-    if not any(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise BadInput(f'{path} holds no weights: its keys are {", ".join(sorted(weights)[:4])}')
     weights = dict(weights)
     while prefix := _prefix_of(weights):
         weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

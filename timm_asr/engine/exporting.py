@@ -20,7 +20,7 @@ from ..checkpoints.source import Source, data_config_of, used_data_config
 from ..errors import BadInput, Stopped
 from ..export.graph import ExportedAsTrained, check_packages, export_onnx, export_program
 from ..export.int8 import onnx_top1, quantize_onnx
-from ..export.place import refuse_other
+from ..export.place import refuse_taken
 from ..export.save import save_fused
 from .device import find_device
 from .export import compare_forms
@@ -46,9 +46,9 @@ def check(args: argparse.Namespace) -> None:
     if not args.output and not graphs:
         raise BadInput('nothing to write: give --output FOLDER, --onnx FILE or --torch-export FILE')
     for name, needs, there in (
-            *((name, '--output', args.output) for name in ('keep_trainable', 'dtype', 'tag')),
+            *((name, '--output', args.output) for name in ('keep_trainable', 'dtype')),
             *((name, '--onnx or --torch-export', graphs) for name in ('as_trained', 'any_size', 'fold_bn')),
-            *((name, '--onnx', args.onnx) for name in ('int8', 'opset'))):
+            ('int8', '--onnx', args.onnx)):
         flag = f'--{name.replace("_", "-")}'
         if getattr(args, name) not in (None, False, '', 'float32'):
             if not there:
@@ -199,7 +199,7 @@ def export(args: argparse.Namespace) -> None:
     labels = _read_labels(args.labels) if args.labels else None
     source = open_checkpoint(args, 'export')
     if args.output:
-        refuse_other(Path(args.output), source.facts, args.force)
+        refuse_taken(Path(args.output), args.force, source.files)
     source.label_names = labels or source.label_names
     config = apply_data_options(args, source)
     loader = open_images(args, source, config, device)
@@ -211,14 +211,14 @@ def export(args: argparse.Namespace) -> None:
         if args.onnx:
             list_written(export_onnx(
                 source, args.onnx, as_trained=args.as_trained, fold_bn=args.fold_bn or bool(args.int8),
-                any_size=args.any_size, opset=args.opset, images=some_images(loader), overwrite=args.force,
+                any_size=args.any_size, images=some_images(loader), overwrite=args.force,
                 report=step))
         if calibration is not None:
             with deferred_interrupts():
                 quantize(args, source, loader, calibration)
             list_written(Path(args.int8))
         if args.output:
-            list_written(save_fused(source, args.output, keep_trainable=args.keep_trainable, tag=args.tag,
+            list_written(save_fused(source, args.output, keep_trainable=args.keep_trainable,
                                     dtype=args.dtype, overwrite=args.force, report=step))
         if args.torch_export:
             list_written(export_program(

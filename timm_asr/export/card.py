@@ -6,21 +6,24 @@ from a configuration by ``text`` or ``code``.
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..checkpoints.names import ARGS, ATTENTION, CONFIG, CURVE, KEY, METRICS, TRAINABLE
+from ..checkpoints.names import ARGS, ATTENTION, CONFIG, CURVE, KEY, TRAINABLE
 from ..checkpoints.open import read_metrics
 from ..checkpoints.provenance import as_yaml, public_arguments
 from ..checkpoints.read import is_regular, read_config
-from ..errors import BadInput
-from .citations import attention_of, papers_of
+from ..gates.table import get_gate, list_gates
+from ..models.registry import variant_of
 
 #: By which :func:`timm_asr.list_published` finds what this package published.
 TAG = 'timm_asr'
 _TEMPLATE = Path(__file__).with_name('card.md.j2')
+#: A gate's class names its paper by the key here, or brings an entry.
+_BIB = Path(__file__).with_name('papers.bib')
 
 
 def plain_text(value: Any) -> str:
@@ -36,29 +39,24 @@ def code_text(value: Any) -> str:
     return f'`{re.sub(r"[`|<>]", "", " ".join(str(value).split()))[:200]}`'
 
 
-def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_name: str | None = None,
-               plain: Path | None = None) -> str:
-    """The ``README.md`` for a folder of weights; arguments are those of :func:`timm_asr.push_to_hub`.
-
-    ``BadInput``: the run in the folder ``plain`` was not measured on the same images, or is not the plain backbone's.
-    """
+def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_name: str | None = None) -> str:
+    """The ``README.md`` for a folder of weights; arguments are those of :func:`timm_asr.push_to_hub`."""
     config = read_config(folder)
     facts: dict[str, Any] = config.get(KEY) or {}
     architecture, classes = config['architecture'], config.get('num_classes') or 0
     model = facts.get('model') or architecture
     folded = model != architecture or bool(facts.get('asr'))
-    attention = attention_of(model, facts.get('asr'))
+    variant = variant_of(model)
+    asr, gate, dia = (getattr(variant, part, '') for part in ('asr', 'gate', 'dia'))
+    asr = str((facts.get('asr') or {}).get('asr') or '') or asr
     metrics = read_metrics(folder) or _flat(facts.get('metrics') or {})
     dataset = dataset_name or metrics.get('dataset') or facts.get('dataset')
-    beside = _plain(folder, metrics, plain, (metrics.get('plain') or architecture, attention.backbone.name))
     trained = code_text(model) + ' with ASR attached' * (model == architecture)
     weights, form = f'{code_text(architecture)}, these weights', 'its inference form (`timm_asr.reparameterize`)'
     rows = [(f'{trained}, as trained', ''), (weights, '_folded')] if folded else [(weights, '')]
     rows += [(form, '_inference')] * ('top1_inference' in metrics)
-    figures = [_figures(title, metrics, end) for title, end in rows]
-    if beside:
-        without = 'ASR' if beside.get('model') == metrics.get('plain') and attention.asr else 'attention'
-        figures.append(_figures(f'{code_text(beside.get("model"))}, trained without {without}', beside))
+    figures = [(title, *(_number(metrics.get(key + end), form) for key, form in (
+        ('top1', '.2f'), ('top5', '.2f'), ('parameters', ',')))) for title, end in rows]
     speeds = [(title, _number(metrics.get(f'images_per_second_{key}'), ',.0f')) for title, key in (
         (f'{trained if folded else code_text(architecture)}, as trained', 'model'), (weights, 'folded'),
         (form, 'inference'), (f'{code_text(metrics.get("plain"))}, plain', 'plain'))]
@@ -68,8 +66,9 @@ def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_n
         _head(repo_id, license, dataset_name or _public_dataset(dataset), classes, facts, metrics), str(_TEMPLATE),
         text=plain_text, code=code_text, table=_table, number=_number, title=repo_id.partition('/')[2],
         repo_id=repo_id, facts=facts, cfg=config.get('pretrained_cfg') or {}, metrics=metrics, model=model,
-        architecture=architecture, classes=classes, folded=folded, trained=trained, attention=attention,
-        papers=papers_of(attention), dataset=dataset, beside=beside, label_names=config.get('label_names'),
+        architecture=architecture, classes=classes, folded=folded, trained=trained, asr=asr.upper(),
+        gate=gate.upper(), dia=dia.upper(), papers=papers_of(asr, gate, dia),
+        dataset=dataset, label_names=config.get('label_names'),
         trainable=(folder / TRAINABLE / CONFIG).is_file(),
         results=figures if {'top1', 'top1_folded'} & {key for key, value in metrics.items() if value is not None}
         else None, speeds=speeds if len(speeds) > 1 else None,
@@ -99,11 +98,6 @@ def _number(value: Any, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) else ''
 
 
-def _figures(title: str, metrics: Mapping[str, Any], end: str = '') -> tuple[str, ...]:
-    return title, *(_number(metrics.get(key + end), form) for key, form in (
-        ('top1', '.2f'), ('top5', '.2f'), ('parameters', ',')))
-
-
 def _public_dataset(name: str | None) -> str | None:
     """The name that a data set has everywhere; None where it is that of a folder."""
     kind, _, rest = (name or '').partition('/')
@@ -127,20 +121,31 @@ def _head(repo_id: str, license: str | None, dataset: str | None, classes: int, 
         **({'model_name': repo_id.partition('/')[2], 'eval_results': results} if results else {}))
 
 
-def _plain(folder: Path, own: Mapping[str, Any], plain: Path | None, expected: Sequence[str]) -> dict[str, Any]:
-    """The figures of the plain backbone: from its own run, or from the model's ``metrics.json``; empty if unknown."""
-    if plain is None:
-        found = {key: own.get(f'{key}_plain') for key in ('top1', 'top5', 'parameters')}
-        return {} if found['top1'] is None else {'model': own.get('plain'), **found}
-    found = read_metrics(plain) or {}
-    for place, metrics in ((folder, own), (plain, found)):
-        if metrics.get('top1') is None:
-            raise BadInput(f'{place} has no {METRICS} with a top-1, so there is nothing to compare for --plain')
-    if found.get('model') not in expected:
-        raise BadInput(f'--plain {plain} is a {found.get("model")!r}, and the plain backbone of {folder} is '
-                       f'{expected[0]!r}')
-    for key in ('dataset', 'images'):
-        if found.get(key) != own.get(key):
-            raise BadInput(f'--plain {plain} was measured on {key} {found.get(key)!r}, and {folder} on '
-                           f'{own.get(key)!r}')
-    return found
+@lru_cache(maxsize=1)
+def bibliography() -> dict[str, str]:
+    """The entries of ``papers.bib`` by their keys."""
+    return {key_of(entry): entry for entry in split_entries(_BIB.read_text(encoding='utf-8'))}
+
+
+def split_entries(text: str) -> list[str]:
+    """The BibTeX entries in a text."""
+    return [entry for entry in text.strip().split('\n\n') if entry]
+
+
+def key_of(entry: str) -> str:
+    """The key of a BibTeX entry."""
+    return entry.partition('{')[2].partition(',')[0]
+
+
+def papers_of(asr: str, gate: str, dia: str) -> list[str]:
+    """BibTeX entries, the method before its gates.
+
+    Args:
+        asr: Gate of the model's ASR, '' for none; so are the others.
+        gate: Gate in its blocks.
+        dia: Unit that its stages share.
+    """
+    entries = [bibliography()[key] for key, part in (('huang2024stripe', asr), ('huang2022layerwise', dia)) if part]
+    entries += [bibliography().get(paper, paper) for name in (asr, gate, dia) if name in list_gates()
+                for paper in split_entries(get_gate(name).paper)]
+    return list(dict.fromkeys(entries))

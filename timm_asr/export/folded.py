@@ -1,19 +1,25 @@
-"""From a model to the tensors of its plain architecture, and the proof that they are the same function."""
+"""From a model to the tensors of its plain architecture, and the proof that they load back to the same function."""
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import get_model_args
+from safetensors.torch import load_file
+from timm.models import get_model_args, is_model, model_entrypoint
 from torch import nn
 
 from ..asr.options import VECTOR_KEYWORDS
+from ..checkpoints.names import WEIGHTS
+from ..checkpoints.read import first_line
+from ..checkpoints.trainable import create_trainable
 from ..gates.forms import InferenceForm
 from ..gates.gate import ChannelGate
 from ..gates.table import gate_options
+from ..inference.compare import random_images, relative_difference, tolerance
 from ..models.registry import variant_of
 
 
@@ -61,29 +67,76 @@ def check_fit(plain: str, args: Mapping[str, Any], state: Mapping[str, torch.Ten
     found = {name: tuple(t.shape) for name, t in state.items()}
     if expected == found:
         return
-    lost = [name for name in expected if name not in found and name.endswith('running_mean')]
-    if lost:
-        raise ValueError(
-            f"The norm '{lost[0].removesuffix('.running_mean')}' of '{plain}' is gone: the model is in its inference "
-            'form (reparameterize() has folded or merged it), which nobody could load by that name; export the model '
-            'as it was before, and let whoever runs it merge.')
     name = next(n for n in {**expected, **found} if expected.get(n) != found.get(n))
     raise ValueError(
         f"The folded weights do not fit '{plain}': '{name}' is {found.get(name, 'absent')} where it has "
-        f'{expected.get(name, "none")}. If the model was built with further arguments, pass them as model_args.')
+        f'{expected.get(name, "none")}. If the model was built with further arguments, pass them as model_args; if its '
+        'norms were folded into convolutions, export it as it was before.')
 
 
-def tag_of(model: str, asr: Mapping[str, Any] | None, data: str | None) -> str | None:
+def tag_of(facts: Mapping[str, Any], trainable: bool) -> str | None:
     """A pretrained tag in timm's style that is no stock one: what was folded and what it was trained on.
 
     ``resnet20_asr_se`` on ``torch/cifar10`` makes ``resnet20.asr_se_cifar10``.
     """
-    variant = variant_of(model or '')
-    gate = variant.asr if variant else ''
-    parts = [f'asr_{gate}' if gate else f'asr_{asr.get("asr", "")}'.rstrip('_') if asr else '', data_slug(data)]
-    return '_'.join(part for part in parts if part) or None
+    data = re.sub(r'[^a-z0-9]+', '_', (facts.get('dataset') or '').rstrip('/').rpartition('/')[2].lower()).strip('_')
+    if trainable:
+        return data or 'trainable'
+    variant, attached = variant_of(facts.get('model') or ''), facts.get('asr')
+    gate = (variant.asr if variant else '') or (attached or {}).get('asr', '')
+    return '_'.join(part for part in ('asr' if gate or attached else '', gate, data) if part) or None
 
 
-def data_slug(data: str | None) -> str:
-    """The last part of a data set's name in small letters, digits and underscores."""
-    return re.sub(r'[^a-z0-9]+', '_', (data or '').rstrip('/').rpartition('/')[2].lower()).strip('_')
+def needs_of(architecture: str) -> list[str]:
+    """Packages to import for an architecture, none for timm's; ``ValueError`` if nobody else has what registers it."""
+    if not is_model(architecture):
+        raise ValueError(f"timm knows no architecture '{architecture}', so nobody could load these weights by name.")
+    home = model_entrypoint(architecture).__module__.partition('.')[0]
+    if home not in ('timm', 'timm_asr'):
+        raise ValueError(
+            f"The architecture '{architecture}' is registered by '{home}' and not by timm or timm_asr, so nobody else "
+            'could load these weights by name.')
+    return [] if home == 'timm' else [home]
+
+
+def check_written(folder: Path, model: nn.Module, data: Mapping[str, Any], label_names: Sequence[str] | None,
+                  trainable: bool) -> float:
+    """Load a folder and compare it with the model that was written, in eval mode, on random images.
+
+    ``data`` is timm's data configuration that it must resolve to. Returns the largest difference of a logit over the
+    largest logit; ``ValueError``: it does not load, or is not the same.
+    """
+    try:
+        loaded = create_trainable(folder) if trainable else timm.create_model(f'local-dir:{folder}', pretrained=True)
+    except Exception as error:  # whatever timm raises
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()][:2]  # torch says more in the second
+        reason = ' '.join(lines).rstrip('.')[:300] or first_line(error)
+    else:
+        reason = _difference(loaded, folder, model, data, label_names)
+        if not reason:
+            images = random_images(tuple(data['input_size']))
+            with torch.inference_mode():
+                relative = relative_difference(model(images), loaded.eval()(images))
+            if relative <= tolerance(model):
+                return relative
+            reason = f'its logits differ by {relative:.1e} of the largest (allowed {tolerance(model):.0e})'
+    raise ValueError(f'What was written does not load back ({reason}); it is not kept.')
+
+
+def _difference(loaded: nn.Module, folder: Path, model: nn.Module, data: Mapping[str, Any],
+                label_names: Sequence[str] | None) -> str:
+    """The first thing in which a loaded model is not what it was, logits apart; '' for nothing."""
+    written, state = load_file(folder / WEIGHTS), loaded.state_dict()
+    if set(written) != set(state):
+        return f"the key '{sorted(set(written) ^ set(state))[0]}' is in one of file and model only"
+    for name, tensor in written.items():
+        if not torch.equal(tensor.to(state[name].dtype), state[name]):
+            return f"'{name}' was changed while loading"
+    config = json.loads(json.dumps(timm.data.resolve_model_data_config(loaded)))
+    names = loaded.pretrained_cfg.get('label_names')
+    pairs = {name: (getattr(model, name, None), getattr(loaded, name, None)) for name in ('num_classes', 'in_chans')}
+    pairs |= {f'{name} of the images': (wanted, config[name]) for name, wanted in data.items()}
+    for name, (wanted, found) in pairs.items():
+        if wanted != found:
+            return f'{name} is {found} where it was {wanted}'
+    return f'its label names are {names}' if label_names and list(names or ()) != list(label_names) else ''

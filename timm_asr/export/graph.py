@@ -10,7 +10,6 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ class ExportedAsTrained(UserWarning):
 
 
 def export_onnx(model: nn.Module | str | os.PathLike | Source, file: str | os.PathLike, *, use_ema: bool = False,
-                as_trained: bool = False, fold_bn: bool = False, any_size: bool = False, opset: int | None = None,
+                as_trained: bool = False, fold_bn: bool = False, any_size: bool = False,
                 images: Iterable[torch.Tensor] = (), overwrite: bool = False,
                 report: Callable[[str, str], None] = lambda step, text: None) -> Path:
     """Write a model as ONNX, folded and merged, for batches of any size; it is left as it is.
@@ -54,7 +53,6 @@ def export_onnx(model: nn.Module | str | os.PathLike | Source, file: str | os.Pa
         as_trained: Leave attention and branches as they are, which is slower; a warning says so.
         fold_bn: Fold each BatchNorm into its convolution too.
         any_size: Take images of any height and width, not only of the model's own, where the network can.
-        opset: Version of the ONNX operators; PyTorch's choice if None.
         images: Batches (B, C, H, W) to compare on as well, float32, normalized.
         overwrite: Replace a file.
         report: Called with the name and the text of each step.
@@ -65,7 +63,7 @@ def export_onnx(model: nn.Module | str | os.PathLike | Source, file: str | os.Pa
         ValueError: The logits differ. Nothing is written.
     """
     check_packages()
-    return _export(partial(_write_onnx, opset=opset), 'onnxruntime', as_source(model, use_ema), Path(file), as_trained,
+    return _export(_write_onnx, 'onnxruntime', as_source(model, use_ema), Path(file), as_trained,
                    fold_bn, any_size, images, overwrite, report)
 
 
@@ -132,20 +130,17 @@ def _export(write: Callable[..., Run], by: str, source: Source, file: Path, as_t
     return file
 
 
-def _write_onnx(model: nn.Module, example: torch.Tensor, sizes: Any, file: Path, about: str, any_size: bool,
-                opset: int | None) -> Run:
+def _write_onnx(model: nn.Module, example: torch.Tensor, sizes: Any, file: Path, about: str, any_size: bool) -> Run:
     import onnx
     import onnxruntime
-    with _explained(model, any_size), warnings.catch_warnings(), _quiet('torch.onnx', 'onnxscript', 'onnx_ir'):
+    with _explained(model, any_size), warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.simplefilter('ignore')
+        stack.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.WARNING)
         program = torch.onnx.export(
-            model, (example,), dynamo=True, verbose=False, dynamic_shapes=sizes, opset_version=opset,
-            input_names=['images'], output_names=['logits'])
+            model, (example,), dynamo=True, verbose=False, dynamic_shapes=sizes, input_names=['images'],
+            output_names=['logits'])
     proto = program.model_proto  # type: ignore[union-attr]
-    written = next(one.version for one in proto.opset_import if one.domain in ('', 'ai.onnx'))
-    if opset not in (None, written):
-        raise BadInput(f'PyTorch writes this {type(model).__name__} with version {written} of the ONNX operators, not '
-                       f'{opset}; leave out --opset')
     for graph in (proto.graph, *proto.functions):
         for node in graph.node:
             del node.metadata_props[:]  # they name files of this machine
@@ -185,18 +180,6 @@ def _explained(model: nn.Module, any_size: bool) -> Iterator[None]:
             f'this {name} cannot be exported for images of any size ({reason}); leave out --any-size (any_size), or '
             'name another size (--img-size)' if any_size else f'torch.export cannot follow this {name} ({reason})',
         ) from None
-
-
-@contextlib.contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    for logger in levels:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
 
 
 @torch.inference_mode()

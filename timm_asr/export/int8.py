@@ -1,6 +1,5 @@
 """Static int8 quantization of an ONNX file, by onnxruntime."""
 
-import importlib.util
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from ..errors import BadInput
+from .graph import check_packages
 
 
 def quantize_onnx(file: str | Path, target: str | Path, batches: Iterable[torch.Tensor]) -> Path:
@@ -20,17 +20,13 @@ def quantize_onnx(file: str | Path, target: str | Path, batches: Iterable[torch.
 
     Args:
         file: The float network; export it with ``fold_bn=True``.
-        target: Where the int8 network goes. It is written only when all is done.
+        target: Where the int8 network goes, and what is returned. It is written only when all is done.
         batches: Calibration images (B, C, H, W), float32, normalized as for the network. Some hundred images suffice.
 
-    Returns:
-        ``target``.
-
     Raises:
-        BadInput: onnxruntime's quantizer is missing, or there are no images.
+        BadInput: A package of the extra ``onnx`` is missing, or there are no images.
     """
-    if importlib.util.find_spec('onnxruntime') is None or importlib.util.find_spec('onnx') is None:
-        raise BadInput('int8 needs the packages onnx and onnxruntime (the extra `onnx`)')
+    check_packages()
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -1,6 +1,7 @@
 """From the Hub back to models: the trainable form, and what an owner has published."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..checkpoints.read import read_config
 from ..checkpoints.trainable import create_trainable
 from ..errors import BadInput
 from .card import TAG
-from .contents import check_weights
+from .place import check_weights
 from .remote import FAILURES, LIBRARY, download, explained, split_repo_id
 
 
@@ -50,29 +51,27 @@ def load_trainable(name: str | Path, *, num_classes: int | None = None, revision
     if local.is_dir():
         if revision:
             raise BadInput(f'{local} is a folder, which has no revision {revision}')
-        place, again = str(local), 'write or copy the folder again'
-
-        def fetch(file: str) -> Path:
-            return local / file
+        place, again, fetch = str(local), 'write or copy the folder again', local.joinpath
     elif isinstance(name, Path) or str(name).startswith(('local-dir:', '.', '/')):
         raise BadInput(f'there is no folder {name}')
     else:
         place, revision = split_repo_id(str(name), revision)
         again = 'fetch it again with force_download=True'
-
-        def fetch(file: str) -> Path:
-            return download(place, file, revision, token, cache_dir, force_download)
+        fetch = partial(download, place, revision=revision, token=token, cache_dir=cache_dir,
+                        force_download=force_download)
     config = read_config(fetch(CONFIG).parent)
     section = config.get(KEY) or {}
-    if section.get('form') == 'trainable' or (section and not _is_folded(config)):
-        part = ''
-    elif not section:
+    if not section:
         raise BadInput(f'{place} is a model of which timm_asr knows nothing; timm.create_model loads it for inference')
-    elif _has_trainable(section, local):
+    part = ''
+    if section.get('form') != 'trainable' and (section.get('model') != config['architecture'] or section.get('asr')):
+        # Something was folded. The trainable form of these weights, and no other's, lies beside them, if the list has
+        # it; older folders have no list: look, or ask.
         part = f'{TRAINABLE}/'
-    else:
-        raise BadInput(f'{place} is the folded network alone, without its trainable form; timm.create_model loads it '
-                       'for inference')
+        listed = section.get('files') is None or part + WEIGHTS in section['files']
+        if not listed or (local.is_dir() and not fetch(part + CONFIG).is_file()):
+            raise BadInput(f'{place} is the folded network alone, without its trainable form; timm.create_model loads '
+                           'it for inference')
     fetch(part + WEIGHTS)
     folder = fetch(part + CONFIG).parent
     check_weights(folder, read_config(folder), again)
@@ -80,18 +79,6 @@ def load_trainable(name: str | Path, *, num_classes: int | None = None, revision
     if num_classes is not None and num_classes != model.num_classes:
         model.reset_classifier(num_classes)  # type: ignore[operator]
     return model
-
-
-def _has_trainable(section: dict[str, Any], local: Path) -> bool:
-    """Whether the trainable form of these weights, and no other's, lies beside them."""
-    files = section.get('files')
-    listed = files is None or f'{TRAINABLE}/{WEIGHTS}' in files  # older folders have no list: look, or ask
-    return listed and (not local.is_dir() or (local / TRAINABLE / CONFIG).is_file())
-
-
-def _is_folded(config: dict[str, Any]) -> bool:
-    section = config[KEY]
-    return section.get('model') != config['architecture'] or bool(section.get('asr'))
 
 
 @dataclass(frozen=True)
@@ -115,15 +102,9 @@ class Published:
 
 def list_published(owner: str, *, token: str | bool | None = None,
                    cache_dir: str | Path | None = None) -> list[Published]:
-    """What an owner has published with this package, by name.
+    """What an owner, a user or organisation, has published with this package, by name.
 
-    Args:
-        owner: User or organisation.
-        token: For private repositories; by default the one that huggingface_hub finds.
-        cache_dir: Another cache than huggingface_hub's.
-
-    Raises:
-        Stopped: The Hub cannot be reached.
+    ``token`` and ``cache_dir`` are those of :func:`load_trainable`; ``Stopped`` says that the Hub cannot be reached.
     """
     try:
         infos = list(HfApi(token=token, **LIBRARY).list_models(author=owner, filter=TAG))

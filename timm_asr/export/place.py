@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,22 @@ def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_symlink() or path.is_file()}
 
 
-def manifest_of(folder: Path) -> dict[str, str]:
-    """The files that belong to the export in a folder, ``config.json`` apart, with their SHA-256; empty if unknown."""
-    return _section(folder).get('files') or {}
-
-
-def _section(folder: Path) -> dict[str, Any]:
-    """What the configuration in a folder says of its export; empty where it says nothing that can be read."""
+def _listed(folder: Path) -> set[str]:
+    """The files that belong to the export in a folder."""
     try:
-        return read_config(folder).get(KEY) or {}
-    except BadInput:
-        return {}
+        return {*_OWN, *((read_config(folder).get(KEY) or {}).get('files') or {})}
+    except BadInput:  # nothing that can be read
+        return _OWN
+
+
+def check_weights(folder: Path, config: dict[str, Any], how: str) -> None:
+    """Raise ``BadInput`` for weights that are not those of ``config.json``, truncated ones say; ``how`` helps."""
+    weights, expected = folder / WEIGHTS, (config.get(KEY) or {}).get('weights_sha256')
+    if not weights.is_file():
+        raise BadInput(f'{folder} has no {WEIGHTS}; {how}')
+    if expected and (found := file_sha256(weights)) != expected:
+        raise BadInput(f'{weights} was altered: its SHA-256 is {found[:12]}..., and {CONFIG} says {expected[:12]}...; '
+                       f'{how}')
 
 
 def list_in_manifest(folder: Path, names: Iterable[str]) -> None:
@@ -46,10 +51,9 @@ def list_in_manifest(folder: Path, names: Iterable[str]) -> None:
     if not is_folder_of_weights(folder):
         return
     config = read_config(folder)
-    section = config.get(KEY)
     found = {name: file_sha256(folder / name) for name in names if is_regular(folder / name)}
-    if section and found:
-        section['files'] = {**(section.get('files') or {}), **found}
+    if config.get(KEY) and found:
+        config[KEY]['files'] = {**(config[KEY].get('files') or {}), **found}
         aside = folder / f'.{CONFIG}.{secrets.token_hex(4)}'
         write_whole(aside, json.dumps(config, indent=2).encode())
         os.replace(aside, folder / CONFIG)
@@ -61,24 +65,17 @@ def written_aside(folder: Path) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise BadInput(f'{folder} is a file, and a folder is to be written there')
     place = folder.resolve()
-    name = f'.{place.name}.{secrets.token_hex(4)}.part'
-    aside = (place if place.is_dir() and not _is_alone(place) else place.parent) / name
+    # A folder that holds an export and nothing else can be renamed.
+    alone = not place.is_dir() or (
+        files_in(place) <= _listed(place) and not place.is_mount() and os.access(place.parent, os.W_OK))
+    aside = (place.parent if alone else place) / f'.{place.name}.{secrets.token_hex(4)}.part'
     try:
         aside.mkdir(parents=True)
-    except OSError as error:
-        raise BadInput(f'{folder} cannot be written ({error.strerror})') from None
-    try:
         yield aside
     except OSError as error:
         raise BadInput(f'{folder} cannot be written ({error.strerror or error})') from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _is_alone(folder: Path) -> bool:
-    """Whether a folder holds an export and nothing else, and can be renamed."""
-    own = {*manifest_of(folder), *_OWN}
-    return files_in(folder) <= own and not folder.is_mount() and os.access(folder.parent, os.W_OK)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -89,39 +86,12 @@ def write_whole(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def holds_same(folder: Path, other: Path) -> bool:
-    """Whether two folders have the same weights under the same configuration; other files may differ."""
-    try:
-        configs = [read_config(one) for one in (folder, other)]
-    except BadInput:  # there is none, or a broken one
-        return False
-    for config in configs:
-        for key in ('files', 'created'):
-            (config.get(KEY) or {}).pop(key, None)
-    weights = [one / WEIGHTS for one in (folder, other)]
-    return configs[0] == configs[1] and all(map(is_regular, weights)) and (
-        file_sha256(weights[0]) == file_sha256(weights[1]))
-
-
-def _taken(folder: Path, name: str) -> BadInput:
-    return BadInput(f'{folder} has another {name} already; choose another folder, or replace what is there '
-                    '(--force, or overwrite=True)')
-
-
-def refuse_other(folder: Path, facts: Mapping[str, Any], overwrite: bool) -> None:
-    """Before any work: raise ``BadInput`` for a folder whose weights come from somewhere else than ``facts`` say."""
-    if overwrite or not (folder / WEIGHTS).is_file():
-        return
-    there = _section(folder)
-    if any(there.get(key) != facts.get(key) for key in ('source', 'weights')):
-        raise _taken(folder, WEIGHTS)
-
-
-def check_place(aside: Path, folder: Path, overwrite: bool) -> None:
-    """Raise ``BadInput`` rather than replace anything but the same weights."""
-    taken = sorted(name for name in {*files_in(aside), *_OWN} if (folder / name).exists())
-    if taken and not overwrite and not holds_same(aside, folder):
-        raise _taken(folder, WEIGHTS if WEIGHTS in taken else taken[0])
+def refuse_taken(folder: Path, overwrite: bool, more: Iterable[str] = ()) -> None:
+    """Before any work: raise ``BadInput`` rather than replace an export, or ``more`` files, without being told to."""
+    taken = sorted(name for name in {*more, *_OWN} if (folder / name).exists())
+    if taken and not overwrite:
+        raise BadInput(f'{folder} has a {WEIGHTS if WEIGHTS in taken else taken[0]} already; choose another folder, or '
+                       'replace what is there (--force, or overwrite=True)')
 
 
 def put_in_place(aside: Path, folder: Path) -> None:

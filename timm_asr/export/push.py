@@ -1,22 +1,22 @@
 """From a folder of weights to a repository on the Hub: one commit, in which nothing is ever deleted."""
 
+import hashlib
 import os
-import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
-from huggingface_hub.hf_api import ModelInfo
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.hf_api import RepoSibling
 from torch import nn
 
-from ..checkpoints.names import CARD
+from ..checkpoints.names import ARGS, CARD, CONFIG, KEY, TRAINABLE, WEIGHTS
+from ..checkpoints.provenance import file_sha256, public_yaml
+from ..checkpoints.read import is_regular, read_config, read_yaml
 from ..errors import BadInput
 from .card import model_card
-from .contents import File, collect
+from .place import check_weights, files_in
 from .remote import FAILURES, LIBRARY, explained, split_repo_id
 from .save import save_fused
 
@@ -28,12 +28,12 @@ class Publication:
     """What :func:`push_to_hub` did, or with ``dry_run`` would do.
 
     Attributes:
-        url: Of the repository, or of the pull request.
         files: Path and size in bytes of every file that is published.
         left_behind: Files of the folder that are not.
         kept: Files of the repository that are not of this publication, and stay there.
         commit: Of the repository where it has these files; None after a dry run.
         changed: Whether a commit was made: not if all was there already.
+        card: The model card.
     """
 
     repo_id: str
@@ -47,10 +47,8 @@ class Publication:
 
 
 def push_to_hub(model_or_folder: nn.Module | str | os.PathLike, repo_id: str, *, private: bool = False,
-                revision: str | None = None, create_pr: bool = False, dry_run: bool = False, overwrite: bool = False,
-                token: str | None = None, license: str | None = None, dataset_name: str | None = None,
-                plain: str | os.PathLike | None = None, keep_trainable: bool = False,
-                commit_message: str | None = None, progress: bool = True) -> Publication:
+                dry_run: bool = False, overwrite: bool = False, token: str | None = None, license: str | None = None,
+                dataset_name: str | None = None, keep_trainable: bool = False) -> Publication:
     """Publish a folded network on the Hugging Face Hub, with a model card.
 
     ::
@@ -66,135 +64,135 @@ def push_to_hub(model_or_folder: nn.Module | str | os.PathLike, repo_id: str, *,
         model_or_folder: A model, which :func:`timm_asr.save_fused` folds first; or a folder that it wrote.
         repo_id: ``OWNER/NAME``; made if absent.
         private: Make the new repository private; refused for one that is public.
-        revision: Branch to commit to, made from ``main`` if absent; ``main`` by default.
-        create_pr: Open a pull request instead of changing the branch.
         dry_run: Only say what would be published, and write the card; the Hub is not asked.
         overwrite: Replace files of the same names with other content in a repository that was there.
         token: With permission to write; by default huggingface_hub's. It is neither printed nor stored.
         license: As the Hub names it, ``apache-2.0``; none is stated by default.
         dataset_name: The data set as the Hub names it, for the card's head; by default the run's, if not a folder's.
-        plain: Folder of the plain backbone's own run, whose accuracy the card then shows beside the model's.
         keep_trainable: Of a model, publish the trainable form as well.
-        commit_message: Title of the commit.
-        progress: Show progress bars, if stderr is a terminal; ``HF_HUB_DISABLE_PROGRESS_BARS`` has the last word.
 
     Raises:
         ValueError: The model cannot be saved, see :func:`timm_asr.save_fused`.
         BadInput: The folder, the name, the token or the licence cannot work, or the repository has other content.
         Stopped: The Hub cannot be reached or refuses; the sentence says what is there now.
     """
-    repo_id, revision = split_repo_id(repo_id, revision)
-    if create_pr and revision not in (None, 'main'):
-        raise BadInput(f'a pull request is made against main; leave out --create-pr or --revision {revision}')
-    with ExitStack() as stack:
+    repo_id, revision = split_repo_id(repo_id)
+    if revision:
+        raise BadInput(f'everything is published on main; leave out @{revision}')
+    with TemporaryDirectory() as aside:
         if isinstance(model_or_folder, nn.Module):
-            folder = Path(stack.enter_context(TemporaryDirectory())) / repo_id.partition('/')[2]
-            save_fused(model_or_folder, folder, keep_trainable=keep_trainable)
+            folder = save_fused(model_or_folder, Path(aside) / 'folder', keep_trainable=keep_trainable)
         else:
             folder = Path(model_or_folder)
-        files, left = collect(folder)
-        own = next((file for file in files if file.path == CARD), None)
-        if own is None:
-            card = model_card(folder, repo_id, license, dataset_name, Path(plain) if plain else None)
-            files.insert(0, File(CARD, card.encode()))
-        elif license or plain or dataset_name:
-            raise BadInput(f'{folder / CARD} is published as it stands, so --license, --dataset-name and --plain have '
-                           'no place to go: write it there, or remove the file')
+        files, left = _collect(folder)
+        if CARD not in [file.path_in_repo for file in files]:
+            card = model_card(folder, repo_id, license, dataset_name)
+            files.insert(0, CommitOperationAdd(CARD, card.encode()))
+        elif license or dataset_name:
+            raise BadInput(f'{folder / CARD} is published as it stands, so --license and --dataset-name have no place '
+                           'to go: write it there, or remove the file')
         else:
             card = (folder / CARD).read_text(encoding='utf-8', errors='replace')
-        found = Publication(
-            repo_id, f'{constants.ENDPOINT}/{repo_id}', [(f.path, f.size) for f in files], left, card=card)
+        found = Publication(repo_id, f'{constants.ENDPOINT}/{repo_id}',
+                            [(file.path_in_repo, file.upload_info.size) for file in files], left, card=card)
         if not dry_run:
-            asked = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled()
-            if not asked and not (progress and sys.stderr.isatty()):  # huggingface_hub shows its bars anywhere
-                disable_progress_bars()
-                stack.callback(enable_progress_bars)
-            _publish(found, files, _checked_token(token), revision or 'main', private, create_pr, overwrite,
-                     commit_message or 'Weights by timm_asr')
+            _publish(found, files, token, private, overwrite)
         return found
 
 
-def _checked_token(token: str | None) -> str:
-    if constants.HF_HUB_OFFLINE:
-        raise BadInput('publishing needs the Hub, and HF_HUB_OFFLINE is set; unset it')
+def _publish(found: Publication, files: Sequence[CommitOperationAdd], token: str | None, private: bool,
+             overwrite: bool) -> None:
     token = (token or get_token() or '').strip()
     if not token:
         raise BadInput('there is no token for the Hub: log in by `hf auth login`, or set HF_TOKEN to one with '
                        f'permission to write ({constants.ENDPOINT}/settings/tokens)')
-    return token
-
-
-def _publish(found: Publication, files: Sequence[File], token: str, revision: str, private: bool, create_pr: bool,
-             overwrite: bool, message: str) -> None:
     api, repo_id, step = HfApi(token=token, **LIBRARY), found.repo_id, f'making {found.repo_id}'
     try:
-        if create_pr:
-            step = f'looking for {repo_id}'
-        else:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            if revision != 'main':
-                step = f'making the branch {revision}'
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            step = f'reading what {repo_id} has'
-        info = api.model_info(repo_id, revision=revision, files_metadata=True)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        step = f'reading what {repo_id} has'
+        info = api.model_info(repo_id, files_metadata=True)
         if private and not info.private:
             raise BadInput(f'{repo_id} exists and is public: --private is for a new repository; change it at '
                            f'{found.url}/settings')
-        operations = _operations(found, files, info, overwrite or create_pr)
-        found.commit = info.sha
-        if not operations:
+        there = {file.rfilename: file for file in info.siblings or [] if file.rfilename != _UNTOUCHED}
+        new = [file for file in files
+               if file.path_in_repo not in there or not _is_same(file, there[file.path_in_repo])]
+        found.kept, found.commit = sorted(set(there) - {path for path, _ in found.files}), info.sha
+        other = sorted([*found.kept, *(file.path_in_repo for file in new if file.path_in_repo in there)])
+        if other and new and not overwrite:
+            raise BadInput(f'{repo_id} has other content ({_first(other)}): publish under another name, or replace '
+                           'what has the same name (--overwrite)')
+        if not new:
             return
         step = f'uploading to {repo_id}'
-        commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision,
-                                   create_pr=create_pr, parent_commit=info.sha)
+        commit = api.create_commit(repo_id, new, commit_message='Weights by timm_asr', parent_commit=info.sha)
     except FAILURES as error:
         told = explained(error, step, repo_id)
-        raise type(told)(f'{told}; {_state(api, repo_id, revision)}') from None
-    found.commit, found.url, found.changed = commit.oid, commit.pr_url or found.url, True
-
-
-def _operations(found: Publication, files: Sequence[File], info: ModelInfo, replace: bool) -> list[CommitOperationAdd]:
-    """What has to be sent; refuses a repository with other content."""
-    there = {file.rfilename: file for file in info.siblings or [] if file.rfilename != _UNTOUCHED}
-    new = [file for file in files if file.path not in there or not file.is_same_as(there[file.path])]
-    found.kept = sorted(set(there) - {file.path for file in files})
-    other = sorted([*found.kept, *(file.path for file in new if file.path in there)])
-    if other and new and not replace:
-        raise BadInput(f'{found.repo_id} has other content ({_first(other)}): publish under another name, replace '
-                       'what has the same name (--overwrite), or propose the change (--create-pr)')
-    return [CommitOperationAdd(file.path, file.source) for file in new]
+        raise type(told)(f'{told}; {_state(api, repo_id)}') from None
+    found.commit, found.changed = commit.oid, True
 
 
 def _first(names: Sequence[str]) -> str:
     return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
 
-def _state(api: HfApi, repo_id: str, revision: str) -> str:
-    """What is there now, asked anew."""
-    url = f'{constants.ENDPOINT}/{repo_id}'
+def _state(api: HfApi, repo_id: str) -> str:
+    """What a repository holds after a failure."""
     try:
-        info = api.model_info(repo_id, revision=revision)
+        info = api.model_info(repo_id)
     except FAILURES:
-        return f'what is there now could not be read: see {url}'
+        return f'what is there now could not be read: see {constants.ENDPOINT}/{repo_id}'
     names = sorted(file.rfilename for file in info.siblings or [] if file.rfilename != _UNTOUCHED)
     if not names:
         return f'{repo_id} is there, without files; publishing again fills it'
     return f'{repo_id} has {_first(names)} (commit {(info.sha or "")[:12]})'
 
 
+def _collect(folder: Path) -> tuple[list[CommitOperationAdd], list[str]]:
+    """The files of a folder that are published, and the names of those that are not.
+
+    Published is what the list in ``config.json`` names, each a regular file with the hash that the list has, and a
+    ``README.md`` of your own. A folder from before there was such a list gives its weights and configurations alone.
+    """
+    again = 'write the folder again'
+    config = read_config(folder)
+    check_weights(folder, config, again)
+    listed: dict[str, str | None] = dict((config.get(KEY) or {}).get('files') or {})
+    if not listed:
+        listed = {WEIGHTS: None}
+        if (folder / TRAINABLE / CONFIG).is_file():
+            check_weights(folder / TRAINABLE, read_config(folder / TRAINABLE), again)
+            listed |= {f'{TRAINABLE}/{name}': None for name in (CONFIG, WEIGHTS)}
+    listed |= {name: None for name in (CONFIG, CARD) if (folder / name).exists()}
+    for name in listed:
+        path = folder / name
+        if '..' in Path(name).parts or Path(name).is_absolute() or path.parent.is_symlink() or not is_regular(path):
+            raise BadInput(f'{path} is to be published, and is no regular file in this folder; {again}')
+        if listed[name] and file_sha256(path) != listed[name]:
+            raise BadInput(f'{path} was altered since the folder was written; {again}')
+    files = [CommitOperationAdd(name, public_yaml(read_yaml(folder / name)) if name == ARGS else folder / name)
+             for name in sorted(listed)]
+    return files, sorted(name for name in files_in(folder) - set(listed) if not name.startswith('.'))
+
+
+def _is_same(file: CommitOperationAdd, remote: RepoSibling) -> bool:
+    """Whether a repository has just this content, by the hash that it keeps of it."""
+    if remote.lfs is not None:
+        return file.upload_info.sha256.hex() == remote.lfs.sha256
+    with file.as_file() as opened:
+        content = opened.read()
+    return hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest() == remote.blob_id  # as git names it
+
+
 def describe(found: Publication, dry_run: bool = False) -> Sequence[str]:
     """Lines that tell a person what was published, or would be."""
     width = max(len(path) for path, _ in found.files)
-    lines = [f'{path:<{width}}  {size:>12,} bytes' for path, size in found.files]
-    lines.append(f'{"in all":<{width}}  {sum(size for _, size in found.files):>12,} bytes')
-    if found.left_behind:
-        lines.append(f'not published: {", ".join(found.left_behind)}')
+    rows = [*found.files, ('in all', sum(size for _, size in found.files))]
+    lines = [f'{path:<{width}}  {size:>12,} bytes' for path, size in rows]
+    lines += [f'{what}: {", ".join(names)}' for what, names in (
+        ('not published', found.left_behind), ('there from before, and still there', found.kept)) if names]
     if dry_run:
-        lines += ['', found.card.rstrip(), '',
-                  f'nothing was sent; without --dry-run this becomes one commit at {found.url}']
-        return lines
-    if found.kept:
-        lines.append(f'there from before, and still there: {", ".join(found.kept)}')
-    lines.append(f'published at {found.url} (commit {(found.commit or "")[:12]})' if found.changed else
-                 f'{found.url} has all of this already; nothing was changed')
-    return lines
+        return [*lines, '', found.card.rstrip(), '',
+                f'nothing was sent; without --dry-run this becomes one commit at {found.url}']
+    return [*lines, f'published at {found.url} (commit {(found.commit or "")[:12]})' if found.changed else
+            f'{found.url} has all of this already; nothing was changed']

@@ -19,12 +19,11 @@ from ..asr.fold import fold_asr, has_asr
 from ..checkpoints.names import CODE, CONFIG, KEY, METRICS, TRAINABLE, WEIGHTS
 from ..checkpoints.open import as_source
 from ..checkpoints.provenance import file_sha256, provenance_of
-from ..checkpoints.source import Source, class_names, models_inside, name_of, to_float32, trainable_of
+from ..checkpoints.source import Source, class_names, models_inside, name_of, to_float32
 from ..inference.compare import random_images, relative_difference, same_function
 from ..models.registry import plain_architecture
-from .folded import check_fit, data_slug, plain_arguments, refuse_inference_form, state_of, tag_of
-from .load_back import check_written, needs_of
-from .place import check_place, files_in, put_in_place, refuse_other, write_whole, written_aside
+from .folded import check_fit, check_written, needs_of, plain_arguments, refuse_inference_form, state_of, tag_of
+from .place import files_in, put_in_place, refuse_taken, write_whole, written_aside
 
 # They describe the training set-up or the publication of the stock model, not these weights.
 _FOREIGN = ('tag', 'license', 'paper_ids', 'paper_name', 'origin_url', 'description', 'notes', 'custom_load',
@@ -40,7 +39,7 @@ def save_fused(model: nn.Module | str | os.PathLike | Source, folder: str | os.P
                model_args: Mapping[str, Any] | None = None, *, use_ema: bool = False, keep_trainable: bool = False,
                data_config: Mapping[str, Any] | None = None, label_names: Sequence[str] | None = None,
                metrics: Mapping[str, Any] | None = None, provenance: Mapping[str, Any] | None = None,
-               tag: str | None = None, dtype: str = 'float32', overwrite: bool = False, check: bool = True,
+               dtype: str = 'float32', overwrite: bool = False, check: bool = True,
                report: Callable[[str, str], None] = lambda step, text: None) -> Path:
     """Fold a model's ASR and write what is left as a folder that timm loads.
 
@@ -65,16 +64,15 @@ def save_fused(model: nn.Module | str | os.PathLike | Source, folder: str | os.P
         label_names: A name for each class, in the order of the outputs.
         metrics: Figures to put into ``metrics.json``: ``top1``, ``top1_folded``, ... in percent.
         provenance: More entries of the section ``timm_asr`` in ``config.json``.
-        tag: What the weights were trained on, for the pretrained tag; by default the data set, where it is known.
         dtype: ``float32``; ``float16`` and ``bfloat16`` halve the file, and load as float32 of these values.
-        overwrite: Replace other weights in the folder.
+        overwrite: Replace an export in the folder.
         check: Load what was written before it is put in its place.
         report: Called with the name and the text of each step.
 
     Raises:
         ValueError: The model was not made by ``timm.create_model``, is a feature extractor or an inference form, does
             not fit the plain architecture, or does not load back to the same function. Nothing is written.
-        BadInput: The checkpoint or folder cannot be read, or the folder holds other weights or cannot be written.
+        BadInput: The checkpoint or folder cannot be read, or the folder holds an export or cannot be written.
     """
     source, folder = as_source(model, use_ema), Path(folder)
     name = name_of(source.model)
@@ -83,7 +81,7 @@ def save_fused(model: nn.Module | str | os.PathLike | Source, folder: str | os.P
     if dtype not in DTYPES:
         raise ValueError(f'dtype={dtype!r} is not known; it takes {", ".join(DTYPES)}.')
     refuse_inference_form(source.model, name)
-    refuse_other(folder, source.facts, overwrite)
+    refuse_taken(folder, overwrite, source.files)
     plain = plain_architecture(name)
     trainable = _trainable(source, name) if keep_trainable else None
     needs = needs_of(plain)
@@ -92,9 +90,9 @@ def save_fused(model: nn.Module | str | os.PathLike | Source, folder: str | os.P
     args = {**plain_arguments(folded), **(model_args or {})}
     state = state_of(folded)
     check_fit(plain, args, state)
-    writer = _Writer(source.facts | dict(provenance or {}), dict(metrics or source.metrics or {}),
-                     class_names(source, label_names), dict(data_config or source.data_config or {}), tag, dtype, check,
-                     report)
+    writer = _Writer(
+        source.facts | dict(provenance or {}), dict(metrics or source.metrics or {}), class_names(source, label_names),
+        dict(data_config or source.data_config or {}), dtype, check, report)
     with written_aside(folder) as aside:
         for file, content in source.files.items():
             write_whole(aside / file, content)
@@ -109,7 +107,6 @@ def save_fused(model: nn.Module | str | os.PathLike | Source, folder: str | os.P
         if needs:
             write_whole(aside / CODE, _CODE.read_bytes())
         writer.write(aside, folded, state, plain, args, needs)
-        check_place(aside, folder, overwrite)
         put_in_place(aside, folder)
     return folder
 
@@ -132,7 +129,7 @@ def _why_unnamed(model: nn.Module) -> str:
 
 
 def _trainable(source: Source, name: str) -> nn.Module:
-    model = trainable_of(source)
+    model = source.model if has_asr(source.model) else source.unfolded() if source.unfolded else None
     if model is None:
         raise ValueError(f"This '{name}' has no ASR vectors to keep: its exported form is trainable as it is.")
     if plain_architecture(name_of(model)) == name_of(model) and not getattr(model, 'asr_options', None):
@@ -149,7 +146,6 @@ class _Writer:
     metrics: dict[str, Any]
     labels: list[str] | None
     data_config: dict[str, Any]
-    tag: str | None
     dtype: str
     check: bool
     report: Callable[[str, str], None]
@@ -177,9 +173,7 @@ class _Writer:
         """Write weights and configuration, and into it the list of what lies in the folder; load them, and compare."""
         write_whole(folder / WEIGHTS, save(state, metadata={'format': 'pt'}))
         trainable = folder.name == TRAINABLE
-        data = self.tag or self.facts.get('dataset')
-        tag = data_slug(data) or 'trainable' if trainable else tag_of(
-            self.facts.get('model') or '', self.facts.get('asr'), data)
+        tag = tag_of(self.facts, trainable)
         facts = {**self.facts, 'form': 'trainable' if trainable else 'folded', 'needs': needs,
                  'weights_sha256': file_sha256(folder / WEIGHTS), 'dtype': None if trainable else self.dtype,
                  'files': None if trainable else {n: file_sha256(folder / n) for n in sorted(files_in(folder))}}

@@ -13,21 +13,16 @@ OPTIONS: list[Option] = [
         value('--license', str, '', 'as the Hub names it (apache-2.0); none is stated otherwise', metavar='NAME'),
         value('--dataset-name', str, '', "data set as the Hub names it (uoft-cs/cifar10); the run's own name if unset",
               metavar='NAME'),
-        value('--plain', str, '', "folder of the plain backbone's run, for the accuracy beside it", metavar='FOLDER'),
     ),
     *group(
         'Where',
         value('--repo-id', str, '', 'the repository', metavar='OWNER/NAME'),
         switch('--private', 'make the new repository private'),
-        value('--revision', str, '', 'branch to commit to, made from main if absent', metavar='NAME'),
-        switch('--create-pr', 'open a pull request instead'),
-        value('--commit-message', str, '', 'title of the commit', metavar='TEXT'),
     ),
     *group(
         'How',
         switch('--overwrite', 'replace other content of the same names'),
         switch('--dry-run', 'list every file and its size, show the card, and send nothing'),
-        switch('--no-progress', 'no progress bars'),
     ),
 ]
 
@@ -39,9 +34,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr publish') -> i
         raise BadInput('--repo-id OWNER/NAME says where to publish; it is missing')
     from ...export.push import describe, push_to_hub
     found = push_to_hub(
-        args.folder, args.repo_id, private=args.private, revision=args.revision or None, create_pr=args.create_pr,
-        dry_run=args.dry_run, overwrite=args.overwrite, license=args.license or None,
-        dataset_name=args.dataset_name or None, plain=args.plain or None, commit_message=args.commit_message or None,
-        progress=not args.no_progress)
+        args.folder, args.repo_id, private=args.private, dry_run=args.dry_run, overwrite=args.overwrite,
+        license=args.license or None, dataset_name=args.dataset_name or None)
     print('\n'.join(describe(found, args.dry_run)))
     return 0
