@@ -19,9 +19,9 @@ def test_a_script_above_the_clone_imports_the_package(tmp_path):
         shutil.copy(ROOT / name, clone / name)
     shutil.copytree(ROOT / 'timm_asr', clone / 'timm_asr', ignore=shutil.ignore_patterns('__pycache__', 'weights'))
     # --ignore-installed: else pip takes away the package that the other tests run with.
+    command = ['install', '--no-deps', '--no-build-isolation', '--no-index', '--ignore-installed']
     done = subprocess.run(
-        [sys.executable, '-m', 'pip', 'install', '--no-deps', '--no-build-isolation', '--no-index',
-         '--ignore-installed', '--prefix', str(tmp_path / 'prefix'), '-e', str(clone)],
+        [sys.executable, '-m', 'pip', *command, '--prefix', str(tmp_path / 'prefix'), '-e', str(clone)],
         capture_output=True, text=True, check=False)
     if 'No module named pip' in done.stderr:
         pytest.skip('there is no pip in this environment')
