@@ -23,13 +23,14 @@ def checkpoint_of(name, path, seed=0, **kwargs):
 
 @pytest.fixture
 def command(tmp_path, capsys):
-    """Runs a line; returns status, output, error and the folder."""
-    def call(line, *more):
-        words = [*line.replace('TMP', str(tmp_path)).split(), *more]
+    """Runs a line, which succeeds in silence or else fails; returns what it says, and the folder."""
+    def call(line, fails=False):
+        words = line.replace('TMP', str(tmp_path)).split()
         status = dispatch([*words, '-o', str(tmp_path / 'look')], 'timm-asr')
         out = capsys.readouterr()
         errors = '\n'.join(line for line in out.err.splitlines() if not line.startswith('Data: '))
-        return status, out.out, errors, tmp_path / 'look'
+        assert (status, bool(errors)) == (2 * fails, fails), errors
+        return errors if fails else out.out, tmp_path / 'look'
 
     return call
 
@@ -47,8 +48,7 @@ DATA = '--dataset digits -j 0 --batch-size 20'
 
 def test_stripes(command, tmp_path):
     checkpoint_of('resnet20_se', tmp_path / 'last.pth.tar')
-    status, out, err, folder = command(f'stripes --checkpoint TMP/last.pth.tar {DATA} --samples 50 --images 8')
-    assert (status, err) == (0, '')
+    out, folder = command(f'stripes --checkpoint TMP/last.pth.tar {DATA} --samples 50 --images 8')
     assert files(folder) == {'stripes.csv', 'stripes.json', 'stripes.png', 'deviations.png'}
     told = json.loads((folder / 'stripes.json').read_text())
     assert (told['images'], told['model'], len(told['gates'])) == (50, 'resnet20_se', 9)
@@ -62,8 +62,7 @@ def test_stripes(command, tmp_path):
 def test_stripes_over_the_epochs_of_a_run(command, tmp_path):
     for epoch in (0, 1, 10):
         checkpoint_of('resnet20_se', tmp_path / f'checkpoint-{epoch}.pth.tar', seed=epoch)
-    status, _, err, folder = command(f'stripes --checkpoints TMP {DATA}')
-    assert (status, err) == (0, '')
+    _, folder = command(f'stripes --checkpoints TMP {DATA}')
     assert files(folder) == {'differences.csv', 'differences.json', 'differences.png'}
     told = json.loads((folder / 'differences.json').read_text())
     assert told['epochs'] == [0, 1, 10]
@@ -78,9 +77,8 @@ def test_stripes_of_a_detector(command, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Wide, so that the detector does not make it large.
         Image.new('RGB', (200 + 10 * number, 20), (number, 99, 30)).save(path)
-    status, _, err, folder = command(
+    _, folder = command(
         'stripes --detector fasterrcnn --model resnet18_se --checkpoint TMP/detector.pth --data-dir TMP/data -j 0')
-    assert (status, err) == (0, '')
     told = json.loads((folder / 'stripes.json').read_text())
     assert (told['model'], told['images'], len(told['gates'])) == ('fasterrcnn on resnet18_se', 3, 8)
     images = [torch.full((3, 20, 200 + 10 * n), 0.0) for n in range(3)]
@@ -94,9 +92,8 @@ def test_gradcam(command, tmp_path):
     pytest.importorskip('pytorch_grad_cam')
     for seed in (0, 1):
         checkpoint_of('resnet20', tmp_path / f'{seed}.pth.tar', seed)
-    status, _, err, folder = command(
+    _, folder = command(
         f'gradcam --checkpoint TMP/0.pth.tar TMP/1.pth.tar --labels one two {DATA} --images 3 --samples 25')
-    assert (status, err) == (0, '')
     assert files(folder) == {'gradcam.csv', 'gradcam.json', 'gradcam.png'}
     told = json.loads((folder / 'gradcam.json').read_text())
     assert torch.tensor(told['average']['two']).shape == (32, 32)
@@ -105,9 +102,8 @@ def test_gradcam(command, tmp_path):
 
 
 def test_gradients(command):
-    status, _, err, folder = command(
+    _, folder = command(
         f'gradients --model resnet20 resnet20_se --model-kwargs no_skip=True num_classes=10 {DATA} --samples 40')
-    assert (status, err) == (0, '')
     assert files(folder) == {'gradients.csv', 'gradients.json', 'gradients.png'}
     rows = list(csv.DictReader((folder / 'gradients.csv').open()))
     assert [(row['model'], row['stage']) for row in rows] == [
@@ -118,9 +114,8 @@ def test_gradients(command):
 @pytest.mark.parametrize('name', ['resnet20_dia_lstm', 'resnet20_se'])
 def test_feature_integration(name, command, tmp_path):
     checkpoint_of(name, tmp_path / 'last.pth.tar')
-    status, out, err, folder = command(
+    out, folder = command(
         f'feature-integration --checkpoint TMP/last.pth.tar {DATA} --samples 30 --channels 4 --trees 3 --jobs 1')
-    assert (status, err) == (0, '')
     assert 'layer3: 30 images, 3 blocks, 64 channels' in out
     assert files(folder) == {'integration.csv', 'integration.json', 'integration.png'}
     assert len(list(csv.DictReader((folder / 'integration.csv').open()))) == 9
@@ -137,8 +132,7 @@ def run_folder(folder, model, top1):
 def test_curves_and_scatter(command, tmp_path):
     run_folder(tmp_path / 'a', 'resnet20', 90.0)
     run_folder(tmp_path / 'b', 'resnet20_se', 91.0)
-    status, _, err, folder = command('curves TMP/a TMP/b')
-    assert (status, err) == (0, '')
+    _, folder = command('curves TMP/a TMP/b')
     assert files(folder) == {'curves.csv', 'curves.json', 'curves.png'}
     assert [row['run'] for row in csv.DictReader((folder / 'curves.csv').open())] == ['resnet20'] * 3 + [
         'resnet20_se'] * 3
@@ -146,8 +140,7 @@ def test_curves_and_scatter(command, tmp_path):
         'model,infer_samples_per_sec,infer_time_ratio,param_count\n'
         'resnet20,100.5,1,0.27\nresnet20_se+reparam,90,1.25,0.28\nother,1,,1\n')
     (tmp_path / 'seeds.csv').write_text('model,top1\nresnet20_se,92\nresnet20_se,93\n')
-    status, _, err, folder = command('scatter TMP/a TMP/b TMP/seeds.csv --benchmark TMP/speed.csv')
-    assert (status, err) == (0, '')
+    _, folder = command('scatter TMP/a TMP/b TMP/seeds.csv --benchmark TMP/speed.csv')
     assert json.loads((folder / 'scatter.json').read_text())['models'] == [
         {'model': 'resnet20', 'images_per_second': 100.5, 'parameters': 270000.0, 'top1': 90.0},
         {'model': 'resnet20_se+reparam', 'images_per_second': 80.4, 'parameters': 280000.0, 'top1': 92.0}]
@@ -166,8 +159,7 @@ def test_curves_and_scatter(command, tmp_path):
     ('curves TMP', 'no summary.csv in'),
     ('scatter TMP', 'no speeds: give the results file of a benchmark')])
 def test_errors(line, sentence, command):
-    status, _, err, folder = command(line)
-    assert status == 2
+    err, folder = command(line, fails=True)
     assert sentence in err
     assert '\n' not in err
     assert not folder.exists() or not list(folder.iterdir())

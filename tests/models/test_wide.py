@@ -95,8 +95,3 @@ def attention(name):
     if name.endswith('_se'):
         return lambda net, a, stage, block: literal.channel_gate('se', net, a, f'layer{stage}.{block}.se')
     return None
-
-
-def test_norms_that_asr_scales_are_not_removed():
-    with pytest.raises(TypeError, match='no_norm removes the norms that asr and last_norm_init scale'):
-        timm.create_model('resnet20_asr_se', no_norm=True)

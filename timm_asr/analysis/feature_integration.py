@@ -2,11 +2,7 @@
 
 A random forest predicts the attention weights h_t of one block of a stage from those of all blocks before it. The Gini
 importances of a source block's channels, summed and divided by the largest sum of the row, say how much h_t depends on
-that block. Needs the extra ``analysis`` (scikit-learn)::
-
-    attention = collect_attention(model, loader)
-    maps = {stage: feature_integration(weights) for stage, weights in attention.items()}
-    timm_asr.figures.plot_feature_integration(maps, 'map.png')
+that block. Needs the extra ``analysis`` (scikit-learn).
 """
 
 import re

@@ -1,11 +1,4 @@
-"""Where a network looks: Grad-CAM (ASR paper, Figure 6; DIA paper, Figure 6), by the library grad-cam.
-
-Needs the extra ``gradcam``::
-
-    maps, scores = grad_cam(model, images)            # (B, H, W) from 0 to 1, (B,)
-    average = average_cam(model, loader, samples=500)
-    average.map                                       # (H, W)
-"""
+"""Where a network looks: Grad-CAM (ASR paper, Figure 6; DIA paper, Figure 6), by grad-cam (extra ``gradcam``)."""
 
 import copy
 from collections.abc import Iterable

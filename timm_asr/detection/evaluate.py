@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.transforms.v2.functional import convert_bounding_box_format
-from torchvision.tv_tensors import BoundingBoxes
+from torchvision.ops import box_convert
 from tqdm import tqdm
 
 #: Name of a figure here -> its name in torchmetrics.
@@ -90,10 +89,8 @@ def _truth(coco: Any, image_id: int, masks: bool) -> dict[str, torch.Tensor]:
     """What the annotations say of an image, crowds included: the loader may have dropped or moved objects."""
     rows = coco.imgToAnns.get(image_id, [])
     size = (int(coco.imgs[image_id].get('height', 1)), int(coco.imgs[image_id].get('width', 1)))
-    boxes = BoundingBoxes(torch.tensor([row['bbox'] for row in rows]).reshape(-1, 4).float(), format='XYWH',  # type: ignore[call-overload]
-                          canvas_size=size)
     truth = {
-        'boxes': convert_bounding_box_format(boxes, new_format='XYXY').as_subclass(torch.Tensor),
+        'boxes': box_convert(torch.tensor([row['bbox'] for row in rows]).reshape(-1, 4).float(), 'xywh', 'xyxy'),
         'labels': torch.tensor([row['category_id'] for row in rows], dtype=torch.int64),
         'iscrowd': torch.tensor([row.get('iscrowd', 0) for row in rows], dtype=torch.int64),
         # Where a file gives no area, it is that of the box.

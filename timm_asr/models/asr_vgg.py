@@ -65,12 +65,10 @@ class CifarVGG(StagedNet):
         kinds = {'act_layer': get_act_layer(act_layer), 'norm_layer': get_norm_layer(norm_layer)}
         stages, width = [], self.in_chans
         for index, (depth, planes) in enumerate(zip(layers, channels, strict=True)):
-            stage: list[nn.Module] = [nn.MaxPool2d(2)] if index else []
-            for _ in range(depth):
-                stage.append(VGGBlock(width, planes, **kinds, **dd))
-                width = planes
-            stages.append(nn.Sequential(*stage))
-            self.feature_info.append({'num_chs': width, 'reduction': 2**index, 'module': f'stages.{index}'})
+            convolutions = [VGGBlock(planes if n else width, planes, **kinds, **dd) for n in range(depth)]
+            stages.append(nn.Sequential(*([nn.MaxPool2d(2)] if index else []), *convolutions))
+            self.feature_info.append({'num_chs': planes, 'reduction': 2**index, 'module': f'stages.{index}'})
+            width = planes
         self.stages = nn.Sequential(*stages)
         self.CHAIN = tuple(info['module'] for info in self.feature_info)
         self.make_head(width, **dd)

@@ -58,7 +58,12 @@ class ResidualModel(ZooModel):
             blocks = list(getattr(self, f'layer{number}'))
             setattr(self, f'layer{number}', PlainStage(*blocks) if number not in stages else SharedStage(
                 blocks, make_unit(info['num_chs'], **get_device_dtype(self))))  # type: ignore[arg-type]
-        _remove(self, no_norm, no_skip)  # type: ignore[arg-type]
+        blocks = [m for m in self.modules() if isinstance(m, BasicBlock | Bottleneck | WideBlock)]  # type: ignore[attr-defined]
+        for module in (self, *blocks) if no_norm else ():
+            for name in {'bn1', 'bn2', 'bn3', 'norm'} & module._modules.keys():
+                setattr(module, name, nn.Identity())
+        for module in blocks if no_skip else ():
+            module.downsample = NoShortcut()
         built_for_inference(self, reparameterized)  # type: ignore[arg-type]
 
     @torch.jit.ignore
@@ -76,12 +81,3 @@ class NoShortcut(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.new_zeros([1])
-
-
-def _remove(model: nn.Module, norms: bool, skips: bool) -> None:
-    blocks = [m for m in model.modules() if isinstance(m, BasicBlock | Bottleneck | WideBlock)]
-    for module in (model, *blocks) if norms else ():
-        for name in {'bn1', 'bn2', 'bn3', 'norm'} & module._modules.keys():
-            setattr(module, name, nn.Identity())
-    for block in blocks if skips else ():
-        block.downsample = NoShortcut()
