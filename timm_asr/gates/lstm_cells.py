@@ -80,10 +80,10 @@ class SqueezedLSTMCell(LSTMCell):
         zero = torch.zeros_like(y1.weight)
         row = torch.zeros_like(y1.weight[:1])
         first = torch.cat([
-            torch.cat([y1.weight, zero, y1.bias[:, None]], dim=1),  # type: ignore[list-item]
-            torch.cat([zero, h1.weight, h1.bias[:, None]], dim=1),  # type: ignore[list-item]
+            torch.cat([y1.weight, zero, y1.bias.unsqueeze(1)], dim=1),  # type: ignore[list-item]
+            torch.cat([zero, h1.weight, h1.bias.unsqueeze(1)], dim=1),  # type: ignore[list-item]
             torch.cat([row, row, torch.ones_like(row[:, :1])], dim=1)])  # hands the one on to the second layer
-        second = torch.cat([y2.weight, h2.weight, (y2.bias + h2.bias)[:, None]], dim=1)  # type: ignore[list-item]
+        second = torch.cat([y2.weight, h2.weight, (y2.bias + h2.bias).unsqueeze(1)], dim=1)  # type: ignore[list-item]
         return [first, second]
 
     def gates(self, y: Tensor, h: Tensor, one: Tensor, ready: list[Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -67,7 +67,7 @@ class SharedUnit(nn.Module):
         """Feature map (B, C, H, W) and state to the map that z weighs, z (broadcast over it), and the new state."""
         a, u = self.read(a)
         z, state = self.excite(u, state)
-        return a, z[:, :, None, None], state
+        return a, z.unsqueeze(2).unsqueeze(3), state
 
     def read(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """The feature map as one product with z, and nothing else, may take it, and its descriptor, ``pool(a)``."""
