@@ -9,7 +9,7 @@ from helpers import images, randomize, relative_error, small
 from torch import nn
 
 from timm_asr.gates.gate import ChannelGate
-from timm_asr.gates.iebn import IEBN2d
+from timm_asr.gates.ie import IEBN2d
 from timm_asr.gates.se import SE
 from timm_asr.gates.sem import SEM
 from timm_asr.gates.spe import SPE

@@ -12,13 +12,12 @@ from torch.func import functional_call, grad, jvp, vmap
 from timm_asr import auxiliary_loss
 from timm_asr.engine.operations import OperationCounter, count_step, saved_for_backward
 from timm_asr.gates.fused import affine, weigh
-from timm_asr.gates.lstm_step import advance
-from timm_asr.gates.spe import SPE
-from timm_asr.gates.spe_mix import AllShares, mixed_weights, shares
+from timm_asr.gates.lstm_cells import advance
+from timm_asr.gates.spe import SPE, AllShares, mixed_weights, shares
 
 # Operations of a step over those of the plain network: what was reached, rounded up. Before, as the gates were:
 # SE 1.75, RAS 2.05, DIA-LSTM 3.23, SPE 3.29 (3.64 with its penalty, which is counted here).
-MOST = {'se': 1.605, 'ie': 1.31, 'eca': 1.31, 'ras': 1.605, 'dia_lstm': 2.08, 'spe': 1.85}
+MOST = {'se': 1.605, 'ie': 1.31, 'eca': 1.31, 'ras': 1.565, 'dia_lstm': 2.08, 'spe': 1.85}
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, vmap
 
-from timm_asr.gates.fused import average_of, average_pool, extremes_of
+from timm_asr.gates.fused import average_of, average_pool, by_pooling, by_reduction, extremes_of
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -73,6 +73,12 @@ def test_gradients_of_single_samples(ours, literal):
         return lambda image: pool(image[None]).square().sum()
 
     assert torch.allclose(vmap(grad(loss(ours)))(x), vmap(grad(loss(literal)))(x), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_accelerators_find_the_same_extremes(layout):
+    x = images(layout).detach()
+    assert all(torch.equal(a, b) for a, b in zip(by_pooling(x), by_reduction(x), strict=True))
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])

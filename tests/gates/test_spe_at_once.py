@@ -8,19 +8,18 @@ from helpers import randomize, relative_error, small
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from timm_asr.gates import passes, spe, spe_mix
+from timm_asr.gates import passes, spe
 
 
 @pytest.fixture
 def computed(monkeypatch):
     """The shapes of the parameters that shares were made of."""
-    shapes, run = [], spe_mix.shares
+    shapes, run = [], spe.shares
 
     def shares(p, eps):
         shapes.append(tuple(p.shape))
         return run(p, eps)
 
-    monkeypatch.setattr(spe_mix, 'shares', shares)
     monkeypatch.setattr(spe, 'shares', shares)
     return shapes
 

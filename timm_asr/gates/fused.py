@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.fx
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 Operation = TypeVar('Operation', bound=Callable[..., Any])
@@ -124,12 +124,7 @@ class _Extremes(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, ...]:
-        if x.device.type == 'cpu':  # ten times as fast there as what follows
-            high, i = F.max_pool2d(x, x.shape[2:], return_indices=True)
-            low, j = F.max_pool2d(-x, x.shape[2:], return_indices=True)
-            return x.view_as(x), torch.cat([high, -low], 1).flatten(1), i.flatten(2), j.flatten(2)
-        (high, i), (low, j) = x.flatten(2).max(2, keepdim=True), x.flatten(2).min(2, keepdim=True)
-        return x.view_as(x), torch.cat([high, low], 1).flatten(1), i, j
+        return x.view_as(x), *(by_pooling if x.device.type == 'cpu' else by_reduction)(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
@@ -148,6 +143,47 @@ class _Extremes(torch.autograd.Function):
         for place, extreme in zip(ctx.saved_tensors, extremes.unsqueeze(2).chunk(2, 1), strict=True):
             flat = scatter(flat, 2, place, extreme)
         return flat.unflatten(2, ctx.shape[2:])
+
+
+def check_mix(mix: str | float, keyword: str) -> float:
+    """'max', 'min' or a number from 0 to 1 as the share of the maximum.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    share = {'max': 1.0, 'min': 0.0}.get(mix, mix) if isinstance(mix, str) else mix
+    if isinstance(share, str) or not 0 <= share <= 1:
+        raise ValueError(
+            f"{keyword} is {mix!r}; it takes 'average', 'max', 'min', or a number from 0 (min) to 1 (max).")
+    return float(share)
+
+
+class MixPool(nn.Module):
+    """mix * max + (1 - mix) * min over positions, (B, C, H, W) -> (B, C): SPENet paper, Eq. 2."""
+
+    def __init__(self, mix: float) -> None:
+        super().__init__()
+        self.mix = mix
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mix == 1:
+            return x.amax((2, 3))
+        if self.mix == 0:
+            return x.amin((2, 3))
+        return torch.lerp(x.amin((2, 3)), x.amax((2, 3)), self.mix)
+
+
+def by_pooling(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`max_min` of a map, and the positions (B, C, 1) of both: as a CPU finds them fastest."""
+    high, i = F.max_pool2d(x, x.shape[2:], return_indices=True)
+    low, j = F.max_pool2d(-x, x.shape[2:], return_indices=True)
+    return torch.cat([high, -low], 1).flatten(1), i.flatten(2), j.flatten(2)
+
+
+def by_reduction(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in fewer operations, for accelerators."""
+    (high, i), (low, j) = x.flatten(2).max(2, keepdim=True), x.flatten(2).min(2, keepdim=True)
+    return torch.cat([high, low], 1).flatten(1), i, j
 
 
 def _affine(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

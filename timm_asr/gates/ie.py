@@ -1,4 +1,4 @@
-"""IE, instance enhancement."""
+"""IE, instance enhancement, and IEBN: a norm whose scale is weighed by it."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .forms import ChannelSigmoid, channel_by_channel
-from .fused import affine
+from .fused import affine, average_pool
 from .gate import ChannelGate, check_unused
 
 
@@ -14,7 +14,7 @@ class IE(ChannelGate):
     """Instance enhancement, v = sigmoid(w * u + b) channel by channel, u = GAP(x).
 
     Liang et al.: Instance Enhancement Batch Normalization, AAAI 2020, https://arxiv.org/abs/1908.04008.
-    w starts at 0 and b at -1, as there. Batch normalisation and this gate in one: :mod:`timm_asr.gates.iebn`.
+    w starts at 0 and b at -1, as there. Batch normalisation and this gate in one: :class:`IEBN2d`.
     """
 
     affine = True
@@ -34,3 +34,47 @@ class IE(ChannelGate):
     @torch.jit.ignore
     def pooled_form(self) -> ChannelSigmoid:
         return channel_by_channel(self, self.weight)
+
+
+class IEBN2d(nn.Module):
+    """y = x^ * gamma * sigmoid(w * GAP(x) + b) + beta, with x^ the normalised feature map: (B, C, H, W) -> the same.
+
+    ``timm.create_model('resnet20', norm_layer='iebn')``, or ``norm_layer=IEBN2d`` for any model of timm. w starts at
+    0 and b at -1, so the scale starts at 0.27 gamma. The shift beta is not weighed.
+
+    Liang et al.: Instance Enhancement Batch Normalization, AAAI 2020, https://arxiv.org/abs/1908.04008.
+
+    The BatchNorm inside is an ordinary one without scale and shift, so what synchronises or freezes BatchNorms finds
+    it, and the attention stays.
+
+    Args:
+        num_features: Channels C.
+        eps: Added to the variance.
+        momentum: That of the running statistics.
+        device, dtype: Where the parameters are, and their type.
+    """
+
+    def __init__(
+            self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.norm = nn.BatchNorm2d(num_features, eps, momentum, affine=False, **dd)
+        self.weight = nn.Parameter(torch.ones(num_features, **dd))
+        self.bias = nn.Parameter(torch.zeros(num_features, **dd))
+        self.gate_weight = nn.Parameter(torch.zeros(num_features, **dd))
+        self.gate_bias = nn.Parameter(torch.full((num_features,), -1.0, **dd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = average_pool(x).flatten(1)
+        scale = self.weight * torch.addcmul(self.gate_bias, u, self.gate_weight).sigmoid()
+        return torch.addcmul(self.bias[:, None, None], self.norm(x), scale[:, :, None, None])
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def without_attention(self, v: Tensor) -> nn.BatchNorm2d:
+        """The BatchNorm that is left where the attention is a constant v, (C,): gamma * v in the place of gamma."""
+        plain = nn.BatchNorm2d(
+            len(self.weight), self.norm.eps, self.norm.momentum, device=self.weight.device, dtype=self.weight.dtype)
+        plain.load_state_dict({**self.norm.state_dict(), 'weight': self.weight * v, 'bias': self.bias})
+        return plain.train(self.training)

@@ -23,8 +23,7 @@ class Pass:
         owner: Who began it, such as the network.
         tensors: Module -> its tensors by name. It takes them out, so that it uses them once.
         stamps: Module -> one of the parameters that they were made of, and the version of it.
-        grad: Whether the tensors carry gradients.
-        inference: Whether they were made in inference mode.
+        grad, inference: Whether the tensors carry gradients, and were made in inference mode.
     """
 
     owner: 'weakref.ref[object]'

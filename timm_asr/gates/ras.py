@@ -76,13 +76,15 @@ class RAS(ChannelGate):
         self.bias = nn.Parameter(torch.full((channels,), -1.0, **dd))
         self.connections, self.passes = connections(channels, steps, connect, share, fixed_stats, **dd)
         self.affine = are_norms(self.connections)
+        self.centred = connect == 'bn' and not fixed_stats
 
     def logits(self, u: Tensor) -> Tensor:
-        u = affine(u, self.weight, self.bias)
         for _ in range(self.passes):
             for connection in self.connections:
-                u = affine(connection(u), self.weight, self.bias)
-        return u
+                # A norm takes its batch's mean away, so b has no gradient through it.
+                b = self.bias.detach() if self.centred and connection.training else self.bias
+                u = connection(affine(u, self.weight, b))
+        return affine(u, self.weight, self.bias)
 
     @torch.jit.ignore
     def pooled_form(self) -> nn.Module:
@@ -96,8 +98,8 @@ class Recurrent(ChannelGate):
     pooled as the gate pools: for SE and ECA that is the output itself, for SPA it is repeated 21 times.
 
     Args:
-        channels, steps, connect, share, device, dtype: As in :class:`RAS`.
-        kwargs: Of the gate.
+        steps, connect, share: As in :class:`RAS`.
+        kwargs: Arguments of the gate.
 
     Raises:
         ValueError: ``steps`` or ``connect`` is out of range.
@@ -176,13 +178,7 @@ def are_norms(modules: nn.ModuleList) -> bool:
 def connections(
         channels: int, steps: int, connect: str, share: bool, fixed_stats: bool, **where: Any,
 ) -> tuple[nn.ModuleList, int]:
-    """What stands between k applications of a gate, modules on (B, C), and how often that row of modules is passed.
-
-    k - 1 modules once, or a single one k - 1 times where they are shared.
-
-    Raises:
-        ValueError: ``steps`` or ``connect`` is out of range.
-    """
+    """What stands between k applications of a gate: k - 1 modules that are passed once, or one that is k - 1 times."""
     if not 1 <= steps <= MAX_STEPS:
         raise ValueError(f'A recurrent gate is applied 1 to {MAX_STEPS} times, not {steps}.')
     count, passes = (min(1, steps - 1), steps - 1) if share else (steps - 1, 1)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .bottleneck import BottleneckGate, dense
-from .fused import average_of, average_pool
-from .pooling import MixPool, check_mix
+from .fused import MixPool, average_of, average_pool, check_mix
 
 MAX_DEPTH = 4
 

@@ -60,42 +60,42 @@ def get_gate(name: str) -> type[ChannelGate]:
     Raises:
         ValueError: The name is unknown.
     """
-    return _find('gate', name, list_gates(), GATES)
+    _check('gate', name, list_gates())
+    return GATES[name]
 
 
 def get_unit(name: str, options: Mapping[str, Any]) -> Callable[..., SharedUnit]:
     """The constructor of a unit for the blocks of a stage, ``f(channels, device=None, dtype=None)``.
 
     Args:
-        name: Of the unit.
+        name: Name of the unit.
         options: Keywords of a model and their values; None means not given.
 
     Raises:
         ValueError: The name is unknown, or a value is out of range.
         TypeError: An option is not that unit's.
     """
-    unit = _find('shared unit', name, list_units(), _kinds())
+    _check('shared unit', name, list_units())
     shared_norm = options.get(_SHARED_NORM)
     if shared_norm is not None and name not in takers(_SHARED_NORM):
         raise TypeError(
             f"{_SHARED_NORM} is for units with a BatchNorm, {' and '.join(takers(_SHARED_NORM))}; '{name}' has none.")
     kwargs = gate_arguments(name, {key: value for key, value in options.items() if key != _SHARED_NORM})
-    make: Callable[..., SharedUnit] = partial(unit, **kwargs)
-    if name in GATES:
-        make = partial(_shared_gate, partial(unit, **kwargs), bool(shared_norm))
+
+    def make(channels: int, **where: Any) -> SharedUnit:
+        if name in UNITS:
+            return UNITS[name](channels, **kwargs, **where)
+        return GATES[name](channels, **kwargs, **where).as_unit(bool(shared_norm))
+
     make(8, device='meta')  # so that a wrong value is refused before a network is built
     return make
-
-
-def _shared_gate(make: Callable[..., ChannelGate], shared_norm: bool, channels: int, **where: Any) -> SharedUnit:
-    return make(channels, **where).as_unit(shared_norm)
 
 
 def asr_gate(name: str, rd_ratio: float | None = None, **options: Any) -> Callable[..., ChannelGate]:
     """The constructor of a gate as ASR uses it, ``f(channels, device=None, dtype=None)``.
 
     Args:
-        name: Of the gate.
+        name: Name of the gate.
         rd_ratio: Hidden width over channels, for gates with a hidden layer.
         options: Further keywords of a model that the gate's class names in ``options``.
 
@@ -133,20 +133,20 @@ def gate_arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: An option is not that gate's.
     """
     known = _kinds()[name].options
-    for option, value in options.items():
-        if value is None or option in known:
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given:
+        if option in known:
             continue
         names = takers(option)
         if not names:
             raise TypeError(f"There is no option '{option}' of gates; there are {', '.join(gate_options())}.")
         why = 'has no hidden layer and takes no rd_ratio' if option == 'rd_ratio' else f'takes no {option}'
         raise TypeError(f"The gate '{name}' {why}; {', '.join(names)} {'does' if len(names) == 1 else 'do'}.")
-    return {known[option]: value for option, value in options.items() if value is not None}
+    return {known[option]: value for option, value in given.items()}
 
 
-def _find(what: str, name: str, names: list[str], kinds: Mapping[str, Any]) -> Any:
+def _check(what: str, name: str, names: list[str]) -> None:
     if name not in names:
         near = nearest(name, names)
         hint = f", did you mean '{near[0]}'" if near else ''
         raise ValueError(f"Unknown {what} '{name}'{hint}; known {what}s: {', '.join(names)}.")
-    return kinds[name]

@@ -13,9 +13,8 @@ from ..asr.options import take_vector_options
 from ..asr.sites import class_sites
 from ..asr.ungated import vector_maker
 from ..gates.gate import ChannelGate
-from ..gates.iebn import IEBN2d
-from ..gates.spe import SPE
-from ..gates.spe_mix import shares_at_once
+from ..gates.ie import IEBN2d
+from ..gates.spe import SPE, shares_at_once
 from ..gates.table import gate_arguments, gate_options, get_gate
 from ..inference.reparameterize import Reparameterizable, built_for_inference
 from .authors import our_names
