@@ -20,11 +20,7 @@ class OwnBadInput(BadInput):
 
 def nearest(name: str, known: Sequence[str], count: int = 1) -> list[str]:
     """The entries of ``known`` that look most like ``name``, best first; at least one if there are any."""
-    for cutoff in (0.6, 0.3, 0.0):
-        found = get_close_matches(name, known, n=count, cutoff=cutoff)
-        if found:
-            return found
-    return []
+    return get_close_matches(name, known, n=count, cutoff=0.0)
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

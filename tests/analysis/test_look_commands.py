@@ -70,7 +70,7 @@ def test_stripes_over_the_epochs_of_a_run(command, tmp_path):
 
 
 def test_stripes_of_a_detector(command, tmp_path):
-    model = create_detector('fasterrcnn', 'resnet18_se', num_classes=4)
+    model = create_detector('retinanet', 'resnet18_se', num_classes=4)
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'detector.pth')
     for number in range(3):
         path = tmp_path / 'data' / 'validation' / f'class{number % 2}' / f'{number}.png'
@@ -78,9 +78,9 @@ def test_stripes_of_a_detector(command, tmp_path):
         # Wide, so that the detector does not make it large.
         Image.new('RGB', (200 + 10 * number, 20), (number, 99, 30)).save(path)
     _, folder = command(
-        'stripes --detector fasterrcnn --model resnet18_se --checkpoint TMP/detector.pth --data-dir TMP/data -j 0')
+        'stripes --detector retinanet --model resnet18_se --checkpoint TMP/detector.pth --data-dir TMP/data -j 0')
     told = json.loads((folder / 'stripes.json').read_text())
-    assert (told['model'], told['images'], len(told['gates'])) == ('fasterrcnn on resnet18_se', 3, 8)
+    assert (told['model'], told['images'], len(told['gates'])) == ('retinanet on resnet18_se', 3, 8)
     images = [torch.full((3, 20, 200 + 10 * n), 0.0) for n in range(3)]
     for n, image in enumerate(images):
         image[:] = torch.tensor([n, 99, 30]).view(3, 1, 1) / 255

@@ -66,7 +66,7 @@ def test_what_cannot_be_made_is_said(error, sentence, name, kwargs):
 
 def test_pretrained_weights_keep_their_function(tmp_path):
     trained = randomize(timm_asr.create_model('test_convnext', asr='se', **SMALL)).eval()
-    folder = timm_asr.save_fused(trained, tmp_path / 'fused')
+    folder = timm_asr.save_fused(trained, tmp_path / 'folder')
     x = image()
     expected = trained(x)
     name = f'local-dir:{folder}'
@@ -111,7 +111,7 @@ def trained(tmp_path_factory):
     return images, folder, result.text
 
 
-def test_a_run_is_named_and_fused(trained):
+def test_a_run_is_named_and_folded(trained):
     _, folder, text = trained
     assert folder.name.endswith('-test_convnext_asr_se-32')
     metrics = json.loads((folder / 'metrics.json').read_text())

@@ -86,8 +86,8 @@ def test_markdown_is_a_table() -> None:
 def test_a_checkpoint_and_an_exported_folder(run: Callable, tmp_path: Path) -> None:
     model = timm.create_model('resnet20_asr_se', num_classes=7)
     torch.save({'arch': 'resnet20_asr_se', 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
-    timm_asr.save_fused(model, tmp_path / 'fused')
-    rows = run('-m', tmp_path / 'a.pth', '--versus', tmp_path / 'fused', f'{tmp_path / "a.pth"}+fold-bn', '--rounds',
+    timm_asr.save_fused(model, tmp_path / 'folder')
+    rows = run('-m', tmp_path / 'a.pth', '--versus', tmp_path / 'folder', f'{tmp_path / "a.pth"}+fold-bn', '--rounds',
                '2', '--bench', 'inference')
     assert len(rows) == 3
 

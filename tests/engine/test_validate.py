@@ -124,7 +124,7 @@ def test_other_ways_to_the_same_figures(
     assert (row['top1'], row['top5']) == expected(model, folder)
 
 
-def test_the_fused_model_is_what_is_measured(
+def test_the_inference_form_is_what_is_measured(
         run: Callable, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[nn.Module] = []
     monkeypatch.setattr(validation, 'evaluate', lambda model, *a, **k: seen.append(model) or evaluate(model, *a, **k))

@@ -56,7 +56,7 @@ class ASR(nn.Module):
 
     @torch.jit.ignore
     def _full_precision_vector(self) -> torch.Tensor:
-        # Autocast would round v to 8 bits of mantissa here, and fusing could not reproduce it. It costs nothing.
+        # Autocast would round v to 8 bits of mantissa here, and folding could not reproduce it. It costs nothing.
         device = self.vectors[0].psi.device.type
         if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return self.attention_vector()

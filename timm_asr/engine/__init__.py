@@ -1,1 +1,1 @@
-"""The engine behind ``train.py``, ``validate.py`` and ``benchmark.py``: options, data, loop, checkpoints, fusing."""
+"""The engine behind ``train.py``, ``validate.py`` and ``benchmark.py``: options, data, loop, checkpoints, folding."""

@@ -63,11 +63,7 @@ def data_config_of(args: argparse.Namespace, model: nn.Module, trained: Mapping[
 
 
 def check_data(args: argparse.Namespace) -> None:
-    """Settle ``args.data_dir``.
-
-    Raises:
-        BadInput: No data is named, or there is none at that place.
-    """
+    """Settle ``args.data_dir``. ``BadInput``: no data is named, or there is none at that place."""
     args.data_dir = args.data or args.data_dir
     if not args.dataset and not args.data_dir:
         raise BadInput('no data: give the folder of the images (--data-dir DIR) or the name of a data set '

@@ -28,8 +28,7 @@ from .inputs import check_data, mix, open_images, open_model
 from .interrupt import deferred_interrupts
 from .loaders import classes_of, open_dataset
 from .progress import setup_logging
-from .reports import write_results
-from .runs import output_folder
+from .runs import output_folder, write_tables
 
 
 def run(work: Any, args: Namespace, words: list[str], prog: str) -> int:
@@ -50,12 +49,6 @@ def run(work: Any, args: Namespace, words: list[str], prog: str) -> int:
     for path in sorted(folder.iterdir()):
         print(f'written {path}')
     return 0
-
-
-def _write(folder: Path, name: str, rows: list[dict[str, Any]], caption: str, **content: Any) -> None:
-    """The rows as CSV, and the rest beside the command as JSON."""
-    write_results(folder / f'{name}.csv', rows)
-    write_results(folder / f'{name}.json', {'command': caption, **content}, 'json')
 
 
 def _with(args: Namespace, **changes: Any) -> Namespace:
@@ -114,7 +107,7 @@ def stripes(args: Namespace, device: torch.device, folder: Path, caption: str) -
         label, loader = _name(args, model), _loader(args, model, config, device, args.samples)
     report = measure_stripes(model, loader, samples=args.samples, keep=args.images, progress=not args.no_progress)
     print(f'\n{report}\n')
-    _write(folder, 'stripes', report.rows(), caption, model=label, **report.as_dict())
+    write_tables(folder, 'stripes', report.rows(), caption, model=label, **report.as_dict())
     draw.plot_stripes(report, folder / 'stripes.png', f'{label}: stripe score {report.score:.2f} over '
                       f'{report.images:,} images', caption, args.gates or args.panels)
     draw.plot_deviations(report, folder / 'deviations.png', f'{label}: deviations over {report.images:,} images',
@@ -134,7 +127,7 @@ def _differences(args: Namespace, device: torch.device, folder: Path, caption: s
     rows = [{'gate': name, 'epoch': epoch, 'image': image, 'mean difference': values[step, image].mean().item()}
             for name, values in found.items() for step, epoch in enumerate(epochs[1:])
             for image in range(len(images))]
-    _write(folder, 'differences', rows, caption, epochs=epochs,
+    write_tables(folder, 'differences', rows, caption, epochs=epochs,
            gates={name: values.tolist() for name, values in found.items()})
     draw.plot_differences(found, folder / 'differences.png', f'{_name(args, first)}: |v(t+1) - v(t)| of three images',
                           caption, args.gates or args.panels)
@@ -163,7 +156,7 @@ def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -
                 model, loader, samples=args.samples, layer=args.layer, progress=not args.no_progress)
             rows.append({'image': f'mean of {averages[label].images}', 'class': '', 'model': label,
                          'softmax score': averages[label].score})
-    _write(folder, 'gradcam', rows, caption, scores=rows,
+    write_tables(folder, 'gradcam', rows, caption, scores=rows,
            average={name: look.map.tolist() for name, look in averages.items()})
     plot_looks(shown, looks, folder / 'gradcam.png', '', caption, names, (mean_image, averages) if averages else None)
 
@@ -175,7 +168,8 @@ def gradients(args: Namespace, device: torch.device, folder: Path, caption: str)
              for label, model, config in models_of(args, untrained=True)}
     rows = [({'model': label, **stage.as_dict()}, stage.counts.tolist())
             for label, stages in found.items() for stage in stages]
-    _write(folder, 'gradients', [row for row, _ in rows], caption, stages=[{**row, 'counts': c} for row, c in rows])
+    write_tables(folder, 'gradients', [row for row, _ in rows], caption,
+                 stages=[{**row, 'counts': counts} for row, counts in rows])
     plot_gradients(found, folder / 'gradients.png', '', caption)
 
 
@@ -194,6 +188,6 @@ def integration(args: Namespace, device: torch.device, folder: Path, caption: st
         raise BadInput(f'no stage of {label} has two blocks with attention of one width')
     rows = [{'stage': stage, 'target': t + 1, 'source': s + 1, 'importance': importance[t, s].item()}
             for stage, importance in maps.items() for t in range(len(importance)) for s in range(t)]
-    _write(folder, 'integration', rows, caption, model=label,
+    write_tables(folder, 'integration', rows, caption, model=label,
            importance={name: importance.nan_to_num().tolist() for name, importance in maps.items()})
     plot_feature_integration(maps, folder / 'integration.png', label, caption)

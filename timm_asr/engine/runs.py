@@ -27,6 +27,12 @@ def output_folder(args: Namespace) -> Path:
     return folder
 
 
+def write_tables(folder: Path, name: str, rows: list[dict[str, Any]], caption: str, **content: Any) -> None:
+    """The rows as CSV, and the rest beside the command as JSON."""
+    write_results(folder / f'{name}.csv', rows)
+    write_results(folder / f'{name}.json', {'command': caption, **content}, 'json')
+
+
 def _read_run(folder: Path) -> tuple[str, list[dict[str, str]]]:
     """Name of the model, with its ASR, and the rows of the summary."""
     if not (folder / SUMMARY).is_file():
@@ -52,8 +58,8 @@ def curves(args: Namespace, words: list[str], prog: str) -> int:
         label = args.labels[index] if args.labels else name
         runs[label if label not in runs else Path(path).name] = rows
     folder, caption = output_folder(args), shlex.join(['timm-asr', prog.split()[-1], *words])
-    write_results(folder / 'curves.csv', [{'run': label, **row} for label, rows in runs.items() for row in rows])
-    write_results(folder / 'curves.json', {'command': caption, 'runs': runs}, 'json')
+    write_tables(folder, 'curves', [{'run': label, **row} for label, rows in runs.items() for row in rows], caption,
+                 runs=runs)
     plot_curves(runs, folder / 'curves.png', args.title, caption)
     print(f'written {folder / "curves.png"}')
     return 0
@@ -101,8 +107,7 @@ def scatter(args: Namespace, words: list[str], prog: str) -> int:
         raise BadInput(f'no model has both: speeds are of {", ".join(measured) or "none"}, accuracies of '
                        f'{", ".join(accuracy) or "none"}')
     folder, caption = output_folder(args), shlex.join(['timm-asr', prog.split()[-1], *words])
-    write_results(folder / 'scatter.csv', both)
-    write_results(folder / 'scatter.json', {'command': caption, 'models': both}, 'json')
+    write_tables(folder, 'scatter', both, caption, models=both)
     plot_speed(both, folder / 'scatter.png', args.title, caption)
     print(f'written {folder / "scatter.png"}')
     return 0

@@ -249,7 +249,7 @@ class Run:
             self.fuse()
 
     def fuse(self, timed: bool = False) -> dict[str, Any] | None:
-        """Fuse the best checkpoint into the run folder; None where there are no images to compare on."""
+        """Fold the best checkpoint into the run folder; None where there are no images to compare on."""
         loader, best = self.training.loaders.eval, self.saver.best
         if loader is None:
             _logger.warning('No folded network is written: there are no validation images to compare on (--val-split).')

@@ -29,7 +29,7 @@ OPTIONS: list[Option] = [
         value('--onnx', str, '', 'ONNX file of the inference form', metavar='FILE'),
         value('--int8', str, '', 'the same network in int8, quantized from the file of --onnx with norms folded and '
               'calibrated on training images', metavar='FILE'),
-        value('--samples', int, 512, 'images to calibrate on, chosen at random where they can be', metavar='N'),
+        value('--samples', int, 512, 'images to calibrate on, chosen at random where they can be'),
         value('--torch-export', str, '', 'program of torch.export of the inference form (.pt2)', metavar='FILE'),
         switch('--as-trained', 'leave attention and branches in the ONNX file or program'),
         switch('--any-size', 'let the ONNX file or program take images of any size, where the network can'),

@@ -13,10 +13,9 @@ OPTIONS: list[Option] = [
         value('--threshold', float, None, 'leave gates whose deviation over images, averaged over channels, exceeds '
               'this', metavar='STD'),
         switch('--recalibrate-bn', 'estimate the statistics of the BatchNorms anew afterwards'),
-        value('--samples', int, None, 'images to use, chosen at random where they can be; all if unset', metavar='N'),
-        value('--eval-split', str, '', 'name of the split to compare logits and accuracy on; that of --split if empty',
-              metavar='NAME'),
-        value('--thresholds', int, 5, 'also say what so many thresholds would cost; 0 for none', metavar='N'),
+        value('--samples', int, None, 'images to use, chosen at random where they can be; all if unset'),
+        value('--eval-split', str, '', 'name of the split to compare logits and accuracy on; that of --split if empty'),
+        value('--thresholds', int, 5, 'also say what so many thresholds would cost; 0 for none'),
         switch('--force', 'replace other weights that are there'),
     ),
     *SOURCE, *IMAGES,

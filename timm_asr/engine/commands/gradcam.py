@@ -10,18 +10,17 @@ from .stripes import IMAGES
 MODELS: list[Option] = [
     *pick('model', nargs='+', default=None, help='registry names, or what else names a model'),
     *pick('checkpoint', nargs='+', default=None, help='files or folders with the weights, one for each model'),
-    value('--labels', str, None, 'what the models are called in the figure', nargs='+', metavar='NAME', group='Model'),
+    value('--labels', str, None, 'what the models are called in the figure', nargs='+', group='Model'),
     *(option for option in MODEL if option.key not in ('model', 'checkpoint')),
 ]
 OPTIONS: list[Option] = [
     *MODELS,
     *group(
         'Grad-CAM',
-        value('--images', int, 6, 'images to show, drawn at random', metavar='N'),
-        value('--samples', int, 500, 'images of the average; 0 for no average', metavar='N'),
+        value('--images', int, 6, 'images to show, drawn at random'),
+        value('--samples', int, 500, 'images of the average; 0 for no average'),
         value('--target', str, 'label', 'the class that is asked for', choices=('label', 'predicted')),
-        value('--layer', str, '', 'module to look at; the last stage, or the last block of a transformer, if unset',
-              metavar='NAME'),
+        value('--layer', str, '', 'module to look at; the last stage, or the last block of a transformer, if unset'),
     ),
     *IMAGES,
 ]

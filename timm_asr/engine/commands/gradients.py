@@ -10,7 +10,7 @@ OPTIONS: list[Option] = [
     *MODELS,
     *group(
         'Gradients',
-        value('--samples', int, 1000, 'images to use, drawn at random', metavar='N'),
+        value('--samples', int, 1000, 'images to use, drawn at random'),
         switch('--eval-mode', 'use the running statistics of the BatchNorms instead of those of each batch'),
     ),
     *IMAGES,

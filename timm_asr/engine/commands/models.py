@@ -16,11 +16,7 @@ OPTIONS: list[Option] = [
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr models') -> int:
-    """Run the command; returns the exit status.
-
-    Raises:
-        BadInput: No name matches.
-    """
+    """Run the command; returns the exit status. ``BadInput``: no name matches."""
     args = parse(OPTIONS, {}, argv, prog, __doc__)
     from fnmatch import filter as matching
 

@@ -10,9 +10,8 @@ OPTIONS: list[Option] = [
         'What to publish',
         value('folder', str, None, 'folder that `export` or `train` wrote, or any that timm loads by local-dir:',
               metavar='FOLDER'),
-        value('--license', str, '', 'as the Hub names it (apache-2.0); none is stated otherwise', metavar='NAME'),
-        value('--dataset-name', str, '', "data set as the Hub names it (uoft-cs/cifar10); the run's own name if unset",
-              metavar='NAME'),
+        value('--license', str, '', 'as the Hub names it (apache-2.0); none is stated otherwise'),
+        value('--dataset-name', str, '', "data set as the Hub names it (uoft-cs/cifar10); the run's own name if unset"),
     ),
     *group(
         'Where',

@@ -9,7 +9,7 @@ from ..options import Option, group, parse, value
 OPTIONS: list[Option] = [
     *group(
         'Model',
-        value('name', str, None, 'any name that timm takes, a folder of weights or hf-hub:OWNER/NAME', metavar='NAME'),
+        value('name', str, None, 'any name that timm takes, a folder of weights or hf-hub:OWNER/NAME'),
         value('--sites', str, None, "show the layers of these names or patterns instead: 'layer4.*.bn3'", nargs='+',
               metavar='PATTERN'),
     ),
@@ -18,11 +18,7 @@ OPTIONS: list[Option] = [
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr sites') -> int:
-    """Run the command; returns the exit status.
-
-    Raises:
-        BadInput: There is no such model, or no place for ASR in it.
-    """
+    """Run the command; returns the exit status. ``BadInput``: there is no such model, or no place for ASR in it."""
     args = parse(OPTIONS, {}, argv, prog, __doc__)
     from ...asr.scaled import out_channels
     from ...asr.sites import known_sites, match_sites
@@ -34,11 +30,9 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr sites') -> int
     try:
         model = weightless(args.name, **args.model_kwargs)
         sites = match_sites(model, args.sites) if args.sites else known_sites(model)
-        rows = []
-        for site in sites:
-            layer = model.get_submodule(site)
-            layer = layer.layer if isinstance(layer, ASR) else layer
-            rows.append((site, type(layer).__name__, out_channels(layer)))
+        layers = {site: layer.layer if isinstance(layer, ASR) else layer
+                  for site in sites for layer in [model.get_submodule(site)]}
+        rows = [(site, type(layer).__name__, out_channels(layer)) for site, layer in layers.items()]
     except (TypeError, ValueError, OSError) as error:
         raise BadInput(str(error).strip().rstrip('.')) from None
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]

@@ -13,9 +13,9 @@ OPTIONS: list[Option] = [
     *MODEL,
     *group(
         'Stripes',
-        value('--samples', int, 1000, 'images to measure, drawn at random', metavar='N'),
-        value('--images', int, 64, 'images in the heat maps', metavar='N'),
-        value('--panels', int, 4, 'gates that are drawn, from the first to the last', metavar='N'),
+        value('--samples', int, 1000, 'images to measure, drawn at random'),
+        value('--images', int, 64, 'images in the heat maps'),
+        value('--panels', int, 4, 'gates that are drawn, from the first to the last'),
         value('--gates', str, None, 'names of the gates that are drawn, instead', nargs='+', metavar='GATE'),
         value('--checkpoints', str, '', 'folder of a run that kept its checkpoints (train --checkpoint-hist 1000): '
               'show how the weights change over its epochs', metavar='FOLDER'),

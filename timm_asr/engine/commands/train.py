@@ -194,7 +194,7 @@ OPTIONS: list[Option] = [
         value('--variable-batch-loss-scale', str, 'none', 'gradients by size', choices=('none', 'sqrt', 'linear')),
     ),
     *group(
-        'Fusing and output',
+        'Folding and output',
         value('--fuse-every', int, 0, 'fold the best checkpoint every N epochs too, not only at the end'),
         switch('--no-fuse', 'do not write the folded network at the end'),
         switch('--no-progress', 'plain log lines instead of a progress bar'),

@@ -21,8 +21,8 @@ OPTIONS: list[Option] = [
     SEED,
     *group(
         'Running',
-        value('--num-gpu', int, 1, 'GPUs to use, by DataParallel', metavar='N'),
-        value('--log-freq', int, 10, 'batches between log lines', metavar='N'),
+        value('--num-gpu', int, 1, 'GPUs to use, by DataParallel'),
+        value('--log-freq', int, 10, 'batches between log lines'),
         switch('--retry', 'on an error, such as too little memory, try again with smaller batches'),
     ),
     *RESULTS,
