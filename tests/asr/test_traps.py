@@ -229,47 +229,37 @@ def _model_and_batch(name):
     return model_and_images(name)
 
 
-def _ddp_worker(rank, name, port, folder):
+def _worker(rank, name, port, folder, sharded):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
     model, x = _model_and_batch(name)
-    ddp = DistributedDataParallel(model, find_unused_parameters=False)
+    if sharded:
+        from torch.distributed.fsdp import fully_shard
+        mesh = dist.init_device_mesh('cpu', (2,))
+        for block in list(model.blocks)[:1] if name.startswith('vit') else [*model.layer1]:
+            fully_shard(block, mesh=mesh)  # the sites of the others belong to the network
+        run = fully_shard(model, mesh=mesh)
+    else:
+        run = DistributedDataParallel(model, find_unused_parameters=False)
     for _ in range(2):  # DDP reports an unused parameter at the second step
-        ddp.zero_grad()
-        ddp(x.chunk(2)[rank]).square().mean().backward()
-    if rank == 0:
-        torch.save([p.grad for p in model.parameters()], f'{folder}/grads.pt')
-    dist.destroy_process_group()
-
-
-def _fsdp_worker(rank, name, port, folder):
-    from torch.distributed.fsdp import fully_shard
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
-    model, x = _model_and_batch(name)
-    mesh = dist.init_device_mesh('cpu', (2,))
-    for block in list(model.blocks)[:1] if name.startswith('vit') else [*model.layer1]:
-        fully_shard(block, mesh=mesh)  # the sites of the others belong to the network
-    fully_shard(model, mesh=mesh)
-    for _ in range(2):
-        model.zero_grad()
-        model(x.chunk(2)[rank]).square().mean().backward()
-    grads = [p.grad.full_tensor() for p in model.parameters()]
+        run.zero_grad()
+        run(x.chunk(2)[rank]).square().mean().backward()
+    grads = [p.grad.full_tensor() if sharded else p.grad for p in model.parameters()]
     if rank == 0:
         torch.save(grads, f'{folder}/grads.pt')
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('worker', [_ddp_worker, _fsdp_worker])
+@pytest.mark.parametrize('sharded', [False, True])
 @pytest.mark.parametrize('name', ['vit_tiny_asr_se', 'resnet20_se_asr_se'])
-def test_two_processes_have_the_gradients_of_one(tmp_path, name, worker):
-    if worker is _fsdp_worker and not hasattr(torch.distributed.fsdp, 'fully_shard'):
+def test_two_processes_have_the_gradients_of_one(tmp_path, name, sharded):
+    if sharded and not hasattr(torch.distributed.fsdp, 'fully_shard'):
         pytest.skip('this PyTorch has no FSDP2 yet')
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    mp.start_processes(worker, (name, port, str(tmp_path)), nprocs=2, start_method='spawn')
+    mp.start_processes(_worker, (name, port, str(tmp_path), sharded), nprocs=2, start_method='spawn')
     model, x = _model_and_batch(name)
     model(x).square().mean().backward()
     grads = torch.load(tmp_path / 'grads.pt', weights_only=True)

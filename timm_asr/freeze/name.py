@@ -1,6 +1,5 @@
 """Which registered network a frozen one is."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import timm
@@ -19,18 +18,14 @@ _IN_NAMES = ('legacy_se', 'ese_', 'eca_', 'eca', 'se')
 _ORIGIN = ('tag', 'url', 'file', 'hf_hub_id', 'hf_hub_filename', 'source', 'state_dict', 'custom_load')
 
 
-def _candidates(name: str, args: dict[str, Any], asr: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def _candidates(name: str, args: dict[str, Any], asr: bool) -> list[tuple[str, dict[str, Any]]]:
     drop = {'gate', 'last_norm_init', *(() if asr else gate_options())}
     ours = {key: value for key, value in args.items() if key not in drop}
-    if 'gate' in args:
-        yield name, ours
-    variant = variant_of(name)
-    if variant:
-        yield variant.without('gate'), ours
-    for word in _IN_NAMES:
-        if word in name:
-            yield name.replace(word, '', 1), args
-    yield name, {**args, 'se_ratio': 0}
+    found = [(name, ours)] if 'gate' in args else []
+    if variant := variant_of(name):
+        found.append((variant.without('gate'), ours))
+    found += [(name.replace(word, '', 1), args) for word in _IN_NAMES if word in name]
+    return [*((other, own) for other, own in found if is_model(other)), (name, {**args, 'se_ratio': 0})]
 
 
 @torch.no_grad()
@@ -39,21 +34,17 @@ def name_frozen(model: nn.Module, images: torch.Tensor) -> tuple[str, dict[str, 
 
     Both are run on the images; None where there is none, as a network may take the weights and compute something else.
     """
-    config = getattr(model, 'pretrained_cfg', None) or {}
-    name = config.get('architecture')
+    name = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
     wanted = model(images) if name and hasattr(model, 'num_classes') else None
     if not isinstance(wanted, torch.Tensor):
         return None
     for candidate, args in _candidates(name, get_model_args(model), has_asr(model)):
-        if not is_model(candidate):
-            continue
         try:
             stock = timm.create_model(candidate, **args).to(images).eval()
             stock.load_state_dict(model.state_dict(), strict=True)
         except (RuntimeError, TypeError, ValueError):  # another network, or one without that keyword
             continue
-        found = stock(images)
-        if close(wanted, found):
+        if close(wanted, stock(images)):
             return candidate, args
     return None
 
