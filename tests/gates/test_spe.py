@@ -1,13 +1,16 @@
-"""SPE: the mix, its penalty, its ablations and what is refused."""
+"""SPE: the mix, its penalty, its ablations, what is refused; the shares of all gates at once are never stale."""
 
 import copy
 
 import pytest
 import timm
 import torch
-from helpers import randomize, relative_error
+from helpers import randomize, relative_error, small
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 import timm_asr
+from timm_asr.gates import passes, spe
 from timm_asr.gates.spe import REWEIGHTS, SPE
 from timm_asr.gates.table import asr_gate
 
@@ -130,3 +133,106 @@ def test_the_penalty_is_in_the_gradient_where_nobody_asks_for_it(copied):
     assert len(asked) == 3
     for a, b in zip(asked, unasked, strict=True):
         assert relative_error(a, b) < 1e-12
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The shapes of the parameters that shares were made of."""
+    shapes, run = [], spe.shares
+
+    def shares(p, eps):
+        shapes.append(tuple(p.shape))
+        return run(p, eps)
+
+    monkeypatch.setattr(spe, 'shares', shares)
+    return shapes
+
+
+@pytest.fixture
+def network():
+    return randomize(small('resnet20_spe')).eval()
+
+
+def run_back(model, x, run=None):
+    model.zero_grad()
+    y = (run or model)(x)
+    y.square().sum().backward()
+    return y, [p.grad.clone() for p in model.parameters()]
+
+
+def alone(model):
+    """A copy whose gates compute their own shares."""
+    other = copy.deepcopy(model)
+    other.mixes = False
+    return other
+
+
+def same(model, x, run=None):
+    expected, wanted = run_back(alone(model), x)
+    y, found = run_back(model, x, run)
+    assert relative_error(expected, y) < 1e-12
+    for a, b in zip(wanted, found, strict=True):
+        assert relative_error(a, b) < 1e-9
+    assert not passes._running.stack
+
+
+def images():
+    return torch.randn(2, 3, 16, 16, dtype=torch.float64)
+
+
+def test_once_for_the_network(network, computed):
+    run_back(network, images())
+    assert computed == [(4, 2)]
+    del computed[:]
+    same(network, images())
+    assert len(computed) == 4 + 1
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_checkpoints(network, reentrant):
+    other = copy.deepcopy(network)
+    for stage in (other.layer1, other.layer2):
+        stage.forward = lambda x, run=stage.forward: checkpoint(run, x, use_reentrant=reentrant)
+    x = images().requires_grad_()
+    expected, wanted = run_back(alone(network), x)
+    y, found = run_back(other, x)
+    assert relative_error(expected, y) < 1e-12
+    assert all(relative_error(a, b) < 1e-9 for a, b in zip(wanted, found, strict=True))
+
+
+def test_never_stale(network):
+    x = images()
+    network(x)
+    first, second = network(x).square().sum(), network(2 * x).square().sum()
+    (first + second).backward()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.1)
+    same(network, x)
+    with torch.inference_mode():
+        network(x)
+    same(network, x)
+    assert torch.equal(network.layer1(h := torch.randn(2, 16, 8, 8, dtype=torch.float64)), alone(network).layer1(h))
+    handle = network.layer2.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        network(x)
+    handle.remove()
+    same(network, x)
+
+    def changes(*_):
+        with torch.no_grad():
+            network.layer2[0].se.mix.add_(1)
+
+    handle = network.layer1.register_forward_hook(changes)
+    y = network(x)
+    handle.remove()
+    assert relative_error(y, network(x)) < 1e-12
+
+
+def test_other_parameters(network):
+    x, other = images(), randomize(copy.deepcopy(network), seed=5)
+    assert relative_error(other(x), functional_call(network, other.state_dict(), (x,))) < 1e-12
+
+
+def test_with_asr_in_the_same_network():
+    same(randomize(small('resnet20_spe', asr='se')).eval(), images())
