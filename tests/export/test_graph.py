@@ -156,14 +156,6 @@ def test_what_differs_is_not_kept(model, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_real_images_are_compared_too(model, tmp_path, monkeypatch):
-    seen = []
-    compare = graph._compare
-    monkeypatch.setattr(graph, '_compare', lambda *args: compare(*args[:6], lambda step, text: seen.append(text)))
-    timm_asr.export_program(model, tmp_path / 'a.pt2', images=[images(model, 3, size=32), images(model, 2, size=32)])
-    assert 'on 5 real ones' in seen[0]
-
-
 def test_packages_that_are_missing(model, tmp_path, monkeypatch):
     find = graph.importlib.util.find_spec
     monkeypatch.setattr(graph.importlib.util, 'find_spec', lambda name: None if 'onnxruntime' in name else find(name))

@@ -219,11 +219,6 @@ def test_a_folder_from_before_there_was_a_list_gives_its_weights_alone(hub, hub_
                                        'trainable/model.safetensors']
 
 
-def test_a_licence_that_the_hub_does_not_know(hub, hub_client, folder):
-    refused(publish(hub_client, folder, '--repo-id', REPO, '--license', 'no-such-licence'),
-            'Invalid metadata in README.md: "license" must be one of', EMPTY, rc=2)
-
-
 def test_a_card_of_ones_own_is_published_as_it_stands(hub, hub_client, folder):
     (folder / 'README.md').write_text('# By hand\n')
     assert publish(hub_client, folder, '--repo-id', REPO).rc == 0

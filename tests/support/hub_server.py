@@ -34,7 +34,6 @@ class Hub(ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}
         self.faults: list[tuple[str, str, int, str]] = []
         self.log: list[tuple[str, str]] = []
-        self.leaks: list[str] = []
 
     def __enter__(self) -> 'Hub':
         threading.Thread(target=self.serve_forever, kwargs={'poll_interval': 0.05}, daemon=True).start()
