@@ -94,7 +94,9 @@ def test_a_model_of_a_folder_trains_and_its_checkpoint_is_taken_everywhere(image
     assert benchmark.main(['-m', checkpoint, '--bench', 'inference', '-b', '2', '--num-warm-iter', '1',
                            '--num-bench-iter', '1', '--device', 'cpu']) == 0
     from timm_asr.engine.commands.export import main as export
+    capsys.readouterr()
     assert export([checkpoint, '--output', str(tmp_path / 'exported'), '--device', 'cpu']) == 0
+    assert capsys.readouterr().out.startswith('export   test_resnet --asr se, epoch 0, ')
     assert timm.create_model(f'local-dir:{tmp_path / "exported"}', pretrained=True).num_classes == 3
 
 

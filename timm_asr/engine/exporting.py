@@ -37,11 +37,7 @@ def step(name: str, text: str) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Check the options against each other.
-
-    Raises:
-        BadInput: Nothing is to be written, or an option belongs to something that is not.
-    """
+    """Check the options against each other. ``BadInput``: one belongs to something that is not to be written."""
     graphs = args.onnx or args.torch_export
     if not args.output and not graphs:
         raise BadInput('nothing to write: give --output FOLDER, --onnx FILE or --torch-export FILE')
