@@ -135,11 +135,3 @@ def test_recovery_is_found_only_while_it_is_ahead(tmp_path):
     saver.save(state(1), 1, 60.0)
     assert find_checkpoint(tmp_path).name == 'last.pth.tar'
     assert not list(tmp_path.glob('recovery*'))
-
-
-def test_checkpoints_load_as_plain_data(tmp_path):
-    saver = Saver(tmp_path)
-    saver.save({**state(0), 'args': {'model': 'x', 'lr': 0.1, 'mean': [0.5]}}, 0, 1.0)
-    content = torch.load(tmp_path / 'last.pth.tar', weights_only=True)
-    assert content['version'] == 2
-    assert content['args'] == {'model': 'x', 'lr': 0.1, 'mean': [0.5]}

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import multiprocessing
 import os
 import time
 from argparse import Namespace
@@ -9,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_helpers import run, start
+from train_helpers import run
 
 from timm_asr.checkpoints.open import open_source
-from timm_asr.checkpoints.read import read_checkpoint
 from timm_asr.data import create_dataset
 from timm_asr.engine import checkpoint as module
 from timm_asr.engine.checkpoint import SaveFailed, Saver, find_checkpoint, write_atomically
@@ -103,17 +103,6 @@ def test_another_runs_checkpoints_stay(folder):
     assert not list(folder.glob('*.pth.tar'))
 
 
-def test_two_runs_that_start_together_have_a_folder_each(images, tmp_path):
-    argv = ['--data-dir', images, *ARGV, '--output', tmp_path / 'out', '--epochs', 1]
-    processes = [start(argv, tmp_path / f'log{i}') for i in range(2)]
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
-    folders = list((tmp_path / 'out').iterdir())
-    assert len(folders) == 2
-    assert all((each / 'last.pth.tar').exists() for each in folders)
-
-
 def test_a_folder_of_this_second_gets_a_number(tmp_path, monkeypatch):
     monkeypatch.setattr('timm_asr.engine.run_folder.datetime', type('Fixed', (), {'now': staticmethod(
         lambda: __import__('datetime').datetime(2026, 1, 2, 3, 4, 5))}))
@@ -121,17 +110,23 @@ def test_a_folder_of_this_second_gets_a_number(tmp_path, monkeypatch):
     assert [folder.name for folder, *_ in made] == ['20260102-030405-resnet20-32', '20260102-030405.2-resnet20-32']
 
 
-def test_a_live_run_holds_its_folder(images, tmp_path):
-    argv = ['--data-dir', images, *ARGV, '--output', tmp_path, '--experiment', 'x', '--resume', 'auto']
-    process = start([*argv, '--epochs', 300], tmp_path / 'log0')
-    deadline = time.monotonic() + 120
-    while not (tmp_path / 'x' / 'last.pth.tar').exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    second = run(argv, tmp_path / 'log1')
+def test_a_live_run_holds_its_folder(folder):
+    def hold(ready):
+        lock = open_run_folder(options(folder.parent, experiment='run', resume='auto'), 16)
+        ready.set()
+        time.sleep(100)
+        return lock
+
+    context = multiprocessing.get_context('fork')
+    ready = context.Event()
+    process = context.Process(target=hold, args=(ready,))
+    process.start()
+    ready.wait()
+    with pytest.raises(BadInput, match='another run is writing into'):
+        open_run_folder(options(folder.parent, experiment='run', resume='auto'), 16)
     process.kill()
     process.join()
-    assert (second.code, 'another run is writing into' in second.text) == (2, True)
-    assert run([*argv, '--epochs', 1], tmp_path / 'log1').code == 0  # the lock died with the process
+    open_run_folder(options(folder.parent, experiment='run', resume='auto'), 16)[-1].close()  # it died with the process
 
 
 def test_recovery_and_temporary_files_belong_to_their_run(folder):
@@ -149,14 +144,6 @@ def test_recovery_and_temporary_files_belong_to_their_run(folder):
     lock.close()
     assert checkpoint is None
     assert not list(folder.glob('*.pth.tar'))
-
-
-def test_settling_twice_leaves_nothing_behind(folder):
-    """Renaming one of two names of the same file over the other would leave both."""
-    saver = Saver(folder)
-    saver.load_state_dict(read_checkpoint(folder / 'last.pth.tar')['saver'])
-    saver.settle(2)
-    assert not [path.name for path in folder.iterdir() if path.name.endswith('.tmp')]
 
 
 def test_the_newest_run_is_the_one_written_last(tmp_path):

@@ -24,7 +24,8 @@ from timm_asr.checkpoints.read import read_checkpoint
 
 ARGV = ['--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6, '--epochs', 5, '--no-fuse',
         '--lr', 0.05, '--warmup-epochs', 1, '--experiment', 'run', '--checkpoint-hist', 2, '--workers', 0,
-        '--model-ema', '--model-ema-decay', 0.9, '--mixup', 0.2, '--drop', 0.1, '--resume', 'auto']
+        '--model-ema', '--model-ema-decay', 0.9, '--model-ema-warmup', '--mixup', 0.2, '--drop', 0.1,
+        '--aa', 'rand-m5-mstd0.5', '--reprob', 0.3, '--opt', 'adamw', '--sched-on-updates', '--resume', 'auto']
 WORLD = """import os
 os.environ.update(RANK='{rank}', LOCAL_RANK='{rank}', WORLD_SIZE='{processes}', MASTER_ADDR='127.0.0.1',
                   MASTER_PORT='{port}')
