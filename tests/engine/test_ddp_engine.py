@@ -126,7 +126,7 @@ def test_resumed_equals_uninterrupted_in_two_processes(images, tmp_path, port):
 
 def test_sync_bn_is_converted_to(images, tmp_path):
     """PyTorch computes it on GPUs only; what a CPU can show is the conversion, attention included."""
-    setup = ("import torch.distributed as dist, timm_asr.engine.training as train\n"
+    setup = ("import torch.distributed as dist, timm_asr.engine.build as train\n"
              "original = train.prepare_model\n"
              "def converted(model, args, device):\n"
              "    args.distributed = True\n"

@@ -40,11 +40,8 @@ def check_model(args: argparse.Namespace) -> None:
 
 def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
     """The model that the options of ``train.py`` name, on the CPU in float32, not yet converted, compiled or wrapped;
-    without ``weights``, neither pretrained ones nor an initial checkpoint are loaded.
-
-    Raises:
-        BadInput: For an unknown model (with the nearest names), options that it does not take, or weights that do not
-            fit it.
+    without ``weights``, neither pretrained ones nor an initial checkpoint are loaded. BadInput for an unknown model
+    (with the nearest names), options that it does not take, or weights that do not fit it.
     """
     check_model(args)
     if args.drop_connect is not None:

@@ -135,17 +135,15 @@ class Saver:
             metric = None
         before = self.state_dict()
         self._rank(epoch, metric)
-        content = {**state, 'epoch': epoch, 'metric': metric, 'saver': self.state_dict()}
         try:
-            self._write(LAST, content)
+            self.save_last(state, epoch, metric)
         except SaveFailed:
             self.load_state_dict(before)
             raise
-        self.settle(epoch)
 
-    def save_last(self, state: dict[str, Any], epoch: int) -> None:
-        """Write the state of an epoch that was not validated: to go on from, not to choose."""
-        self._write(LAST, {**state, 'epoch': epoch, 'metric': None, 'saver': self.state_dict()})
+    def save_last(self, state: dict[str, Any], epoch: int, metric: float | None = None) -> None:
+        """Write the state of an epoch to go on from, without a place among the best."""
+        self._write(LAST, {**state, 'epoch': epoch, 'metric': metric, 'saver': self.state_dict()})
         self.settle(epoch)
 
     def settle(self, epoch: int) -> None:

@@ -166,9 +166,8 @@ def main(args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-a
          option_names: Sequence[str] = ()) -> int:
     """Train as the options say; returns the exit status. ``option_names`` are those of detection, for ``args.yaml``.
 
-    Raises:
-        BadInput: For anything wrong with the options, the data or a checkpoint.
-        Stopped: If training cannot go on, or folding changed what the detector finds.
+    BadInput for anything wrong with the options, the data or a checkpoint; Stopped where training cannot go on, or
+    folding changed what the detector finds.
     """
     setup_logging(os.environ.get('RANK', '0') == '0')
     job = DetectionRun(args, argv, prog)

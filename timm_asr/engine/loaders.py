@@ -80,11 +80,7 @@ def label_names(dataset: Any, num_classes: int) -> list[str] | None:
 
 
 def open_dataset(args: argparse.Namespace, training: bool, img_mode: str) -> Any:
-    """The training or validation set that the options name.
-
-    Raises:
-        BadInput: If there is no such folder or set, or no image or only one class in it.
-    """
+    """The training or validation set that the options name; BadInput if there is none, or only one class in it."""
     split = args.train_split if training else args.val_split
     if not args.dataset and not args.data_dir:
         raise BadInput('no data: give the folder of the images (--data-dir DIR) or the name of a data set '
@@ -109,11 +105,7 @@ def open_dataset(args: argparse.Namespace, training: bool, img_mode: str) -> Any
 
 
 def check_classes(args: argparse.Namespace, train: Any, evaluation: Any) -> None:
-    """Compare the classes of both sets with each other and with the model's ``args.num_classes`` (set here if unset).
-
-    Raises:
-        BadInput: If the sets have different classes, or more than the model.
-    """
+    """Set ``args.num_classes`` if it is unset; BadInput if the sets have different classes, or more than that."""
     known = classes_of(train)
     if known is None:
         return
@@ -195,15 +187,8 @@ def _mixer(args: argparse.Namespace, splits: int) -> Any:
 
 def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets: tuple[Any, Any], device: torch.device,
                  dtype: torch.dtype | None) -> Loaders:
-    """Loaders for the training set, and the validation set or None.
-
-    Args:
-        args: The options, with ``distributed``, ``rank`` and ``num_classes`` filled in.
-        data_config: What ``timm.data.resolve_data_config`` says: size, mean, interpolation, ...
-        dtype: Type of the images; float32 if None.
-
-    Raises:
-        BadInput: If the options do not go together, or the training set does not fill one batch.
+    """Loaders for the training set, and the validation set or None, whose images have type ``dtype`` (None: float32)
+    and go through ``data_config``; BadInput if options do not go together, or the training set does not fill one batch.
     """
     train, evaluation = datasets
     splits = args.aug_splits if args.aug_splits > 1 else 0
@@ -272,9 +257,9 @@ def _check_batches(args: argparse.Namespace, images: int, batches: int) -> None:
 def make_eval_loader(args: argparse.Namespace, data_config: dict[str, Any], dataset: Any, device: torch.device,
                      dtype: torch.dtype | None, distributed: bool) -> Any:
     """Loader of the validation set, all of it or the part of this process."""
-    workers = args.workers
-    if distributed and ('tfds' in args.dataset or 'wds' in args.dataset):
-        workers = min(2, workers)  # fewer workers, less padding
+    # Fewer workers of an iterable set, less padding.
+    few = distributed and ('tfds' in args.dataset or 'wds' in args.dataset)
+    workers = min(2, args.workers) if few else args.workers
     loader = create_loader(
         dataset, batch_size=args.validation_batch_size or args.batch_size, is_training=False,
         interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'], num_workers=workers,

@@ -198,7 +198,7 @@ def as_yaml(args: argparse.Namespace | Mapping[str, Any]) -> str:
 
 def parse(options: Sequence[Option], refused: Mapping[str, str] | None = None, argv: Sequence[str] | None = None,
           prog: str | None = None, description: str = '', print_config: bool = True) -> argparse.Namespace:
-    """Parse a command line in two stages: the YAML file of ``--config`` sets the defaults, then the line itself.
+    """The namespace of a command line: the YAML file of ``--config`` sets the defaults, then comes the line itself.
 
     Args:
         options: What the script takes; ``--config`` and ``--print-config`` are added.
@@ -207,9 +207,6 @@ def parse(options: Sequence[Option], refused: Mapping[str, str] | None = None, a
         prog: Name of the program in messages.
         description: First lines of ``--help``.
         print_config: Obey ``--print-config`` here; if False, the script does it once more is resolved.
-
-    Returns:
-        The namespace, one attribute an option.
 
     Raises:
         SystemExit: With status 2 and one sentence on stderr for anything that is wrong.

@@ -71,11 +71,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None, noise: str = '') -
 
 
 def check_noise(args: argparse.Namespace) -> None:
-    """Refuse a ``--bn-noise`` that is none, or that would not reach every BatchNorm.
-
-    Raises:
-        BadInput: One sentence for either.
-    """
+    """Refuse a ``--bn-noise`` that is none, or that would not reach every BatchNorm."""
     if not args.bn_noise:
         return
     try:

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -14,22 +13,15 @@ class _Handler(logging.StreamHandler):
     """Writes above the progress bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-class _Format(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return text if record.levelno < logging.WARNING else f'{record.levelname.lower()}: {text}'
+        warned = f'{record.levelname.lower()}: ' if record.levelno >= logging.WARNING else ''
+        tqdm.write(warned + self.format(record), file=sys.stderr)
 
 
 def setup_logging(primary: bool = True) -> None:
     """Log this package and timm to stderr; of several processes, only the first says more than warnings."""
-    handler = _Handler()
-    handler.setFormatter(_Format('%(message)s'))
     for name in ('timm_asr', 'timm'):
         logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
+        logger.handlers[:] = [_Handler()]
         logger.propagate = False
         quiet = logging.ERROR if not primary else logging.INFO if name == 'timm_asr' else logging.WARNING
         logger.setLevel(quiet)
@@ -46,8 +38,7 @@ class Progress:
     def __enter__(self) -> 'Progress':
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
 

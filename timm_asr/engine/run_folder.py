@@ -25,11 +25,10 @@ LOCK = '.lock'
 
 def newest_run(output: Path, ending: str) -> Path | None:
     """The run folder ``*-ENDING`` whose checkpoint was written last; None if none has one."""
-    def age(folder: Path) -> float:
-        return max((path.stat().st_mtime for path in checkpoints_in(folder)), default=0.0)
-
-    folders = sorted(output.glob(f'*-{ending}'), key=age, reverse=True)
-    return next((folder for folder in folders if find_checkpoint(folder)), None)
+    written = {folder: max((path.stat().st_mtime for path in checkpoints_in(folder)), default=0.0)
+               for folder in output.glob(f'*-{ending}')}
+    return next((folder for folder in sorted(written, key=written.__getitem__, reverse=True)
+                 if find_checkpoint(folder)), None)
 
 
 def _make_new(output: Path, ending: str) -> Path:

@@ -56,12 +56,6 @@ class EpochSeeded(Wrapped):
         return self.dataset[index]
 
 
-def _parts(loader: Any) -> list[Any]:
-    inner = getattr(loader, 'loader', loader)
-    batch_sampler = getattr(inner, 'batch_sampler', None)
-    return [inner.dataset, batch_sampler, inner.sampler, getattr(batch_sampler, 'sampler', None)]
-
-
 def own_generator(loader: Any, seed: int) -> None:
     """Give a loader a generator of its own, so that starting its workers draws nothing from the global one."""
     getattr(loader, 'loader', loader).generator = torch.Generator().manual_seed(derive_seed(seed))
@@ -69,11 +63,10 @@ def own_generator(loader: Any, seed: int) -> None:
 
 def start_epoch(loader: Any, seed: int, epoch: int, rank: int = 0) -> None:
     """Fix everything random about an epoch: the order of the images, augmentation, dropout."""
-    done: set[int] = set()
-    for part in _parts(loader):
-        if part is None or id(part) in done:
-            continue
-        done.add(id(part))
+    inner = getattr(loader, 'loader', loader)
+    batches = getattr(inner, 'batch_sampler', None)
+    parts = {id(part): part for part in (inner.dataset, batches, inner.sampler, getattr(batches, 'sampler', None))}
+    for part in parts.values():
         if hasattr(part, 'set_epoch'):
             part.set_epoch(epoch)
         if isinstance(part, RandomSampler):

@@ -78,22 +78,18 @@ class Trackers:
 def table(metrics: Mapping[str, Any]) -> str:
     """The figures of ``metrics.json`` as a table: the trained model and its forms."""
     asr = f'_asr_{metrics["asr"]}' if metrics.get('asr') else ''
-    columns = [('model', metrics['model'] + asr), ('folded', 'folded')]
+    titles = {'': metrics['model'] + asr, '_folded': 'folded'}
     if 'parameters_inference' in metrics:
-        columns.append(('inference', 'inference form'))
-    suffix = {'model': '', 'folded': '_folded', 'inference': '_inference'}
-
-    def cell(key: str, column: str, form: str) -> str:
-        if key == 'logit_difference' and column in ('model', 'folded'):  # from the trained model to the folded one
-            value = metrics[key] if column == 'folded' else None
-        else:
-            value = metrics.get(key + suffix[column])
-        return '-' if value is None else format(value, form)
-
-    rows = [[f'top-1 on {metrics["images"]} images, %', *(cell('top1', c, '.2f') for c, _ in columns)],
-            ['largest logit difference', *(cell('logit_difference', c, '.1e') for c, _ in columns)],
-            ['parameters', *(cell('parameters', c, ',') for c, _ in columns)]]
-    return '\n'.join(aligned([['', *(title for _, title in columns)], *rows]))
+        titles['_inference'] = 'inference form'
+    # The difference without a suffix is that from the trained model to the folded one.
+    shown = {**metrics, 'logit_difference': None, 'logit_difference_folded': metrics['logit_difference']}
+    rows = [['', *titles.values()]]
+    for key, form, title in (('top1', '.2f', f'top-1 on {metrics["images"]} images, %'),
+                             ('logit_difference', '.1e', 'largest logit difference'),
+                             ('parameters', ',', 'parameters')):
+        values = [shown.get(key + suffix) for suffix in titles]
+        rows.append([title, *('-' if value is None else format(value, form) for value in values)])
+    return '\n'.join(aligned(rows))
 
 
 def plot_run(folder: Path, model: nn.Module | None) -> None:

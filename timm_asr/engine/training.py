@@ -23,17 +23,7 @@ from ..checkpoints.open import open_source
 from ..checkpoints.source import data_config_of
 from ..errors import BadInput, Stopped
 from ..export.place import list_in_manifest
-from . import side_by_side
-from .build import (
-    Task,
-    build_model,
-    check_model,
-    make_loss,
-    make_optimizer,
-    prepare_model,
-    resolve_learning_rate,
-    title_of,
-)
+from . import build, side_by_side
 from .checkpoint import SaveFailed, Saver, write_atomically
 from .device import find_device
 from .evaluate import evaluate
@@ -71,14 +61,11 @@ def start_device(args: argparse.Namespace) -> torch.device:
 
 
 def resolve(args: argparse.Namespace) -> dict[str, Any]:
-    """Fill in the options that are found out from others; returns what the images would go through.
-
-    No data is opened, and no weights are loaded.
-    """
+    """Fill in what is found out from other options, without opening data; returns what the images would go through."""
     args.device, args.world_size = str(find_device(args.device)), int(os.environ.get('WORLD_SIZE', '1'))
     with torch.device('meta'):
-        config = data_config_of(build_model(args, weights=False), vars(args))
-    resolve_learning_rate(args, args.batch_size)
+        config = data_config_of(build.build_model(args, weights=False), vars(args))
+    build.resolve_learning_rate(args, args.batch_size)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()
             if key != 'crop_mode'}
 
@@ -104,24 +91,24 @@ class Run:
         check_backend(args)
         check_noise(args)
         adopt_asr(args)
-        check_model(args)
+        build.check_model(args)
         datasets = open_datasets(args, args.input_size[0] if args.input_size else args.in_chans or 3)
-        model = build_model(args)
+        model = build.build_model(args)
         args.num_classes = args.num_classes or model.num_classes
         data_config = data_config_of(model, vars(args))
         dtype = DTYPES[args.model_dtype] if args.model_dtype else None
         count = sum(parameter.numel() for parameter in model.parameters())
-        model = prepare_model(model, args, device)
+        model = build.prepare_model(model, args, device)
         if args.sync_bn and args.distributed and device.type == 'cpu':
             raise BadInput('--sync-bn: PyTorch computes SyncBatchNorm on GPUs only; without it, --dist-bn makes the '
                            'statistics of all processes equal after each epoch')
         loaders = make_loaders(args, data_config, datasets, device, dtype)
-        resolve_learning_rate(args, loaders.batch_size)
-        task = Task(model, make_loss(args, loaders.mixer is not None), device, dtype)
-        training = Training(args, task, loaders, make_optimizer(model, args), None, device, self.autocast, self.scaler,
-                            dtype)
+        build.resolve_learning_rate(args, loaders.batch_size)
+        task = build.Task(model, build.make_loss(args, loaders.mixer is not None), device, dtype)
+        training = Training(args, task, loaders, build.make_optimizer(model, args), None, device, self.autocast,
+                            self.scaler, dtype)
         size = 'x'.join(map(str, data_config['input_size']))
-        _logger.info(f'{title_of(args)}, {count:,} parameters, on {args.device}'
+        _logger.info(f'{build.title_of(args)}, {count:,} parameters, on {args.device}'
                      + (f' in {args.world_size} processes' if args.distributed else '')
                      + f', input {size}, {args.num_classes} classes'
                      + (f', AMP in {args.amp_dtype}' if args.amp else f', {args.model_dtype or "float32"}') + '.')
@@ -296,9 +283,7 @@ class Run:
 def main(args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-asr train') -> int:
     """Train as the options say, which came from the line ``argv``; returns the exit status.
 
-    Raises:
-        BadInput: For anything wrong with the options, the data or a checkpoint.
-        Stopped: If training cannot go on, or the folded model must not be written.
+    BadInput for anything wrong with the options, the data or a checkpoint; Stopped as :func:`carry_out`.
     """
     setup_logging(os.environ.get('RANK', '0') == '0')
     if args.print_config:

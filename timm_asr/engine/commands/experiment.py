@@ -25,21 +25,15 @@ OPTIONS = [
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr experiment') -> int:
-    """Run the command; returns the exit status.
-
-    Raises:
-        BadInput: The plan, an option or a folder is wrong.
-        Stopped: A run cannot go on (full disk).
-    """
+    """Run the command; returns the exit status."""
     args = parse(OPTIONS, {}, argv, prog, __doc__)
     if not args.output:
         raise BadInput('--output FOLDER says where the runs are')
     if args.parallel < 1:
         raise BadInput(f'--parallel must be at least 1, not {args.parallel}')
     plan, output = read_plan(find_plan(args.plan), args.budget, args.versus), Path(args.output)
-    needed = ('scipy', 'matplotlib') if args.report else ()
-    for module in needed:
-        if importlib.util.find_spec(module) is None:
+    for module in ('scipy', 'matplotlib'):
+        if args.report and importlib.util.find_spec(module) is None:
             raise BadInput(f'--report needs {module}: pip install {module}')
     from ...experiment.runner import check_plan, make_runs, missing_runs
     from ..progress import setup_logging

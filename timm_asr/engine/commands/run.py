@@ -26,11 +26,7 @@ folder of the run, as `train` does at its end: the folded network, checked on th
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr run') -> int:
-    """Run the command; returns the exit status.
-
-    Raises:
-        BadInput: If there is no such script.
-    """
+    """Run the command; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] in (['-h'], ['--help']):
         print(USAGE.format(prog=prog), end='')
@@ -54,12 +50,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr run') -> int:
 
 
 def export_best(arguments: Sequence[str], started: float, prog: str) -> int:
-    """Export the best checkpoint that timm's ``train.py`` wrote since then; returns the exit status.
-
-    Args:
-        arguments: The script's, which say where it wrote and which images it validated on.
-        started: Seconds since the epoch.
-        prog: The program as it was called.
+    """Export the best checkpoint that timm's ``train.py`` wrote since ``started`` (seconds since the epoch); returns
+    the exit status. The script's arguments say where it wrote, and which images it validated on.
     """
     args = build_parser(OPTIONS, prog).parse_known_args(arguments)[0]
     found = [path for path in Path(args.output or './output/train').glob(f'{args.experiment or "*"}/{BEST}')
