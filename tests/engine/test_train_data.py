@@ -95,6 +95,7 @@ def test_grey_images(images, tmp_path):
 def test_no_prefetcher_and_pin_mem(images, tmp_path):
     job = train(['--data-dir', images, '--no-prefetcher', '--mixup', 0.5, '--reprob', 0.5], tmp_path)
     assert isinstance(job.training.loaders.train, torch.utils.data.DataLoader)
+    assert job.training.loaders.train.num_workers == job.training.loaders.eval.num_workers == 0
     assert job.training.loaders.mixer is not None
     assert job.fuse()['top1'] == job.fuse()['top1_folded']
 

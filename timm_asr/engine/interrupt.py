@@ -17,6 +17,8 @@ from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _requested = False
+#: Seconds that a loading worker waits, once it is told to end, for the reader to end it properly.
+GRACE = 5
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -35,7 +37,7 @@ def deferred_interrupts() -> Iterator[None]:
 
     Raises:
         KeyboardInterrupt: After a signal, also in the place of a RuntimeError that came of it: the signal may reach
-            other processes of the run as well.
+            loading workers and other processes of the run as well.
     """
     global _requested
     if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
@@ -56,7 +58,11 @@ def deferred_interrupts() -> Iterator[None]:
 
 
 def stoppable(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches; KeyboardInterrupt before the next one after a signal inside :func:`deferred_interrupts`."""
+    """The batches, as long as nobody asked the run to stop.
+
+    Raises:
+        KeyboardInterrupt: Before the next batch, after a signal inside :func:`deferred_interrupts`.
+    """
     for batch in batches:
         if _requested:
             raise KeyboardInterrupt
@@ -72,8 +78,11 @@ def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None
 
 def _start_worker(init: Callable[[int], None] | None, worker: int) -> None:
     sys.excepthook = _report
-    for number in _SIGNALS:  # which terminals and job schedulers send to all processes; the reader decides when to stop
-        signal.signal(number, signal.SIG_IGN)
+    # Terminals and job schedulers signal all processes of a run; the one that reads decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'alarm'):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))  # PyTorch reports any other status as an error
     if init is not None:
         init(worker)
 

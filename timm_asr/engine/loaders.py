@@ -205,8 +205,9 @@ def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets
         train = EpochSeeded(train, args.seed, args.rank, numpy=args.worker_seeding == 'all')
     try:
         train_loader = create_loader(
-            train, batch_size=args.batch_size, is_training=True, re_prob=args.reprob, re_mode=args.remode,
-            re_count=args.recount, re_split=args.resplit, train_crop_mode=None if pad else args.train_crop_mode,
+            train, batch_size=args.batch_size, num_workers=args.workers, is_training=True, re_prob=args.reprob,
+            re_mode=args.remode, re_count=args.recount, re_split=args.resplit,
+            train_crop_mode=None if pad else args.train_crop_mode,
             auto_augment=args.aa, num_aug_repeats=args.aug_repeats, num_aug_splits=splits,
             interpolation=(not args.no_aug and args.train_interpolation) or data_config['interpolation'],
             collate_fn=mixer if isinstance(mixer, SharedMixup) else None,
