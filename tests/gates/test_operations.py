@@ -91,7 +91,7 @@ CASES = {
        for act in ('sigmoid', 'tanh', 'relu')},
     'lstm of gates': (lambda g, c: advance(g, None, c, 'sigmoid'), ((3, 8), (3, 2))),
     'affine': (affine, ((4, 3), (3,), (3,))),
-    'weigh': (weigh, ((2, 3, 4, 2), (2, 3))),
+    'weigh': (weigh, ((2, 3, 4, 2), (2, 3, 1, 1))),
     'average': (averaged, ((2, 2, 3, 2),)),
     'average of': (average_beside_the_map, ((2, 2, 3, 2),)),
     'extremes': (mixed, ((2, 2, 3, 2),)),

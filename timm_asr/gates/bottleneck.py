@@ -88,12 +88,7 @@ class BottleneckGate(ChannelGate):
     @torch.jit.ignore
     def inference_form(
             self, conv: nn.Module | None = None, connections: Sequence[nn.Module] = ()) -> GateForm | None:
-        """As in the base class.
-
-        Args:
-            conv: As there.
-            connections: Norms, or affine maps, between as many further applications of the gate to its own output.
-        """
+        """As in the base class; ``connections`` stand between further applications of the gate to its own output."""
         inner = _between(self, connections)
         (fc1, *_), (*_, fc2) = self.layer_pairs()[0], self.layer_pairs()[-1]
         last = linear(fc2.weight.flatten(1), fc2.bias, like=fc2.weight)

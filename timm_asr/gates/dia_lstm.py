@@ -17,10 +17,7 @@ _CELLS = {'squeezed': SqueezedLSTMCell, 'standard': StandardLSTMCell, 'light': L
 
 
 class RecurrentUnit(SharedUnit):
-    """What the two forms of DIA-LSTM have in common: ``cells`` in a row, and their state.
-
-    The state is a list [h_1, c_1, h_2, c_2, ...] of (B, C), two a cell, zeros before the first block.
-    """
+    """What both forms of DIA-LSTM share: ``cells``, and a state [h_1, c_1, h_2, ...] of (B, C), zeros at first."""
 
     channels: int
 

@@ -200,26 +200,15 @@ def affine(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _weigh(x: Tensor, v: Tensor) -> Tensor:
-    return x * v[:, :, None, None]
+    return x * v
 
 
 @in_training_for(_weigh)
 def weigh(x: Tensor, v: Tensor) -> Tensor:
-    """x * v with a weight for each image and channel, (B, C, H, W), (B, C) -> (B, C, H, W)."""
+    """x * v, with a weight for each image and channel, v (B, C, 1, 1), or broadcast over x (B, C, H, W) otherwise."""
     # In other layouts images and channels are no one dimension.
-    if x.dtype != v.dtype or not x.is_contiguous() or x.numel() == 0:
-        return _weigh(x, v)
-    return _Weigh.apply(x, v)
-
-
-def _weigh_map(x: Tensor, v: Tensor) -> Tensor:
-    return x * v
-
-
-@in_training_for(_weigh_map)
-def weigh_map(x: Tensor, v: Tensor) -> Tensor:
-    """x * v, with v (B, C, 1, 1), or broadcast over x (B, C, H, W) in another way."""
-    return weigh(x, v.flatten(1)) if v.shape[1:] == (x.shape[1], 1, 1) else x * v
+    one_each = v.shape[1:] == (x.shape[1], 1, 1) and x.dtype == v.dtype and x.is_contiguous() and x.numel() > 0
+    return _Weigh.apply(x, v) if one_each else x * v
 
 
 class _Weigh(torch.autograd.Function):
@@ -229,7 +218,7 @@ class _Weigh(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, v: Tensor) -> Tensor:
-        return _weigh(x, v)
+        return x * v
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -239,7 +228,7 @@ class _Weigh(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, v = ctx.saved_tensors
         if torch.is_grad_enabled() or not grad.is_contiguous():
-            return _weigh(grad, v), (grad * x).sum((2, 3))
+            return grad * v, (grad * x).sum((2, 3), keepdim=True)
         one_image, weight = (1, v.numel(), *x.shape[2:]), v.flatten()
         of_x, of_v, _ = torch.ops.aten.native_batch_norm_backward(
             grad.view(one_image), x.view(one_image), weight, *standard(weight), None, None, False, 0.0,

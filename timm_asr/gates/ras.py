@@ -154,19 +154,16 @@ class Recurrent(ChannelGate):
 
 class RecurrentSE(Recurrent):
     """:class:`SE` applied k times."""
-
     kind = SE
 
 
 class RecurrentECA(Recurrent):
     """:class:`ECA` applied k times."""
-
     kind = ECA
 
 
 class RecurrentSPA(Recurrent):
     """:class:`SPA` applied k times."""
-
     kind = SPA
 
 

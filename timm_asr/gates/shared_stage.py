@@ -7,7 +7,7 @@ from timm.models import checkpoint, checkpoint_seq
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from .fused import weigh_map
+from .fused import weigh
 from .shared import SharedUnit
 
 
@@ -27,7 +27,7 @@ class _Cut(nn.Module):
 
     def merge(self, a: Tensor, z: Tensor, shortcut: Tensor) -> Tensor:
         """act(shortcut + a * own(z)), with z broadcast over the branch a."""
-        a = weigh_map(a, self.own(z))
+        a = weigh(a, self.own(z))
         if self.drop_path is not None:
             a = self.drop_path(a)
         a += shortcut

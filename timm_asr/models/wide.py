@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..asr.blocks import register_block
-from ..gates.fused import weigh_map
+from ..gates.fused import weigh
 
 
 class WideBlock(nn.Module):
@@ -80,7 +80,7 @@ class BranchWideBlock(WideBlock):
 
     def merge(self, a: torch.Tensor, z: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """shortcut + a * own(z), with z broadcast over the branch a."""
-        a = weigh_map(a, self.own(z))
+        a = weigh(a, self.own(z))
         if self.drop_path is not None:
             a = self.drop_path(a)
         return a + shortcut
