@@ -161,7 +161,8 @@ def machine() -> str:
     if cpuinfo.is_file():
         model = next((line.split(':')[1].strip() for line in cpuinfo.read_text().splitlines()
                       if line.startswith('model name')), model)
-    return f'{model}, {torch.get_num_threads()} threads'
+    count = torch.get_num_threads()
+    return f'{model}, {count} thread{"s" * (count > 1)}'
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

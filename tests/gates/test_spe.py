@@ -135,6 +135,21 @@ def test_the_penalty_is_in_the_gradient_where_nobody_asks_for_it(copied):
         assert relative_error(a, b) < 1e-12
 
 
+def test_a_loss_scaled_for_float16_is_refused_where_nobody_asks_for_the_penalty():
+    model, x = timm.create_model('resnet20_spe', layers=(1, 1, 1)), torch.randn(2, 3, 8, 8)
+
+    def loss(dtype):
+        with torch.autocast('cpu', dtype):
+            return model(x).float().square().mean()
+
+    with torch.no_grad():
+        loss(torch.float16)
+    loss(torch.bfloat16).backward()
+    with pytest.raises(RuntimeError, match='penalty .* would be lost beside a loss that is scaled for float16'):
+        loss(torch.float16).backward()
+    (loss(torch.float16) + timm_asr.auxiliary_loss(model)).backward()
+
+
 @pytest.fixture
 def computed(monkeypatch):
     """The shapes of the parameters that shares were made of."""

@@ -32,11 +32,7 @@ from .runs import output_folder, write_tables
 
 
 def run(work: Any, args: Namespace, words: list[str], prog: str) -> int:
-    """Call ``work`` with options, device, folder and caption (the command), after the checks that all commands share.
-
-    Raises:
-        BadInput: One sentence for anything that is wrong with models, images or numbers.
-    """
+    """Call ``work`` with options, device, folder and caption (the command), after the checks all commands share."""
     setup_logging()
     device = find_device(args.device)
     check_data(args)

@@ -58,8 +58,8 @@ class SPE(ChannelGate):
             while the reweighting still sees maximum and minimum; None learns lambda.
         reweight: See above.
         eta: Factor of the penalty p0^2 + p1^2 (Eq. 8), which training adds through ``timm_asr.auxiliary_loss``. Where
-            nobody asks for it, as in timm's own ``train.py``, its gradient is added in the backward pass; a loss that
-            is scaled (float16 AMP) or divided (accumulation) does not scale that.
+            nobody asks for it, as in timm's own ``train.py``, its gradient is added in the backward pass, which
+            refuses float16 autocast: that scales the loss. A loss divided for accumulation does not divide it.
 
     Raises:
         ValueError: ``mix``, ``reweight`` or ``eta`` is out of range.
@@ -136,7 +136,16 @@ class SPE(ChannelGate):
 
     @torch.jit.unused
     def _found_shares(self) -> Tensor:
-        return shares_of(self)
+        found, kind = shares_of(self), self.exc_bias.device.type
+        if (found.requires_grad and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+                and torch.get_autocast_dtype(kind) == torch.float16 and not torch.compiler.is_compiling()):
+            found.register_hook(self._refuse_scaled)
+        return found
+
+    def _refuse_scaled(self, gradient: Tensor) -> None:
+        if self.eta and not self.collected:
+            raise RuntimeError("SPE's penalty (Eq. 8) would be lost beside a loss that is scaled for float16: add "
+                               'timm_asr.auxiliary_loss(model) to the loss, or take bfloat16 (--amp-dtype bfloat16).')
 
     def _reweights(self, high: Tensor, low: Tensor) -> Tensor:
         w, b = self.rew_weight, self.rew_bias

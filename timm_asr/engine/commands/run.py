@@ -50,9 +50,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr run') -> int:
 
 
 def export_best(arguments: Sequence[str], started: float, prog: str) -> int:
-    """Export the best checkpoint that timm's ``train.py`` wrote since ``started`` (seconds since the epoch); returns
-    the exit status. The script's arguments say where it wrote, and which images it validated on.
-    """
+    """Export the best checkpoint that timm's ``train.py``, with these arguments, wrote since then; the exit status."""
     args = build_parser(OPTIONS, prog).parse_known_args(arguments)[0]
     found = [path for path in Path(args.output or './output/train').glob(f'{args.experiment or "*"}/{BEST}')
              if path.stat().st_mtime >= started]
