@@ -27,7 +27,7 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 '--mean', '0.3', '0.3', '0.3', '--std', '0.2', '0.2', '0.2', *TRAIN, '--output', output],
                output / 'log')
     assert done.code == 0, done.text
-    assert 'The data has 3 classes: so many outputs does the model get' in done.text
+    assert 'The data has 3 classes, so the model gets 3 outputs' in done.text
     assert 'The learning rate still rises when this run ends: its warm-up takes 5 of 1 epochs' in done.text
     return output / 'run' / 'model_best.pth.tar'
 

@@ -101,7 +101,7 @@ def test_no_prefetcher_and_pin_mem(images, tmp_path):
 
 
 @pytest.mark.parametrize(('images', 'said'), [
-    (11 * 100, None),
+    (11 * 100, None), (650, None),
     (150, 'an epoch is a single update and 50 of the 150 training images are left over in each epoch'),
     (100, 'an epoch is a single update; a smaller one trains better'), (290, '90 of the 290')])
 def test_a_batch_that_is_large_for_the_data_is_said(images, said, caplog, monkeypatch):

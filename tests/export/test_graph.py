@@ -159,7 +159,7 @@ def test_what_differs_is_not_kept(model, tmp_path, monkeypatch):
 def test_packages_that_are_missing(model, tmp_path, monkeypatch):
     find = graph.importlib.util.find_spec
     monkeypatch.setattr(graph.importlib.util, 'find_spec', lambda name: None if 'onnxruntime' in name else find(name))
-    with pytest.raises(BadInput, match=r'^ONNX needs the package onnxruntime: pip install onnxruntime$'):
+    with pytest.raises(BadInput, match=r'^ONNX needs what is not installed: pip install onnxruntime$'):
         timm_asr.export_onnx(model, tmp_path / 'a.onnx')
 
 

@@ -188,7 +188,7 @@ def main(args: argparse.Namespace) -> int:
         write_results(args.results_file, results, args.results_format)
     print(ratio_table(rows, args.rounds) if args.versus else as_markdown(rows), end='')
     # The delimiter is what timm's bulk_runner.py looks for.
-    print(f'--result\n{json.dumps(results, indent=4)}')
+    print(f'--result\n{json.dumps(results, indent=None if args.versus else 4)}')
     return int(failed)
 
 

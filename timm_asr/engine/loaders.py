@@ -112,7 +112,7 @@ def check_classes(args: argparse.Namespace, train: Any, evaluation: Any) -> None
     count = max(known.values()) + 1
     if args.num_classes is None:
         args.num_classes = count
-        _logger.info(f'The data has {count} classes: so many outputs does the model get (--num-classes).')
+        _logger.info(f'The data has {count} classes, so the model gets {count} outputs (or --num-classes).')
     if count > args.num_classes:
         raise BadInput(f'the data has {count} classes and {args.model} only {args.num_classes} outputs; '
                        f'use --num-classes {count}')
@@ -249,7 +249,7 @@ def _check_batches(args: argparse.Namespace, images: int, batches: int) -> None:
     if args.train_img_sizes or args.aug_repeats:
         return
     updates, left = math.ceil(batches / args.grad_accum_steps), images - batches * args.batch_size * args.world_size
-    if args.rank == 0 and (updates == 1 or left > images / 10):
+    if args.rank == 0 and (updates == 1 or left > images / 5):
         parts = ['an epoch is a single update'] * (updates == 1)
         parts += [f'{left} of the {images} training images are left over in each epoch'] * (left > 0)
         _logger.warning(f'With --batch-size {args.batch_size}, {" and ".join(parts)}; a smaller one trains better.')

@@ -83,8 +83,7 @@ def check_packages() -> None:
     """Raise ``BadInput``, which says which packages are missing for ONNX, if any is."""
     missing = [name for name in ('onnx', 'onnxruntime', 'onnxscript') if importlib.util.find_spec(name) is None]
     if missing:
-        raise BadInput(f'ONNX needs the package{"s" * (len(missing) > 1)} {" and ".join(missing)}: pip install '
-                       f'{" ".join(missing)}')
+        raise BadInput(f'ONNX needs what is not installed: pip install {" ".join(missing)}')
 
 
 def _export(write: Callable[..., Run], by: str, source: Source, file: Path, as_trained: bool, fold_bn: bool,

@@ -84,4 +84,5 @@ def plot_attention(model: nn.Module, path: str | Path) -> None:
         axes.set(title=f'{name}: mean {vector.mean():.3f}', xlim=(-0.5, len(vector) - 0.5),
                  ylabel='' if position % columns else 'attention',
                  xlabel='channel' if position + columns >= len(vectors) else '')
+        axes.locator_params(axis='x', integer=True)
     save(figure, path, 'Learned attention vectors (orange: mean); folding multiplies each channel by its value')
