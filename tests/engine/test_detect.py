@@ -1,6 +1,9 @@
 """Detectors trained by command on a drawn set."""
 
+import csv
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,7 +31,7 @@ def detect(folder, *words):
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp('detect')
-    draw_coco(folder / 'drawn', train=8, val=4, side=64)
+    draw_coco(folder / 'drawn', train=8, val=5, side=64)
     return folder
 
 
@@ -52,6 +55,22 @@ def test_resumed_is_as_if_never_stopped(drawn):
     plain.load_state_dict(load_file(folder / 'detector.safetensors'), strict=True)
     assert json.loads((folder / 'detector.json').read_text())['categories'] == {'1': '0', '2': '1', '3': '2'}
     assert (folder / 'curve.png').stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_torchrun(drawn):
+    """Two processes, of which one has an image more, give the figures that the first one gives alone at the end."""
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'timm_asr',
+               'detect', '--data-dir', drawn / 'drawn', '--output', drawn, *SLIM, '--detector', 'maskrcnn',
+               '--backbone', 'resnet18_asr_se', '--epochs', 1, '--warmup-steps', 2, '--experiment', 'two']
+    done = subprocess.run([str(word) for word in command], cwd=Path(__file__).parents[2], text=True,
+                          capture_output=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr[-3000:]
+    row, = csv.DictReader((drawn / 'two' / 'summary.csv').open())
+    alone = json.loads((drawn / 'two' / 'metrics.json').read_text())['trained']
+    assert {name: float(row[f'eval_{name}']) for name in alone} == pytest.approx(alone, abs=1e-6)
+    assert alone['AR100'] > 0
+    assert alone['mask_AR100'] > 0
 
 
 @pytest.mark.slow

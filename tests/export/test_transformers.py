@@ -91,3 +91,15 @@ def test_architectures_that_timm_lacks_come_with_a_few_lines_of_code(tmp_path):
     assert ran.returncode != 0
     assert 'ImportError: These weights need the package timm_asr' in ran.stderr.splitlines()[-1]
     assert timm.create_model(f'local-dir:{folder}', pretrained=True).num_classes == 3  # timm reads the folder still
+
+
+def test_the_trainable_network_loads_beside_this_package(tmp_path):
+    from transformers import AutoModelForImageClassification
+
+    model = randomize(timm.create_model('resnet20_asr_se', layers=(1, 1, 1), num_classes=3)).eval()
+    folder = save_fused(model, tmp_path / 'net', label_names=['ant', 'bee', 'cow'], keep_trainable=True) / 'trainable'
+    found = AutoModelForImageClassification.from_pretrained(folder).eval()
+    assert found.config.id2label == {0: 'ant', 1: 'bee', 2: 'cow'}
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(found(x).logits, model(x), atol=1e-5)
+    assert any(key.endswith('psi') for key in found.state_dict())

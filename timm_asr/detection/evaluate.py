@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torchvision.ops import box_convert
 from tqdm import tqdm
@@ -62,6 +63,11 @@ def evaluate_coco(
             module.training = training
     if metric is None:
         raise ValueError('The loader gives no images to evaluate on.')
+    if dist.is_initialized():  # torchmetrics gathers tensors of the device alone, and equally many images
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, metric.metric_state)
+        for name in parts[0]:
+            setattr(metric, name, [value for part in parts for value in part[name]])
     figures = metric.compute()
     prefix = {kind: f'{kind}_' if len(kinds) > 1 else '' for kind in kinds}
     return {kind: {ours: float(figures[prefix[kind] + theirs]) for ours, theirs in METRICS.items()} for kind in kinds}
@@ -70,7 +76,8 @@ def evaluate_coco(
 def _metric(kinds: tuple[str, ...]) -> Any:
     try:
         from torchmetrics.detection import MeanAveragePrecision
-        return MeanAveragePrecision(iou_type=kinds, backend='faster_coco_eval', max_detection_thresholds=[1, 10, 100])
+        return MeanAveragePrecision(iou_type=kinds, backend='faster_coco_eval', max_detection_thresholds=[1, 10, 100],
+                                    sync_on_compute=False)
     except ImportError:  # torchmetrics says the same of its backend, at greater length
         raise ImportError("COCO's evaluation needs two packages: pip install torchmetrics "
                           "faster-coco-eval.") from None

@@ -164,11 +164,7 @@ class DetectionRun(Run):
 
 def main(args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-asr detect',
          option_names: Sequence[str] = ()) -> int:
-    """Train as the options say; returns the exit status. ``option_names`` are those of detection, for ``args.yaml``.
-
-    BadInput for anything wrong with the options, the data or a checkpoint; Stopped where training cannot go on, or
-    folding changed what the detector finds.
-    """
+    """Train as the options say; returns the exit status. ``option_names`` are those of detection, for ``args.yaml``."""
     setup_logging(os.environ.get('RANK', '0') == '0')
     job = DetectionRun(args, argv, prog)
     job.option_names = tuple(option_names)

@@ -143,8 +143,10 @@ def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -
             mean, std = (torch.tensor(config[key], device=images.device).view(-1, 1, 1) for key in ('mean', 'std'))
             shown = images * std + mean
             if args.samples:
-                sums, counts = zip(*((batch.double().sum(0), len(batch)) for batch, _ in loader), strict=True)
-                mean_image = (sum(sums) / sum(counts)).float() * std + mean
+                total = count = 0
+                for batch, _ in loader:
+                    total, count = total + batch.double().sum(0), count + len(batch)
+                mean_image = (total / count).float() * std + mean
         rows += [{'image': index, 'class': name, 'model': label, 'softmax score': score.item()}
                  for index, (name, score) in enumerate(zip(names, looks[label][1], strict=True))]
         if args.samples:
