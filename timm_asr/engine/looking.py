@@ -143,7 +143,7 @@ def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -
             mean, std = (torch.tensor(config[key], device=images.device).view(-1, 1, 1) for key in ('mean', 'std'))
             shown = images * std + mean
             if args.samples:
-                total = count = 0
+                total, count = torch.zeros(()), 0
                 for batch, _ in loader:
                     total, count = total + batch.double().sum(0), count + len(batch)
                 mean_image = (total / count).float() * std + mean
