@@ -1,10 +1,11 @@
 """What attention costs where networks are deployed: PyTorch, ONNX Runtime in float and int8, OpenVINO.
 
-    python results/deploy.py [--cifar10 FILE] [--budget SECONDS] [SECTION ...]
+    python results/deploy.py [--cifar10 FILE] [--budget SECONDS] [--files FOLDER] [SECTION ...]
 
 Writes deploy.csv and deploy.md beside this file; with sections named, the rows of the others stay. FILE holds CIFAR-10
 as arrays (x_train, x_test, y_test; uint8), on which the accuracy of the weights that come with the package is measured;
-without it that section is left out. Timed as `results/speed.py` does: one process, in turns, pinned threads.
+without it that section is left out. FOLDER keeps the exported files for another run. Timed as `results/speed.py` does:
+one process, in turns, pinned threads.
 """
 
 import argparse
@@ -40,6 +41,8 @@ SEED, BACKBONE, REPVGG = 42, 'resnet83', 'repvgg_a0'
 BATCHES = {1: 20, 64: 1}  # batch size -> steps a round
 CLIENTS = ('eager', 'torch.compile', 'ONNX Runtime, literal', 'ONNX Runtime, inference form', 'ONNX Runtime',
            'ONNX Runtime, int8', 'OpenVINO')
+#: Compiling takes minutes a network.
+COMPILED = ('plain', 'asr_se', 'se', 'se, frozen', REPVGG, f'{REPVGG}, asr_se')
 ACCURACY = ('resnet20', 'resnet20_se', 'resnet20_asr_se')
 Step = Callable[[], object]
 
@@ -89,7 +92,8 @@ def speed_section(folder: Path, budget: float, batch: int) -> list[dict[str, Any
         trained = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         steps['eager'][f'{name}, as trained'] = torch_step(trained, last)
         steps['eager'][name] = torch_step(form, last)
-        steps['torch.compile'][name] = torch_step(torch.compile(copy.deepcopy(form)), last)
+        if name in COMPILED:
+            steps['torch.compile'][name] = torch_step(torch.compile(copy.deepcopy(form)), last)
         file, quantized, literal, simplified = (
             folder / f'{name}{end}.onnx' for end in ('', '.int8', '.literal', '.form'))
         if not literal.exists():  # the same for every batch size
@@ -179,11 +183,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('sections', nargs='*', metavar='SECTION', choices=[[], *sections], help=', '.join(sections))
     parser.add_argument('--cifar10', type=Path, metavar='FILE')
+    parser.add_argument('--files', type=Path, metavar='FOLDER')
     parser.add_argument('--budget', type=float, default=30.0, help='seconds that the rounds of one table may take')
     args = parser.parse_args()
     table = HERE / 'deploy.csv'
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = args.files or Path(name)
+        folder.mkdir(exist_ok=True)
         for section in args.sections or sections:
             if section == 'accuracy':
                 if args.cifar10 is None:
