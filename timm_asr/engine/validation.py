@@ -77,7 +77,7 @@ def _check(args: argparse.Namespace) -> torch.device:
     if args.num_gpu > max(count, 1):
         raise BadInput(f'--num-gpu {args.num_gpu}: this run can use {count} GPUs')
     if args.metrics_avg and importlib.util.find_spec('sklearn') is None:
-        raise BadInput('--metrics-avg needs scikit-learn: pip install "timm-asr[metrics]"')
+        raise BadInput('--metrics-avg needs scikit-learn: pip install scikit-learn')
     if args.batch_size < 1 or args.log_freq < 1:
         raise BadInput('--batch-size and --log-freq must be at least 1')
     check_data(args)
