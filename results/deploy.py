@@ -39,6 +39,7 @@ from timm_asr.export.int8 import onnx_top1, quantize_onnx
 HERE = Path(__file__).parent
 SEED, BACKBONE, REPVGG = 42, 'resnet83', 'repvgg_a0'
 BATCHES = {1: 20, 64: 1}  # batch size -> steps a round
+GATES = ('se', 'eca', 'ie', 'srm', 'spe', 'ras', 'dia_se', 'dia_lstm')
 CLIENTS = ('eager', 'torch.compile', 'ONNX Runtime, literal', 'ONNX Runtime, inference form', 'ONNX Runtime',
            'ONNX Runtime, int8', 'OpenVINO')
 #: Compiling takes minutes a network.
@@ -81,6 +82,37 @@ def torch_step(model: nn.Module, images: torch.Tensor) -> Step:
     return step
 
 
+def write_graphs(folder: Path, name: str, model: nn.Module) -> tuple[Path, Path, Path, Path]:
+    """The ONNX file as it is written, in int8, with the gate as it was trained, and in the inference form."""
+    file, quantized, literal, simplified = (
+        folder / f'{name}{end}.onnx' for end in ('', '.int8', '.literal', '.form'))
+    if not literal.exists():  # the same for every batch size
+        timm_asr.export_onnx(model, file, fold_bn=True)
+        quantize_onnx(file, quantized, [torch.randn(16, 3, 32, 32)])
+        timm_asr.export_onnx(timm_asr.reparameterize(copy.deepcopy(model), fold_bn=True), simplified)
+        timm_asr.export_onnx(model, literal, as_trained=True)
+    return file, quantized, literal, simplified
+
+
+def graphs_section(folder: Path, budget: float) -> list[dict[str, Any]]:
+    """Each gate's three graphs in ONNX Runtime, in turns with each other."""
+    rows = []
+    for batch, iters in BATCHES.items():
+        images, steps = torch.randn(batch, 3, 32, 32), {}
+        for name, model in networks(BACKBONE):
+            if name in GATES:
+                file, _, literal, simplified = write_graphs(folder, name, model)
+                steps |= {(name, 'literal'): ort_step(literal, images), (name, 'form'): ort_step(simplified, images),
+                          (name, 'written'): ort_step(file, images)}
+        times = interleave(steps, rounds=60, iters=iters, warmup=2, budget=3 * budget)
+        for name in GATES:
+            over = ratios({kind: taken for (gate, kind), taken in times.items() if gate == name}, 'literal')
+            rows += [{'network': name, 'batch_size': batch, 'rounds': len(times[name, 'literal']), 'graph': kind,
+                      **{key: round(getattr(over[kind], key), 3) for key in ('median', 'q1', 'q3')}}
+                     for kind in ('form', 'written')]
+    return rows
+
+
 def speed_section(folder: Path, budget: float, batch: int) -> list[dict[str, Any]]:
     torch.manual_seed(SEED)
     images = torch.randn(batch, 3, 32, 32)
@@ -94,13 +126,7 @@ def speed_section(folder: Path, budget: float, batch: int) -> list[dict[str, Any
         steps['eager'][name] = torch_step(form, last)
         if name in COMPILED:
             steps['torch.compile'][name] = torch_step(torch.compile(copy.deepcopy(form)), last)
-        file, quantized, literal, simplified = (
-            folder / f'{name}{end}.onnx' for end in ('', '.int8', '.literal', '.form'))
-        if not literal.exists():  # the same for every batch size
-            timm_asr.export_onnx(model, file, fold_bn=True)
-            quantize_onnx(file, quantized, [torch.randn(16, 3, 32, 32)])
-            timm_asr.export_onnx(model, literal, as_trained=True)
-            timm_asr.export_onnx(timm_asr.reparameterize(copy.deepcopy(model), fold_bn=True), simplified)
+        file, quantized, literal, simplified = write_graphs(folder, name, model)
         steps['ONNX Runtime'][name] = ort_step(file, images)
         steps['OpenVINO'][name] = openvino_step(file, images)
         steps['ONNX Runtime, int8'][name] = ort_step(quantized, images)
@@ -169,6 +195,12 @@ are in that form only where their class says `form_in_onnx`; "inference form" ha
                      for row in own if row['client'] == client]
             if shown:
                 parts.append(f'## {client}, batch {batch}\n\n{as_markdown(shown)}')
+    shown = [{key: number(row[key]) for key in ('network', 'batch_size', 'rounds', 'graph', 'median', 'q1', 'q3')}
+             for row in rows if row['section'] == 'graphs']
+    if shown:
+        parts.append('## The graphs of each gate in ONNX Runtime, over its literal one\n\n'
+                     'Taken in turns with each other. "form" is the inference form, "written" what `export_onnx` '
+                     'writes.\n\n' + as_markdown(shown))
     shown = [{key: number(row[key]) for key in ('network', 'images', 'top1_float', 'top1_int8')}
              for row in rows if row['section'] == 'accuracy']
     if shown:
@@ -179,7 +211,7 @@ are in that form only where their class says `form_in_onnx`; "inference form" ha
 
 
 def main() -> None:
-    sections = [f'speed-{batch}' for batch in BATCHES] + ['accuracy']
+    sections = [*(f'speed-{batch}' for batch in BATCHES), 'graphs', 'accuracy']
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('sections', nargs='*', metavar='SECTION', choices=[[], *sections], help=', '.join(sections))
     parser.add_argument('--cifar10', type=Path, metavar='FILE')
@@ -196,6 +228,8 @@ def main() -> None:
                     print('Accuracy is left out; --cifar10 FILE measures it.')
                     continue
                 fresh = accuracy_section(folder, args.cifar10)
+            elif section == 'graphs':
+                fresh = graphs_section(folder, args.budget)
             else:
                 fresh = speed_section(folder, args.budget, int(section.partition('-')[2]))
             rows = list(csv.DictReader(table.open())) if table.is_file() else []
