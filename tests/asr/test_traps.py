@@ -247,6 +247,7 @@ def _worker(rank, name, port, folder, sharded):
     grads = [p.grad.full_tensor() if sharded else p.grad for p in model.parameters()]
     if rank == 0:
         torch.save(grads, f'{folder}/grads.pt')
+    dist.barrier()  # neither ends while the other still talks to it
     dist.destroy_process_group()
 
 

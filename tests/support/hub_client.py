@@ -78,9 +78,8 @@ class Client:
         return Ran(**json.loads(self.process.stdout.readline()))
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(20)
+        self.process.kill()
+        self.process.wait()
 
 
 @pytest.fixture(scope='session')

@@ -137,7 +137,8 @@ class SPE(ChannelGate):
     @torch.jit.unused
     def _found_shares(self) -> Tensor:
         found, kind = shares_of(self), self.exc_bias.device.type
-        if (found.requires_grad and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        if (isinstance(found, Tensor) and found.requires_grad  # FX traces with stand-ins
+                and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
                 and torch.get_autocast_dtype(kind) == torch.float16 and not torch.compiler.is_compiling()):
             found.register_hook(self._refuse_scaled)
         return found
