@@ -40,11 +40,10 @@ class ChannelGate(nn.Module):
     A subclass needs ``logits``, and says by the attributes below what is special about it; ``docs/add_a_gate.md``
     shows how. It serves as timm's ``attn_layer``, since every gate takes these arguments beside its own:
 
-    Args:
-        channels: Channels C of the feature map.
-        device, dtype: Where the parameters are, and their type.
-        rd_ratio, rd_channels, rd_divisor, act_layer: Width and activation of a hidden layer; gates without one
-            take and ignore them.
+    - ``channels``: channels C of the feature map;
+    - ``device``, ``dtype``: where the parameters are, and their type;
+    - ``rd_ratio``, ``rd_channels``, ``rd_divisor``, ``act_layer``: width and activation of a hidden layer; gates
+      without one take and ignore them.
     """
 
     #: Keyword of ``timm.create_model`` -> argument of the constructor.
