@@ -18,6 +18,7 @@ import yaml
 from timm.models import get_pretrained_cfg
 
 from ..version import __version__
+from .find import HUB_PREFIXES
 from .names import KEY
 
 _OPTIONS = """
@@ -124,7 +125,7 @@ def dataset_name(args: Mapping[str, Any]) -> str | None:
 
 def base_model_of(name: str, pretrained: bool) -> str | None:
     """The repository on the Hub whose weights a model started from, by the name it was made by; None if unknown."""
-    if name.startswith(('hf-hub:', 'hf_hub:')):
+    if name.startswith(HUB_PREFIXES):
         return name.partition(':')[2].partition('@')[0]
     cfg = get_pretrained_cfg(name, allow_unregistered=True) if pretrained and name else None
     return (cfg.hf_hub_id or None) if cfg is not None else None

@@ -26,6 +26,7 @@ from ..detection import CocoSet, collate, create_detector, evaluate_coco
 from ..errors import BadInput, Stopped
 from ..figures.training import plot_curve
 from ..models.auxiliary import auxiliary_loss
+from ..models.counts import count_parameters
 from .build import Task, make_optimizer, resolve_learning_rate
 from .loaders import Loaders
 from .loop import Training
@@ -111,9 +112,8 @@ class DetectionRun(Run):
         resolve_learning_rate(args, args.batch_size)
         training = Training(args, DetectionTask(model, self.device), loaders, make_optimizer(model, args), None,
                             self.device, self.autocast, self.scaler)
-        count = sum(p.numel() for p in model.parameters())
-        _logger.info(f'{args.detector} over {args.backbone}, {count:,} parameters, {len(train)} images, '
-                     f'{len(self.categories)} classes, on {self.device}.')
+        _logger.info(f'{args.detector} over {args.backbone}, {count_parameters(model):,} parameters, '
+                     f'{len(train)} images, {len(self.categories)} classes, on {self.device}.')
         return training, {'input_size': (3, args.num_classes)}, (train, val)  # the folder's name ends in the latter
 
     def validate(self, progress: Progress) -> 'OrderedDict[str, float] | None':
@@ -142,8 +142,8 @@ class DetectionRun(Run):
         load_weights(model, best, state_dict_of(read_checkpoint(best), path=best), self.args.model)
         model = model.to(self.device).eval()
         folded = fold_asr(copy.deepcopy(model))
-        metrics: dict[str, Any] = {name: sum(p.numel() for p in m.parameters())
-                                   for name, m in (('parameters', model), ('parameters_folded', folded))}
+        metrics: dict[str, Any] = {
+            'parameters': count_parameters(model), 'parameters_folded': count_parameters(folded)}
         if self.datasets[1] is not None:
             loader = eval_loader(self.args, self.datasets[1])
             before, after = self.figures(model, loader), self.figures(folded, loader)

@@ -12,7 +12,7 @@ from ..checkpoints.read import first_line
 from ..checkpoints.source import Source
 from ..errors import BadInput, Stopped
 from ..export.graph import export_program
-from ..export.place import remove_export, write_whole
+from ..export.place import refuse_file, remove_export, write_whole
 from ..export.save import save_fused
 from ..figures.gates import plot_frozen
 from ..freeze import FreezeReport, freeze_attention
@@ -66,8 +66,7 @@ def freeze(args: Namespace) -> FreezeReport:
 
 def _refuse_taken(folder: Path, overwrite: bool) -> None:
     """Before any work: refuse a folder that holds something else."""
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f'{folder} is a file, and a folder is to be written there')
+    refuse_file(folder)
     taken = [name for name in (PROGRAM, GATES, GATES_PLOT, WEIGHTS) if (folder / name).exists()]
     if taken and not overwrite:
         raise BadInput(f'{folder} has another {taken[0]} already; choose another folder, or replace what is there '

@@ -3,7 +3,6 @@
 import argparse
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from ..checkpoints import source
 from ..checkpoints.open import open_source
 from ..errors import BadInput
 from .interrupt import quiet_workers
-from .loaders import classes_of, open_dataset
+from .loaders import check_data, classes_of, open_dataset
 
 _logger = logging.getLogger(__name__)
 
@@ -62,14 +61,10 @@ def data_config_of(args: argparse.Namespace, model: nn.Module, trained: Mapping[
     return config
 
 
-def check_data(args: argparse.Namespace) -> None:
-    """Settle ``args.data_dir``. ``BadInput``: no data is named, or there is none at that place."""
+def settle_data(args: argparse.Namespace) -> None:
+    """Let ``args.data_dir`` be what is named in either way, and check it."""
     args.data_dir = args.data or args.data_dir
-    if not args.dataset and not args.data_dir:
-        raise BadInput('no data: give the folder of the images (--data-dir DIR) or the name of a data set '
-                       '(--dataset NAME)')
-    if not args.dataset and not Path(args.data_dir).exists():
-        raise BadInput(f'no data at {args.data_dir}')
+    check_data(args)
 
 
 def open_data(args: argparse.Namespace, data_config: dict[str, Any], num_outputs: int) -> Any:
@@ -78,7 +73,7 @@ def open_data(args: argparse.Namespace, data_config: dict[str, Any], num_outputs
     Raises:
         BadInput: If it cannot be opened, or has more classes.
     """
-    check_data(args)
+    settle_data(args)
     img_mode = args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
     named = argparse.Namespace(**vars(args), val_split=args.split, val_num_samples=args.num_samples)
     dataset = open_dataset(named, False, img_mode)

@@ -79,14 +79,18 @@ def label_names(dataset: Any, num_classes: int) -> list[str] | None:
     return [names[i] for i in range(num_classes)] if set(names) == set(range(num_classes)) else None
 
 
-def open_dataset(args: argparse.Namespace, training: bool, img_mode: str) -> Any:
-    """The training or validation set that the options name; BadInput if there is none, or only one class in it."""
-    split = args.train_split if training else args.val_split
+def check_data(args: argparse.Namespace, more: str = '') -> None:
+    """``BadInput``: no data is named (``more`` says what else would do), or there is none at that place."""
     if not args.dataset and not args.data_dir:
         raise BadInput('no data: give the folder of the images (--data-dir DIR) or the name of a data set '
-                       '(--dataset NAME), or take a recipe (--config digits)')
+                       f'(--dataset NAME){more}')
     if not args.dataset and not os.path.exists(args.data_dir):
         raise BadInput(f'no data at {args.data_dir}')
+
+
+def open_dataset(args: argparse.Namespace, training: bool, img_mode: str) -> Any:
+    """The training or validation set that checked options name; BadInput if there is none, or only one class in it."""
+    split = args.train_split if training else args.val_split
     keywords = {'seed': args.seed, 'repeats': args.epoch_repeats} if training else {}
     try:
         dataset = create_dataset(
@@ -127,6 +131,7 @@ def check_classes(args: argparse.Namespace, train: Any, evaluation: Any) -> None
 def open_datasets(args: argparse.Namespace, channels: int) -> tuple[Any, Any]:
     """The training and the validation set (or None), checked against each other and the model."""
     img_mode = args.input_img_mode or ('RGB' if channels == 3 else 'L')
+    check_data(args, ', or take a recipe (--config digits)')
     train = open_dataset(args, True, img_mode)
     # Opened again where a part of it is held out, since that part is not augmented.
     evaluation = open_dataset(args, bool(args.holdout), img_mode) if args.val_split or args.holdout else None

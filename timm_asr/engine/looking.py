@@ -1,6 +1,5 @@
 """What ``stripes``, ``gradcam``, ``gradients`` and ``feature-integration`` do: open, measure, write, draw."""
 
-import shlex
 from argparse import Namespace
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -24,22 +23,22 @@ from ..errors import BadInput
 from ..figures import gates as draw
 from ..figures.looking import plot_feature_integration, plot_gradients, plot_looks
 from .device import find_device
-from .inputs import check_data, mix, open_images, open_model
+from .inputs import mix, open_images, open_model, settle_data
 from .interrupt import deferred_interrupts
 from .loaders import classes_of, open_dataset
 from .progress import setup_logging
-from .runs import output_folder, write_tables
+from .runs import caption_of, output_folder, write_tables
 
 
 def run(work: Any, args: Namespace, words: list[str], prog: str) -> int:
     """Call ``work`` with options, device, folder and caption (the command), after the checks all commands share."""
     setup_logging()
     device = find_device(args.device)
-    check_data(args)
+    settle_data(args)
     try:
         with deferred_interrupts():
             folder = output_folder(args)
-            work(args, device, folder, shlex.join(['timm-asr', prog.split()[-1], *words]))
+            work(args, device, folder, caption_of(prog, words))
     except (AssertionError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise BadInput(first_line(error) or type(error).__name__) from None
     for path in sorted(folder.iterdir()):
@@ -124,7 +123,7 @@ def _differences(args: Namespace, device: torch.device, folder: Path, caption: s
             for name, values in found.items() for step, epoch in enumerate(epochs[1:])
             for image in range(len(images))]
     write_tables(folder, 'differences', rows, caption, epochs=epochs,
-           gates={name: values.tolist() for name, values in found.items()})
+                 gates={name: values.tolist() for name, values in found.items()})
     draw.plot_differences(found, folder / 'differences.png', f'{_name(args, first)}: |v(t+1) - v(t)| of three images',
                           caption, args.gates or args.panels)
 
@@ -155,7 +154,7 @@ def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -
             rows.append({'image': f'mean of {averages[label].images}', 'class': '', 'model': label,
                          'softmax score': averages[label].score})
     write_tables(folder, 'gradcam', rows, caption, scores=rows,
-           average={name: look.map.tolist() for name, look in averages.items()})
+                 average={name: look.map.tolist() for name, look in averages.items()})
     plot_looks(shown, looks, folder / 'gradcam.png', '', caption, names, (mean_image, averages) if averages else None)
 
 
@@ -187,5 +186,5 @@ def integration(args: Namespace, device: torch.device, folder: Path, caption: st
     rows = [{'stage': stage, 'target': t + 1, 'source': s + 1, 'importance': importance[t, s].item()}
             for stage, importance in maps.items() for t in range(len(importance)) for s in range(t)]
     write_tables(folder, 'integration', rows, caption, model=label,
-           importance={name: importance.nan_to_num().tolist() for name, importance in maps.items()})
+                 importance={name: importance.nan_to_num().tolist() for name, importance in maps.items()})
     plot_feature_integration(maps, folder / 'integration.png', label, caption)

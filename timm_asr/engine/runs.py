@@ -5,6 +5,7 @@ import json
 import shlex
 import statistics
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 
 from ..checkpoints.names import ARGS, SUMMARY
 from ..errors import BadInput
+from ..export.place import refuse_file
 from ..figures.speed import plot_speed
 from ..figures.training import plot_curves
 from .reports import write_results
@@ -21,10 +23,14 @@ from .summary import read_summary
 def output_folder(args: Namespace) -> Path:
     """The folder of ``--output``, made if it is not there."""
     folder = Path(args.output)
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f'{folder} is a file, and a folder is to be written there')
+    refuse_file(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def caption_of(prog: str, words: Sequence[str]) -> str:
+    """The command of a figure, as a user would type it."""
+    return shlex.join(['timm-asr', prog.split()[-1], *words])
 
 
 def write_tables(folder: Path, name: str, rows: list[dict[str, Any]], caption: str, **content: Any) -> None:
@@ -57,7 +63,7 @@ def curves(args: Namespace, words: list[str], prog: str) -> int:
         name, rows = _read_run(Path(path))
         label = args.labels[index] if args.labels else name
         runs[label if label not in runs else Path(path).name] = rows
-    folder, caption = output_folder(args), shlex.join(['timm-asr', prog.split()[-1], *words])
+    folder, caption = output_folder(args), caption_of(prog, words)
     write_tables(folder, 'curves', [{'run': label, **row} for label, rows in runs.items() for row in rows], caption,
                  runs=runs)
     plot_curves(runs, folder / 'curves.png', args.title, caption)
@@ -106,7 +112,7 @@ def scatter(args: Namespace, words: list[str], prog: str) -> int:
     if not both:
         raise BadInput(f'no model has both: speeds are of {", ".join(measured) or "none"}, accuracies of '
                        f'{", ".join(accuracy) or "none"}')
-    folder, caption = output_folder(args), shlex.join(['timm-asr', prog.split()[-1], *words])
+    folder, caption = output_folder(args), caption_of(prog, words)
     write_tables(folder, 'scatter', both, caption, models=both)
     plot_speed(both, folder / 'scatter.png', args.title, caption)
     print(f'written {folder / "scatter.png"}')

@@ -67,13 +67,13 @@ def columns_of(args: argparse.Namespace, model: nn.Module, form: nn.Module, top1
     plain = variant.without('gate', 'asr', 'dia') if variant else args.model
     gate = args.asr or (variant and (variant.asr or variant.gate))
     gated = replace(variant, gate=gate, asr='', dia='').name if variant else f'{plain}_{gate}'
-    others = {plain: beside(plain, args)}
-    if gate in list_gates():
+    others = {} if plain == own else {plain: beside(plain, args)}
+    if gate in list_gates() and gated != own:
         sites = [name for name, module in model.named_modules() if isinstance(module, ASR)]
         others[gated] = beside(gated, args) if variant_of(gated) else beside(plain, args, gate, sites)
     device = next(model.parameters()).device
     return [*(Column(name, other.to(device), reparameterize(copy.deepcopy(other)).to(device))
-              for name, other in others.items() if other is not None and name != own), Column(own, model, form, top1)]
+              for name, other in others.items() if other is not None), Column(own, model, form, top1)]
 
 
 def beside(name: str, args: argparse.Namespace, gate: str = '', sites: Sequence[str] = ()) -> nn.Module | None:

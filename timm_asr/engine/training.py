@@ -23,6 +23,7 @@ from ..checkpoints.open import open_source
 from ..checkpoints.source import data_config_of
 from ..errors import BadInput, Stopped
 from ..export.place import list_in_manifest
+from ..models.counts import count_parameters
 from . import build, side_by_side
 from .checkpoint import SaveFailed, Saver, write_atomically
 from .device import find_device
@@ -97,7 +98,7 @@ class Run:
         args.num_classes = args.num_classes or model.num_classes
         data_config = data_config_of(model, vars(args))
         dtype = DTYPES[args.model_dtype] if args.model_dtype else None
-        count = sum(parameter.numel() for parameter in model.parameters())
+        count = count_parameters(model)
         model = build.prepare_model(model, args, device)
         if args.sync_bn and args.distributed and device.type == 'cpu':
             raise BadInput('--sync-bn: PyTorch computes SyncBatchNorm on GPUs only; without it, --dist-bn makes the '

@@ -23,7 +23,7 @@ from ..errors import BadInput
 from ..models.counts import count_parameters
 from .device import find_device
 from .evaluate import Totals, evaluate
-from .inputs import check_data, make_loader, open_data, open_model
+from .inputs import make_loader, open_data, open_model, settle_data
 from .interrupt import deferred_interrupts
 from .loaders import label_names
 from .prepare import DTYPES, autocast, check_noise, compiled, fast_matmul, inference_form, with_smaller_batches
@@ -80,7 +80,7 @@ def _check(args: argparse.Namespace) -> torch.device:
         raise BadInput('--metrics-avg needs scikit-learn: pip install scikit-learn')
     if args.batch_size < 1 or args.log_freq < 1:
         raise BadInput('--batch-size and --log-freq must be at least 1')
-    check_data(args)
+    settle_data(args)
     return device
 
 

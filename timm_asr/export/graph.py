@@ -25,6 +25,7 @@ from ..gates.gate import ChannelGate
 from ..gates.shared import SharedUnit
 from ..inference.compare import Comparison, random_images, tolerance
 from ..inference.reparameterize import is_foldable, reparameterize
+from ..models.counts import count_parameters
 
 METADATA = 'timm_asr'
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -107,8 +108,7 @@ def _export(write: Callable[..., Run], by: str, source: Source, file: Path, as_t
                 if isinstance(module, ChannelGate | SharedUnit) and not module.form_in_onnx:
                     module.inference_form = lambda *_, **__: None  # type: ignore[assignment,method-assign]
         ready = reparameterize(ready, fold_bn=fold_bn)
-        before, after = (sum(p.numel() for p in m.parameters()) for m in (reference, ready))
-        report('fold', f'{before:,} parameters become {after:,}')
+        report('fold', f'{count_parameters(reference):,} parameters become {count_parameters(ready):,}')
     ready.requires_grad_(False)
     data, names = resolve_input_data_config(source.model, args=dict(source.data_config or {})), class_names(source)
     about = {'model': source.facts.get('model'), **data, **({'label_names': names} if names else {})}

@@ -59,11 +59,16 @@ def list_in_manifest(folder: Path, names: Iterable[str]) -> None:
         os.replace(aside, folder / CONFIG)
 
 
+def refuse_file(folder: Path) -> None:
+    """Raise ``BadInput`` where a file stands in the place of a folder that is to be written."""
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f'{folder} is a file, and a folder is to be written there')
+
+
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
     """A new folder on the disk of ``folder``, for what will be placed there; gone at the end."""
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f'{folder} is a file, and a folder is to be written there')
+    refuse_file(folder)
     place = folder.resolve()
     # A folder that holds an export and nothing else can be renamed.
     alone = not place.is_dir() or (

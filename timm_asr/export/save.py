@@ -21,6 +21,7 @@ from ..checkpoints.open import as_source
 from ..checkpoints.provenance import file_sha256, provenance_of
 from ..checkpoints.source import Source, class_names, models_inside, name_of, to_float32
 from ..inference.compare import random_images, relative_difference, same_function
+from ..models.counts import count_parameters
 from ..models.registry import plain_architecture
 from .folded import check_fit, check_written, needs_of, plain_arguments, refuse_inference_form, state_of, tag_of
 from .place import files_in, put_in_place, refuse_taken, write_whole, written_aside
@@ -155,7 +156,7 @@ class _Writer:
         """Compare a folded model with what it came from; round it, where a smaller type is asked for."""
         images = random_images(tuple(self._data(model)['input_size']))
         relative = same_function(reference, model, images)
-        before, after = (sum(p.numel() for p in m.parameters()) for m in (reference, model))
+        before, after = count_parameters(reference), count_parameters(model)
         text = f'{before:,} parameters become {after:,}' if has_asr(reference) else f'{after:,} parameters without ASR'
         self.report('fold', f'{text}; logits on random images differ by {relative:.1g} of the largest')
         if self.dtype == 'float32':
