@@ -30,7 +30,7 @@ from timm_asr.errors import BadInput, run_main
 from timm_asr.experiment.plan import Plan, read_plan
 from timm_asr.experiment.report import comparisons, markdown
 from timm_asr.experiment.runner import OPTIONS, RESULT, read_results, values_of
-from timm_asr.experiment.search import ranking
+from timm_asr.experiment.search import ranking, rounds
 from timm_asr.experiment.statistics import LEVEL, holm
 from timm_asr.figures.training import plot_arms
 
@@ -114,20 +114,31 @@ def cells(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     return found
 
 
+def parts(name: str, folder: Path) -> list[tuple[Plan, Path]]:
+    """An experiment and the folder of its runs; of a search, each of its rounds that are known."""
+    plan = read_plan(HERE / 'study' / f'{name}.yaml')
+    return rounds(plan, folder / name) if plan.halving else [(plan, folder / name)]
+
+
 def begin(name: str, folder: Path) -> None:
     """Write the results of an experiment's CSV, and the options of those runs, as the runner leaves them."""
-    plan, path = read_plan(HERE / 'study' / f'{name}.yaml'), HERE / 'study' / f'{name}.csv'
+    path = HERE / 'study' / f'{name}.csv'
     if not path.is_file():
         return
     with open(path, encoding='utf-8', newline='') as file:
-        rows = {(row['arm'], int(row['seed'])): row for row in csv.DictReader(file)}
-    for run in plan.runs:
-        row = rows.get((run.arm.name, run.seed))
-        if row is not None and not (folder / run.name).exists():
-            (folder / run.name).mkdir(parents=True)
-            (folder / run.name / OPTIONS).write_text(yaml.safe_dump(run.options), encoding='utf-8')
-            values = {key: yaml.safe_load(value) for key, value in row.items() if value}
-            (folder / run.name / RESULT).write_text(json.dumps(values), encoding='utf-8')
+        rows = {(row['arm'], int(row['seed']), int(row['epochs'])): row for row in csv.DictReader(file)}
+    made = True
+    while made:  # the runs of a round make the next one known
+        made = False
+        for plan, place in parts(name, folder):
+            for run in plan.runs:
+                row = rows.pop((run.arm.name, run.seed, run.options['epochs']), None)
+                if row is not None and not (place / run.name).exists():
+                    made = True
+                    (place / run.name).mkdir(parents=True)
+                    (place / run.name / OPTIONS).write_text(yaml.safe_dump(run.options), encoding='utf-8')
+                    values = {key: yaml.safe_load(value) for key, value in row.items() if value}
+                    (place / run.name / RESULT).write_text(json.dumps(values), encoding='utf-8')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,8 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     folder = args.runs
     if args.begin:
-        for name in ORDER:
-            begin(name, folder / name)
+        for name in (*ORDER, 'search'):
+            begin(name, folder)
         return 0
     if not folder.is_dir():
         raise BadInput(f'no folder at {folder}')
@@ -163,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             columns[f'{plan.name}; seeds: {len(whole) // len(plan.arms)}'] = cells(plan, whole)
     search = read_plan(HERE / 'study' / 'search.yaml')
     if (folder / 'search').is_dir():
+        found = [row for part, place in parts('search', folder) for row in read_results(part, place)]
+        write_results(HERE / 'study' / 'search.csv', found)
         sections.append(ranking(search, folder / 'search').replace('# ', '## ', 1).rstrip())
     else:
         missing.append('`study/search.yaml`')

@@ -23,7 +23,8 @@ def _scores(plan: Plan, folder: Path) -> dict[str, float]:
 
 def rounds(plan: Plan, output: Path) -> list[tuple[Plan, Path]]:
     """The rounds that are known: those whose runs are all made, and the one after them, if there is one."""
-    arms: tuple[Arm, ...] = plan.arms
+    arms: tuple[Arm, ...] = tuple(
+        replace(arm, options={'epochs': plan.halving[-1], **arm.options}) for arm in plan.arms)
     found = []
     for number, epochs in enumerate(plan.halving, 1):
         part = replace(plan, name=f'{plan.name}, round {number}: {epochs} epochs', halving=(), arms=tuple(
