@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -195,6 +196,24 @@ def test_bad_sets(images, annotations, sentence, tmp_path):
         CocoSet(tmp_path / images if images else folder, file)
     assert sentence in str(caught.value)
     assert '\n' not in str(caught.value)
+
+
+def test_a_process_without_images_waits_for_none_and_has_the_figures_of_all(tmp_path, monkeypatch):
+    data = CocoSet(*make_coco(tmp_path), masks=True)
+    alone = evaluate_coco(Oracle(data, shift=5), loader(data))
+    said = []  # by the processes before this one
+
+    def all_gather_object(parts, own):
+        said.append(own)
+        parts[:len(said)] = said
+
+    monkeypatch.setattr('timm_asr.detection.evaluate.dist', SimpleNamespace(
+        is_initialized=lambda: True, get_world_size=lambda: 2, all_gather_object=all_gather_object))
+    for images in (loader(data), []):
+        assert evaluate_coco(Oracle(data, shift=5), images, coco=data.coco) == alone
+    said.clear()
+    with pytest.raises(ValueError, match='The loader gives no images to evaluate on.'):
+        evaluate_coco(Oracle(data), [], coco=data.coco)
 
 
 def test_bad_evaluations(tmp_path):

@@ -61,13 +61,17 @@ def evaluate_coco(
     finally:
         for module, training in modes.items():
             module.training = training
-    if metric is None:
-        raise ValueError('The loader gives no images to evaluate on.')
+    parts: list[Any] = [None if metric is None else (kinds, metric.metric_state)]
     if dist.is_initialized():  # torchmetrics gathers tensors of the device alone, and equally many images
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, metric.metric_state)
-        for name in parts[0]:
-            setattr(metric, name, [value for part in parts for value in part[name]])
+        own, parts = parts[0], [None] * dist.get_world_size()
+        dist.all_gather_object(parts, own)
+    parts = [part for part in parts if part is not None]  # a process may have had no image
+    if not parts:
+        raise ValueError('The loader gives no images to evaluate on.')
+    kinds = parts[0][0]
+    metric = _metric(kinds)
+    for name in parts[0][1]:
+        setattr(metric, name, [value for _, state in parts for value in state[name]])
     figures = metric.compute()
     prefix = {kind: f'{kind}_' if len(kinds) > 1 else '' for kind in kinds}
     return {kind: {ours: float(figures[prefix[kind] + theirs]) for ours, theirs in METRICS.items()} for kind in kinds}
