@@ -1,13 +1,16 @@
-"""One thread a worker: two workers share the machine, and small models are faster so."""
+"""One thread a worker: two workers share the machine, and small models are faster so. And a Hub on loopback."""
 
 import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+from pathlib import Path
+
 import pytest
 import torch
-from hub_client import _started_hub, hub, hub_client, stock_client  # noqa: F401 - fixtures
-from timm_scripts import timm_scripts  # noqa: F401
+from hub import HUB, Hub  # before huggingface_hub, which reads its environment when it is imported
+from huggingface_hub import constants
+from timm_scripts import timm_scripts  # noqa: F401 - a fixture
 
 import timm_asr  # noqa: F401 - registers the models
 
@@ -27,3 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The hub of this process, empty, as are token and cache; its client does not wait before it tries again."""
+    HUB.reset()
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setattr('time.sleep', lambda seconds: None)
+    monkeypatch.delenv('HF_TOKEN', raising=False)
+    return HUB

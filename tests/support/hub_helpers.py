@@ -45,3 +45,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def change_config(folder: Path, **root: object) -> None:
     path = folder / 'config.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), **root}))
+
+
+def change_section(folder: Path, **entries: object) -> None:
+    """Change entries of the section of this package; None takes one away."""
+    section = {**json.loads((folder / 'config.json').read_text())['timm_asr'], **entries}
+    change_config(folder, timm_asr={key: value for key, value in section.items() if value is not None})
