@@ -84,6 +84,7 @@ def test_the_average():
     found = average_cam(model, list(zip(x.split(4), labels.split(4), strict=True)), samples=5)
     assert found.images == 5
     assert torch.allclose(found.map, maps.mean(0), atol=1e-5)
+    assert torch.allclose(found.image, x[:5].mean(0), atol=1e-6)
     assert found.score == pytest.approx(scores.mean().item(), abs=1e-6)
 
 

@@ -76,14 +76,12 @@ def test_stripes_of_a_detector(command, tmp_path):
         path = tmp_path / 'data' / 'validation' / f'class{number % 2}' / f'{number}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
         # Wide, so that the detector does not make it large.
-        Image.new('RGB', (200 + 10 * number, 20), (number, 99, 30)).save(path)
+        Image.new('RGB', (600 + 10 * number, 10), (number, 99, 30)).save(path)
     _, folder = command(
         'stripes --detector retinanet --model resnet18_se --checkpoint TMP/detector.pth --data-dir TMP/data -j 0')
     told = json.loads((folder / 'stripes.json').read_text())
     assert (told['model'], told['images'], len(told['gates'])) == ('retinanet on resnet18_se', 3, 8)
-    images = [torch.full((3, 20, 200 + 10 * n), 0.0) for n in range(3)]
-    for n, image in enumerate(images):
-        image[:] = torch.tensor([n, 99, 30]).view(3, 1, 1) / 255
+    images = [torch.tensor([n, 99, 30]).view(3, 1, 1).expand(3, 10, 600 + 10 * n) / 255 for n in range(3)]
     expected = measure_stripes(model, [(images, None)])
     assert told['score'] == pytest.approx(expected.score, abs=1e-4)
 

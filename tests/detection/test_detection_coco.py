@@ -170,32 +170,21 @@ def test_what_a_file_leaves_out(tmp_path):
 
 
 @pytest.mark.parametrize(('change', 'sentence'), [
-    (lambda c: c['annotations'][1].update(category_id=0), 'has objects of category 0, which detectors take for'),
-    (lambda c: c['annotations'][1].pop('segmentation'), "an annotation (id 2) without 'segmentation'; without masks="),
-    (lambda c: c['annotations'][1].pop('bbox'), "has an annotation (id 2) without 'bbox'.")])
+    (lambda c: c['annotations'][1].update(category_id=0), "its annotation 2 has no 'category_id' from 1 on, and "),
+    (lambda c: c['annotations'][1].pop('segmentation'), "its annotation 2 has no 'segmentation'; without masks=True "),
+    (lambda c: c['annotations'][1].pop('bbox'), "its annotation 2 has no 'bbox'."),
+    (lambda c: c.pop('annotations'), "is not in COCO's format: there is no 'annotations'."), (None, 'Expecting')])
 def test_bad_annotations(change, sentence, tmp_path):
     images, annotations = make_coco(tmp_path, count=2)
     content = json.loads(annotations.read_text())
-    change(content)
-    annotations.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=re.escape(sentence)):
+    annotations.write_text('not json' if change is None else json.dumps((change(content), content)[1]))
+    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
         CocoSet(images, annotations, masks=True)
-
-
-@pytest.mark.parametrize(('images', 'annotations', 'sentence'), [
-    ('nowhere', None, 'There is no folder of images at '), (None, 'nowhere.json', 'nowhere.json is not a JSON file ('),
-    (None, 'not json', 'is not a JSON file (Expecting'),
-    (None, '{"images": []}', "is not in COCO's format: it has no list 'annotations'.")])
-def test_bad_sets(images, annotations, sentence, tmp_path):
-    folder, file = make_coco(tmp_path / 'set', count=2)
-    if annotations == 'nowhere.json':
-        file = tmp_path / annotations
-    elif annotations:
-        file.write_text(annotations)
-    with pytest.raises(ValueError, match='.') as caught:
-        CocoSet(tmp_path / images if images else folder, file)
-    assert sentence in str(caught.value)
     assert '\n' not in str(caught.value)
+    with pytest.raises(ValueError, match='There is no folder of images at '):
+        CocoSet(tmp_path / 'nowhere', annotations)
+    with pytest.raises(ValueError, match="No such file or directory: '.*nowhere.json'"):
+        CocoSet(images, tmp_path / 'nowhere.json')
 
 
 def test_a_process_without_images_waits_for_none_and_has_the_figures_of_all(tmp_path, monkeypatch):
@@ -205,7 +194,7 @@ def test_a_process_without_images_waits_for_none_and_has_the_figures_of_all(tmp_
 
     def all_gather_object(parts, own):
         said.append(own)
-        parts[:len(said)] = said
+        parts[:] = [*said, ([], {})][:2]
 
     monkeypatch.setattr('timm_asr.detection.evaluate.dist', SimpleNamespace(
         is_initialized=lambda: True, get_world_size=lambda: 2, all_gather_object=all_gather_object))
@@ -222,10 +211,3 @@ def test_bad_evaluations(tmp_path):
         evaluate_coco(Oracle(data), [], coco=data.coco)
     with pytest.raises(ValueError, match='has no COCO ground truth; pass it as'):
         evaluate_coco(Oracle(data), list(loader(data)))
-    less = COCO()
-    less.dataset = {**data.coco.dataset, 'images': data.coco.dataset['images'][1:]}
-    less.createIndex()
-    detector = Oracle(data)
-    detector.forward = None  # nothing is run before the loader is seen to be another's
-    with pytest.raises(ValueError, match='The loader gives the image 10, which the ground truth does not have; pass'):
-        evaluate_coco(detector, loader(data), coco=less)

@@ -85,6 +85,7 @@ class AverageLook:
     """What :func:`average_cam` found: means over a number of images."""
 
     map: torch.Tensor  #: (H, W), from 0 to 1
+    image: torch.Tensor  #: (C, H, W), as the model saw it
     score: float  #: softmax score of the targets
     images: int
 
@@ -97,9 +98,10 @@ def average_cam(
     ``loader`` and ``samples`` as :class:`Images` has them; without labels, the predicted class is the target.
     """
     images = Images(loader, model, samples, progress)
-    total, score = torch.zeros(()), 0.0
+    total, image, score = torch.zeros(()), torch.zeros(()), 0.0
     for batch, labels in images.batches('Grad-CAM'):
         maps, scores = grad_cam(model, batch, labels, layer)
         total = total + maps.double().sum(0)
+        image = image + batch.sum(0)
         score += scores.sum().item()
-    return AverageLook((total / images.seen).float(), score / images.seen, images.seen)
+    return AverageLook((total / images.seen).float(), image / images.seen, score / images.seen, images.seen)

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import io
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,9 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
+
+_NEEDED = {'bbox': '', 'category_id': ' from 1 on, and detectors take 0 for the background',
+           'segmentation': '; without masks=True it can be read'}
 
 
 class CocoSet(Dataset):
@@ -42,13 +44,18 @@ class CocoSet(Dataset):
             raise ImportError("COCO's format needs pycocotools: pip install pycocotools.")
         if not Path(images).is_dir():
             raise ValueError(f'There is no folder of images at {images}.')
-        _check_annotations(Path(annotations), masks)
-        self.masks = masks
-        with contextlib.redirect_stdout(io.StringIO()):
-            plain = CocoDetection(str(images), str(annotations))
-        self.coco = plain.coco
-        for annotation in self.coco.dataset['annotations']:
-            annotation.setdefault('iscrowd', 0)  # some files leave it out, and torchvision reads it
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                plain = CocoDetection(str(images), str(annotations))
+            for annotation in plain.coco.dataset['annotations']:
+                annotation.setdefault('iscrowd', 0)  # some files leave it out, and torchvision reads it
+                for key, note in _NEEDED.items():
+                    if not annotation.get(key) and (masks or key != 'segmentation'):
+                        raise ValueError(f"its annotation {annotation['id']} has no '{key}'{note}")
+        except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+            reason = f'there is no {error}' if isinstance(error, KeyError) else error
+            raise ValueError(f"{annotations} is not in COCO's format: {reason}.") from None
+        self.masks, self.coco = masks, plain.coco
         self.transforms = transforms or v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
         keys = {'image_id', 'boxes', 'labels', 'iscrowd'} | ({'masks'} if masks else set())
         self.dataset = wrap_dataset_for_transforms_v2(plain, target_keys=keys)
@@ -81,25 +88,6 @@ def _objects(target: dict[str, Any], chosen: torch.Tensor) -> dict[str, Any]:
     """The target of some of its objects."""
     return {key: tv_tensors.wrap(value[chosen], like=value) if key in ('boxes', 'labels', 'masks') else value
             for key, value in target.items()}
-
-
-def _check_annotations(path: Path, masks: bool) -> None:
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise ValueError(f'{path} is not a JSON file ({error}).') from None
-    absent = [key for key in ('images', 'annotations', 'categories') if not (
-        isinstance(content, dict) and isinstance(content.get(key), list))]
-    if absent:
-        raise ValueError(f"{path} is not in COCO's format: it has no list '{absent[0]}'.")
-    for annotation in content['annotations']:
-        for key in ('image_id', 'category_id', 'bbox', *(['segmentation'] if masks else [])):
-            if annotation.get(key) in (None, [], {}):
-                also = '; without masks=True it can be read' if key == 'segmentation' else ''
-                raise ValueError(f"{path} has an annotation (id {annotation.get('id')}) without '{key}'{also}.")
-        if annotation['category_id'] == 0:
-            raise ValueError(f'{path} has objects of category 0, which detectors take for the background; number the '
-                             'categories from 1.')
 
 
 def collate(batch: Sequence[tuple[torch.Tensor, dict[str, Any]]]) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:

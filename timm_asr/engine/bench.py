@@ -6,8 +6,8 @@ import logging
 import math
 import re
 import statistics
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from timm.utils import random_seed
 from ..checkpoints.find import check_model_name, expand_names, read_model_list, source_of
 from ..errors import BadInput
 from .bench_steps import InferenceStep, Step, TrainStep, split_name
-from .device import find_device, synchronize
+from .device import find_device
 from .prepare import fast_matmul, with_smaller_batches
 from .progress import setup_logging
 from .reports import as_markdown, check_results_file, write_results
@@ -30,97 +30,64 @@ _STEPS: dict[str, tuple[type[Step], ...]] = {
     'inference': (InferenceStep,), 'train': (TrainStep,), 'both': (InferenceStep, TrainStep), 'profile': ()}
 
 
-def run_step(step: Step, num_warm_iter: int, num_bench_iter: int) -> dict[str, Any]:
-    """Time one step and collect its columns, with its prefix (``infer_``, ``train_``).
+def measure(names: Sequence[str], args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """The rows of models that run in turns in this process; where there are several, ratios are to the first, whose
+    image size all take.
 
     Returns:
-        ``samples_per_sec``, ``step_time`` (ms), with detail ``fwd_time``, ``bwd_time``, ``opt_time`` (ms), batch and
-        image size, on CUDA ``memory_mb`` (peak of a step, 10^6 bytes), and for inference ``gmacs`` and ``macts``, for
-        training ``saved_mb`` (kept for the backward pass).
+        For each model, with the prefix ``infer_`` or ``train_``: ``samples_per_sec`` and ``step_time`` (ms) of the
+        median round, ``time_ratio``, ``time_ratio_q1`` and ``time_ratio_q3`` (above 1: slower than the first), with
+        detail ``fwd_time``, ``bwd_time``, ``opt_time`` (ms), batch and image size, on CUDA ``memory_mb`` (peak of a
+        step, 10^6 bytes), and for inference ``gmacs`` and ``macts``, for training ``saved_mb`` (kept for the backward
+        pass). ``error`` in place of them where no batch is small enough.
     """
-    _logger.info(f'Running {step.prefix} benchmark on {step.name} for {num_bench_iter} steps w/ input size '
-                 f'{step.input_size} and batch size {step.batch_size}.')
-    for _ in range(num_warm_iter):
-        step()
-    detailed = step.detailed if isinstance(step, TrainStep) and step.detail else {}
-    detailed.update(dict.fromkeys(detailed, 0.0))
-    synchronize(step.device)
-    start = time.perf_counter()
-    for _ in range(num_bench_iter):
-        step()
-    synchronize(step.device)
-    seconds = (time.perf_counter() - start) / num_bench_iter
-    figures = {'samples_per_sec': round(step.batch_size / seconds, 2), 'step_time': round(1000 * seconds, 3),
-               **{f'{key}_time': round(1000 * total / num_bench_iter, 3) for key, total in detailed.items()},
-               **step.about()}
-    _logger.info(f'{step.name}: {figures["samples_per_sec"]:.2f} samples/sec, {figures["step_time"]:.2f} ms/step.')
-    return {f'{step.prefix}_{key}': value for key, value in figures.items()}
+    rows: dict[str, dict[str, Any]] = {name: {'model': name} for name in names}
+    for kind in _STEPS[args.bench]:
+        found = with_smaller_batches(partial(_measure, kind, names, args, device), args.batch_size, 'benchmark',
+                                     not args.no_retry)
+        if 'error' in found:
+            return [row | found for row in rows.values()]
+        for name, row in rows.items():
+            row.pop('param_count', None)  # comes last
+            row |= found[name]
+    return list(rows.values())
 
 
-def _with_retries(name: str, kind: type[Step], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """One kind of step at the largest batch that works; ``error`` instead of figures where none does."""
-    def run(batch_size: int) -> dict[str, Any]:
-        if device.type == 'cuda':
-            torch.cuda.empty_cache()
-        step = kind(name, args, device, batch_size)
-        return {**run_step(step, args.num_warm_iter, args.num_bench_iter), 'param_count': _millions(step)}
-
-    return with_smaller_batches(run, args.batch_size, 'benchmark', not args.no_retry)
+def _measure(kind: type[Step], names: Sequence[str], args: argparse.Namespace, device: torch.device,
+             batch_size: int) -> dict[str, Any]:
+    """Of each model, the columns of one kind of step."""
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()
+    random_seed(args.seed)
+    first = kind(names[0], args, device, batch_size)
+    same = {'img_size': None, 'input_size': first.input_size}
+    if source_of(split_name(names[0])[0]) != 'registry':  # a checkpoint: the others tell as many classes apart
+        same['num_classes'] = first.num_classes
+    others = argparse.Namespace(**{**vars(args), **same})
+    steps = {names[0]: first} | {name: kind(name, others, device, batch_size) for name in names[1:]}
+    rounds = args.rounds if len(names) > 1 else 1
+    iters = math.ceil(args.num_bench_iter / rounds)
+    _logger.info(f'Running {kind.prefix} of {", ".join(names)}: {rounds} rounds of {iters} steps with batch size '
+                 f'{batch_size} and input size {first.input_size}.')
+    times = interleave(steps, rounds=rounds, iters=iters, warmup=args.num_warm_iter, device=device)
+    found = {}
+    for name, spread in ratios(times, names[0]).items():
+        seconds = statistics.median(times[name])
+        over = zip(('time_ratio', 'time_ratio_q1', 'time_ratio_q3'), spread, strict=True) if len(names) > 1 else ()
+        figures = {'samples_per_sec': round(batch_size / seconds, 2), 'step_time': round(1000 * seconds, 3),
+                   **{key: round(value, 4) for key, value in over}, **steps[name].about()}
+        found[name] = {f'{kind.prefix}_{key}': value for key, value in figures.items()} | {
+            'param_count': _millions(steps[name])}
+    return found
 
 
 def _millions(step: Step) -> float:
     return round(step.param_count / 1e6, 2)
 
 
-def _count_last(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {'param_count': row.pop('param_count')} if 'param_count' in row else row
-
-
-def benchmark(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """The row of one model; ``error`` where it could not be measured."""
-    row: dict[str, Any] = {'model': name}
-    if args.bench == 'profile':
-        step = InferenceStep(name, args, device, 1)
-        figures = step.about()
-        figures.pop('memory_mb', None)
-        return row | figures | {'param_count': _millions(step)}
-    for kind in _STEPS[args.bench]:
-        row |= _with_retries(name, kind, args, device)
-        if 'error' in row:
-            break
-    return _count_last(row)
-
-
-def versus(names: Sequence[str], args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """The rows of models that ran in turns in this process; ratios are to the first, whose image size all take.
-
-    Returns:
-        For each model, with the prefix ``infer_`` or ``train_``: ``samples_per_sec`` and ``step_time`` (ms) of the
-        median round, ``time_ratio``, ``time_ratio_q1`` and ``time_ratio_q3`` (above 1: slower than the first), and the
-        columns of a model that runs alone.
-    """
-    rows: dict[str, dict[str, Any]] = {name: {'model': name} for name in names}
-    iters = max(1, math.ceil(args.num_bench_iter / args.rounds))
-    for kind in _STEPS[args.bench]:
-        random_seed(args.seed)
-        first = kind(names[0], args, device, args.batch_size)
-        same = {'img_size': None, 'input_size': first.input_size}
-        if source_of(split_name(names[0])[0]) != 'registry':  # a checkpoint: the others tell as many classes apart
-            same['num_classes'] = first.num_classes
-        others = argparse.Namespace(**{**vars(args), **same})
-        steps = {names[0]: first} | {name: kind(name, others, device, args.batch_size) for name in names[1:]}
-        _logger.info(f'Running {kind.prefix} of {len(names)} models in turns, {args.rounds} rounds of {iters} steps.')
-        times = interleave(steps, rounds=args.rounds, iters=iters, warmup=args.num_warm_iter, device=device)
-        for name, spread in ratios(times, names[0]).items():
-            seconds = statistics.median(times[name])
-            figures = {
-                'samples_per_sec': round(args.batch_size / seconds, 2), 'step_time': round(1000 * seconds, 3),
-                'time_ratio': round(spread.median, 4), 'time_ratio_q1': round(spread.q1, 4),
-                'time_ratio_q3': round(spread.q3, 4), **steps[name].about()}
-            rows[name] |= {f'{kind.prefix}_{key}': value for key, value in figures.items()}
-            rows[name]['param_count'] = _millions(steps[name])
-        del steps, first
-    return [_count_last(row) for row in rows.values()]
+def _profile(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    step = InferenceStep(name, args, device, 1)
+    return {'model': name, **step.about(), 'param_count': _millions(step)}
 
 
 def ratio_table(rows: Sequence[dict[str, Any]], rounds: int) -> str:
@@ -157,7 +124,7 @@ def _names(args: argparse.Namespace) -> tuple[list[str], bool]:
     return names, found is not None
 
 
-def main(args: argparse.Namespace) -> int:
+def benchmark(args: argparse.Namespace, *_: Any) -> int:
     """Measure what the options name, print and write the results; returns the exit status."""
     setup_logging()
     device = find_device(args.device)
@@ -177,33 +144,32 @@ def main(args: argparse.Namespace) -> int:
     random_seed(args.seed)
     _logger.info(f'Benchmarking on {device} in {args.precision} precision. '
                  f'{"NHWC" if args.channels_last else "NCHW"} layout. {torch.get_num_threads()} CPU threads.')
-    results: Any
-    if args.versus:
-        results = versus(names, args, device)
-    else:
-        results = _bulk(names, args, device) if many else benchmark(names[0], args, device)
-    rows = results if isinstance(results, list) else [results]
+    rows = measure(names, args, device) if args.versus else _bulk(names, args, device, many)
+    results = rows if args.versus or many else rows[0]
     failed = all('error' in row for row in rows)
     if args.results_file and not failed:
         write_results(args.results_file, results, args.results_format)
-    print(ratio_table(rows, args.rounds) if args.versus else as_markdown(rows), end='')
+    print(ratio_table(rows, args.rounds) if args.versus and not failed else as_markdown(rows), end='')
     # The delimiter is what timm's bulk_runner.py looks for.
     print(f'--result\n{json.dumps(results, indent=None if args.versus else 4)}')
     return int(failed)
 
 
-def _bulk(names: Sequence[str], args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """The rows of many models, the fastest first; those that could not be measured come last."""
+def _bulk(names: Sequence[str], args: argparse.Namespace, device: torch.device, many: bool) -> list[dict[str, Any]]:
+    """The rows of models that run one after another, the fastest first; those that could not be measured come last."""
     rows: list[dict[str, Any]] = []
     try:
         for name in names:
             try:
-                rows.append(benchmark(name, args, device))
+                rows += [_profile(name, args, device)] if args.bench == 'profile' else measure([name], args, device)
             except BadInput as error:
+                if not many:
+                    raise
                 _logger.error(str(error))
                 rows.append({'model': name, 'error': str(error)})
     except KeyboardInterrupt:
+        if not rows:
+            raise
         _logger.warning(f'Interrupted: {len(rows)} of {len(names)} models are measured.')
     key = {'train': 'train_samples_per_sec', 'profile': 'gmacs'}.get(args.bench, 'infer_samples_per_sec')
-    good = sorted((row for row in rows if key in row), key=lambda row: row[key], reverse=True)
-    return good + [row for row in rows if key not in row]
+    return sorted(rows, key=lambda row: row.get(key, -1), reverse=True)

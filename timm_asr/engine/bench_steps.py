@@ -3,7 +3,10 @@
 import argparse
 import logging
 import re
+import statistics
 import time
+from collections import deque
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -130,7 +133,7 @@ class TrainStep(Step):
         self.clip = (args.clip_grad, args.clip_mode)
         self.loss = nn.CrossEntropyLoss(label_smoothing=args.smoothing).to(self.device)
         self.target = torch.randint(self.num_classes, (self.batch_size,), device=self.device)
-        self.detailed: dict[str, float] = dict.fromkeys(('fwd', 'bwd', 'opt'), 0.0)
+        self.parts: deque[list[float]] = deque(maxlen=args.num_bench_iter)  # seconds of each step's three parts
 
     def forward_loss(self) -> torch.Tensor:
         with self.autocast():
@@ -145,16 +148,21 @@ class TrainStep(Step):
 
     def __call__(self) -> None:
         self.optimizer.zero_grad()
-        start = self._now()
+        times = [self._now()]
         loss = self.forward_loss()
-        forward = self._now()
+        times.append(self._now())
         loss.backward()
-        backward = self._now()
+        times.append(self._now())
         if self.clip[0] is not None:
             dispatch_clip_grad(self.eager.parameters(), self.clip[0], mode=self.clip[1])
         self.optimizer.step()
-        for key, seconds in (('fwd', forward - start), ('bwd', backward - forward), ('opt', self._now() - backward)):
-            self.detailed[key] += seconds
+        times.append(self._now())
+        self.parts.append([end - start for start, end in pairwise(times)])
+
+    def about(self) -> dict[str, Any]:
+        names = ('fwd_time', 'bwd_time', 'opt_time') if self.detail else ()
+        return {name: round(1000 * statistics.fmean(seconds), 3)
+                for name, seconds in zip(names, zip(*self.parts, strict=True), strict=False)} | super().about()
 
     def _measured(self) -> dict[str, float]:
         return {**super()._measured(), 'saved_mb': _megabytes(saved_for_backward(self.forward_loss, self.eager))}

@@ -1,13 +1,13 @@
 """What ``stripes``, ``gradcam``, ``gradients`` and ``feature-integration`` do: open, measure, write, draw."""
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data.loader import PrefetchLoader
 from timm.utils import natural_key
 from torch import nn
 from torch.utils.data import DataLoader
@@ -18,6 +18,7 @@ from ..analysis.gradcam import average_cam, grad_cam
 from ..analysis.gradients import stage_gradients
 from ..analysis.stripes import measure_stripes, stripe_differences
 from ..checkpoints.read import first_line, read_checkpoint
+from ..checkpoints.weights import state_dict_of
 from ..detection import create_detector
 from ..errors import BadInput
 from ..figures import gates as draw
@@ -30,53 +31,49 @@ from .progress import setup_logging
 from .runs import caption_of, output_folder, write_tables
 
 
-def run(work: Any, args: Namespace, words: list[str], prog: str) -> int:
-    """Call ``work`` with options, device, folder and caption (the command), after the checks all commands share."""
-    setup_logging()
-    device = find_device(args.device)
-    settle_data(args)
-    try:
-        with deferred_interrupts():
-            folder = output_folder(args)
-            work(args, device, folder, caption_of(prog, words))
-    except (AssertionError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise BadInput(first_line(error) or type(error).__name__) from None
-    for path in sorted(folder.iterdir()):
-        print(f'written {path}')
-    return 0
+def _look(work: Callable[[Namespace, torch.device, Path, str], None]) -> Callable[..., None]:
+    """A command of work on options, device, folder and caption (the command), after the checks that all share."""
+    @wraps(work)
+    def command(args: Namespace, words: Sequence[str], prog: str) -> None:
+        setup_logging()
+        device = find_device(args.device)
+        settle_data(args)
+        try:
+            with deferred_interrupts():
+                folder = output_folder(args)
+                work(args, device, folder, caption_of(prog, words))
+        except (AssertionError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+            raise BadInput(first_line(error) or type(error).__name__) from None
+        for path in sorted(folder.iterdir()):
+            print(f'written {path}')
+    return command
 
 
 def _with(args: Namespace, **changes: Any) -> Namespace:
     return Namespace(**{**vars(args), **changes})
 
 
-def _name(args: Namespace, model: nn.Module) -> str:
-    return args.model or str((getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__)
-
-
-def models_of(args: Namespace, untrained: bool = False) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
-    """Label, model and data configuration of each of ``--model`` and ``--checkpoint``, which go together in order."""
-    names, files = args.model or [], args.checkpoint or []
+def _opened(args: Namespace, device: torch.device, count: int | None, untrained: bool = False) -> Iterator[Any]:
+    """Of each of ``--model`` and ``--checkpoint``, which go together in order: label, model, loader of so many random
+    images, data configuration.
+    """
+    names, files = ([value] if isinstance(value, str) and value else value or []
+                    for value in (args.model, args.checkpoint))
     if names and files and len(names) != len(files):
         raise BadInput(f'{len(names)} names and {len(files)} checkpoints: give one checkpoint for each name, or the '
                        'names alone')
-    labels = args.labels or []
+    labels = getattr(args, 'labels', None) or []
     for index, (name, file) in enumerate(zip_longest(names or [''], files, fillvalue='')):
-        one = _with(args, model=name, checkpoint=file)
-        model, config = open_model(one, untrained)
-        yield labels[index] if index < len(labels) else _name(one, model), model, config
-
-
-def _loader(args: Namespace, model: nn.Module, config: dict[str, Any], device: torch.device, count: int | None) -> Any:
-    loader = open_images(args, model.to(device), config, device)
-    mix(loader, count)
-    return loader
+        model, config = open_model(_with(args, model=name, checkpoint=file), untrained)
+        known = name or (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
+        loader = open_images(args, model.to(device), config, device)
+        mix(loader, count)
+        yield labels[index] if index < len(labels) else known, model, loader, config
 
 
 def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
     """``--detector``: the detector over the backbone of ``--model``, and its images, from 0 to 1 in their own size."""
-    state = read_checkpoint(args.checkpoint) if args.checkpoint else {}
-    state = state.get('state_dict_ema' if args.use_ema else 'state_dict', state.get('model', state))
+    state = state_dict_of(read_checkpoint(args.checkpoint), args.use_ema, args.checkpoint) if args.checkpoint else {}
     heads = {'roi_heads.box_predictor.cls_score.bias': 1, 'head.classification_head.cls_logits.bias': 9}  # anchors
     classes = next((len(state[key]) // each for key, each in heads.items() if key in state), args.num_classes or 91)
     model = create_detector(args.detector, args.model, classes, pretrained=args.pretrained, asr=args.asr)
@@ -89,18 +86,15 @@ def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
     return f'{args.detector} on {args.model}', model, loader
 
 
+@_look
 def stripes(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
-    """``timm-asr stripes``: stripes.csv, stripes.json, stripes.png, deviations.png; with checkpoints, differences."""
+    """stripes.csv, stripes.json, stripes.png, deviations.png; with checkpoints, differences."""
     if args.checkpoints:
         _differences(args, device, folder, caption)
         return
-    if args.detector:
-        label, model, loader = _detector(args)
-        model = model.to(device)
-    else:
-        model, config = open_model(args)
-        label, loader = _name(args, model), _loader(args, model, config, device, args.samples)
-    report = measure_stripes(model, loader, samples=args.samples, keep=args.images, progress=not args.no_progress)
+    label, model, loader, *_ = _detector(args) if args.detector else next(_opened(args, device, args.samples))
+    report = measure_stripes(model.to(device), loader, samples=args.samples, keep=args.images,
+                             progress=not args.no_progress)
     print(f'\n{report}\n')
     write_tables(folder, 'stripes', report.rows(), caption, model=label, **report.as_dict())
     draw.plot_stripes(report, folder / 'stripes.png', f'{label}: stripe score {report.score:.2f} over '
@@ -115,54 +109,51 @@ def _differences(args: Namespace, device: torch.device, folder: Path, caption: s
         raise BadInput(f'--checkpoints {args.checkpoints}: there are {len(files)} files checkpoint-N.pth.tar, and a '
                        'difference takes two; train with --checkpoint-hist 1000 to keep all')
     epochs = [int(path.name.split('-')[1].split('.')[0]) for path in files]
-    models = (open_model(_with(args, checkpoint=str(file))) for file in files)
-    first, config = open_model(_with(args, checkpoint=str(files[0])))
-    images = next(iter(_loader(args, first, config, device, 3)))[0][:3]
-    found = stripe_differences((model.to(device) for model, _ in models), images)
+    label, _, loader, _ = next(_opened(_with(args, checkpoint=str(files[0])), device, 3))
+    images = next(iter(loader))[0][:3]
+    found = stripe_differences(
+        (open_model(_with(args, checkpoint=str(file)))[0].to(device) for file in files), images)
     rows = [{'gate': name, 'epoch': epoch, 'image': image, 'mean difference': values[step, image].mean().item()}
             for name, values in found.items() for step, epoch in enumerate(epochs[1:])
             for image in range(len(images))]
     write_tables(folder, 'differences', rows, caption, epochs=epochs,
                  gates={name: values.tolist() for name, values in found.items()})
-    draw.plot_differences(found, folder / 'differences.png', f'{_name(args, first)}: |v(t+1) - v(t)| of three images',
-                          caption, args.gates or args.panels)
+    draw.plot_differences(found, folder / 'differences.png', f'{label}: |v(t+1) - v(t)| of three images', caption,
+                          args.gates or args.panels)
 
 
+@_look
 def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
-    """``timm-asr gradcam``: gradcam.png, gradcam.csv and gradcam.json for some images and the average over more."""
-    looks, averages, rows, shown, names, mean_image = {}, {}, [], None, [], None
-    for label, model, config in models_of(args):
-        loader = _loader(args, model, config, device, max(args.images, args.samples))
+    """gradcam.png, gradcam.csv and gradcam.json for some images and the average over more."""
+    looks, averages, rows = {}, {}, []
+    shown: Any = None
+    for label, model, loader, config in _opened(args, device, max(args.images, args.samples)):
         images, labels = (batch[:args.images] for batch in next(iter(loader)))
         looks[label] = grad_cam(model, images, labels if args.target == 'label' else None, args.layer)
-        if shown is None:
-            dataset = (loader.loader if isinstance(loader, PrefetchLoader) else loader).dataset
-            classes = {index: name for name, index in (classes_of(dataset) or {}).items()}
-            names = [str(classes.get(int(index), int(index))) for index in labels]
-            mean, std = (torch.tensor(config[key], device=images.device).view(-1, 1, 1) for key in ('mean', 'std'))
-            shown = images * std + mean
-            if args.samples:
-                total, count = torch.zeros(()), 0
-                for batch, _ in loader:
-                    total, count = total + batch.double().sum(0), count + len(batch)
-                mean_image = (total / count).float() * std + mean
-        rows += [{'image': index, 'class': name, 'model': label, 'softmax score': score.item()}
-                 for index, (name, score) in enumerate(zip(names, looks[label][1], strict=True))]
         if args.samples:
             averages[label] = average_cam(
                 model, loader, samples=args.samples, layer=args.layer, progress=not args.no_progress)
+        if shown is None:
+            mean, std = (torch.tensor(config[key], device=device).view(-1, 1, 1) for key in ('mean', 'std'))
+            shown = images * std + mean, averages[label].image * std + mean if args.samples else None
+            classes = {index: name for name, index in (classes_of(loader.dataset) or {}).items()}
+            names = [str(classes.get(index, index)) for index in labels.tolist()]
+        rows += [{'image': index, 'class': name, 'model': label, 'softmax score': score.item()}
+                 for index, (name, score) in enumerate(zip(names, looks[label][1], strict=True))]
+        if args.samples:
             rows.append({'image': f'mean of {averages[label].images}', 'class': '', 'model': label,
                          'softmax score': averages[label].score})
     write_tables(folder, 'gradcam', rows, caption, scores=rows,
                  average={name: look.map.tolist() for name, look in averages.items()})
-    plot_looks(shown, looks, folder / 'gradcam.png', '', caption, names, (mean_image, averages) if averages else None)
+    plot_looks(shown[0], looks, folder / 'gradcam.png', '', caption, names, (shown[1], averages) if averages else None)
 
 
+@_look
 def gradients(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
-    """``timm-asr gradients``: gradients.png, gradients.csv and gradients.json."""
-    found = {label: stage_gradients(model, _loader(args, model, config, device, args.samples), samples=args.samples,
-                                    training=not args.eval_mode, progress=not args.no_progress)
-             for label, model, config in models_of(args, untrained=True)}
+    """gradients.png, gradients.csv and gradients.json."""
+    found = {label: stage_gradients(model, loader, samples=args.samples, training=not args.eval_mode,
+                                    progress=not args.no_progress)
+             for label, model, loader, _ in _opened(args, device, args.samples, untrained=True)}
     rows = [({'model': label, **stage.as_dict()}, stage.counts.tolist())
             for label, stages in found.items() for stage in stages]
     write_tables(folder, 'gradients', [row for row, _ in rows], caption,
@@ -170,10 +161,10 @@ def gradients(args: Namespace, device: torch.device, folder: Path, caption: str)
     plot_gradients(found, folder / 'gradients.png', '', caption)
 
 
+@_look
 def integration(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
-    """``timm-asr feature-integration``: integration.png, integration.csv and integration.json."""
-    model, config = open_model(args)
-    label, loader = _name(args, model), _loader(args, model, config, device, args.samples)
+    """integration.png, integration.csv and integration.json."""
+    label, model, loader, _ = next(_opened(args, device, args.samples))
     maps = {}
     for stage, weights in collect_attention(
             model, loader, samples=args.samples, progress=not args.no_progress).items():

@@ -54,7 +54,7 @@ def _read_run(folder: Path) -> tuple[str, list[dict[str, str]]]:
     return name, rows
 
 
-def curves(args: Namespace, words: list[str], prog: str) -> int:
+def curves(args: Namespace, words: Sequence[str], prog: str) -> None:
     """Overlay runs: curves.png, curves.csv, curves.json."""
     if args.labels and len(args.labels) != len(args.runs):
         raise BadInput(f'{len(args.labels)} labels for {len(args.runs)} runs')
@@ -68,7 +68,6 @@ def curves(args: Namespace, words: list[str], prog: str) -> int:
                  runs=runs)
     plot_curves(runs, folder / 'curves.png', args.title, caption)
     print(f'written {folder / "curves.png"}')
-    return 0
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -80,7 +79,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows if isinstance(rows, list) else [rows]
 
 
-def scatter(args: Namespace, words: list[str], prog: str) -> int:
+def scatter(args: Namespace, words: Sequence[str], prog: str) -> None:
     """Speed against accuracy: scatter.png, scatter.csv, scatter.json.
 
     Accuracy is that of the last epoch, or the mean of several runs. A form (``NAME+reparam``) has that of its model.
@@ -116,4 +115,3 @@ def scatter(args: Namespace, words: list[str], prog: str) -> int:
     write_tables(folder, 'scatter', both, caption, models=both)
     plot_speed(both, folder / 'scatter.png', args.title, caption)
     print(f'written {folder / "scatter.png"}')
-    return 0

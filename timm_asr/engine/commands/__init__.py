@@ -1,8 +1,8 @@
 """One file a command: ``timm-asr NAME ...`` calls ``main`` of ``NAME.py`` here, and a new file is a new command.
 
 The first line of its docstring is what ``timm-asr --help`` lists. Its ``OPTIONS`` are made of the shared groups of
-:mod:`timm_asr.engine.flags` and of its own; nothing at its top imports torch, so that help is fast. docs/commands.md
-has an example.
+:mod:`timm_asr.engine.flags` and of its own; nothing at its top imports torch, so that help is fast. Where the work is a
+function of another module, :func:`command` makes ``main``. docs/commands.md has an example.
 
 Bad input raises :class:`timm_asr.errors.BadInput` with one sentence; :func:`dispatch` prints it and returns the status.
 """
@@ -10,11 +10,28 @@ Bad input raises :class:`timm_asr.errors.BadInput` with one sentence; :func:`dis
 import importlib
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...errors import nearest, run_main
+from ..options import Option, parse
 from ..recipes import list_recipes
+
+
+def command(name: str, options: Sequence[Option], work: str, refused: Mapping[str, str] | None = None,
+            ) -> Callable[..., int]:
+    """The ``main(argv, prog)`` of the command file ``name``, which returns the exit status.
+
+    ``work`` is 'module.function' of the engine, called with the options, the words of the line and the program's name.
+    """
+    def main(argv: Sequence[str] | None = None, prog: str = f'timm-asr {name.rpartition(".")[2].replace("_", "-")}',
+             ) -> int:
+        words = list(sys.argv[1:] if argv is None else argv)
+        args = parse(options, refused, words, prog, sys.modules[name].__doc__ or '')
+        module, function = work.split('.')
+        return getattr(importlib.import_module(f'...{module}', name), function)(args, words, prog) or 0
+
+    return main
 
 
 def names() -> list[str]:

@@ -1,9 +1,8 @@
 """Measure the speed, memory and size of models, alone or against each other."""
 
-from collections.abc import Sequence
-
 from ..flags import COMPILE, INFERENCE_FORM, RESULTS, SEED, pick
-from ..options import Option, group, parse, switch, value
+from ..options import Option, group, switch, value
+from . import command
 from .validate import AOT, FUSER
 
 _PRECISIONS = ('amp', 'amp_bfloat16', 'float32', 'float16', 'bfloat16', 'tf32')
@@ -49,10 +48,4 @@ OPTIONS: list[Option] = [
 ]
 #: Flags of timm's benchmark.py that are left out on purpose, each with the sentence that says so.
 REFUSED = {'--fuser': FUSER, '--aot-autograd': AOT}
-
-
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr benchmark') -> int:
-    """Run the command; returns the exit status."""
-    args = parse(OPTIONS, REFUSED, argv, prog, __doc__)
-    from .. import bench
-    return bench.main(args)
+main = command(__name__, OPTIONS, 'bench.benchmark', REFUSED)

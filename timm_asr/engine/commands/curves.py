@@ -1,8 +1,7 @@
 """Draw the training curves of several runs in one figure."""
 
-from collections.abc import Sequence
-
-from ..options import Option, parse, value
+from ..options import Option, value
+from . import command
 from .stripes import OUTPUT
 
 OPTIONS: list[Option] = [
@@ -11,10 +10,4 @@ OPTIONS: list[Option] = [
     value('--title', str, '', 'text above the figure'),
     OUTPUT,
 ]
-
-
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr curves') -> int:
-    """Run the command; returns the exit status."""
-    args = parse(OPTIONS, {}, argv, prog, __doc__)
-    from .. import runs
-    return runs.curves(args, list(argv or ()), prog)
+main = command(__name__, OPTIONS, 'runs.curves')

@@ -1,9 +1,8 @@
 """Write folded weights as timm loads them, and as ONNX, in int8 too, or a program of torch.export."""
 
-from collections.abc import Sequence
-
 from ..flags import pick
-from ..options import Option, group, parse, switch, value
+from ..options import Option, group, switch, value
+from . import command
 
 #: What to open: a checkpoint and what it does not say of itself.
 SOURCE: list[Option] = group(
@@ -42,10 +41,4 @@ OPTIONS: list[Option] = [
     ),
     *IMAGES,
 ]
-
-
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr export') -> int:
-    """Run the command; returns the exit status."""
-    args = parse(OPTIONS, {}, argv, prog, __doc__)
-    from .. import exporting
-    return exporting.main(args)
+main = command(__name__, OPTIONS, 'exporting.export')

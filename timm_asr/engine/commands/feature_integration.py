@@ -1,9 +1,8 @@
 """Show how the attention of each block depends on that of the blocks before it."""
 
-from collections.abc import Sequence
-
 from ..flags import MODEL, SEED
-from ..options import Option, group, parse, value
+from ..options import Option, group, value
+from . import command
 from .stripes import IMAGES
 
 OPTIONS: list[Option] = [
@@ -18,10 +17,4 @@ OPTIONS: list[Option] = [
     SEED,
     *IMAGES,
 ]
-
-
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr feature-integration') -> int:
-    """Run the command; returns the exit status."""
-    args = parse(OPTIONS, {}, argv, prog, __doc__)
-    from .. import looking
-    return looking.run(looking.integration, args, list(argv or ()), prog)
+main = command(__name__, OPTIONS, 'looking.integration')

@@ -1,8 +1,7 @@
 """Replace a trained network's gates by their mean weights, and say what that costs."""
 
-from collections.abc import Sequence
-
-from ..options import Option, group, parse, switch, value
+from ..options import Option, group, switch, value
+from . import command
 from .export import IMAGES, SOURCE
 
 OPTIONS: list[Option] = [
@@ -20,10 +19,4 @@ OPTIONS: list[Option] = [
     ),
     *SOURCE, *IMAGES,
 ]
-
-
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr freeze') -> int:
-    """Run the command; returns the exit status."""
-    args = parse(OPTIONS, {}, argv, prog, __doc__)
-    from .. import freezing
-    return freezing.main(args)
+main = command(__name__, OPTIONS, 'freezing.freeze')

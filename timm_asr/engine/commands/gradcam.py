@@ -1,9 +1,8 @@
 """Show where networks look (Grad-CAM), image by image and on average."""
 
-from collections.abc import Sequence
-
 from ..flags import MODEL, pick
-from ..options import Option, group, parse, value
+from ..options import Option, group, value
+from . import command
 from .stripes import IMAGES
 
 #: The flags of one model, for several of them.
@@ -24,10 +23,4 @@ OPTIONS: list[Option] = [
     ),
     *IMAGES,
 ]
-
-
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr gradcam') -> int:
-    """Run the command; returns the exit status."""
-    args = parse(OPTIONS, {}, argv, prog, __doc__)
-    from .. import looking
-    return looking.run(looking.gradcam, args, list(argv or ()), prog)
+main = command(__name__, OPTIONS, 'looking.gradcam')

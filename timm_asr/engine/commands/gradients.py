@@ -1,8 +1,7 @@
 """Show how large the gradients are at the ends of the stages of networks."""
 
-from collections.abc import Sequence
-
-from ..options import Option, group, parse, switch, value
+from ..options import Option, group, switch, value
+from . import command
 from .gradcam import MODELS
 from .stripes import IMAGES
 
@@ -15,10 +14,4 @@ OPTIONS: list[Option] = [
     ),
     *IMAGES,
 ]
-
-
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr gradients') -> int:
-    """Run the command; returns the exit status."""
-    args = parse(OPTIONS, {}, argv, prog, __doc__)
-    from .. import looking
-    return looking.run(looking.gradients, args, list(argv or ()), prog)
+main = command(__name__, OPTIONS, 'looking.gradients')

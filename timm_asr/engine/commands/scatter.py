@@ -1,8 +1,7 @@
 """Draw speed against accuracy, from a benchmark and the runs of the same models."""
 
-from collections.abc import Sequence
-
-from ..options import Option, parse, value
+from ..options import Option, value
+from . import command
 from .stripes import OUTPUT
 
 OPTIONS: list[Option] = [
@@ -12,10 +11,4 @@ OPTIONS: list[Option] = [
     value('--title', str, '', 'text above the figure'),
     OUTPUT,
 ]
-
-
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr scatter') -> int:
-    """Run the command; returns the exit status."""
-    args = parse(OPTIONS, {}, argv, prog, __doc__)
-    from .. import runs
-    return runs.scatter(args, list(argv or ()), prog)
+main = command(__name__, OPTIONS, 'runs.scatter')

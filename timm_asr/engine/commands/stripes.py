@@ -1,9 +1,8 @@
 """Show how little the channel weights of a network depend on the image (stripes)."""
 
-from collections.abc import Sequence
-
 from ..flags import DATA, IMAGE, MODEL, pick
-from ..options import Option, group, parse, switch, value
+from ..options import Option, group, switch, value
+from . import command
 
 OUTPUT: Option = value('--output', str, 'look', 'folder for PNG, CSV and JSON', '-o', metavar='FOLDER', group='Output')
 #: What all commands that look at networks take.
@@ -24,10 +23,4 @@ OPTIONS: list[Option] = [
     ),
     *IMAGES,
 ]
-
-
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr stripes') -> int:
-    """Run the command; returns the exit status."""
-    args = parse(OPTIONS, {}, argv, prog, __doc__)
-    from .. import looking
-    return looking.run(looking.stripes, args, list(argv or ()), prog)
+main = command(__name__, OPTIONS, 'looking.stripes')
