@@ -229,11 +229,16 @@ class _Weigh(torch.autograd.Function):
         x, v = ctx.saved_tensors
         if torch.is_grad_enabled() or not grad.is_contiguous():
             return grad * v, (grad * x).sum((2, 3), keepdim=True)
-        one_image, weight = (1, v.numel(), *x.shape[2:]), v.flatten()
-        of_x, of_v, _ = torch.ops.aten.native_batch_norm_backward(
-            grad.view(one_image), x.view(one_image), weight, *standard(weight), None, None, False, 0.0,
-            [True, True, False])
-        return of_x.view_as(x), of_v.view_as(v)
+        return factors(grad, x, v)
+
+
+def factors(grad: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of both factors of x * v, all contiguous, x (B, C, H, W) and v (B, C, 1, 1)."""
+    one_image, weight = (1, v.numel(), *x.shape[2:]), v.flatten()
+    of_x, of_v, _ = torch.ops.aten.native_batch_norm_backward(
+        grad.view(one_image), x.view(one_image), weight, *standard(weight), None, None, False, 0.0,
+        [True, True, False])
+    return of_x.view_as(x), of_v.view_as(v)
 
 
 def standard(like: Tensor) -> tuple[Tensor, Tensor]:

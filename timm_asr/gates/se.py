@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .bottleneck import BottleneckGate, dense
-from .fused import MixPool, average_of, average_pool, check_mix
+from .fused import MixPool, average_of, average_pool, check_mix, factors, gradients_of, in_training_for, weigh
 
 MAX_DEPTH = 4
 
@@ -44,6 +44,7 @@ class SE(BottleneckGate):
             raise ValueError(f'se_depth is {depth}; SE is 1 to {MAX_DEPTH} deep.')
         self.mixed = None if pooling == 'average' else MixPool(check_mix(pooling, 'se_pool'))
         self.deeper = nn.ModuleList(SE(channels, *args, **kwargs) for _ in range(depth - 1))
+        self.usual = type(self) is SE and self.mixed is None and depth == 1 and isinstance(self.act, nn.ReLU)
 
     def pool(self, x: Tensor) -> Tensor:
         """Average, or mix of maximum and minimum, of every channel: (B, C, H, W) -> (B, C)."""
@@ -58,6 +59,12 @@ class SE(BottleneckGate):
             u = gate.logits(u)
         return u
 
+    def forward(self, x: Tensor) -> Tensor:
+        if self.usual:
+            return squeeze_excite(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        x, u = self.read(x)
+        return self.scale(x, self.excite(u))
+
     @torch.jit.ignore
     def averages(self) -> bool:
         return self.mixed is None
@@ -69,3 +76,46 @@ class SE(BottleneckGate):
     @torch.jit.ignore
     def inference_pool(self) -> nn.Module | None:
         return self.mixed
+
+
+def _squeeze_excite(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
+    x, u = average_of(x)
+    return weigh(x, dense(dense(u, w1, b1).relu(), w2, b2).sigmoid()[:, :, None, None])
+
+
+@in_training_for(_squeeze_excite)
+def squeeze_excite(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
+    """The gate without options as a function of its map (B, C, H, W) and parameters."""
+    ordinary = (b1 is None or b2 is None or x.dtype != w1.dtype or torch._C._is_any_autocast_enabled()
+                or torch._C._are_functorch_transforms_active())
+    return _squeeze_excite(x, w1, b1, w2, b2) if ordinary else _SqueezeExcite.apply(x, w1, b1, w2, b2)
+
+
+class _SqueezeExcite(torch.autograd.Function):
+    """Product, bias and ReLU are one operation; so are, in other layouts, the two summands of the map's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        u = average_pool(x).flatten(1)
+        if x.device.type in ('cpu', 'cuda', 'xpu', 'meta'):
+            h = torch._addmm_activation(b1, u, w1.flatten(1).t())
+        else:
+            h = dense(u, w1, b1).relu_()
+        v = dense(h, w2, b2).sigmoid_()
+        ctx.save_for_backward(x, w1, b1, w2, b2, u, h, v)
+        return x * v[:, :, None, None]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        *inputs, u, h, v = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return gradients_of(_squeeze_excite, tuple(inputs), grad)
+        x, w1, _, w2, _ = inputs
+        v4, pixels = v[:, :, None, None], x.shape[2] * x.shape[3]
+        contiguous = x.is_contiguous() and grad.is_contiguous() and x.numel() > 0
+        of_x, of_v = factors(grad, x, v4) if contiguous else (grad, (grad * x).sum((2, 3)))
+        of_z = torch.ops.aten.sigmoid_backward(of_v.flatten(1), v)
+        of_h = torch.ops.aten.threshold_backward(of_z @ w2.flatten(1), h, 0)
+        of_u = (of_h @ w1.flatten(1))[:, :, None, None]
+        of_x = of_x.add_(of_u, alpha=1 / pixels) if contiguous else torch.addcmul(of_u / pixels, grad, v4)
+        return of_x, (of_h.t() @ u).view_as(w1), of_h.sum(0), (of_z.t() @ h).view_as(w2), of_z.sum(0)
