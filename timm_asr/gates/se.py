@@ -60,7 +60,7 @@ class SE(BottleneckGate):
         return u
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.usual:
+        if self.usual and torch.is_grad_enabled():
             return squeeze_excite(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         x, u = self.read(x)
         return self.scale(x, self.excite(u))
