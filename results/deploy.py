@@ -90,7 +90,9 @@ def write_graphs(folder: Path, name: str, model: nn.Module) -> tuple[Path, Path,
         timm_asr.export_onnx(model, file, fold_bn=True)
         quantize_onnx(file, quantized, [torch.randn(16, 3, 32, 32)])
         timm_asr.export_onnx(timm_asr.reparameterize(copy.deepcopy(model), fold_bn=True), simplified)
-        timm_asr.export_onnx(model, literal, as_trained=True)
+        for unit in model.modules():
+            unit.form_in_onnx = False
+        timm_asr.export_onnx(model, literal)
     return file, quantized, literal, simplified
 
 
@@ -185,8 +187,8 @@ The networks of a table ran in turns in one process. `over_plain` is the median 
 by that of the plain backbone, {BACKBONE} or {REPVGG} with merged branches, in the same client and round; `q1` and `q3`
 are its quartiles. Absolute times on a shared machine mean little. In PyTorch a network is in its inference form with
 norms folded (`reparameterize(fold_bn=True)`). "ONNX Runtime" runs what `export_onnx(fold_bn=True)` writes, whose gates
-are in that form only where their class says `form_in_onnx`; "inference form" has it everywhere. "as trained" and
-"literal" are the network as it was trained.
+are in that form only where their class says `form_in_onnx`; "inference form" has it everywhere, "literal" nowhere.
+"as trained" is the network as it was trained.
 """]
     for batch in BATCHES:
         own = [row for row in rows if row['section'] == f'speed-{batch}']

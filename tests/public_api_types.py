@@ -1,7 +1,7 @@
 """Not run: what a type checker must make of the public API, as a user writes it."""
 
 from pathlib import Path
-from typing import Any, assert_type
+from typing import assert_type
 
 import timm
 import torch
@@ -20,7 +20,7 @@ def use_everything(model: nn.Module) -> None:
     assert_type(timm_asr.quantize_onnx('net.onnx', 'int8.onnx', [torch.randn(8, 3, 32, 32)]), Path)
     assert_type(timm_asr.push_to_hub(model, 'me/net', license='mit', dry_run=True).files, list[tuple[str, int]])
     assert_type(timm_asr.load_trainable('me/net', num_classes=7), nn.Module)
-    assert_type([one.metrics for one in timm_asr.list_published('me')], list[dict[str, Any]])
+    assert_type([one.id for one in timm_asr.list_published('me')], list[str])
     assert_type(timm_asr.plain_architecture('resnet50_asr_se'), str)
     assert_type(timm_asr.list_gates(foldable=True), list[str])
     gate: timm_asr.ChannelGate = timm_asr.get_gate('se')(64)

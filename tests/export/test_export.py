@@ -208,13 +208,10 @@ def test_published_weights_are_a_source(tmp_path):
     ('{c} --output {t}/x --data-dir {t}/nowhere', 'no data at {t}/nowhere'),
     ('{c} --output {t}/x --labels {t}/nowhere', '--labels {t}/nowhere: No such file or directory'),
     ('{c} --output {t}/x --labels {t}/text.pth', '1 label names were given for 10 classes'),
-    ('{c} --output {t}/x --as-trained', '--as-trained goes with --onnx or --torch-export'),
     ('{c} --output {t}/x --int8 {t}/y.onnx', '--int8 goes with --onnx'),
-    ('{c} --onnx {t}/x.onnx --int8 {t}/y.onnx --as-trained', '--as-trained and --int8 exclude each other'),
     ('{c} --onnx {t}/x.onnx --int8 {t}/text.pth', '{t}/text.pth is there already; choose another name'),
     ('{c} --onnx {t}/x.onnx --int8 {t}/y.onnx --samples 0', '--samples takes one image or more'),
     ('{c} --onnx {t}/x.onnx --keep-trainable', '--keep-trainable goes with --output'),
-    ('{c} --onnx {t}/x.onnx --as-trained --fold-bn', '--as-trained and --fold-bn exclude each other'),
     ('{c} --torch-export {t}/text.pth', '{t}/text.pth is there already; choose another name, or replace it (--force)'),
     ('{c} --output {t}/x --mean 0.1 0.2', '--mean and --std take one value, or one for each input channel')])
 def test_one_sentence_for_what_is_wrong(argv, sentence, checkpoint, tmp_path, capsys):

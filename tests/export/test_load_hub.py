@@ -141,21 +141,14 @@ def test_weights_come_from_the_same_repository_alone(hub, folder, tmp_path):
     assert not [key for key in evil_cfg if model.pretrained_cfg.get(key) == evil_cfg[key]]
 
 
-def test_what_somebody_published(hub, folder, tmp_path, monkeypatch):
-    serve(hub, make_folder(tmp_path / 'measured', 'resnet18_asr_se', trainable=False, extras=True), 'alice/measured')
+def test_what_somebody_published(hub, folder, monkeypatch):
+    for name in ('alice/measured', 'bob/his'):
+        serve(hub, folder, name)
     serve(hub, folder, 'alice/another', private=True)
-    serve(hub, folder, 'bob/his')
     hub.create('alice/foreign', {'config.json': b'{"architecture": "resnet18"}'})
-    hub.create('alice/tagged', {'README.md': b'---\ntags:\n- timm_asr\n---\n', 'config.json': b'{}'})
-    public, = timm_asr.list_published('alice')
-    assert (public.repo_id, public.architecture, public.model, public.needs, public.private) == (
-        'alice/measured', 'resnet18', 'resnet18_asr_se', (), False)
-    assert public.metrics['before'] == public.metrics['after'] == {'top1': 91.25, 'top5': 99.5}
+    assert [(one.id, one.private) for one in timm_asr.list_published('alice')] == [('alice/measured', False)]
     monkeypatch.setenv('HF_TOKEN', WRITE)
-    another, again = timm_asr.list_published('alice')
-    assert (another.repo_id, another.architecture, another.model, another.needs, another.private) == (
-        'alice/another', 'resnet20', 'resnet20_asr_se', ('timm_asr',), True)
-    assert again == public
+    assert {one.id for one in timm_asr.list_published('alice')} == {'alice/measured', 'alice/another'}
     assert timm_asr.list_published('nobody') == []
     hub.faults['/api/models$'] = 'cut'
     with pytest.raises(Stopped, match='listing the models of alice'):

@@ -23,7 +23,7 @@ SMALL = {'input_size': (3, 48, 48)}
      r"'repvgg_a0_asr_se' is in its inference form \(reparameterize\(\) made its RepVggBlock\)"),
     (lambda: timm.utils.reparameterize_model(timm.create_model('mobileone_s0').eval()), 'made its MobileOneBlock'),
     (lambda: reparameterize(timm.create_model('resnet20_asr_se').eval(), fold_bn=True),
-     "'bn1.weight' is absent where it has .* if its norms were folded into convolutions, export it as it was before"),
+     'does not load back .*Missing key.*"bn1.weight".*; it is not kept. If the model was built with further arguments'),
     (lambda: reparameterize(timm.create_model('resnet20_se').eval()), "'resnet20_se' is in its inference form"),
     (lambda: reparameterize(timm.create_model('resnet20_dia_lstm').eval()), 'inference form'),
     (lambda: nn.init.constant_((m := timm.create_model('resnet20_asr_se')).fc.bias, float('nan')) is None or m,
@@ -36,19 +36,18 @@ def test_what_could_not_be_loaded_back_is_refused(tmp_path, make, sentence):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(('make', 'sentence'), [
-    (lambda: timm.create_model('resnet20'), "This 'resnet20' has no ASR vectors to keep"),
-    (lambda: attach_asr(timm.create_model('resnet18'), 'se'), 'its ASR was attached by hand')])
-def test_a_trainable_form_that_could_not_be_made_again_is_refused(tmp_path, make, sentence):
-    with pytest.raises(ValueError, match=sentence):
+@pytest.mark.parametrize('make', [
+    lambda: timm.create_model('resnet20'), lambda: attach_asr(timm.create_model('resnet18'), 'se')])
+def test_a_trainable_form_that_could_not_be_made_again_is_refused(tmp_path, make):
+    with pytest.raises(ValueError, match=r"This 'resnet\d+' has no ASR that could be made again"):
         save_fused(make(), tmp_path / 'folder', keep_trainable=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_weights_that_do_not_fit_the_stock_architecture_are_refused(tmp_path):
     model = timm.create_model('resnet20_asr_se')
-    model.layer3[0].conv1 = nn.Conv2d(32, 8, 3)
-    with pytest.raises(ValueError, match=r"do not fit 'resnet20': 'layer3.0.conv1.weight' is \(8, 32, 3, 3\)"):
+    model.layer3[0].conv1 = nn.Conv2d(32, 64, 5, 2, 2, bias=False)
+    with pytest.raises(ValueError, match='does not load back .*size mismatch for layer3.0.conv1.weight'):
         save_fused(model, tmp_path / 'folder')
     assert not (tmp_path / 'folder').exists()
 
@@ -78,9 +77,8 @@ def changed(function):
 def test_what_is_not_the_same_function_is_not_kept(tmp_path, monkeypatch, what, sentence):
     monkeypatch.setattr(save_module, what, changed(getattr(save_module, what)))
     model = timm.create_model('resnet18_asr_se', num_classes=5)
-    for dtype in ('float32', 'float16') if what == 'fold_asr' else ('float32',):
-        with pytest.raises(ValueError, match=sentence):
-            save_fused(model, tmp_path / 'folder', data_config=SMALL, dtype=dtype)
+    with pytest.raises(ValueError, match=sentence):
+        save_fused(model, tmp_path / 'folder', data_config=SMALL)
     assert not list(tmp_path.iterdir())
 
 
@@ -88,8 +86,8 @@ def test_what_is_not_the_same_function_is_not_kept(tmp_path, monkeypatch, what, 
     (lambda c: c.update(architecture='resnet34'), 'Missing key'),
     (lambda c: c['pretrained_cfg'].update(mean=[0, 0, 0]), 'mean of the images is'),
     (lambda c: c['pretrained_cfg'].update(timm_asr={}), "unexpected keyword argument 'timm_asr'"),
-    (lambda c: c.update(num_classes=4), "'fc|num_classes|size"),
-    (lambda c: c.update(label_names=['a', 'b', 'c', 'd', 'f']), 'its label names are')])
+    (lambda c: c.update(num_classes=4), 'size mismatch for fc'),
+    (lambda c: c.update(label_names=['a', 'b', 'c', 'd', 'f']), 'the list of classes is')])
 def test_the_configuration_is_read_back(tmp_path, monkeypatch, change, sentence):
     write = save_module.save_config_for_hf
 

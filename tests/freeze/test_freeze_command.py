@@ -66,7 +66,7 @@ def test_a_network_without_gates_is_written(checkpoint, tmp_path, capsys):
 
     status, out, err = freeze(capsys, checkpoint, '-o', folder, '--samples', 50)
     assert (status, out.count('\n')) == (2, 1)
-    assert 'has another gates.json already; choose another folder' in err
+    assert 'has a model.safetensors already; choose another folder' in err
 
 
 @pytest.mark.slow

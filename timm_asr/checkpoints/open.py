@@ -10,7 +10,6 @@ Everything that can be wrong with a name or a file is said in one sentence, befo
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import nn
 from ..errors import BadInput
 from ..models.create import create_model
 from .find import FOLDER_PREFIX, HUB_PREFIXES, check_model_name, source_of
-from .names import ARGS, ATTENTION, BEST, CONFIG, CURVE, KEY, METRICS, SUMMARY, TRAINABLE, WEIGHT_SUFFIXES, WEIGHTS
+from .names import ARGS, ATTENTION, BEST, CURVE, KEY, METRICS, SUMMARY, WEIGHT_SUFFIXES, WEIGHTS
 from .provenance import base_model_of, checkpoint_facts, git_commit, public_name, public_yaml
 from .read import first_line, is_folder_of_weights, is_regular, read_checkpoint, read_config, read_json, read_yaml
 from .source import Source, data_config_of, label_names_of, name_of, unwrap, used_data_config
@@ -120,10 +119,8 @@ def _open_folder(folder: Path, use_ema: bool, shape: Mapping[str, Any], kwargs: 
     attached = facts.get('form') == 'trainable' and facts.get('asr')
     model = create_trainable(folder) if attached else _create(f'{FOLDER_PREFIX}{folder}', True, shape, kwargs)
     facts = facts or {'model': name_of(model)}
-    trainable = folder / TRAINABLE
     return Source(model, facts, label_names=label_names_of(model, config), metrics=read_metrics(folder),
-                  files=_files_beside(folder, {}, True),
-                  unfolded=partial(create_trainable, trainable) if (trainable / CONFIG).is_file() else None)
+                  files=_files_beside(folder, {}, True))
 
 
 def _files_beside(folder: Path, args: Mapping[str, Any], is_best: bool) -> dict[str, bytes]:

@@ -152,7 +152,7 @@ def provenance_of(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[
     section: dict[str, Any] = {
         'format': 2, 'form': None, 'needs': [], 'model': None, 'asr': None, 'package': KEY, **versions(),
         'git_commit': None, 'recipe': None, 'arguments': {}, 'seed': None, 'dataset': None, 'base_model': None,
-        'weights': None, 'epoch': None, 'metrics': None, 'source': None, 'weights_sha256': None, 'dtype': None}
+        'weights': None, 'epoch': None, 'metrics': None, 'source': None, 'weights_sha256': None}
     section |= {key: value for key, value in facts.items() if value is not None}
     if metrics:
         before, after = ({key: metrics[key + end] for key in keys if metrics.get(key + end) is not None} or None

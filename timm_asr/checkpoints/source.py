@@ -1,6 +1,6 @@
 """A model with what is known about it: what every command that opens something works on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,6 @@ class Source:
     label_names: Sequence[str] | None = None
     metrics: dict[str, Any] | None = None  # the content of a metrics.json
     args: dict[str, Any] = field(default_factory=dict)  # all options of the training run
-    unfolded: Callable[[], nn.Module] | None = None  # loads the trainable model that lies beside a folded one
     has_ema: bool = False  # whether the checkpoint has averaged weights too
     files: dict[str, bytes] = field(default_factory=dict)  # what lies beside it and may go along, by name
 

@@ -13,8 +13,8 @@ from .find import check_model_name
 from .names import KEY, WEIGHTS
 from .read import first_line, read_config
 
-# What a configuration may say of the model and its images; addresses, files, devices and code are not among it.
-_CFG_KEYS = frozenset((
+#: What a configuration may say of the model and its images; addresses, files, devices and code are not among it.
+CFG_KEYS = frozenset((
     'architecture', 'tag', 'num_classes', 'input_size', 'fixed_input_size', 'min_input_size', 'interpolation',
     'crop_pct', 'crop_mode', 'mean', 'std', 'pool_size', 'first_conv', 'classifier', 'label_names',
     'label_descriptions'))
@@ -46,7 +46,7 @@ def create_trainable(folder: str | Path) -> nn.Module:
     asr = (section.get('asr') or {}) if section.get('form') == 'trainable' else {}
     args |= {key: value for key, value in asr.items() if key in ASR_KEYWORDS}
     said = {**(config.get('pretrained_cfg') or {}), **{key: config[key] for key in ('label_names',) if key in config}}
-    cfg = {key: value for key, value in said.items() if key in _CFG_KEYS}
+    cfg = {key: value for key, value in said.items() if key in CFG_KEYS}
     try:
         model = create_model(name, num_classes=config.get('num_classes', cfg.get('num_classes')), **args)
         model.load_state_dict(load_file(folder / WEIGHTS), strict=True)

@@ -1,7 +1,6 @@
 """What ``timm-asr export`` does: folded weights as a folder, ONNX in float and int8, a program of torch.export."""
 
 import argparse
-import logging
 import os
 import sys
 import warnings
@@ -18,7 +17,7 @@ from ..checkpoints.provenance import dataset_name, file_sha256
 from ..checkpoints.read import first_line
 from ..checkpoints.source import Source, data_config_of, used_data_config
 from ..errors import BadInput, Stopped
-from ..export.graph import ExportedAsTrained, check_packages, export_onnx, export_program
+from ..export.graph import check_packages, export_onnx, export_program
 from ..export.int8 import onnx_top1, quantize_onnx
 from ..export.place import refuse_taken
 from ..export.save import save_fused
@@ -42,15 +41,10 @@ def check(args: argparse.Namespace) -> None:
     if not args.output and not graphs:
         raise BadInput('nothing to write: give --output FOLDER, --onnx FILE or --torch-export FILE')
     for name, needs, there in (
-            *((name, '--output', args.output) for name in ('keep_trainable', 'dtype')),
-            *((name, '--onnx or --torch-export', graphs) for name in ('as_trained', 'any_size', 'fold_bn')),
-            ('int8', '--onnx', args.onnx)):
-        flag = f'--{name.replace("_", "-")}'
-        if getattr(args, name) not in (None, False, '', 'float32'):
-            if not there:
-                raise BadInput(f'{flag} goes with {needs}')
-            if args.as_trained and name in ('fold_bn', 'int8'):
-                raise BadInput(f'--as-trained and {flag} exclude each other')
+            ('keep_trainable', '--output', args.output), ('any_size', '--onnx or --torch-export', graphs),
+            ('fold_bn', '--onnx or --torch-export', graphs), ('int8', '--onnx', args.onnx)):
+        if getattr(args, name) and not there:
+            raise BadInput(f'--{name.replace("_", "-")} goes with {needs}')
     if args.samples < 1:
         raise BadInput('--samples takes one image or more')
     for path in (args.onnx, args.int8, args.torch_export):
@@ -206,20 +200,19 @@ def export(args: argparse.Namespace) -> None:
                 compare_images(args, source, loader, device)
         if args.onnx:
             list_written(export_onnx(
-                source, args.onnx, as_trained=args.as_trained, fold_bn=args.fold_bn or bool(args.int8),
-                any_size=args.any_size, images=some_images(loader), overwrite=args.force,
-                report=step))
+                source, args.onnx, fold_bn=args.fold_bn or bool(args.int8),
+                any_size=args.any_size, images=some_images(loader), overwrite=args.force, report=step))
         if calibration is not None:
             with deferred_interrupts():
                 quantize(args, source, loader, calibration)
             list_written(Path(args.int8))
         if args.output:
-            list_written(save_fused(source, args.output, keep_trainable=args.keep_trainable,
-                                    dtype=args.dtype, overwrite=args.force, report=step))
+            list_written(save_fused(source, args.output, keep_trainable=args.keep_trainable, overwrite=args.force,
+                                    report=step))
         if args.torch_export:
             list_written(export_program(
-                source, args.torch_export, as_trained=args.as_trained, fold_bn=args.fold_bn, any_size=args.any_size,
-                images=some_images(loader), overwrite=args.force, report=step))
+                source, args.torch_export, fold_bn=args.fold_bn, any_size=args.any_size, images=some_images(loader),
+                overwrite=args.force, report=step))
     except ValueError as error:
         raise Stopped(first_line(error)) from None
 
@@ -228,10 +221,7 @@ def main(args: argparse.Namespace) -> int:
     """Export what the options name; returns the exit status."""
     setup_logging()
     check(args)
-    logger = logging.getLogger('timm_asr')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        warnings.simplefilter('always', ExportedAsTrained)
-        warnings.showwarning = lambda message, *_, **__: logger.warning(str(message))  # type: ignore[assignment]
         export(args)
     return 0

@@ -7,12 +7,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.names import GATES, GATES_PLOT, PROGRAM, WEIGHTS
+from ..checkpoints.names import GATES, GATES_PLOT, PROGRAM
 from ..checkpoints.read import first_line
 from ..checkpoints.source import Source
 from ..errors import BadInput, Stopped
 from ..export.graph import export_program
-from ..export.place import refuse_file, remove_export, write_whole
+from ..export.place import refuse_taken, remove_export, write_whole
 from ..export.save import save_fused
 from ..figures.gates import plot_frozen
 from ..freeze import FreezeReport, freeze_attention
@@ -34,7 +34,7 @@ def freeze(args: Namespace) -> FreezeReport:
     source = open_checkpoint(args, 'freeze')
     folder = Path(args.output) if args.output else None
     if folder is not None:
-        _refuse_taken(folder, args.force)
+        refuse_taken(folder, args.force, (PROGRAM, GATES, GATES_PLOT))
     config = apply_data_options(args, source)
     loader = open_images(args, source, config, device)
     if loader is None:
@@ -62,15 +62,6 @@ def freeze(args: Namespace) -> FreezeReport:
             raise Stopped(first_line(error)) from None
         list_written(folder)
     return report
-
-
-def _refuse_taken(folder: Path, overwrite: bool) -> None:
-    """Before any work: refuse a folder that holds something else."""
-    refuse_file(folder)
-    taken = [name for name in (PROGRAM, GATES, GATES_PLOT, WEIGHTS) if (folder / name).exists()]
-    if taken and not overwrite:
-        raise BadInput(f'{folder} has another {taken[0]} already; choose another folder, or replace what is there '
-                       '(--force)')
 
 
 def _write(folder: Path, source: Source, report: FreezeReport, args: Namespace, images: list[Any]) -> None:

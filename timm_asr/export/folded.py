@@ -8,13 +8,10 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.models import get_model_args, is_model, model_entrypoint
 from torch import nn
 
 from ..asr.options import VECTOR_KEYWORDS
-from ..checkpoints.names import WEIGHTS
-from ..checkpoints.read import first_line
 from ..checkpoints.trainable import create_trainable
 from ..gates.forms import InferenceForm
 from ..gates.gate import ChannelGate
@@ -53,27 +50,6 @@ def refuse_inference_form(model: nn.Module, name: str) -> None:
             'nobody could load by that name; export the model as it was before, and let whoever runs it merge.')
 
 
-def check_fit(plain: str, args: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
-    """Raise ``ValueError`` for what could not be loaded back: build the plain architecture and compare its tensors."""
-    try:
-        json.dumps(args)
-        stock = timm.create_model(plain, **args, device='meta')
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"The folded network is not a '{plain}' that can be rebuilt from its arguments ({error}); "
-                         'pass what is missing as model_args.') from None
-    except (RuntimeError, NotImplementedError):  # some constructors compute on their tensors
-        stock = timm.create_model(plain, **args)
-    expected = {name: tuple(t.shape) for name, t in stock.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in state.items()}
-    if expected == found:
-        return
-    name = next(n for n in {**expected, **found} if expected.get(n) != found.get(n))
-    raise ValueError(
-        f"The folded weights do not fit '{plain}': '{name}' is {found.get(name, 'absent')} where it has "
-        f'{expected.get(name, "none")}. If the model was built with further arguments, pass them as model_args; if its '
-        'norms were folded into convolutions, export it as it was before.')
-
-
 def tag_of(facts: Mapping[str, Any], trainable: bool) -> str | None:
     """A pretrained tag in timm's style that is no stock one: what was folded and what it was trained on.
 
@@ -110,33 +86,20 @@ def check_written(folder: Path, model: nn.Module, data: Mapping[str, Any], label
         loaded = create_trainable(folder) if trainable else timm.create_model(f'local-dir:{folder}', pretrained=True)
     except Exception as error:  # whatever timm raises
         lines = [line.strip() for line in str(error).splitlines() if line.strip()][:2]  # torch says more in the second
-        reason = ' '.join(lines).rstrip('.')[:300] or first_line(error)
-    else:
-        reason = _difference(loaded, folder, model, data, label_names)
-        if not reason:
-            images = random_images(tuple(data['input_size']))
-            with torch.inference_mode():
-                relative = relative_difference(model(images), loaded.eval()(images))
-            if relative <= tolerance(model):
-                return relative
-            reason = f'its logits differ by {relative:.1e} of the largest (allowed {tolerance(model):.0e})'
-    raise ValueError(f'What was written does not load back ({reason}); it is not kept.')
-
-
-def _difference(loaded: nn.Module, folder: Path, model: nn.Module, data: Mapping[str, Any],
-                label_names: Sequence[str] | None) -> str:
-    """The first thing in which a loaded model is not what it was, logits apart; '' for nothing."""
-    written, state = load_file(folder / WEIGHTS), loaded.state_dict()
-    if set(written) != set(state):
-        return f"the key '{sorted(set(written) ^ set(state))[0]}' is in one of file and model only"
-    for name, tensor in written.items():
-        if not torch.equal(tensor.to(state[name].dtype), state[name]):
-            return f"'{name}' was changed while loading"
-    config = json.loads(json.dumps(timm.data.resolve_model_data_config(loaded)))
-    names = loaded.pretrained_cfg.get('label_names')
+        raise ValueError(
+            f'What was written does not load back ({" ".join(lines).rstrip(".")[:300]}); it is not kept. If the model '
+            'was built with further arguments, pass them as model_args.') from None
+    config, names = timm.data.resolve_model_data_config(loaded), loaded.pretrained_cfg.get('label_names')
     pairs = {name: (getattr(model, name, None), getattr(loaded, name, None)) for name in ('num_classes', 'in_chans')}
-    pairs |= {f'{name} of the images': (wanted, config[name]) for name, wanted in data.items()}
-    for name, (wanted, found) in pairs.items():
-        if wanted != found:
-            return f'{name} is {found} where it was {wanted}'
-    return f'its label names are {names}' if label_names and list(names or ()) != list(label_names) else ''
+    pairs |= {f'{name} of the images': (wanted, json.loads(json.dumps(config[name]))) for name, wanted in data.items()}
+    pairs['the list of classes'] = (list(label_names or names or ()), list(names or ()))
+    images = random_images(tuple(data['input_size']))
+    reason = next((f'{name} is {found} where it was {wanted}' for name, (wanted, found) in pairs.items()
+                   if wanted != found), '')
+    if not reason:
+        with torch.inference_mode():
+            relative = relative_difference(model(images), loaded.eval()(images))
+        if relative <= tolerance(model):
+            return relative
+        reason = f'its logits differ by {relative:.1e} of the largest (allowed {tolerance(model):.0e})'
+    raise ValueError(f'What was written does not load back ({reason}); it is not kept.')

@@ -24,20 +24,16 @@ from ..errors import BadInput
 from ..gates.gate import ChannelGate
 from ..gates.shared import SharedUnit
 from ..inference.compare import Comparison, random_images, tolerance
-from ..inference.reparameterize import is_foldable, reparameterize
+from ..inference.reparameterize import reparameterize
 from ..models.counts import count_parameters
 
 METADATA = 'timm_asr'
 Run = Callable[[torch.Tensor], torch.Tensor]
 
 
-class ExportedAsTrained(UserWarning):
-    """A model was exported although its inference form would do the same for less."""
-
-
 def export_onnx(model: nn.Module | str | os.PathLike | Source, file: str | os.PathLike, *, use_ema: bool = False,
-                as_trained: bool = False, fold_bn: bool = False, any_size: bool = False,
-                images: Iterable[torch.Tensor] = (), overwrite: bool = False,
+                fold_bn: bool = False, any_size: bool = False, images: Iterable[torch.Tensor] = (),
+                overwrite: bool = False,
                 report: Callable[[str, str], None] = lambda step, text: None) -> Path:
     """Write a model as ONNX, folded and merged, for batches of any size; it is left as it is.
 
@@ -51,7 +47,6 @@ def export_onnx(model: nn.Module | str | os.PathLike | Source, file: str | os.Pa
         model: As :func:`timm_asr.save_fused` takes it; also one that is in its inference form, and stays in it.
         file: Where to write.
         use_ema: Take the averaged weights of a checkpoint.
-        as_trained: Leave attention and branches as they are, which is slower; a warning says so.
         fold_bn: Fold each BatchNorm into its convolution too.
         any_size: Take images of any height and width, not only of the model's own, where the network can.
         images: Batches (B, C, H, W) to compare on as well, float32, normalized.
@@ -64,20 +59,20 @@ def export_onnx(model: nn.Module | str | os.PathLike | Source, file: str | os.Pa
         ValueError: The logits differ. Nothing is written.
     """
     check_packages()
-    return _export(_write_onnx, 'onnxruntime', as_source(model, use_ema), Path(file), as_trained,
-                   fold_bn, any_size, images, overwrite, report)
+    return _export(_write_onnx, 'onnxruntime', as_source(model, use_ema), Path(file), fold_bn, any_size, images,
+                   overwrite, report)
 
 
 def export_program(model: nn.Module | str | os.PathLike | Source, file: str | os.PathLike, *, use_ema: bool = False,
-                   as_trained: bool = False, fold_bn: bool = False, any_size: bool = False,
-                   images: Iterable[torch.Tensor] = (), overwrite: bool = False,
+                   fold_bn: bool = False, any_size: bool = False, images: Iterable[torch.Tensor] = (),
+                   overwrite: bool = False,
                    report: Callable[[str, str], None] = lambda step, text: None) -> Path:
     """Write a model's inference form as a program of ``torch.export`` (``.pt2``), which PyTorch alone runs.
 
     Arguments, result and errors are those of :func:`export_onnx`; ``torch.export.load(file).module()`` is the model.
     """
-    return _export(_write_program, 'torch.export', as_source(model, use_ema), Path(file), as_trained, fold_bn, any_size,
-                   images, overwrite, report)
+    return _export(_write_program, 'torch.export', as_source(model, use_ema), Path(file), fold_bn, any_size, images,
+                   overwrite, report)
 
 
 def check_packages() -> None:
@@ -87,9 +82,8 @@ def check_packages() -> None:
         raise BadInput(f'ONNX needs what is not installed: pip install {" ".join(missing)}')
 
 
-def _export(write: Callable[..., Run], by: str, source: Source, file: Path, as_trained: bool, fold_bn: bool,
-            any_size: bool, images: Iterable[torch.Tensor], overwrite: bool,
-            report: Callable[[str, str], None]) -> Path:
+def _export(write: Callable[..., Run], by: str, source: Source, file: Path, fold_bn: bool, any_size: bool,
+            images: Iterable[torch.Tensor], overwrite: bool, report: Callable[[str, str], None]) -> Path:
     """What both formats have in common; ``write`` writes a file and gives what runs it."""
     if file.is_dir():
         raise BadInput(f'{file} is a folder, and a file is to be written there')
@@ -98,17 +92,11 @@ def _export(write: Callable[..., Run], by: str, source: Source, file: Path, as_t
     reference = to_float32(copy.deepcopy(source.model))
     reference.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     ready = copy.deepcopy(reference)
-    if as_trained:
-        if is_foldable(reference):
-            warnings.warn('The model is exported as it was trained: attention and branches that its inference form has '
-                          'not stay in the file and cost time.', ExportedAsTrained, stacklevel=3)
-    else:
-        if by == 'onnxruntime':
-            for module in ready.modules():
-                if isinstance(module, ChannelGate | SharedUnit) and not module.form_in_onnx:
-                    module.inference_form = lambda *_, **__: None  # type: ignore[assignment,method-assign]
-        ready = reparameterize(ready, fold_bn=fold_bn)
-        report('fold', f'{count_parameters(reference):,} parameters become {count_parameters(ready):,}')
+    for module in ready.modules() if by == 'onnxruntime' else ():
+        if isinstance(module, ChannelGate | SharedUnit) and not module.form_in_onnx:
+            module.inference_form = lambda *_, **__: None  # type: ignore[assignment,method-assign]
+    ready = reparameterize(ready, fold_bn=fold_bn)
+    report('fold', f'{count_parameters(reference):,} parameters become {count_parameters(ready):,}')
     ready.requires_grad_(False)
     data, names = resolve_input_data_config(source.model, args=dict(source.data_config or {})), class_names(source)
     about = {'model': source.facts.get('model'), **data, **({'label_names': names} if names else {})}

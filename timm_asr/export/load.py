@@ -1,11 +1,9 @@
 """From the Hub back to models: the trainable form, and what an owner has published."""
 
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelInfo
 from torch import nn
 
 from ..checkpoints.names import CONFIG, KEY, TRAINABLE, WEIGHTS
@@ -81,43 +79,12 @@ def load_trainable(name: str | Path, *, num_classes: int | None = None, revision
     return model
 
 
-@dataclass(frozen=True)
-class Published:
-    """A repository that this package published.
+def list_published(owner: str, *, token: str | bool | None = None) -> list[ModelInfo]:
+    """What an owner, a user or organisation, has published with this package, as huggingface_hub lists it.
 
-    Attributes:
-        architecture: What ``timm.create_model('hf-hub:OWNER/NAME')`` makes of it.
-        model: The name before folding.
-        needs: Packages to import first, none where stock timm is enough.
-        metrics: Top-1 and top-5 ``before`` and ``after`` folding, percent, and more; empty where nothing was measured.
-    """
-
-    repo_id: str
-    architecture: str
-    model: str
-    needs: tuple[str, ...] = ()
-    metrics: dict[str, Any] = field(default_factory=dict)
-    private: bool | None = None
-
-
-def list_published(owner: str, *, token: str | bool | None = None,
-                   cache_dir: str | Path | None = None) -> list[Published]:
-    """What an owner, a user or organisation, has published with this package, by name.
-
-    ``token`` and ``cache_dir`` are those of :func:`load_trainable`; ``Stopped`` says that the Hub cannot be reached.
+    ``token`` is that of :func:`load_trainable`. ``Stopped``: the Hub cannot be reached.
     """
     try:
-        infos = list(HfApi(token=token, **LIBRARY).list_models(author=owner, filter=TAG))
+        return list(HfApi(token=token, **LIBRARY).list_models(author=owner, filter=TAG))
     except FAILURES as error:
         raise explained(error, f'listing the models of {owner}', owner) from None
-    found = []
-    for info in sorted(infos, key=lambda info: info.id):
-        try:
-            config = read_config(download(info.id, CONFIG, token=token, cache_dir=cache_dir).parent)
-        except BadInput:
-            continue  # a card with the tag alone
-        section = config.get(KEY) or {}
-        if section:
-            found.append(Published(info.id, config['architecture'], section.get('model') or config['architecture'],
-                                   tuple(section.get('needs') or ()), section.get('metrics') or {}, info.private))
-    return found

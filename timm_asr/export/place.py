@@ -68,7 +68,6 @@ def refuse_file(folder: Path) -> None:
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
     """A new folder on the disk of ``folder``, for what will be placed there; gone at the end."""
-    refuse_file(folder)
     place = folder.resolve()
     # A folder that holds an export and nothing else can be renamed.
     alone = not place.is_dir() or (
@@ -93,6 +92,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def refuse_taken(folder: Path, overwrite: bool, more: Iterable[str] = ()) -> None:
     """Before any work: raise ``BadInput`` rather than replace an export, or ``more`` files, without being told to."""
+    refuse_file(folder)
     taken = sorted(name for name in {*more, *_OWN} if (folder / name).exists())
     if taken and not overwrite:
         raise BadInput(f'{folder} has a {WEIGHTS if WEIGHTS in taken else taken[0]} already; choose another folder, or '

@@ -20,27 +20,24 @@ from ..checkpoints.names import CODE, CONFIG, KEY, METRICS, TRAINABLE, WEIGHTS
 from ..checkpoints.open import as_source
 from ..checkpoints.provenance import file_sha256, provenance_of
 from ..checkpoints.source import Source, class_names, models_inside, name_of, to_float32
-from ..inference.compare import random_images, relative_difference, same_function
+from ..checkpoints.trainable import CFG_KEYS
+from ..inference.compare import random_images, same_function
 from ..models.counts import count_parameters
 from ..models.registry import plain_architecture
-from .folded import check_fit, check_written, needs_of, plain_arguments, refuse_inference_form, state_of, tag_of
+from .folded import check_written, needs_of, plain_arguments, refuse_inference_form, state_of, tag_of
 from .place import files_in, put_in_place, refuse_taken, write_whole, written_aside
 
-# They describe the training set-up or the publication of the stock model, not these weights.
-_FOREIGN = ('tag', 'license', 'paper_ids', 'paper_name', 'origin_url', 'description', 'notes', 'custom_load',
-            'test_input_size', 'test_crop_pct', 'test_pool_size', 'label_names', 'label_descriptions')
 _CODE = Path(__file__).with_name(f'{CODE}.txt')
 #: What transformers runs, if its user trusts it, for architectures that timm lacks.
 _AUTO_MAP = {auto: f'{CODE.removesuffix(".py")}.{name}' for auto, name in (
     ('AutoModel', 'TimmAsrModel'), ('AutoModelForImageClassification', 'TimmAsrForImageClassification'))}
-DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 
 def save_fused(model: nn.Module | str | os.PathLike | Source, folder: str | os.PathLike,
                model_args: Mapping[str, Any] | None = None, *, use_ema: bool = False, keep_trainable: bool = False,
                data_config: Mapping[str, Any] | None = None, label_names: Sequence[str] | None = None,
                metrics: Mapping[str, Any] | None = None, provenance: Mapping[str, Any] | None = None,
-               dtype: str = 'float32', overwrite: bool = False, check: bool = True,
+               overwrite: bool = False, check: bool = True,
                report: Callable[[str, str], None] = lambda step, text: None) -> Path:
     """Fold a model's ASR and write what is left as a folder that timm loads.
 
@@ -65,7 +62,6 @@ def save_fused(model: nn.Module | str | os.PathLike | Source, folder: str | os.P
         label_names: A name for each class, in the order of the outputs.
         metrics: Figures to put into ``metrics.json``: ``top1``, ``top1_folded``, ... in percent.
         provenance: More entries of the section ``timm_asr`` in ``config.json``.
-        dtype: ``float32``; ``float16`` and ``bfloat16`` halve the file, and load as float32 of these values.
         overwrite: Replace an export in the folder.
         check: Load what was written before it is put in its place.
         report: Called with the name and the text of each step.
@@ -79,41 +75,36 @@ def save_fused(model: nn.Module | str | os.PathLike | Source, folder: str | os.P
     name = name_of(source.model)
     if not name or getattr(source.model, 'frozen_from', None):
         raise ValueError(_why_unnamed(source.model))
-    if dtype not in DTYPES:
-        raise ValueError(f'dtype={dtype!r} is not known; it takes {", ".join(DTYPES)}.')
     refuse_inference_form(source.model, name)
     refuse_taken(folder, overwrite, source.files)
     plain = plain_architecture(name)
-    trainable = _trainable(source, name) if keep_trainable else None
+    by_name = plain != name or getattr(source.model, 'asr_options', None)
+    if keep_trainable and not (by_name and has_asr(source.model)):
+        raise ValueError(f"This '{name}' has no ASR that could be made again: a trainable form is kept of models that "
+                         'have ASR in their name, and of those by timm_asr.create_model(name, asr=...).')
     needs = needs_of(plain)
-    reference = _in_float32(source.model)
+    reference = to_float32(copy.deepcopy(source.model)).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     folded = fold_asr(copy.deepcopy(reference))
-    args = {**plain_arguments(folded), **(model_args or {})}
-    state = state_of(folded)
-    check_fit(plain, args, state)
-    writer = _Writer(
-        source.facts | dict(provenance or {}), dict(metrics or source.metrics or {}), class_names(source, label_names),
-        dict(data_config or source.data_config or {}), dtype, check, report)
+    writer = _Writer(source.facts | dict(provenance or {}), dict(metrics or source.metrics or {}),
+                     class_names(source, label_names), dict(data_config or source.data_config or {}), check, report)
+    with torch.no_grad():
+        relative = same_function(reference, folded, random_images(tuple(writer.data(reference)['input_size'])))
+    parameters = f'{count_parameters(reference):,} parameters' + (
+        f' become {count_parameters(folded):,}' if has_asr(reference) else ' without ASR')
+    report('fold', f'{parameters}; logits on random images differ by {relative:.1g} of the largest')
     with written_aside(folder) as aside:
         for file, content in source.files.items():
             write_whole(aside / file, content)
-        writer.compare(reference, folded, state)
-        if trainable is not None:
-            trainable = _in_float32(trainable)
+        if keep_trainable:
             (aside / TRAINABLE).mkdir()
-            writer.write(aside / TRAINABLE, trainable, state_of(trainable), name_of(trainable),
-                         get_model_args(trainable), ['timm_asr'])
+            writer.write(aside / TRAINABLE, reference, name, get_model_args(reference), ['timm_asr'])
         if writer.metrics:
             write_whole(aside / METRICS, json.dumps(writer.metrics, indent=2).encode() + b'\n')
         if needs:
             write_whole(aside / CODE, _CODE.read_bytes())
-        writer.write(aside, folded, state, plain, args, needs)
+        writer.write(aside, folded, plain, {**plain_arguments(folded), **(model_args or {})}, needs)
         put_in_place(aside, folder)
     return folder
-
-
-def _in_float32(model: nn.Module) -> nn.Module:
-    return to_float32(copy.deepcopy(model)).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _why_unnamed(model: nn.Module) -> str:
@@ -129,16 +120,6 @@ def _why_unnamed(model: nn.Module) -> str:
             'features_only). timm_asr.export_onnx and timm_asr.export_program need no name.')
 
 
-def _trainable(source: Source, name: str) -> nn.Module:
-    model = source.model if has_asr(source.model) else source.unfolded() if source.unfolded else None
-    if model is None:
-        raise ValueError(f"This '{name}' has no ASR vectors to keep: its exported form is trainable as it is.")
-    if plain_architecture(name_of(model)) == name_of(model) and not getattr(model, 'asr_options', None):
-        raise ValueError(f"The trainable form of this '{name}' could not be made again, since its ASR was attached by "
-                         "hand; make it by timm_asr.create_model(name, asr=...), or save its state dict yourself.")
-    return model
-
-
 @dataclass
 class _Writer:
     """Writes one model, folded or trainable, and has it loaded back."""
@@ -147,36 +128,17 @@ class _Writer:
     metrics: dict[str, Any]
     labels: list[str] | None
     data_config: dict[str, Any]
-    dtype: str
     check: bool
     report: Callable[[str, str], None]
 
-    @torch.no_grad()
-    def compare(self, reference: nn.Module, model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-        """Compare a folded model with what it came from; round it, where a smaller type is asked for."""
-        images = random_images(tuple(self._data(model)['input_size']))
-        relative = same_function(reference, model, images)
-        before, after = count_parameters(reference), count_parameters(model)
-        text = f'{before:,} parameters become {after:,}' if has_asr(reference) else f'{after:,} parameters without ASR'
-        self.report('fold', f'{text}; logits on random images differ by {relative:.1g} of the largest')
-        if self.dtype == 'float32':
-            return
-        for key, tensor in state.items():
-            state[key] = tensor.to(DTYPES[self.dtype]) if tensor.is_floating_point() else tensor
-        model.load_state_dict(state, strict=False)  # its own counters and augmented statistics stay
-        relative = relative_difference(reference(images), model(images))
-        self.report('round', f'in {self.dtype}, logits on random images differ by {relative:.1g} of the largest')
-        if self.metrics:
-            self.metrics |= {'dtype': self.dtype, 'logit_difference_relative': relative}
-
-    def write(self, folder: Path, model: nn.Module, state: dict[str, torch.Tensor], architecture: str,
-              args: Mapping[str, Any], needs: list[str]) -> None:
+    def write(self, folder: Path, model: nn.Module, architecture: str, args: Mapping[str, Any],
+              needs: list[str]) -> None:
         """Write weights and configuration, and into it the list of what lies in the folder; load them, and compare."""
-        write_whole(folder / WEIGHTS, save(state, metadata={'format': 'pt'}))
+        write_whole(folder / WEIGHTS, save(state_of(model), metadata={'format': 'pt'}))
         trainable = folder.name == TRAINABLE
         tag = tag_of(self.facts, trainable)
         facts = {**self.facts, 'form': 'trainable' if trainable else 'folded', 'needs': needs,
-                 'weights_sha256': file_sha256(folder / WEIGHTS), 'dtype': None if trainable else self.dtype,
+                 'weights_sha256': file_sha256(folder / WEIGHTS),
                  'files': None if trainable else {n: file_sha256(folder / n) for n in sorted(files_in(folder))}}
         copied = copy.copy(model)  # shallow, with what timm reads set on the copy alone
         copied.__dict__ = {
@@ -189,22 +151,25 @@ class _Writer:
             root['auto_map'] = _AUTO_MAP
         try:
             save_config_for_hf(copied, str(folder / CONFIG), model_config=root, data_config=self.data_config)
-        except ValueError as error:
-            raise ValueError(f"The configuration of this '{architecture}' cannot be written ({error}).") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"The configuration of this '{architecture}' cannot be written ({error}); pass other "
+                             'values as model_args.') from None
         # The number of classes is at the root of the configuration: transformers refuses to be told twice.
         config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
         (config.get('model_args') or {}).pop('num_classes', None)
         write_whole(folder / CONFIG, json.dumps(config, indent=2).encode())
         if self.check:
-            relative = check_written(folder, model, self._data(model), self.labels, trainable)
+            relative = check_written(folder, model, self.data(model), self.labels, trainable)
             self.report('check', f'{"the trainable form loads" if trainable else "loads"} by '
                                  f'{" and ".join(["timm", *needs]) if needs else "timm alone"}; logits differ by '
                                  f'{relative:.1g} of the largest')
 
-    def _data(self, model: nn.Module) -> dict[str, Any]:
+    def data(self, model: nn.Module) -> dict[str, Any]:
         """What the loaded model's data configuration must be, in JSON's types."""
         return json.loads(json.dumps(resolve_input_data_config(model, self.data_config, pretrained_cfg=_cfg(model))))
 
 
 def _cfg(model: nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in model.pretrained_cfg.items() if key not in _FOREIGN}  # type: ignore[union-attr]
+    """What timm's configuration says of these weights, and not of the stock model's training or publication."""
+    keys = CFG_KEYS - {'tag', 'label_names', 'label_descriptions'}
+    return {key: value for key, value in model.pretrained_cfg.items() if key in keys}  # type: ignore[union-attr]
