@@ -14,13 +14,14 @@ from timm_asr.analysis import bn_noise
 from timm_asr.data import Digits
 from timm_asr.engine.commands import dispatch
 
-RUN = '--config digits --model resnet20_asr_se --epochs 2 --no-progress --batch-size 64 --experiment noise'
+RUN = ('--config digits --img-size 16 --epochs 1 --no-progress --batch-size 64 --experiment noise '
+       '--model-kwargs layers=(1,1,1)')
 
 
 @pytest.mark.slow
 def test_a_run(tmp_path, capsys):
-    for noise in (['--bn-noise', '0.8,0.5'], []):
-        folder = tmp_path / ('noisy' if noise else 'clean')
+    for noise in (['--bn-noise', '0.8,0.5'], ['--no-fuse']):
+        folder = tmp_path / ('noisy' if '--bn-noise' in noise else 'clean')
         process = start([*RUN.split(), *noise, '--output', folder], tmp_path / 'log')
         process.join()
         assert process.exitcode == 0, (tmp_path / 'log').read_text()[-2000:]
@@ -29,7 +30,7 @@ def test_a_run(tmp_path, capsys):
     assert rows['noisy'][0]['train_loss'] != rows['clean'][0]['train_loss']
     # What is written has no trace of the noise: timm alone gives the figures of validation by the noise put on again.
     model = timm.create_model(f'local-dir:{tmp_path}/noisy/noise', pretrained=True).eval()
-    images = create_loader(Digits('validation', input_img_mode='L'), (1, 32, 32), 128, mean=[0.3053], std=[0.376],
+    images = create_loader(Digits('validation', input_img_mode='L'), (1, 16, 16), 128, mean=[0.3053], std=[0.376],
                            crop_pct=1.0, interpolation='bilinear', use_prefetcher=False, num_workers=0)
     best = max(rows['noisy'], key=lambda row: float(row['eval_top1']))
     for noise in (True, False):

@@ -18,6 +18,7 @@ from timm_asr.engine.commands.train import REFUSED as TRAIN_REFUSED
 from timm_asr.engine.commands.train import parse_args
 from timm_asr.engine.options import parse
 from timm_asr.engine.recipes import FOLDER, find_recipe, list_recipes
+from timm_asr.engine.side_by_side import TURNS
 from timm_asr.engine.training import Run
 from timm_asr.errors import BadInput
 
@@ -113,9 +114,10 @@ def test_digits():
 
 
 @pytest.mark.slow
-def test_the_first_run(tmp_path, capsys):
+def test_the_first_run(tmp_path, capsys, monkeypatch):
     """``python train.py`` with fewer epochs and smaller images: the table and every file of it."""
     from timm_asr.engine.commands.train import main
+    monkeypatch.setitem(TURNS, 'rounds', 1)
     assert main(['--epochs', '5', '--img-size', '16', '--device', 'cpu', '--output', str(tmp_path)]) == 0
     table = capsys.readouterr().out
     folder, = tmp_path.iterdir()
