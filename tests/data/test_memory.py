@@ -107,7 +107,7 @@ def test_images_to_train_on_and_images_held_out(archive, tmp_path):
     parts = []
     for train in (300, 600):
         found = loaders(archive, tmp_path, '--train-images', train, '--holdout', 200)
-        parts.append((found.train.dataset.dataset.indices, found.eval.dataset.indices))
+        parts.append((found.train.dataset.indices, found.eval.dataset.indices))
         assert len(found.train.labels) == train
         assert len(found.eval.labels) == 200
         assert found.eval.pad == 0

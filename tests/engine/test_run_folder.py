@@ -73,7 +73,7 @@ def test_only_what_is_no_checkpoint_is_passed_over(folder):
     for data in (whole[:-200], b'', b'hello'):
         last.unlink()  # the others are links to it
         last.write_bytes(data)
-        assert find_checkpoint(folder) == folder / 'checkpoint-2.pth.tar'
+        assert find_checkpoint(folder)[0] == folder / 'checkpoint-2.pth.tar'
 
 
 def test_a_changed_checkpoint_is_noticed(folder):
@@ -137,7 +137,7 @@ def test_recovery_and_temporary_files_belong_to_their_run(folder):
     (folder / '.last.pth.tar.1-ab.tmp').write_text('left by a kill')
     found, checkpoint, lock = open_run_folder(options(folder.parent, resume=str(folder / 'checkpoint-1.pth.tar')), 16)
     lock.close()
-    assert (found, checkpoint.name) == (folder.resolve(), 'checkpoint-1.pth.tar')
+    assert (found, checkpoint[0].name) == (folder.resolve(), 'checkpoint-1.pth.tar')
     assert not list(folder.glob('recovery*')) + list(folder.glob('.*.tmp'))
     saver.save_recovery(state(7), 7, 4)
     _, checkpoint, lock = open_run_folder(options(folder.parent, experiment='run', overwrite=True), 16)
@@ -156,7 +156,7 @@ def test_the_newest_run_is_the_one_written_last(tmp_path):
     found, checkpoint, lock = open_run_folder(options(tmp_path, resume='auto'), 32)
     lock.close()
     assert found.name == '20260101-000000-resnet20-32'
-    assert checkpoint.name == 'last.pth.tar'
+    assert checkpoint[0].name == 'last.pth.tar'
 
 
 def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path, monkeypatch):
@@ -196,7 +196,7 @@ def test_one_checkpoint_is_left_where_none_is_to_be_kept(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {'last.pth.tar', 'model_best.pth.tar'}
     saver.close()
     assert [path.name for path in tmp_path.iterdir()] == ['model_best.pth.tar']
-    assert find_checkpoint(tmp_path) == tmp_path / 'model_best.pth.tar'
+    assert find_checkpoint(tmp_path)[0] == tmp_path / 'model_best.pth.tar'
 
 
 @pytest.mark.parametrize(('split', 'said'), [

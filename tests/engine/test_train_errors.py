@@ -59,6 +59,7 @@ def checkpoint(images, tmp_path_factory):
     ((*DIGITS, '--aug-splits', 2, '--mixup', 0.1), 'need --no-prefetcher'),
     ((*DIGITS, '--aug-repeats', 3), '--aug-repeats works over several processes'),
     ((*DIGITS, '--amp', '--model-dtype', 'bfloat16'), '--amp needs a float32 model'),
+    ((*DIGITS, '--torchcompile', '--torchscript'), 'exclude each other'),
     ((*DIGITS, '--torchcompile', 'fastest'), '--torchcompile fastest: PyTorch has .*inductor'),
     ((*DIGITS, '--mean', 0.1, 0.2), '--mean and --std take one value'),
     ((*DIGITS, '--train-split', 'lunch'), "cannot open the 'lunch' split of digits"),

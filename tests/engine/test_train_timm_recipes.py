@@ -54,7 +54,6 @@ def train(images, tmp_path, monkeypatch):
                 job.epoch(epoch, epochs, progress)
         if finish:
             assert job.finish() == 0
-        job.trackers.close()
         for loader in (training.loaders.train, training.loaders.eval):
             if getattr(loader, 'loader', None) is not None:
                 loader.loader._iterator = None  # ends its processes now; the garbage collector would wait for them
@@ -167,7 +166,7 @@ def test_augmix_with_jsd_and_split_bn(train):
     batch, target = run.seen.batches[0]
     assert len(batch) == 18
     assert torch.equal(target[:6], target[6:12])
-    splitter = run.training.loaders.train.dataset.dataset
+    splitter = run.training.loaders.train.dataset
     assert 'RandAugment' not in repr(splitter.dataset.transform)  # the clean part
     assert 'RandAugment' in repr(splitter.augmentation)
     assert run.training.loaders.train.random_erasing.num_splits == 3

@@ -21,6 +21,8 @@ from ..errors import NotACheckpoint, Stopped
 
 _NUMBERED = re.compile(r'checkpoint-(\d+)\.pth\.tar')
 _RECOVERY = re.compile(r'recovery-(\d+)-(\d+)\.pth\.tar')
+#: A checkpoint and its content.
+Found = tuple[Path, dict[str, Any]]
 
 
 class SaveFailed(Stopped):
@@ -133,13 +135,8 @@ class Saver:
         """Write the state of a finished epoch; a metric that is NaN or infinite is no metric."""
         if metric is not None and not math.isfinite(metric):
             metric = None
-        before = self.state_dict()
         self._rank(epoch, metric)
-        try:
-            self.save_last(state, epoch, metric)
-        except SaveFailed:
-            self.load_state_dict(before)
-            raise
+        self.save_last(state, epoch, metric)
 
     def save_last(self, state: dict[str, Any], epoch: int, metric: float | None = None) -> None:
         """Write the state of an epoch to go on from, without a place among the best."""
@@ -203,8 +200,8 @@ def remove_recoveries(folder: Path, but: Path | None = None) -> None:
             path.unlink(missing_ok=True)
 
 
-def find_checkpoint(folder: Path) -> Path | None:
-    """The furthest checkpoint of a run folder; None if there is none.
+def find_checkpoint(folder: Path) -> Found | None:
+    """The furthest checkpoint of a run folder, and its content; None if there is none.
 
     A file that is no checkpoint (empty, cut off) is passed over.
 
@@ -213,9 +210,6 @@ def find_checkpoint(folder: Path) -> Path | None:
             would overwrite it.
     """
     for path in checkpoints_in(folder):
-        try:
-            read_checkpoint(path)
-        except NotACheckpoint:
-            continue
-        return path
+        with suppress(NotACheckpoint):
+            return path, read_checkpoint(path)
     return None

@@ -31,7 +31,7 @@ from .build import Task, make_optimizer, resolve_learning_rate
 from .loaders import Loaders
 from .loop import Training
 from .progress import Progress, setup_logging
-from .seeding import EpochSeeded, own_generator
+from .seeding import Images
 from .summary import read_summary
 from .training import Run, carry_out
 
@@ -82,11 +82,11 @@ def open_set(args: argparse.Namespace, split: str, hflip: float = 0.0) -> CocoSe
 
 def make_loaders(args: argparse.Namespace, train: CocoSet, val: CocoSet | None) -> Loaders:
     """Batches of this process: training images in an order that epoch and seed fix, its share of the others."""
-    seeded = EpochSeeded(train, args.seed, args.rank)
+    seeded = Images(train)
+    seeded.seed_workers(args.seed, args.rank)
     sampler = DistributedSampler(seeded, seed=args.seed) if args.distributed else RandomSampler(seeded)
     training = DataLoader(seeded, args.batch_size, sampler=sampler, collate_fn=collate, num_workers=args.workers,
                           persistent_workers=args.workers > 0)
-    own_generator(training, args.seed)
     return Loaders(training, None if val is None else eval_loader(args, val, args.world_size), None, args.batch_size)
 
 

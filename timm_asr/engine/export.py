@@ -103,11 +103,11 @@ def compare_forms(model: nn.Module, loader: Iterable, device: torch.device, what
 
 
 def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_config: dict[str, Any], loader: Iterable,
-               device: torch.device, ema: bool = False, timed: bool = False) -> dict[str, Any]:
+               device: torch.device, ema: bool = False) -> dict[str, Any]:
     """Fold the model of a checkpoint and write ``model.safetensors``, ``config.json`` and ``metrics.json``.
 
     ``args`` are the options of the run; ``loader`` has all validation images, which ``data_config`` describes. ``ema``
-    takes the averaged weights. If ``timed``, plain, attention and what was trained are timed side by side.
+    takes the averaged weights. Plain, attention and what was trained are timed side by side.
 
     Returns:
         What ``metrics.json`` holds.
@@ -121,16 +121,15 @@ def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_co
         source.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forms = compare_forms(source.model, loader, device, str(checkpoint))
     metrics = {**forms.figures(source.facts), 'split': args.val_split, **_last_epoch(folder)}
-    if timed:
-        columns = columns_of(args, forms.model, forms.inference, metrics['top1'])
-        batch = min(args.validation_batch_size or args.batch_size, 32)
-        rows = metrics['side_by_side'] = measure(columns, (batch, *data_config['input_size']), device)
-        own, plain = rows[title_of(args)], rows.get(metrics['plain'])
-        form = 'inference' if 'parameters_inference' in metrics else 'folded'
-        metrics |= {'images_per_second_model': own['images_per_second'],
-                    f'images_per_second_{form}': own['images_per_second_folded']}
-        if plain is not None:
-            metrics |= {'images_per_second_plain': plain['images_per_second'], 'parameters_plain': plain['parameters']}
+    columns = columns_of(args, forms.model, forms.inference, metrics['top1'])
+    batch = min(args.validation_batch_size or args.batch_size, 32)
+    rows = metrics['side_by_side'] = measure(columns, (batch, *data_config['input_size']), device)
+    own, plain = rows[title_of(args)], rows.get(metrics['plain'])
+    form = 'inference' if 'parameters_inference' in metrics else 'folded'
+    metrics |= {'images_per_second_model': own['images_per_second'],
+                f'images_per_second_{form}': own['images_per_second_folded']}
+    if plain is not None:
+        metrics |= {'images_per_second_plain': plain['images_per_second'], 'parameters_plain': plain['parameters']}
     # The run's own files are in the folder already.
     source.data_config, source.metrics, source.files = used_data_config(data_config), metrics, {}
     try:

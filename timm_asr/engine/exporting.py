@@ -24,9 +24,9 @@ from ..export.save import save_fused
 from .device import find_device
 from .export import compare_forms
 from .flags import DATA, IMAGE
-from .inputs import make_loader, mix, open_data
+from .inputs import mix, open_data
 from .interrupt import deferred_interrupts, stoppable
-from .loaders import label_names
+from .loaders import label_names, make_eval_loader
 from .progress import setup_logging
 
 
@@ -106,7 +106,7 @@ def open_images(args: argparse.Namespace, source: Source, config: dict[str, Any]
     dataset = open_data(every, config, source.model.num_classes)
     if source.label_names is None:
         source.label_names = label_names(dataset, source.model.num_classes)
-    return make_loader(every, dataset, {**config, 'crop_mode': None}, device)
+    return make_eval_loader(every, {**config, 'crop_mode': None}, dataset, device, None)
 
 
 def compare_images(args: argparse.Namespace, source: Source, loader: Iterable, device: torch.device) -> None:

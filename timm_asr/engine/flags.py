@@ -74,9 +74,9 @@ DEVICE = group(
 COMPILE = group(
     'Device',
     value('--torchcompile-mode', str, None, 'mode of torch.compile', metavar='MODE'),
-    switch('--torchscript', 'script the model with torch.jit', exclusive='script'),
+    switch('--torchscript', 'script the model with torch.jit'),
     value('--torchcompile', str, None, 'compile the model, by this backend if one is named', nargs='?',
-          const='inductor', metavar='BACKEND', exclusive='script'),
+          const='inductor', metavar='BACKEND'),
 )
 INFERENCE_FORM = group(
     'Model',

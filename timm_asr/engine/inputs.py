@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.data import create_loader
 from timm.data.loader import PrefetchLoader
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -14,8 +13,7 @@ from torch.utils.data import IterableDataset
 from ..checkpoints import source
 from ..checkpoints.open import open_source
 from ..errors import BadInput
-from .interrupt import quiet_workers
-from .loaders import check_data, classes_of, open_dataset
+from .loaders import check_data, classes_of, make_eval_loader, open_dataset
 
 _logger = logging.getLogger(__name__)
 
@@ -86,24 +84,13 @@ def open_data(args: argparse.Namespace, data_config: dict[str, Any], num_outputs
     return dataset
 
 
-def make_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], device: torch.device,
-                dtype: torch.dtype = torch.float32) -> Any:
-    """timm's loader over a data set: normalized images (B, C, H, W) and labels (B,), on the device."""
-    config = {key: data_config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
-    loader = create_loader(dataset, **config, batch_size=args.batch_size, use_prefetcher=not args.no_prefetcher,
-                           num_workers=args.workers, crop_border_pixels=args.crop_border_pixels,
-                           pin_memory=args.pin_mem, device=device, img_dtype=dtype)
-    quiet_workers(loader)
-    return loader
-
-
 def open_images(args: argparse.Namespace, model: nn.Module, data_config: dict[str, Any], device: torch.device) -> Any:
     """The loader of the images that the flags name, for a model that :func:`open_model` returned.
 
     Raises:
         BadInput: If there are no such images, or they have more classes than the model.
     """
-    return make_loader(args, open_data(args, data_config, model.num_classes), data_config, device)
+    return make_eval_loader(args, data_config, open_data(args, data_config, model.num_classes), device, None)
 
 
 def mix(loader: Any, samples: int | None = None) -> None:

@@ -2,13 +2,11 @@
 
 import argparse
 import logging
-import math
 import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import UnidentifiedImageError
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.utils.data import IterableDataset
@@ -16,11 +14,10 @@ from torchvision.transforms import RandomCrop, Resize
 
 from ..checkpoints.read import first_line
 from ..data import create_dataset
-from ..data.part import Part, Wrapped, draw_parts
-from ..errors import BadInput, OwnBadInput
+from ..errors import BadInput
 from .interrupt import quiet_workers
 from .memory import in_memory
-from .seeding import EpochSeeded, own_generator
+from .seeding import Images, draw_parts
 
 _logger = logging.getLogger(__name__)
 
@@ -41,26 +38,6 @@ class Loaders:
     batch_size: float
 
 
-class NamedErrors(Wrapped):
-    """A data set that names the image it cannot read, instead of putting another one in its place."""
-
-    def __init__(self, dataset: Any) -> None:
-        super().__init__(dataset)
-        # timm's ImageDataset goes on to the next image, this many times.
-        dataset._max_retries = 1
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.dataset[index]
-        except (RuntimeError, OSError, UnidentifiedImageError):
-            raise OwnBadInput(f'cannot read the image {self.dataset.filename(index, absolute=True)}') from None
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith('__') or name == 'dataset':
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-
 def classes_of(dataset: Any) -> dict[str, int] | None:
     """Class names and indices of a data set, or None if it does not say."""
     for holder in (getattr(dataset, 'reader', None), dataset):
@@ -73,8 +50,7 @@ def classes_of(dataset: Any) -> dict[str, int] | None:
 
 def label_names(dataset: Any, num_classes: int) -> list[str] | None:
     """The name of each class in the order of the outputs; None where the data set does not name them all."""
-    while (classes := classes_of(dataset)) is None and hasattr(dataset, 'dataset'):  # wrapped: seeded, mixed
-        dataset = dataset.dataset
+    classes = classes_of(getattr(dataset, 'dataset', dataset))  # in training it may be wrapped
     names = {index: str(name) for name, index in (classes or {}).items()}
     return [names[i] for i in range(num_classes)] if set(names) == set(range(num_classes)) else None
 
@@ -105,7 +81,7 @@ def open_dataset(args: argparse.Namespace, training: bool, img_mode: str) -> Any
     if classes is not None and len(classes) < 2:
         raise BadInput(f'{args.data_dir or args.dataset} ({split}) has only one class, '
                        f'{next(iter(classes), "none")!r}; there must be a sub-folder for each of at least two classes')
-    return NamedErrors(dataset) if hasattr(dataset, 'reader') and not isinstance(dataset, IterableDataset) else dataset
+    return dataset if isinstance(dataset, IterableDataset) else Images(dataset)
 
 
 def check_classes(args: argparse.Namespace, train: Any, evaluation: Any) -> None:
@@ -145,10 +121,12 @@ def open_datasets(args: argparse.Namespace, channels: int) -> tuple[Any, Any]:
     if isinstance(train, IterableDataset):
         raise BadInput('--train-images and --holdout need a data set whose images have numbers, not an iterable one')
     try:
-        chosen, held_out = draw_parts(len(train), args.train_images, args.holdout, args.split_seed)
+        train.indices, held_out = draw_parts(len(train), args.train_images, args.holdout, args.split_seed)
     except ValueError as error:
         raise BadInput(f'--train-images and --holdout: {error}') from None
-    return Part(train, chosen), Part(evaluation, held_out) if args.holdout else evaluation
+    if args.holdout:
+        evaluation.indices = held_out
+    return train, evaluation
 
 
 class SharedMixup(FastCollateMixup):
@@ -204,10 +182,10 @@ def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets
         raise BadInput('--aug-repeats works over several processes (torchrun) and not with iterable data sets')
     if pad and args.train_img_sizes:
         raise BadInput('--train-crop-mode pad and --train-img-sizes exclude each other')
+    if not iterable:
+        train.seed_workers(args.seed, args.rank, numpy=args.worker_seeding == 'all')
     if splits:
         train = AugMixDataset(train, num_splits=splits)
-    if not iterable:
-        train = EpochSeeded(train, args.seed, args.rank, numpy=args.worker_seeding == 'all')
     try:
         train_loader = create_loader(
             train, batch_size=args.batch_size, num_workers=args.workers, is_training=True, re_prob=args.reprob,
@@ -231,10 +209,9 @@ def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets
         pad_and_crop(train_loader.dataset.transform, data_config['input_size'][1:])
     if args.use_multi_epochs_loader:
         _logger.warning('--use-multi-epochs-loader reads ahead of the epoch: a resumed run will not repeat it exactly.')
-    else:
-        own_generator(train_loader, args.seed)
-    if not iterable:
-        _check_batches(args, len(train), len(train_loader))
+    if not iterable and not len(train_loader):
+        raise BadInput(f'{len(train)} training images do not fill one batch of {args.batch_size}; '
+                       'use a smaller --batch-size')
     batch_size = float(args.batch_size)
     if args.train_img_sizes:
         batch_size = train_loader.batch_sampler.average_batch_size
@@ -243,36 +220,26 @@ def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets
     eval_loader = None
     if evaluation is not None:
         eval_loader = make_eval_loader(args, data_config, evaluation, device, dtype, args.distributed)
+        if not args.distributed:
+            eval_loader = in_memory(eval_loader, data_config['input_size'], False, args.seed) or eval_loader
     return Loaders(train_loader, eval_loader, mixer, batch_size)
 
 
-def _check_batches(args: argparse.Namespace, images: int, batches: int) -> None:
-    """Refuse a training set without a whole batch; say it where an epoch is one update, or images are left out."""
-    if batches == 0:
-        raise BadInput(f'{images} training images do not fill one batch of {args.batch_size}; '
-                       'use a smaller --batch-size')
-    if args.train_img_sizes or args.aug_repeats:
-        return
-    updates, left = math.ceil(batches / args.grad_accum_steps), images - batches * args.batch_size * args.world_size
-    if args.rank == 0 and (updates == 1 or left > images / 5):
-        parts = ['an epoch is a single update'] * (updates == 1)
-        parts += [f'{left} of the {images} training images are left over in each epoch'] * (left > 0)
-        _logger.warning(f'With --batch-size {args.batch_size}, {" and ".join(parts)}; a smaller one trains better.')
-
-
 def make_eval_loader(args: argparse.Namespace, data_config: dict[str, Any], dataset: Any, device: torch.device,
-                     dtype: torch.dtype | None, distributed: bool) -> Any:
-    """Loader of the validation set, all of it or the part of this process."""
+                     dtype: torch.dtype | None, distributed: bool = False) -> Any:
+    """timm's loader over a whole data set, or the part of this process: normalized images (B, C, H, W) and labels (B,),
+    on the device.
+    """
     # Fewer workers of an iterable set, less padding.
     few = distributed and ('tfds' in args.dataset or 'wds' in args.dataset)
-    workers = min(2, args.workers) if few else args.workers
     loader = create_loader(
-        dataset, batch_size=args.validation_batch_size or args.batch_size, is_training=False,
-        interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'], num_workers=workers,
+        dataset, batch_size=getattr(args, 'validation_batch_size', None) or args.batch_size, is_training=False,
+        interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
+        crop_mode=data_config['crop_mode'], crop_border_pixels=getattr(args, 'crop_border_pixels', None),
+        num_workers=min(2, args.workers) if few else args.workers,
         **_common(args, data_config, device, dtype, distributed))
     quiet_workers(loader)
-    own_generator(loader, args.seed)
-    return (None if distributed else in_memory(loader, data_config['input_size'], False, args.seed)) or loader
+    return loader
 
 
 def _common(args: argparse.Namespace, data_config: dict[str, Any], device: torch.device, dtype: torch.dtype | None,

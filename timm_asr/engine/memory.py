@@ -81,7 +81,7 @@ class MemoryLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Start the random numbers of an epoch."""
-        self.generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+        self.random = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
 
     def __len__(self) -> int:
         batches = len(self.labels) / self.batch_size
@@ -90,7 +90,7 @@ class MemoryLoader:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = torch.arange(len(self.labels))
         if self.training:
-            order = torch.randperm(len(self.labels), generator=self.generator)
+            order = torch.randperm(len(self.labels), generator=self.random)
         for chosen in order.split(self.batch_size)[:len(self)]:
             chosen = chosen.to(self.labels.device)
             images = self._augmented(chosen) if self.training else self.images[chosen]
@@ -100,8 +100,8 @@ class MemoryLoader:
         """Each image cropped at a place of its own, and flipped or not: one gather."""
         count, device = len(chosen), chosen.device
         height, width = self.size
-        corner = torch.randint(2 * self.pad + 1, (2, count, 1), generator=self.generator).to(device)
-        flipped = (torch.rand(count, 1, generator=self.generator) < self.hflip).to(device)
+        corner = torch.randint(2 * self.pad + 1, (2, count, 1), generator=self.random).to(device)
+        flipped = (torch.rand(count, 1, generator=self.random) < self.hflip).to(device)
         columns = torch.arange(width, device=device).expand(count, width)
         columns = corner[1] + torch.where(flipped, columns.flip(1), columns)
         rows = corner[0] + torch.arange(height, device=device)

@@ -1,12 +1,9 @@
 """Declared command line flags: one ``Option`` a flag, settable on the command line and, through ``--config``, in YAML.
 
-A command declares a list of options and a table of refused names; everything else is done here:
-
     OPTIONS = [
         *group('Training', value('--lr', float, 0.1, 'learning rate'), switch('--amp', 'mixed precision')),
         *group('Output', value('--output', str, '', 'folder to write to', '-o', metavar='FOLDER'))]
-    REFUSED = {'--fuser': 'the JIT fusers are gone from PyTorch; use --torchcompile'}
-    args = parse(OPTIONS, REFUSED, argv, prog='timm-asr train')
+    args = parse(OPTIONS, {'--fuser': 'is gone from PyTorch'}, argv, prog='timm-asr train')
 """
 
 import argparse
@@ -22,7 +19,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ..errors import nearest
+from ..errors import BadInput, nearest
 from .recipes import find_recipe
 
 
@@ -59,14 +56,12 @@ class Option:
         keywords: Those of ``add_argument``: ``default`` and ``help``, ``type``, ``nargs``, ``choices``, ...
         aliases: Other spellings (``-b``).
         group: Heading under which ``--help`` lists it.
-        exclusive: Options with the same non-empty word exclude each other.
     """
 
     name: str
     keywords: Mapping[str, Any]
     aliases: tuple[str, ...] = ()
     group: str = 'General'
-    exclusive: str = ''
 
     @property
     def key(self) -> str:
@@ -80,7 +75,7 @@ class Option:
 
     def but(self, **changes: Any) -> 'Option':
         """The same with other fields, or other keywords of ``add_argument``."""
-        own = {name: changes.pop(name) for name in ('aliases', 'group', 'exclusive') if name in changes}
+        own = {name: changes.pop(name) for name in ('aliases', 'group') if name in changes}
         return replace(self, keywords={**self.keywords, **changes}, **own)
 
 
@@ -112,6 +107,8 @@ CONFIG_OPTIONS = [
           metavar='FILE'),
     switch('--print-config', 'print everything as resolved, as YAML, and stop'),
 ]
+#: Options that the ``args.yaml`` of an older run may have.
+_GONE = ('fuse_every', 'log_tensorboard')
 
 
 def build_parser(options: Sequence[Option], prog: str | None = None, description: str = '') -> Parser:
@@ -121,16 +118,12 @@ def build_parser(options: Sequence[Option], prog: str | None = None, description
     for option in options:
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
-        target = groups[option.group]
-        if option.exclusive and option.exclusive not in groups:
-            groups[option.exclusive] = target.add_mutually_exclusive_group()
-        target = groups[option.exclusive or option.group]
         keywords = {**option.keywords, 'default': option.start, 'help': option.keywords['help'].replace('%', '%%')}
         if option.name.startswith('-'):
             keywords['dest'] = option.key
         if 'action' not in keywords and option.start not in (None, ''):
             keywords['help'] += f' (default: {option.start})'
-        target.add_argument(option.name, *option.aliases, **keywords)
+        groups[option.group].add_argument(option.name, *option.aliases, **keywords)
     return parser
 
 
@@ -143,35 +136,28 @@ def _words(option: Option, value: Any) -> list[str]:
     if isinstance(value, bool) and (switch or 'const' in option.keywords):
         return [option.name] if value else [f'--no-{option.name[2:]}'] * switch
     if isinstance(value, dict) and action is _Pairs:
-        values = [f'{key}={item!r}' for key, item in value.items()]
-    elif isinstance(value, list) and many:
-        values = [str(item) for item in value]
-    else:
-        values = ['' if value is None else str(value)]
+        value = [f'{key}={item!r}' for key, item in value.items()]
+    value = '' if value is None else value
+    values = [str(item) for item in (value if isinstance(value, list) and many else [value])]
     if not option.name.startswith('-'):
         return values
     return [f'{option.name}={values[0]}'] if len(values) == 1 else [option.name, *values]
 
 
-def read_config(path: Path, options: Sequence[Option], parser: Parser, refuse: Callable[[str], None]) -> dict:
+def _read_config(path: Path, options: Sequence[Option], parser: Parser, refuse: Callable[[str], None]) -> dict:
     """The content of a YAML file, as ``{key: value}``; ends the program with one sentence if it is wrong."""
+    from ..checkpoints.read import read_yaml  # imports torch, which help does without
     try:
-        text = path.read_text(encoding='utf-8')
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            parser.error('aliases (*name) are not read: write the value out')  # a few of them make gigabytes
-        content = yaml.safe_load(text)
-    except OSError as error:
-        parser.error(error.strerror or str(error))
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        where = getattr(error, 'problem_mark', None)
-        parser.error('not valid YAML' + (f' (line {where.line + 1})' if where else ''))
-    if not isinstance(content, dict | None):
-        parser.error(f'expected a mapping of option names to values, got {type(content).__name__}')
+        content = read_yaml(path)
+    except BadInput as error:
+        parser.error(str(error))
     known = {option.key: option for option in options if option not in CONFIG_OPTIONS}
     words: list[str] = []
     keys = []
-    for name, value in (content or {}).items():
+    for name, value in content.items():
         key = str(name).replace('-', '_')
+        if key in _GONE:
+            continue
         refuse('--' + key.replace('_', '-'))
         if key not in known:
             parser.error(f'unknown key {name!r}; did you mean {nearest(key, list(known))[0]!r}?')
@@ -228,7 +214,7 @@ def parse(options: Sequence[Option], refused: Mapping[str, str] | None = None, a
     config = first.parse_known_args(argv)[0].config
     if config:
         parser.where = f'--config {config}: '
-        parser.set_defaults(**read_config(find_recipe(config), options, parser, refuse))
+        parser.set_defaults(**_read_config(find_recipe(config), options, parser, refuse))
         parser.where = ''
     args, extra = parser.parse_known_args(argv)
     if extra:

@@ -34,6 +34,8 @@ def inference_form(model: nn.Module, name: str, reparam: bool = False, fold_bn: 
 
 def check_backend(args: argparse.Namespace) -> None:
     """Raise ``BadInput``, with those that there are, unless PyTorch has the backend of ``--torchcompile``."""
+    if args.torchscript and args.torchcompile:
+        raise BadInput('--torchscript and --torchcompile exclude each other')
     backends = torch._dynamo.list_backends(exclude_tags=()) if args.torchcompile else []
     if args.torchcompile and args.torchcompile not in backends:
         raise BadInput(f'--torchcompile {args.torchcompile}: PyTorch has {", ".join(backends)}')
@@ -41,6 +43,7 @@ def check_backend(args: argparse.Namespace) -> None:
 
 def compiled(model: nn.Module, args: argparse.Namespace) -> nn.Module:
     """The model after ``--torchscript`` or ``--torchcompile``."""
+    check_backend(args)
     if args.torchscript:
         try:
             return torch.jit.script(model)
@@ -48,7 +51,6 @@ def compiled(model: nn.Module, args: argparse.Namespace) -> nn.Module:
             reason = str(error).strip().splitlines()[0]
             raise BadInput(f'--torchscript: this model cannot be scripted ({reason[:200]})') from None
     if args.torchcompile:
-        check_backend(args)
         torch._dynamo.reset()
         return torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
     return model

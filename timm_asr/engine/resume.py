@@ -1,48 +1,20 @@
 """The state of a run as a checkpoint holds it, and a run brought back to such a state."""
 
-import logging
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from ..asr.options import ASR_KEYWORDS
 from ..checkpoints.open import trained_as
 from ..checkpoints.provenance import made_by
-from ..checkpoints.read import first_line, read_checkpoint
+from ..checkpoints.read import first_line
 from ..checkpoints.weights import load_weights, state_dict_of
 from ..errors import BadInput
-from .checkpoint import find_checkpoint
+from .checkpoint import Found
 from .loaders import label_names
 from .loop import Training
 from .options import plain_options
-from .run_folder import DEFAULT_OUTPUT
 
-_logger = logging.getLogger(__name__)
 #: The state of PyTorch's plateau schedule.
 _PLATEAU = {'best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch'}
-
-
-def adopt_asr(args: Any) -> None:
-    """Let a run that goes on from a named checkpoint (or experiment) have its ASR and last norms without being told;
-    BadInput where the command names another gate than the checkpoint.
-    """
-    path = Path(args.resume) if args.resume else None
-    if args.resume == 'auto':
-        path = find_checkpoint(Path(args.output or DEFAULT_OUTPUT, args.experiment)) if args.experiment else None
-    if path is None or not path.is_file():  # which is said where it is looked for
-        return
-    said = trained_as(read_checkpoint(path))
-    if said.get('model') != args.model:
-        return
-    if args.last_norm_init is None:
-        args.last_norm_init = said.get('last_norm_init')
-    if args.asr and said.get('asr') != args.asr:
-        had = f'with --asr {said["asr"]}' if said.get('asr') else 'without --asr'
-        raise BadInput(f'--resume {path}: it was trained {had}, not with --asr {args.asr}')
-    if said.get('asr') and not args.asr:
-        args.asr = said['asr']
-        _logger.info(f'{path} was trained with --asr {args.asr}: so it goes on.')
-    own = {key: value for key, value in (said.get('model_kwargs') or {}).items() if key in ASR_KEYWORDS}
-    args.model_kwargs = {**own, **args.model_kwargs} if args.asr else args.model_kwargs
 
 
 def capture(training: Training) -> dict[str, Any]:
@@ -66,24 +38,19 @@ def capture(training: Training) -> dict[str, Any]:
     return state
 
 
-def read_state(path: Path, args: Any) -> dict[str, Any]:
-    """A checkpoint to go on from; BadInput if it is damaged, would run code, or is of another model."""
-    content = read_checkpoint(path)
+def restore(training: Training, found: Found) -> None:
+    """Load model, EMA, optimizer and scaler; ``BadInput`` where the checkpoint is not one of such a run."""
+    path, content = found
+    args, ema, scaler = training.args, training.task.get_trainable_module(ema=True), training.scaler
     if any(content.get(key) is None for key in ('state_dict', 'optimizer', 'epoch')):
         raise BadInput(f'--resume {path}: not a training checkpoint; load weights alone by --initial-checkpoint')
     if content.get('arch') != args.model:
         raise BadInput(f'--resume {path}: it is a checkpoint of {content.get("arch")}, not of {args.model}')
-    return content
-
-
-def restore_weights(training: Training, content: dict[str, Any], path: Path) -> None:
-    """Load the model; before EMA is set up, which starts as a copy of it."""
-    load_weights(training.task.get_trainable_module(), path, state_dict_of(content, path=path), training.args.model)
-
-
-def restore(training: Training, content: dict[str, Any], path: Path) -> None:
-    """Load optimizer, scaler and EMA."""
-    args, ema, scaler = training.args, training.task.get_trainable_module(ema=True), training.scaler
+    had, asked = (f'with --asr {gate}' if gate else 'without --asr'
+                  for gate in (trained_as(content).get('asr'), args.asr))
+    if had != asked:
+        raise BadInput(f'--resume {path}: it was trained {had}, not {asked}')
+    load_weights(training.task.get_trainable_module(), path, state_dict_of(content, path=path), args.model)
     if ema is not None:
         load_weights(ema.module, path, state_dict_of(content, use_ema='state_dict_ema' in content, path=path),
                      args.model)
@@ -100,7 +67,7 @@ def restore(training: Training, content: dict[str, Any], path: Path) -> None:
         scaler.load_state_dict(content[scaler.state_dict_key])
 
 
-def place_schedule(training: Training, content: dict[str, Any] | None, start_epoch: int) -> None:
+def place_schedule(training: Training, content: Mapping[str, Any], start_epoch: int) -> None:
     """Bring the learning rate to where it is at the start of an epoch."""
     scheduler = training.scheduler
     if scheduler is None or start_epoch == 0:
@@ -110,7 +77,7 @@ def place_schedule(training: Training, content: dict[str, Any] | None, start_epo
         scheduler.step_update(start_epoch * training.updates_per_epoch)
     elif plateau is None:
         scheduler.step(start_epoch)
-    elif content is not None and 'plateau' in content and not training.args.no_resume_opt:
+    elif 'plateau' in content and not training.args.no_resume_opt:
         state = content['plateau']
         scheduler.restore_lr = state.get('restore_lr')
         for key in _PLATEAU & state.keys():

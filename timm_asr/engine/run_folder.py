@@ -10,9 +10,10 @@ import torch.distributed as dist
 from timm.models import safe_model_name
 
 from ..checkpoints.names import SUMMARY
+from ..checkpoints.read import read_checkpoint
 from ..errors import BadInput
 from .build import title_of
-from .checkpoint import checkpoints_in, find_checkpoint, remove_recoveries
+from .checkpoint import Found, checkpoints_in, find_checkpoint, remove_recoveries
 
 try:
     import fcntl
@@ -23,12 +24,12 @@ DEFAULT_OUTPUT = './output/train'
 LOCK = '.lock'
 
 
-def newest_run(output: Path, ending: str) -> Path | None:
-    """The run folder ``*-ENDING`` whose checkpoint was written last; None if none has one."""
+def _newest_run(output: Path, ending: str) -> tuple[Path | None, Found | None]:
+    """The run folder ``*-ENDING`` whose checkpoint was written last, and that checkpoint; None if none has one."""
     written = {folder: max((path.stat().st_mtime for path in checkpoints_in(folder)), default=0.0)
                for folder in output.glob(f'*-{ending}')}
-    return next((folder for folder in sorted(written, key=written.__getitem__, reverse=True)
-                 if find_checkpoint(folder)), None)
+    return next(((folder, found) for folder in sorted(written, key=written.__getitem__, reverse=True)
+                 if (found := find_checkpoint(folder))), (None, None))
 
 
 def _make_new(output: Path, ending: str) -> Path:
@@ -54,7 +55,7 @@ def _hold(folder: Path) -> IO[str]:
     return file
 
 
-def open_run_folder(args: Any, size: int) -> tuple[Path, Path | None, IO[str]]:
+def open_run_folder(args: Any, size: int) -> tuple[Path, Found | None, IO[str]]:
     """The folder of this run, the checkpoint that it goes on from (or None), and the lock on the folder.
 
     The folder is ``--experiment`` under ``--output``, that of the checkpoint that ``--resume`` names, the newest run
@@ -66,8 +67,9 @@ def open_run_folder(args: Any, size: int) -> tuple[Path, Path | None, IO[str]]:
     if named is not None and not named.is_file():
         raise BadInput(f'--resume {named}: no such file; --resume auto finds the last checkpoint of a run')
     folder = output / args.experiment if args.experiment else named.resolve().parent if named else None
+    found = (named, read_checkpoint(named)) if named else None
     if folder is None and args.resume == 'auto':
-        folder = newest_run(output, ending)
+        folder, found = _newest_run(output, ending)
     try:
         if folder is None:
             folder = _make_new(output, ending)
@@ -75,9 +77,10 @@ def open_run_folder(args: Any, size: int) -> tuple[Path, Path | None, IO[str]]:
         lock = _hold(folder)
         for path in folder.glob('.*.tmp'):  # of a run that was killed: nobody else may write here now
             path.unlink()
-        checkpoint = find_checkpoint(folder) if args.resume == 'auto' else named
-        if checkpoint is not None and checkpoint.resolve().parent == folder.resolve():
-            remove_recoveries(folder, but=checkpoint)
+        if args.resume == 'auto' and found is None:
+            found = find_checkpoint(folder)
+        if found is not None and found[0].resolve().parent == folder.resolve():
+            remove_recoveries(folder, but=found[0])
         elif (there := checkpoints_in(folder)) and not args.overwrite and args.resume != 'auto':
             raise BadInput(f'{folder} holds the checkpoints of another run: go on with it (--resume auto), replace it '
                            '(--overwrite), or name another folder (--experiment)')
@@ -86,15 +89,17 @@ def open_run_folder(args: Any, size: int) -> tuple[Path, Path | None, IO[str]]:
                 path.unlink(missing_ok=True)
     except OSError as error:
         raise BadInput(f'cannot write into the folder {folder or output} ({error.strerror or error})') from None
-    return folder, checkpoint, lock
+    return folder, found, lock
 
 
-def locate(args: Any, size: int) -> tuple[Path, Path | None, IO[str] | None]:
+def locate(args: Any, size: int) -> tuple[Path, Found | None, IO[str] | None]:
     """:func:`open_run_folder` by the first process; all of them get folder and checkpoint, the first the lock."""
-    found: list[Any] = [None, None]
-    lock = None
     if args.rank == 0:
-        *found, lock = open_run_folder(args, size)
-    if args.distributed:
-        dist.broadcast_object_list(found, src=0)
-    return found[0], found[1], lock
+        folder, found, lock = open_run_folder(args, size)
+    if not args.distributed:
+        return folder, found, lock
+    told: list[Any] = [folder, found and found[0]] if args.rank == 0 else [None, None]
+    dist.broadcast_object_list(told, src=0)
+    if args.rank == 0:
+        return folder, found, lock
+    return told[0], told[1] and (told[1], read_checkpoint(told[1])), None

@@ -38,41 +38,18 @@ def add_summary(path: Path, row: Mapping[str, Any]) -> None:
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
-class Trackers:
-    """Weights & Biases and TensorBoard, where asked for."""
-
-    def __init__(self, args: argparse.Namespace, name: str, folder: Path) -> None:
-        self.wandb: Any = self._module('wandb', 'wandb') if args.log_wandb else None
-        board = self._module('tensorboard', 'torch.utils.tensorboard') if args.log_tensorboard else None
-        self.board: Any = board.SummaryWriter(str(folder)) if board else None
-        if self.wandb:
-            resume = {'resume': 'must', 'id': args.wandb_resume_id} if args.wandb_resume_id else {}
-            self.wandb.init(project=args.wandb_project, name=name, config=vars(args), tags=args.wandb_tags, **resume)
-
-    @staticmethod
-    def _module(package: str, module: str) -> Any:
-        try:
-            return importlib.import_module(module)
-        except ImportError:
-            _logger.warning(f'--log-{package}: the package {package} is not installed (pip install {package}); nothing '
-                            'is logged there.')
-            return None
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Log an epoch's row of the summary."""
-        if self.wandb:
-            self.wandb.log(dict(row))
-        if self.board:
-            for key in row.keys() - {'epoch'}:
-                self.board.add_scalar(key, row[key], row['epoch'])
-            self.board.flush()
-
-    def close(self) -> None:
-        """Finish both."""
-        if self.board:
-            self.board.close()
-        if self.wandb:
-            self.wandb.finish()
+def start_wandb(args: argparse.Namespace, name: str) -> Any:
+    """Weights & Biases as ``--log-wandb`` asks for it, with a run of this name; None without it, or not installed."""
+    if not args.log_wandb:
+        return None
+    try:
+        wandb = importlib.import_module('wandb')
+    except ImportError:
+        _logger.warning('--log-wandb: the package wandb is not installed (pip install wandb); nothing is logged there.')
+        return None
+    resume = {'resume': 'must', 'id': args.wandb_resume_id} if args.wandb_resume_id else {}
+    wandb.init(project=args.wandb_project, name=name, config=vars(args), tags=args.wandb_tags, **resume)
+    return wandb
 
 
 def table(metrics: Mapping[str, Any]) -> str:

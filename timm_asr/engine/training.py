@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from ..errors import BadInput, Stopped
 from ..export.place import list_in_manifest
 from ..models.counts import count_parameters
 from . import build, side_by_side
-from .checkpoint import SaveFailed, Saver, write_atomically
+from .checkpoint import Found, SaveFailed, Saver, write_atomically
 from .device import find_device
 from .evaluate import evaluate
 from .export import export_run
@@ -35,10 +34,10 @@ from .loop import Training, train_one_epoch
 from .options import as_yaml
 from .prepare import DTYPES, autocast, check_backend, check_noise, fast_matmul
 from .progress import Progress, setup_logging
-from .resume import adopt_asr, capture, place_schedule, read_state, restore, restore_weights
+from .resume import capture, place_schedule, restore
 from .run_folder import locate
 from .seeding import start_epoch
-from .summary import Trackers, add_summary, plot_run, table
+from .summary import add_summary, plot_run, start_wandb, table
 
 _logger = logging.getLogger(__name__)
 
@@ -91,12 +90,11 @@ class Run:
         args, device = self.args, self.device
         check_backend(args)
         check_noise(args)
-        adopt_asr(args)
         build.check_model(args)
         datasets = open_datasets(args, args.input_size[0] if args.input_size else args.in_chans or 3)
         model = build.build_model(args)
         args.num_classes = args.num_classes or model.num_classes
-        data_config = data_config_of(model, vars(args))
+        data_config = {**data_config_of(model, vars(args)), 'crop_mode': None}
         dtype = DTYPES[args.model_dtype] if args.model_dtype else None
         count = count_parameters(model)
         model = build.prepare_model(model, args, device)
@@ -118,35 +116,29 @@ class Run:
     def prepare(self) -> tuple[int, int]:
         """Find the folder, resume if asked, make schedule and saver; returns first epoch and end."""
         args, training = self.args, self.training
-        self.folder, checkpoint, self.lock = locate(args, self.data_config['input_size'][-1])
-        content = read_state(checkpoint, args) if checkpoint is not None else None
-        self.wrap(content, checkpoint)
+        self.folder, found, self.lock = locate(args, self.data_config['input_size'][-1])
+        self.wrap(found)
         training.scheduler, epochs = create_scheduler_v2(
             training.optimizer, **scheduler_kwargs(args, decreasing_metric=self.metric == 'loss'),
             updates_per_epoch=training.updates_per_epoch)
-        if training.scheduler is not None and args.warmup_epochs >= epochs and self.primary:
-            _logger.warning('The learning rate still rises when this run ends: its warm-up takes '
-                            f'{args.warmup_epochs:g} of {epochs} epochs (--warmup-epochs).')
-        first = 0 if content is None else content['epoch'] + (0 if content.get('recovery') else 1)
+        content = found[1] if found else {'epoch': -1}
+        first = content['epoch'] + (0 if content.get('recovery') else 1)
         first = first if args.start_epoch is None else args.start_epoch
         place_schedule(training, content, first)
         self.saver = Saver(self.folder, decreasing=self.metric == 'loss', keep=args.checkpoint_hist)
-        if content is not None and 'saver' in content:
-            self.saver.load_state_dict(content['saver'])
+        self.saver.load_state_dict(content.get('saver', {}))
         if self.primary:
-            self._open_folder(content, checkpoint, first)
+            self._open_folder(found, first)
         return first, epochs
 
-    def wrap(self, content: dict[str, Any] | None, checkpoint: Path | None) -> None:
-        """Resume, average, compile and distribute the model, in the order in which these depend on each other."""
+    def wrap(self, found: Found | None) -> None:
+        """Average, resume, compile and distribute the model, in the order in which these depend on each other."""
         args, task = self.args, self.training.task
-        if content is not None and checkpoint is not None:
-            restore_weights(self.training, content, checkpoint)
         if args.model_ema:
             task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
                            device=torch.device('cpu') if args.model_ema_force_cpu else None)
-        if content is not None and checkpoint is not None:
-            restore(self.training, content, checkpoint)
+        if found is not None:
+            restore(self.training, found)
         if args.torchcompile:
             task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             if task.has_ema():
@@ -155,25 +147,25 @@ class Run:
             task.prepare_distributed(device_ids=None if self.device.type == 'cpu' else [self.device],
                                      broadcast_buffers=not args.no_ddp_bb)
 
-    def _open_folder(self, content: dict[str, Any] | None, checkpoint: Path | None, first: int) -> None:
-        args = self.args
+    def _open_folder(self, found: Found | None, first: int) -> None:
+        args, training, saver = self.args, self.training, self.saver
         try:
             write_atomically(self.folder / ARGS, lambda file: file.write(as_yaml(self.options()).encode()))
         except SaveFailed as error:
             raise BadInput(str(error)) from None
         _logger.info(f'Results go to {self.folder}')
-        if content is not None and checkpoint is not None:
+        if found is not None:
+            checkpoint, content = found
             _logger.info(f'Going on from {checkpoint} at epoch {first}.')
             if checkpoint.resolve().parent != self.folder.resolve():
-                self.saver.adopt_best(checkpoint.parent)
-            elif self.saver.last is not None and checkpoint.samefile(self.saver.last):
-                self.saver.settle(content['epoch'])
-        self.trackers = Trackers(args, self.folder.name, self.folder)
+                saver.adopt_best(checkpoint.parent)
+            elif saver.last is not None and checkpoint.samefile(saver.last):
+                saver.settle(content['epoch'])
+        self.wandb = start_wandb(args, self.folder.name)
         if args.save_images:
-            self.training.save_images = self.folder
+            training.save_images = self.folder
         if args.recovery_interval:
-            self.training.save_recovery = lambda epoch, update: self.saver.save_recovery(
-                capture(self.training), epoch, update)
+            training.save_recovery = lambda epoch, update: saver.save_recovery(capture(training), epoch, update)
 
     def options(self) -> dict[str, Any]:
         return {name: getattr(self.args, name) for name in self.option_names}
@@ -226,17 +218,16 @@ class Run:
         row.update((f'eval_{key}', value) for key, value in (validated or {}).items())
         row['lr'] = rate
         add_summary(self.folder / SUMMARY, row)
-        self.trackers.log(row)
+        if self.wandb:
+            self.wandb.log(dict(row))
         self.saver.save(capture(training), epoch, metric)
         hidden = ('loss', 'top5') if args.num_classes <= 5 else ('loss',)  # five of five are always right
         shown = ''.join(f', {name} {value:.4g}' for name, value in (validated or {}).items() if name not in hidden)
         if self.saver.best_metric is not None:
             shown += f' (best {self.metric} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch})'
         progress.line(f'{start}{shown}, {end}', always=True)
-        if args.fuse_every and (epoch + 1) % args.fuse_every == 0 and epoch + 1 != epochs:
-            self.fuse()
 
-    def fuse(self, timed: bool = False) -> dict[str, Any] | None:
+    def fuse(self) -> dict[str, Any] | None:
         """Fold the best checkpoint into the run folder; None where there are no images to compare on."""
         loader, best = self.training.loaders.eval, self.saver.best
         if loader is None:
@@ -245,9 +236,8 @@ class Run:
         if best is None:
             raise Stopped('no checkpoint was written: there is nothing to fold')
         if self.args.distributed:  # the loader has a part of the images only
-            loader = make_eval_loader(self.args, self.data_config, self.datasets[1], self.device, self.training.dtype,
-                                      distributed=False)
-        return export_run(best, self.folder, self.args, self.data_config, loader, self.device, self.use_ema, timed)
+            loader = make_eval_loader(self.args, self.data_config, self.datasets[1], self.device, self.training.dtype)
+        return export_run(best, self.folder, self.args, self.data_config, loader, self.device, self.use_ema)
 
     def train(self, first: int, epochs: int) -> int:
         """Run the epochs from ``first`` on, and what comes after them."""
@@ -263,7 +253,7 @@ class Run:
         best = self.saver.best
         if self.saver.best_metric is not None:
             _logger.info(f'Best {self.metric}: {self.saver.best_metric:.4f} in epoch {self.saver.best_epoch}.')
-        metrics = None if self.args.no_fuse else self.fuse(timed=True)
+        metrics = None if self.args.no_fuse else self.fuse()
         self.saver.close()
         plot_run(self.folder, open_source(best, self.use_ema).model.float().eval() if best is not None else None)
         list_in_manifest(self.folder, (ARGS, SUMMARY, CURVE, ATTENTION))
@@ -318,7 +308,8 @@ def carry_out(job: Run) -> int:
     finally:
         leave_others(job.args)
         if job.primary:
-            job.trackers.close()
+            if job.wandb:
+                job.wandb.finish()
             job.lock.close()
 
 

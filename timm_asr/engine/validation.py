@@ -23,9 +23,9 @@ from ..errors import BadInput
 from ..models.counts import count_parameters
 from .device import find_device
 from .evaluate import Totals, evaluate
-from .inputs import make_loader, open_data, open_model, settle_data
+from .inputs import open_data, open_model, settle_data
 from .interrupt import deferred_interrupts
-from .loaders import label_names
+from .loaders import label_names, make_eval_loader
 from .prepare import DTYPES, autocast, check_noise, compiled, fast_matmul, inference_form, with_smaller_batches
 from .progress import setup_logging
 from .reports import as_markdown, check_results_file, write_results
@@ -158,7 +158,7 @@ def validate(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     if args.num_gpu > 1:
         model = nn.DataParallel(model, device_ids=list(range(args.num_gpu)))
     _logger.info(f'Validating in {args.amp_dtype + " mixed precision" if args.amp else dtype}.')
-    loader = make_loader(args, dataset, data_config, device, dtype)
+    loader = make_eval_loader(args, data_config, dataset, device, dtype)
     predictions = Predictions()
 
     def on_output(output: torch.Tensor, target: torch.Tensor) -> None:

@@ -195,10 +195,8 @@ OPTIONS: list[Option] = [
     ),
     *group(
         'Folding and output',
-        value('--fuse-every', int, 0, 'fold the best checkpoint every N epochs too, not only at the end'),
         switch('--no-fuse', 'do not write the folded network at the end'),
         switch('--no-progress', 'plain log lines instead of a progress bar'),
-        switch('--log-tensorboard', 'log to TensorBoard, in the run folder'),
     ),
 ]
 
