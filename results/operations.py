@@ -29,11 +29,12 @@ if __name__ == '__main__' and any(os.environ.get(key) != value for key, value in
 import timm
 import torch
 import torch.nn.functional as F
+from counting import count_step
 from quiet import QUIET, interleave_quietly
 from torch import nn
 
 import timm_asr
-from timm_asr.engine.operations import count_step, saved_for_backward
+from timm_asr.engine.operations import saved_for_backward
 from timm_asr.engine.reports import as_markdown, write_results
 from timm_asr.engine.versus import Spread, interleave, ratios
 

@@ -3,9 +3,9 @@
 import pytest
 import timm
 import torch
+from counting import count_step
 
 import timm_asr
-from timm_asr.engine.operations import count_step
 
 #: Operations of a training step over those of the plain network, as they are today; none may exceed 1.15.
 RATIOS = {

@@ -6,12 +6,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from counting import OperationCounter, count_step
 from helpers import randomize, relative_error, small
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jvp, vmap
 
 from timm_asr import auxiliary_loss
-from timm_asr.engine.operations import OperationCounter, count_step, saved_for_backward
+from timm_asr.engine.operations import saved_for_backward
 from timm_asr.gates.fused import affine, average_of, average_pool, by_pooling, by_reduction, extremes_of, weigh
 from timm_asr.gates.lstm_cells import advance
 from timm_asr.gates.se import squeeze_excite
