@@ -29,6 +29,7 @@ SHORT = ['--device', 'cpu', '-b', '2', '--num-warm-iter', '1', '--num-bench-iter
 def _log_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, 'setup_logging', lambda: None)
     monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
+    monkeypatch.setattr('gc.collect', lambda: 0)  # takes a second where many tests have run
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 import timm_asr
-from timm_asr.engine import freezing as freeze_command
+from timm_asr.engine import exporting as freeze_command
 from timm_asr.engine.commands.freeze import main
 from timm_asr.errors import run_main
 from timm_asr.freeze.attention import candidates

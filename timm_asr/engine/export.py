@@ -121,7 +121,7 @@ def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_co
         source.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forms = compare_forms(source.model, loader, device, str(checkpoint))
     metrics = {**forms.figures(source.facts), 'split': args.val_split, **_last_epoch(folder)}
-    columns = columns_of(args, forms.model, forms.inference, metrics['top1'])
+    columns = columns_of(args, forms.model, forms.inference)
     batch = min(args.validation_batch_size or args.batch_size, 32)
     rows = metrics['side_by_side'] = measure(columns, (batch, *data_config['input_size']), device)
     own, plain = rows[title_of(args)], rows.get(metrics['plain'])

@@ -1,8 +1,10 @@
-"""What ``timm-asr export`` does: folded weights as a folder, ONNX in float and int8, a program of torch.export."""
+"""``timm-asr export`` and ``freeze``: a checkpoint, compared on real images, as folder, ONNX or program."""
 
 import argparse
-import os
+import importlib.util
+import json
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..checkpoints.names import WEIGHTS
+from ..checkpoints.names import GATES, GATES_PLOT, PROGRAM, WEIGHTS
 from ..checkpoints.open import open_source
 from ..checkpoints.provenance import dataset_name, file_sha256
 from ..checkpoints.read import first_line
@@ -19,8 +21,10 @@ from ..checkpoints.source import Source, data_config_of, used_data_config
 from ..errors import BadInput, Stopped
 from ..export.graph import check_packages, export_onnx, export_program
 from ..export.int8 import onnx_top1, quantize_onnx
-from ..export.place import refuse_taken
+from ..export.place import refuse_taken, remove_export, write_whole
 from ..export.save import save_fused
+from ..figures.gates import plot_frozen
+from ..freeze import FreezeReport, freeze_attention
 from .device import find_device
 from .export import compare_forms
 from .flags import DATA, IMAGE
@@ -29,13 +33,60 @@ from .interrupt import deferred_interrupts, stoppable
 from .loaders import label_names, make_eval_loader
 from .progress import setup_logging
 
+_NAME_THEM = 'give the folder of the images (--data-dir DIR) or the name of a data set (--dataset NAME)'
+
+
+class _Opened:
+    """What both commands work on: a checkpoint, what its images go through, and the loader of those to compare on,
+    None where none were named and the run's own are not at hand.
+    """
+
+    def __init__(self, args: argparse.Namespace, command: str, taken: Iterable[str] = ()) -> None:
+        self.args, self.device = args, find_device(args.device)
+        self.source = source = open_source(
+            args.checkpoint, args.use_ema, args.model, num_classes=args.num_classes, in_chans=args.in_chans,
+            img_size=args.img_size, model_kwargs=args.model_kwargs)
+        step(command, _described(source))
+        if args.output:
+            refuse_taken(Path(args.output), args.force, {*source.files, *taken})
+        given = {key: getattr(args, key) for key in ('mean', 'std', 'crop_pct', 'interpolation') if getattr(args, key)}
+        self.config = data_config_of(source.model, {**(source.data_config or {}), **given})
+        if source.data_config or given:
+            source.data_config = used_data_config(self.config)
+        if not args.dataset and not args.data_dir and source.model.num_classes == 10:
+            args.dataset = 'digits' if source.args.get('dataset') == 'digits' else ''  # which come with this package
+        self.loader = self.images(args.split) if args.dataset or args.data_dir else None
+
+    def images(self, split: str) -> Any:
+        """A loader of a split. ``BadInput``: it is not there, or has more classes than the model."""
+        every = argparse.Namespace(**{
+            **{option.key: option.start for option in (*DATA, *IMAGE)}, **vars(self.args), 'split': split})
+        dataset = open_data(every, self.config, self.source.model.num_classes)
+        if self.source.label_names is None:
+            self.source.label_names = label_names(dataset, self.source.model.num_classes)
+        return make_eval_loader(every, {**self.config, 'crop_mode': None}, dataset, self.device, None)
+
 
 def step(name: str, text: str) -> None:
     """Print one step."""
     print(f'{name:<8} {text}', flush=True)
 
 
-def check(args: argparse.Namespace) -> None:
+def _described(source: Source) -> str:
+    facts = source.facts
+    parts = [facts.get('model') or type(source.model).__name__]
+    if facts.get('asr'):
+        parts[0] += f' --asr {facts["asr"]["asr"]}'
+    if facts.get('epoch') is not None:
+        parts.append(f'epoch {facts["epoch"]}')
+    if facts.get('weights'):
+        parts.append({'ema': 'averaged weights', 'raw': 'raw weights'}[facts['weights']])
+    if source.has_ema and facts.get('weights') == 'raw':
+        parts[-1] += ' (averaged ones are there too: --use-ema)'
+    return ', '.join(parts) + (f', from {facts["source"]["file"]}' if facts.get('source') else '')
+
+
+def _check(args: argparse.Namespace) -> None:
     """Check the options against each other. ``BadInput``: one belongs to something that is not to be written."""
     graphs = args.onnx or args.torch_export
     if not args.output and not graphs:
@@ -54,66 +105,12 @@ def check(args: argparse.Namespace) -> None:
         check_packages()
 
 
-def open_checkpoint(args: argparse.Namespace, name: str) -> Source:
-    """What the command ``name`` is to work on, which it says in one line."""
-    source = open_source(
-        args.checkpoint, args.use_ema, args.model, num_classes=args.num_classes, in_chans=args.in_chans,
-        img_size=args.img_size, model_kwargs=args.model_kwargs)
-    facts = source.facts
-    parts = [facts.get('model') or type(source.model).__name__]
-    if facts.get('asr'):
-        parts[0] += f' --asr {facts["asr"]["asr"]}'
-    if facts.get('epoch') is not None:
-        parts.append(f'epoch {facts["epoch"]}')
-    if facts.get('weights'):
-        parts.append({'ema': 'averaged weights', 'raw': 'raw weights'}[facts['weights']])
-    if source.has_ema and facts.get('weights') == 'raw':
-        parts[-1] += ' (averaged ones are there too: --use-ema)'
-    step(name, ', '.join(parts) + (f', from {facts["source"]["file"]}' if facts.get('source') else ''))
-    return source
-
-
-def _read_labels(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f'--labels {path}: {getattr(error, "strerror", None) or "not a text file"}') from None
-
-
-def apply_data_options(args: argparse.Namespace, source: Source) -> dict[str, Any]:
-    """What the images go through: the options, else the checkpoint, else the model's cfg; also set in the source."""
-    given = {key: getattr(args, key) for key in ('mean', 'std', 'crop_pct', 'interpolation') if getattr(args, key)}
-    config = data_config_of(source.model, {**(source.data_config or {}), **given})
-    if source.data_config or given:
-        source.data_config = used_data_config(config)
-    return config
-
-
-def open_images(args: argparse.Namespace, source: Source, config: dict[str, Any], device: torch.device,
-                split: str = '') -> Any:
-    """Loader of the images to compare on; None where none were named and the run's own are not at hand.
-
-    Raises:
-        BadInput: There are no such images, or they have more classes than the model.
-    """
-    if not args.dataset and not args.data_dir:
-        if source.args.get('dataset') != 'digits' or source.model.num_classes != 10:
-            return None
-        args.dataset = 'digits'  # which come with this package
-    every = argparse.Namespace(**{
-        **{option.key: option.start for option in (*DATA, *IMAGE)}, **vars(args), 'split': split or args.split,
-        'workers': min(args.workers, os.cpu_count() or 1)})
-    dataset = open_data(every, config, source.model.num_classes)
-    if source.label_names is None:
-        source.label_names = label_names(dataset, source.model.num_classes)
-    return make_eval_loader(every, {**config, 'crop_mode': None}, dataset, device, None)
-
-
-def compare_images(args: argparse.Namespace, source: Source, loader: Iterable, device: torch.device) -> None:
+def _compare(opened: _Opened) -> None:
     """Run the model, the folded network and the inference form over the images, and keep the figures in the source."""
+    args, source, device = opened.args, opened.source, opened.device
     model = source.model.float().eval().to(device)
     facts = {**source.facts, 'dataset': dataset_name(vars(args))}
-    shown = tqdm(loader, 'compare', unit='batch', disable=args.no_progress or not sys.stderr.isatty())
+    shown = tqdm(opened.loader, 'compare', unit='batch', disable=args.no_progress or not sys.stderr.isatty())
     forms = compare_forms(model, shown, device, args.checkpoint)
     found = forms.to_folded
     source.metrics = {**forms.figures(facts), 'split': args.split}
@@ -123,34 +120,30 @@ def compare_images(args: argparse.Namespace, source: Source, loader: Iterable, d
                     f'{found.relative:.1g} of the largest')
 
 
-def calibration_images(args: argparse.Namespace, source: Source, config: dict[str, Any], device: torch.device,
-                       shown: Any) -> tuple[Iterable, str]:
-    """The images that int8 is calibrated on, and which they are: of the training split, where there is one.
-
-    ``shown`` is the loader of the images to compare on. ``BadInput``: there is none.
-    """
-    if shown is None:
-        raise BadInput('no images to calibrate int8 on: give the folder of the images (--data-dir DIR) or the name of '
-                       'a data set (--dataset NAME)')
-    split = 'train'
+def _calibration(opened: _Opened) -> tuple[Iterable, str]:
+    """The images that int8 is calibrated on, and which they are: of the training split, where there is one."""
+    args, split = opened.args, 'train'
+    if opened.loader is None:
+        raise BadInput(f'no images to calibrate int8 on: {_NAME_THEM}')
     try:
-        loader = open_images(args, source, config, device, split)
-        roots = [getattr(getattr(one.dataset, 'reader', None), 'root', None) for one in (loader, shown)]
+        loader = opened.images(split)
+        roots = [getattr(getattr(one.dataset, 'reader', None), 'root', None) for one in (loader, opened.loader)]
         if roots[0] is not None and roots[0] == roots[1]:  # a folder without splits is there under every name
             split = args.split
     except BadInput as error:
         step('int8', f'no training images: {error}')
-        split, loader = args.split, open_images(args, source, config, device)
+        split, loader = args.split, opened.images(args.split)
     mix(loader, args.samples)
     return loader, f'images of the split {split}' + ', on which accuracy is measured too' * (split == args.split)
 
 
-def quantize(args: argparse.Namespace, source: Source, loader: Iterable, calibration: tuple[Iterable, str]) -> None:
+def _quantize(opened: _Opened, calibration: tuple[Iterable, str]) -> None:
     """Write the int8 file, and keep its accuracy and that of the float file in the source."""
-    batches = list(some_images(calibration[0], args.samples))
+    args, source = opened.args, opened.source
+    batches = list(_some_images(calibration[0], args.samples))
     quantize_onnx(args.onnx, args.int8, batches)
     before, after = (
-        onnx_top1(file, ((images.cpu().float(), target.cpu()) for images, target in stoppable(loader)))
+        onnx_top1(file, ((images.cpu().float(), target.cpu()) for images, target in stoppable(opened.loader)))
         for file in (args.onnx, args.int8))
     used = sum(len(batch) for batch in batches)
     source.metrics = {**(source.metrics or {}), 'top1_onnx': before, 'top1_int8': after, 'int8_samples': used}
@@ -158,7 +151,7 @@ def quantize(args: argparse.Namespace, source: Source, loader: Iterable, calibra
                  f'{before:.2f} % in float and {after:.2f} % in int8')
 
 
-def some_images(loader: Iterable | None, most: int = 256) -> Iterator[torch.Tensor]:
+def _some_images(loader: Iterable | None, most: int = 256) -> Iterator[torch.Tensor]:
     """The first real images, in batches on the CPU, until there are ``most`` or more."""
     count = 0
     for images, _ in loader or ():
@@ -168,7 +161,7 @@ def some_images(loader: Iterable | None, most: int = 256) -> Iterator[torch.Tens
             return
 
 
-def list_written(path: Path) -> None:
+def _list_written(path: Path) -> None:
     """Print what was written: a file, or a folder with all that it holds, with sizes and the hash of the weights."""
     step('written', str(path))
     for file in sorted(path.rglob('*')) if path.is_dir() else [path]:
@@ -178,50 +171,102 @@ def list_written(path: Path) -> None:
             print(f'{"":<8} {file.stat().st_size:>13,}  {name}{hashed}', flush=True)
 
 
-def export(args: argparse.Namespace) -> None:
-    """Everything between the options and what is written.
+def export(args: argparse.Namespace, *_: Any) -> None:
+    """``timm-asr export``.
 
     Raises:
-        BadInput: The checkpoint, the images or the target cannot be used.
+        BadInput: The options, the checkpoint, the images or the target cannot be used.
         Stopped: The folded network is not the same function, or what was written does not load back. Nothing is kept.
     """
-    device = find_device(args.device)
-    labels = _read_labels(args.labels) if args.labels else None
-    source = open_checkpoint(args, 'export')
-    if args.output:
-        refuse_taken(Path(args.output), args.force, source.files)
-    source.label_names = labels or source.label_names
-    config = apply_data_options(args, source)
-    loader = open_images(args, source, config, device)
-    calibration = calibration_images(args, source, config, device, loader) if args.int8 else None
+    setup_logging()
+    _check(args)
     try:
-        if loader is not None:
-            with deferred_interrupts():
-                compare_images(args, source, loader, device)
-        if args.onnx:
-            list_written(export_onnx(
-                source, args.onnx, fold_bn=args.fold_bn or bool(args.int8),
-                any_size=args.any_size, images=some_images(loader), overwrite=args.force, report=step))
-        if calibration is not None:
-            with deferred_interrupts():
-                quantize(args, source, loader, calibration)
-            list_written(Path(args.int8))
-        if args.output:
-            list_written(save_fused(source, args.output, keep_trainable=args.keep_trainable, overwrite=args.force,
-                                    report=step))
-        if args.torch_export:
-            list_written(export_program(
-                source, args.torch_export, fold_bn=args.fold_bn, any_size=args.any_size, images=some_images(loader),
-                overwrite=args.force, report=step))
+        labels = Path(args.labels).read_text(encoding='utf-8').splitlines() if args.labels else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f'--labels {args.labels}: {getattr(error, "strerror", None) or "not a text file"}') from None
+    opened = _Opened(args, 'export')
+    source = opened.source
+    source.label_names = labels or source.label_names
+    calibration = _calibration(opened) if args.int8 else None
+    graph = {'any_size': args.any_size, 'overwrite': args.force, 'report': step}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            if opened.loader is not None:
+                with deferred_interrupts():
+                    _compare(opened)
+            if args.onnx:
+                _list_written(export_onnx(source, args.onnx, fold_bn=args.fold_bn or bool(args.int8),
+                                          images=_some_images(opened.loader), **graph))
+            if calibration is not None:
+                with deferred_interrupts():
+                    _quantize(opened, calibration)
+                _list_written(Path(args.int8))
+            if args.output:
+                _list_written(save_fused(source, args.output, keep_trainable=args.keep_trainable,
+                                         overwrite=args.force, report=step))
+            if args.torch_export:
+                _list_written(export_program(source, args.torch_export, fold_bn=args.fold_bn,
+                                             images=_some_images(opened.loader), **graph))
     except ValueError as error:
         raise Stopped(first_line(error)) from None
 
 
-def main(args: argparse.Namespace) -> int:
-    """Export what the options name; returns the exit status."""
+def freeze(args: argparse.Namespace, *_: Any) -> None:
+    """``timm-asr freeze``: the gates of a trained network replaced by constants, reported, and written.
+
+    Raises:
+        BadInput: The checkpoint, the images or the target cannot be used, or the network has no gate to freeze.
+        Stopped: What was written does not load back. Nothing is kept.
+    """
     setup_logging()
-    check(args)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        export(args)
-    return 0
+    opened = _Opened(args, 'freeze', (PROGRAM, GATES, GATES_PLOT))
+    if opened.loader is None:
+        raise BadInput(f'no images to measure the gates on: {_NAME_THEM}')
+    if args.samples is not None or args.recalibrate_bn:
+        mix(opened.loader, args.samples)
+    held_out = opened.images(args.eval_split) if args.eval_split not in ('', args.split) else None
+    opened.source.model.float().eval().to(opened.device)
+    try:
+        with deferred_interrupts():
+            report = freeze_attention(
+                opened.source.model, opened.loader, threshold=args.threshold, recalibrate_bn=args.recalibrate_bn,
+                samples=args.samples, progress=not args.no_progress, eval_loader=held_out, thresholds=args.thresholds)
+    except (TypeError, ValueError) as error:
+        raise BadInput(first_line(error)) from None
+    print(f'\n{report}\n', flush=True)
+    step('images', f'measured on {args.split}, compared on {args.eval_split or args.split}')
+    if args.output:
+        try:
+            _write_frozen(Path(args.output), opened, report)
+        except (OSError, ValueError) as error:
+            raise Stopped(first_line(error)) from None
+        _list_written(Path(args.output))
+
+
+def _write_frozen(folder: Path, opened: _Opened, report: FreezeReport) -> None:
+    args, source = opened.args, opened.source
+    compared = args.eval_split or args.split
+    told = {'split': args.split, 'compared_split': compared, **report.as_dict()}
+    files = {GATES: json.dumps(told, indent=2).encode() + b'\n'}
+    if importlib.util.find_spec('matplotlib') is not None:
+        with tempfile.TemporaryDirectory() as aside:
+            path = Path(aside) / GATES_PLOT
+            plot_frozen(report.gates, path, f'{source.facts.get("model")}: channel weights of each gate')
+            files[GATES_PLOT] = path.read_bytes()
+    if not report.architecture:  # no name stands for it: a program, which needs none
+        export_program(source, folder / PROGRAM, images=list(_some_images(opened.loader)), overwrite=args.force,
+                       report=step)
+        for name, content in files.items():
+            write_whole(folder / name, content)
+        remove_export(folder)  # what an earlier run left there
+        return
+    # Curves and figures of the training are those of the network with gates; and what is published as accuracy is that
+    # on images held out.
+    source.files, source.metrics = files, None
+    if report.change is not None and report.change.top1 and not compared.lower().startswith('train'):
+        before, after = report.change.top1
+        source.metrics = {'images': report.change.labelled, 'top1': before, 'top1_folded': after}
+    source.facts.pop('metrics', None)
+    save_fused(source, folder, provenance={'frozen_gates': len(report.frozen)}, overwrite=args.force, report=step)
+    (folder / PROGRAM).unlink(missing_ok=True)

@@ -1,16 +1,10 @@
-"""The plain network, the one with attention and the one that was trained, timed in turns: the table at a run's end.
-
-                              resnet20  resnet20_se  resnet20_asr_se
-    training step              21.3 ms  1.17 (1.15-1.20)  1.03 (1.01-1.05)
-    inference, as trained       5.1 ms  1.33 (1.30-1.36)  1.03 (1.02-1.04)
-    inference, folded     same network  1.16 (1.13-1.19)  same network as resnet20
-"""
+"""The plain network, the one with attention and the one that was trained, timed in turns: the table at a run's end."""
 
 import argparse
 import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,16 +26,6 @@ from .versus import interleave, ratios
 TURNS: dict[str, Any] = {'rounds': 15, 'warmup': 2, 'budget': 30.0}
 
 
-@dataclass
-class Column:
-    """One network as trained and in its inference form, with its accuracy in percent where it was trained."""
-
-    name: str
-    trained: nn.Module
-    form: nn.Module
-    top1: float | None = None
-
-
 class Gated(nn.Module):
     """A layer whose output channels are weighed by a gate that sees them: ordinary attention at a site of ASR."""
 
@@ -57,8 +41,8 @@ class Gated(nn.Module):
         return self.gate(maps.flatten(2).unsqueeze(-1)).view(maps.shape).movedim(1, self.dim)
 
 
-def columns_of(args: argparse.Namespace, model: nn.Module, form: nn.Module, top1: float | None) -> list[Column]:
-    """The columns for a run: plain, with attention, and what the run trained, at the end.
+def columns_of(args: argparse.Namespace, model: nn.Module, form: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """Networks as trained and in their inference form, by name: plain, with attention, and what a run trained, last.
 
     The gate of the attention is that of the model. It is in the blocks where the registry has such a network, else at
     the sites of ASR.
@@ -72,8 +56,8 @@ def columns_of(args: argparse.Namespace, model: nn.Module, form: nn.Module, top1
         sites = [name for name, module in model.named_modules() if isinstance(module, ASR)]
         others[gated] = beside(gated, args) if variant_of(gated) else beside(plain, args, gate, sites)
     device = next(model.parameters()).device
-    return [*(Column(name, other.to(device), reparameterize(copy.deepcopy(other)).to(device))
-              for name, other in others.items() if other is not None), Column(own, model, form, top1)]
+    return {name: (other.to(device), reparameterize(copy.deepcopy(other)).to(device))
+            for name, other in others.items() if other is not None} | {own: (model, form)}
 
 
 def beside(name: str, args: argparse.Namespace, gate: str = '', sites: Sequence[str] = ()) -> nn.Module | None:
@@ -111,34 +95,34 @@ def _training(model: nn.Module, images: torch.Tensor) -> Callable[[], object]:
     return step
 
 
-def measure(columns: Sequence[Column], shape: Sequence[int], device: torch.device) -> dict[str, Any]:
+def measure(columns: Mapping[str, tuple[nn.Module, nn.Module]], shape: Sequence[int],
+            device: torch.device) -> dict[str, Any]:
     """Time all networks in turns; of two that are the same network, one. Images are (B, C, H, W) = ``shape``.
 
     Returns:
         By name of the column: ``parameters``, ``parameters_inference``, ``images_per_second`` as trained and
-        ``images_per_second_folded``, ``top1`` where known, and ``train``, ``infer`` and ``infer_folded``, each
-        ``[milliseconds, ratio to the first, first quartile, third quartile]`` or the text
-        ``'same network[ as NAME]'``.
+        ``images_per_second_folded``, and ``train``, ``infer`` and ``infer_folded``, each ``[milliseconds, ratio to the
+        first, first quartile, third quartile]`` or the text ``'same network[ as NAME]'``.
     """
     images = torch.randn(tuple(shape), device=device)
-    networks = {(column.name, kind): network for kind in ('infer', 'infer_folded') for column in columns
-                for network in [column.trained if kind == 'infer' else column.form]}
+    networks = {(name, kind): network for name, column in columns.items()
+                for kind, network in zip(('infer', 'infer_folded'), column, strict=True)}
     first: dict[tuple, tuple[str, str]] = {}  # of each structure
     for key, network in networks.items():
         first.setdefault(structure(network), key)
     infer: Any = interleave({key: _forward(networks[key], images) for key in first.values()},  # type: ignore[misc]
                             device=device, **TURNS)
-    train = interleave({column.name: _training(column.trained, images) for column in columns}, device=device, **TURNS)
-    base = columns[0].name
+    train = interleave({name: _training(trained, images) for name, (trained, _) in columns.items()}, device=device,
+                       **TURNS)
+    base = next(iter(columns))
     rows: dict[str, Any] = {}
-    for column in columns:
-        row = rows[column.name] = {
-            'parameters': count_parameters(column.trained), 'parameters_inference': count_parameters(column.form),
-            **({} if column.top1 is None else {'top1': column.top1}), 'train': _figures(train, column.name, base)}
+    for name, (trained, form) in columns.items():
+        row = rows[name] = {'parameters': count_parameters(trained), 'parameters_inference': count_parameters(form),
+                            'train': _figures(train, name, base)}
         for kind, end in (('infer', ''), ('infer_folded', '_folded')):
-            key = first[structure(networks[column.name, kind])]
-            row[kind] = (_figures(infer, key, (base, 'infer')) if key == (column.name, kind) else
-                         'same network' if key[0] == column.name else f'same network as {key[0]}')
+            key = first[structure(networks[name, kind])]
+            row[kind] = (_figures(infer, key, (base, 'infer')) if key == (name, kind) else
+                         'same network' if key[0] == name else f'same network as {key[0]}')
             row[f'images_per_second{end}'] = round(len(images) / statistics.median(infer[key]), 1)
     return rows
 
@@ -147,9 +131,10 @@ def _figures(times: Mapping[Any, Sequence[float]], key: Any, base: Any) -> list[
     return [round(1000 * statistics.median(times[key]), 3), *(round(value, 4) for value in ratios(times, base)[key])]
 
 
-def table(rows: Mapping[str, Any], images: int) -> str:
-    """What :func:`measure` found, as text; ``images`` is how many the accuracy is of."""
-    first = next(iter(rows))
+def table(metrics: Mapping[str, Any]) -> str:
+    """The content of ``metrics.json`` as text: what :func:`measure` found, accuracy, and what folding changed."""
+    rows = metrics['side_by_side']
+    first, own = next(iter(rows)), list(rows)[-1]
 
     def timed(name: str, what: str) -> str:
         value = rows[name][what]
@@ -162,7 +147,10 @@ def table(rows: Mapping[str, Any], images: int) -> str:
         ('training step', 'train'), ('inference, as trained', 'infer'), ('inference, folded', 'infer_folded'))]
     lines += [[label, *(f'{row[key]:,}' for row in rows.values())] for label, key in (
         ('parameters', 'parameters'), ('parameters, folded', 'parameters_inference'))]
-    lines.append([f'top-1 on {images} images, %',
-                  *(f'{row["top1"]:.2f}' if 'top1' in row else 'not trained' for row in rows.values())])
-    return '\n'.join([*aligned(lines),
-                      f'Times are multiples of those of {first}: the median of all rounds, and the quartiles.'])
+    lines.append([f'top-1 on {metrics["images"]} images, %',
+                  *(f'{metrics["top1"]:.2f}' if name == own else 'not trained' for name in rows)])
+    return '\n'.join([
+        *aligned(lines), f'Times are multiples of those of {first}: the median of all rounds, and the quartiles.',
+        *(f'{form}: top-1 {metrics[f"top1{key}"]:.2f} %, '
+          f'largest logit difference {metrics[f"logit_difference{end}"]:.1e}.' for form, key, end in (
+              ('Folded', '_folded', ''), ('Inference form', '_inference', '_inference')) if f'top1{key}' in metrics)])

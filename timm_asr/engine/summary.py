@@ -1,4 +1,4 @@
-"""What a run writes down: ``summary.csv``, curves, trackers, and the table at the end."""
+"""What a run writes down: ``summary.csv``, curves and trackers."""
 
 import argparse
 import csv
@@ -14,7 +14,6 @@ from torch import nn
 from ..asr.wrapper import ASR
 from ..checkpoints.names import ATTENTION, CURVE, SUMMARY
 from .checkpoint import write_atomically
-from .reports import aligned
 
 _logger = logging.getLogger(__name__)
 
@@ -50,23 +49,6 @@ def start_wandb(args: argparse.Namespace, name: str) -> Any:
     resume = {'resume': 'must', 'id': args.wandb_resume_id} if args.wandb_resume_id else {}
     wandb.init(project=args.wandb_project, name=name, config=vars(args), tags=args.wandb_tags, **resume)
     return wandb
-
-
-def table(metrics: Mapping[str, Any]) -> str:
-    """The figures of ``metrics.json`` as a table: the trained model and its forms."""
-    asr = f'_asr_{metrics["asr"]}' if metrics.get('asr') else ''
-    titles = {'': metrics['model'] + asr, '_folded': 'folded'}
-    if 'parameters_inference' in metrics:
-        titles['_inference'] = 'inference form'
-    # The difference without a suffix is that from the trained model to the folded one.
-    shown = {**metrics, 'logit_difference': None, 'logit_difference_folded': metrics['logit_difference']}
-    rows = [['', *titles.values()]]
-    for key, form, title in (('top1', '.2f', f'top-1 on {metrics["images"]} images, %'),
-                             ('logit_difference', '.1e', 'largest logit difference'),
-                             ('parameters', ',', 'parameters')):
-        values = [shown.get(key + suffix) for suffix in titles]
-        rows.append([title, *('-' if value is None else format(value, form) for value in values)])
-    return '\n'.join(aligned(rows))
 
 
 def plot_run(folder: Path, model: nn.Module | None) -> None:

@@ -37,7 +37,7 @@ from .progress import Progress, setup_logging
 from .resume import capture, place_schedule, restore
 from .run_folder import locate
 from .seeding import start_epoch
-from .summary import add_summary, plot_run, start_wandb, table
+from .summary import add_summary, plot_run, start_wandb
 
 _logger = logging.getLogger(__name__)
 
@@ -258,8 +258,7 @@ class Run:
         plot_run(self.folder, open_source(best, self.use_ema).model.float().eval() if best is not None else None)
         list_in_manifest(self.folder, (ARGS, SUMMARY, CURVE, ATTENTION))
         if metrics is not None:
-            print(table(metrics))
-            print(side_by_side.table(metrics['side_by_side'], metrics['images']))
+            print(side_by_side.table(metrics))
         print(f'Results: {self.folder}')
         return 0
 

@@ -19,4 +19,4 @@ OPTIONS: list[Option] = [
     ),
     *SOURCE, *IMAGES,
 ]
-main = command(__name__, OPTIONS, 'freezing.freeze')
+main = command(__name__, OPTIONS, 'exporting.freeze')
