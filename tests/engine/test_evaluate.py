@@ -12,21 +12,20 @@ from timm_asr.engine.evaluate import evaluate
 
 
 def test_metrics() -> None:
-    predictions = validation.Predictions()
     # Class 2 is never predicted, class 3 never there; precision, recall and F1 of classes 0 and 1 all differ.
     target, guess = [0, 0, 0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 3, 0, 0]
-    predictions.add(nn.functional.one_hot(torch.tensor(guess), 4).float(), torch.tensor(target))
+    pairs = torch.tensor([target, guess])
     precision, recall = [3 / 5, 1 / 2, 0, 0], [3 / 4, 1 / 2, 0, 0]
     f1 = [2 * 3 / (4 + 5), 1 / 2, 0, 0]
     for average, weights in (('macro', [1 / 4] * 4), ('weighted', [4 / 8, 2 / 8, 2 / 8, 0])):
-        scores = predictions.scores(average)
+        scores = validation.scores(pairs, average)
         for key, values in (('precision', precision), ('recall', recall), ('f1_score', f1)):
             want = 100 * sum(w * v for w, v in zip(weights, values, strict=True))
             assert scores[f'{average}_{key}'] == pytest.approx(want, abs=1e-4)
         assert len(set(scores.values())) == 3
-    assert predictions.scores('micro') == {
+    assert validation.scores(pairs, 'micro') == {
         'micro_precision': 50.0, 'micro_recall': 50.0, 'micro_f1_score': 50.0}
-    assert predictions.by_class() == [
+    assert validation.by_class(pairs) == [
         {'class': 0, 'images': 4, 'top1': 75.0}, {'class': 1, 'images': 2, 'top1': 50.0},
         {'class': 2, 'images': 2, 'top1': 0.0}]
 

@@ -38,7 +38,7 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor
              dtype: torch.dtype | None = None, amp_autocast: Callable[[], Any] = suppress, channels_last: bool = False,
              valid_labels: Sequence[int] | None = None,
              on_output: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
-             on_batch: Callable[[int, int, Totals], None] | None = None) -> 'OrderedDict[str, float]':
+             on_batch: Callable[[int, Totals], None] | None = None) -> 'OrderedDict[str, float]':
     """Evaluate a model on its device, and leave it in eval mode.
 
     Args:
@@ -48,7 +48,7 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor
         dtype: Type of the images; None leaves them as they come.
         valid_labels: Columns of the logits that count; None for all.
         on_output: Called with the logits and targets of each batch, padding left out.
-        on_batch: Called after each batch with its index, its size and the totals.
+        on_batch: Called after each batch with its index and the totals.
 
     Returns:
         ``loss``, ``top1``, ``top5`` (percent) and ``count``, over the images of all processes, padding not counted.
@@ -81,7 +81,7 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor
                 if on_output is not None:
                     on_output(output, target)
             if on_batch is not None:
-                on_batch(index, len(output), totals)
+                on_batch(index, totals)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(totals.sums)
     return totals.averages()

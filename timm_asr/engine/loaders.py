@@ -129,22 +129,6 @@ def open_datasets(args: argparse.Namespace, channels: int) -> tuple[Any, Any]:
     return train, evaluation
 
 
-class SharedMixup(FastCollateMixup):
-    """timm's mixing in the loading workers, which can be switched off while they live (``--mixup-off-epoch``)."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        self._enabled = torch.ones((), dtype=torch.int64).share_memory_()
-        super().__init__(**kwargs)
-
-    @property
-    def mixup_enabled(self) -> bool:
-        return bool(self._enabled)
-
-    @mixup_enabled.setter
-    def mixup_enabled(self, on: bool) -> None:
-        self._enabled.fill_(int(on))
-
-
 def pad_and_crop(transform: Any, size: tuple[int, int]) -> None:
     """Put the crop of the CIFAR papers in the place of timm's, in a transform of ``create_transform``: zeros on each
     side, an eighth of the shorter one (4 pixels for 32).
@@ -162,7 +146,7 @@ def _mixer(args: argparse.Namespace, splits: int) -> Any:
         raise BadInput(f'mixup and cutmix need an even --batch-size, not {args.batch_size}')
     if splits and not args.no_prefetcher:
         raise BadInput('--aug-splits and mixup or cutmix need --no-prefetcher together')
-    return (Mixup if args.no_prefetcher else SharedMixup)(
+    return (Mixup if args.no_prefetcher else FastCollateMixup)(
         mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
         switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
         num_classes=args.num_classes)
@@ -193,7 +177,7 @@ def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets
             train_crop_mode=None if pad else args.train_crop_mode,
             auto_augment=args.aa, num_aug_repeats=args.aug_repeats, num_aug_splits=splits,
             interpolation=(not args.no_aug and args.train_interpolation) or data_config['interpolation'],
-            collate_fn=mixer if isinstance(mixer, SharedMixup) else None,
+            collate_fn=mixer if isinstance(mixer, FastCollateMixup) else None,
             input_size_choices=args.train_img_sizes, batch_size_choices=args.train_batch_sizes,
             batch_choice_weights=args.train_size_probs, batch_choice_seed=args.seed,
             batch_choice_schedule=args.train_size_schedule,

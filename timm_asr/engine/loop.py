@@ -138,8 +138,9 @@ def train_one_epoch(training: Training, epoch: int, progress: Progress) -> 'Orde
         Stopped: If the loss becomes NaN or infinite.
     """
     args, task, device, loaders = training.args, training.task, training.device, training.loaders
-    if loaders.mixer is not None:
-        loaders.mixer.mixup_enabled = not (args.mixup_off_epoch and epoch >= args.mixup_off_epoch)
+    if loaders.mixer is not None and 0 < args.mixup_off_epoch <= epoch and loaders.mixer.mixup_enabled:
+        loaders.mixer.mixup_enabled = False
+        getattr(loaders.train, 'loader', loaders.train)._iterator = None  # workers that live on would go on mixing
     task.get_trainable_module().train()
     batches, accumulate = len(loaders.train), args.grad_accum_steps
     rest = batches % accumulate

@@ -16,13 +16,6 @@ def _columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells as text, with a rule below the first: one column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ['  '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-    return [text[0], '-' * len(text[0]), *text[1:]]
-
-
 def as_markdown(rows: Sequence[Row]) -> str:
     """A table whose numbers are aligned to the right; an empty string for no rows."""
     if not rows:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..checkpoints.names import ARGS, SUMMARY
+from ..checkpoints.read import read_yaml
 from ..errors import BadInput
 from ..export.place import refuse_file
 from ..figures.speed import plot_speed
@@ -45,9 +44,9 @@ def _read_run(folder: Path) -> tuple[str, list[dict[str, str]]]:
         raise BadInput(f'no summary.csv in {folder}: name the folder of a run')
     rows = read_summary(folder / SUMMARY)
     try:
-        told = yaml.safe_load((folder / ARGS).read_text(encoding='utf-8'))
+        told = read_yaml(folder / ARGS)
         name = f'{told["model"]}{"+asr-" + told["asr"] if told.get("asr") else ""}'
-    except (OSError, yaml.YAMLError, TypeError, KeyError):
+    except (BadInput, KeyError):
         name = folder.name
     if not rows:
         raise BadInput(f'{folder / "summary.csv"} has no epochs yet')

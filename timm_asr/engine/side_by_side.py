@@ -19,7 +19,6 @@ from ..models.auxiliary import auxiliary_loss
 from ..models.counts import count_parameters
 from ..models.registry import variant_of
 from .build import build_model, title_of
-from .reports import aligned
 from .versus import interleave, ratios
 
 #: Rounds of each of the two measurements, and seconds after which no further one starts.
@@ -149,8 +148,10 @@ def table(metrics: Mapping[str, Any]) -> str:
         ('parameters', 'parameters'), ('parameters, folded', 'parameters_inference'))]
     lines.append([f'top-1 on {metrics["images"]} images, %',
                   *(f'{metrics["top1"]:.2f}' if name == own else 'not trained' for name in rows)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ['  '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     return '\n'.join([
-        *aligned(lines), f'Times are multiples of those of {first}: the median of all rounds, and the quartiles.',
+        text[0], '-' * len(text[0]), *text[1:], f'Times are multiples of those of {first}: the median of all rounds, and the quartiles.',
         *(f'{form}: top-1 {metrics[f"top1{key}"]:.2f} %, '
           f'largest logit difference {metrics[f"logit_difference{end}"]:.1e}.' for form, key, end in (
               ('Folded', '_folded', ''), ('Inference form', '_inference', '_inference')) if f'top1{key}' in metrics)])

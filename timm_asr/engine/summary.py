@@ -1,4 +1,4 @@
-"""What a run writes down: ``summary.csv``, curves and trackers."""
+"""What a run writes down: ``summary.csv``, curves, and Weights & Biases."""
 
 import argparse
 import csv

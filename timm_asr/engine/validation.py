@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,34 +36,29 @@ _logger = logging.getLogger(__name__)
 _NOT_IMAGENET = ('*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer')
 
 
-class Predictions:
-    """Predicted and true classes of all images."""
+def scores(pairs: torch.Tensor, average: str) -> dict[str, float]:
+    """Precision, recall and F1 in percent; a class that is never predicted, or never there, counts as 0.
 
-    def __init__(self) -> None:
-        self.pairs: list[torch.Tensor] = []
+    Args:
+        pairs: True and predicted classes, (2, N).
+        average: ``micro`` (over images), ``macro`` (over the classes that occur or are predicted) or ``weighted``
+            (the same, by how often each occurs).
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+    found = precision_recall_fscore_support(*pairs.numpy(), average=average, zero_division=0)
+    return {f'{average}_{key}': round(100 * float(value), 4)
+            for key, value in zip(('precision', 'recall', 'f1_score'), found, strict=False)}
 
-    def add(self, output: torch.Tensor, target: torch.Tensor) -> None:
-        self.pairs.append(torch.stack([target, output.argmax(1)]).cpu())
 
-    def scores(self, average: str) -> dict[str, float]:
-        """Precision, recall and F1 in percent; a class that is never predicted, or never there, counts as 0.
-
-        Args:
-            average: ``micro`` (over images), ``macro`` (over the classes that occur or are predicted) or ``weighted``
-                (the same, by how often each occurs).
-        """
-        from sklearn.metrics import precision_recall_fscore_support
-        found = precision_recall_fscore_support(*torch.cat(self.pairs, dim=1).numpy(), average=average, zero_division=0)
-        return {f'{average}_{key}': round(100 * float(value), 4)
-                for key, value in zip(('precision', 'recall', 'f1_score'), found, strict=False)}
-
-    def by_class(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """For each class that occurs: ``class``, ``images`` and ``top1``, the percentage of them that are right."""
-        target, predicted = torch.cat(self.pairs, dim=1)
-        counts = torch.bincount(target)
-        hits = torch.bincount(target[target == predicted], minlength=len(counts))
-        return [{'class': names[i] if names else i, 'images': count, 'top1': round(100 * hits[i].item() / count, 2)}
-                for i, count in enumerate(counts.tolist()) if count]
+def by_class(pairs: torch.Tensor, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """For each class that occurs: ``class``, ``images`` and ``top1``, the percentage of them that are right; ``pairs``
+    are true and predicted classes, (2, N).
+    """
+    target, predicted = pairs
+    counts = torch.bincount(target)
+    hits = torch.bincount(target[target == predicted], minlength=len(counts))
+    return [{'class': names[i] if names else i, 'images': count, 'top1': round(100 * hits[i].item() / count, 2)}
+            for i, count in enumerate(counts.tolist()) if count]
 
 
 def _check(args: argparse.Namespace) -> torch.device:
@@ -106,33 +101,8 @@ def _real_labels(path: str, dataset: Any) -> RealLabelsImagenet | None:
                        'must be the 50,000 of the ImageNet validation set') from None
 
 
-def _log(length: int, every: int) -> Callable[[int, int, Totals], None]:
-    """Log lines in the form of timm's validate.py."""
-    start = last = time.perf_counter()
-
-    def on_batch(index: int, size: int, totals: Totals) -> None:
-        nonlocal last
-        if index % every:
-            return
-        now, clock = totals.averages(), time.perf_counter()  # the first waits for the device
-        _logger.info(
-            f'Test: [{index:>4d}/{length}]  Time: {clock - last:.3f}s ({now["count"] / (clock - start):>7.2f}/s)  '
-            f'Loss: {now["loss"]:>6.4f}  Acc@1: {now["top1"]:>7.3f}  Acc@5: {now["top5"]:>7.3f}')
-        last = clock
-
-    return on_batch
-
-
 def validate(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Validate one model.
-
-    Returns:
-        The result row of timm's script: model, top1, top1_err, top5, top5_err, param_count (millions), img_size,
-        crop_pct, interpolation.
-
-    Raises:
-        BadInput: If the options, the weights or the data cannot work.
-    """
+    """Validate one model; returns the row of timm's script. ``BadInput``: options, weights or data cannot work."""
     fast_matmul(device)
     dtype = DTYPES[args.model_dtype] if args.model_dtype else torch.float32
     timm.utils.random_seed(args.seed)
@@ -159,36 +129,44 @@ def validate(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         model = nn.DataParallel(model, device_ids=list(range(args.num_gpu)))
     _logger.info(f'Validating in {args.amp_dtype + " mixed precision" if args.amp else dtype}.')
     loader = make_eval_loader(args, data_config, dataset, device, dtype)
-    predictions = Predictions()
+    pairs: list[torch.Tensor] = []
+    start = time.perf_counter()
 
     def on_output(output: torch.Tensor, target: torch.Tensor) -> None:
-        predictions.add(output, target)
+        pairs.append(torch.stack([target, output.argmax(1)]).cpu())
         if real_labels is not None:
             real_labels.add_result(output)
+
+    def on_batch(index: int, totals: Totals) -> None:
+        if index % args.log_freq == 0:
+            now = totals.averages()  # waits for the device
+            rate = now['count'] / (time.perf_counter() - start)
+            _logger.info(f'Test: [{index:>4d}/{len(loader)}]  ({rate:>7.2f}/s)  '
+                         f'Loss: {now["loss"]:>6.4f}  Acc@1: {now["top1"]:>7.3f}  Acc@5: {now["top5"]:>7.3f}')
 
     with deferred_interrupts():
         figures = evaluate(model, loader, nn.CrossEntropyLoss().to(device), device=device, dtype=dtype,
                            amp_autocast=autocast(device, DTYPES[args.amp_dtype] if args.amp else None, args.bn_noise),
                            channels_last=args.channels_last, valid_labels=valid_labels, on_output=on_output,
-                           on_batch=_log(len(loader), args.log_freq))
+                           on_batch=on_batch)
     if not math.isfinite(figures['loss']):
         _logger.warning(f'The loss of {name} is {figures["loss"]}: its accuracy means nothing.')
     top1, top5 = figures['top1'], figures['top5']
     if real_labels is not None:
         top1, top5 = real_labels.get_accuracy(k=1), real_labels.get_accuracy(k=5)
-    scores = predictions.scores(args.metrics_avg) if args.metrics_avg else {}
+    averaged = scores(torch.cat(pairs, dim=1), args.metrics_avg) if args.metrics_avg else {}
     if args.per_class:
-        print(as_markdown(predictions.by_class(label_names(dataset, num_classes))), end='')
-    more = ''.join(f' | {key} {value:.3f}' for key, value in scores.items())
+        print(as_markdown(by_class(torch.cat(pairs, dim=1), label_names(dataset, num_classes))), end='')
+    more = ''.join(f' | {key} {value:.3f}' for key, value in averaged.items())
     _logger.info(f' * Acc@1 {top1:.3f} ({100 - top1:.3f}) Acc@5 {top5:.3f} ({100 - top5:.3f}){more}')
     return {
         'model': name, 'top1': round(top1, 4), 'top1_err': round(100 - top1, 4), 'top5': round(top5, 4),
-        'top5_err': round(100 - top5, 4), **scores, 'param_count': round(param_count / 1e6, 2),
+        'top5_err': round(100 - top5, 4), **averaged, 'param_count': round(param_count / 1e6, 2),
         'img_size': data_config['input_size'][-1], 'crop_pct': data_config['crop_pct'],
         'interpolation': data_config['interpolation']}
 
 
-def _try_run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def _try(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Validate with smaller and smaller batches; the row of a model that fails has ``error`` instead of figures."""
     def run(batch_size: int) -> dict[str, Any]:
         args.batch_size = batch_size * args.num_gpu
@@ -204,17 +182,17 @@ def _try_run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     return row
 
 
-def _runs(args: argparse.Namespace) -> list[tuple[str, str]] | None:
-    """(model, checkpoint) of each run of a bulk validation; None for a single run."""
+def _runs(args: argparse.Namespace) -> list[dict[str, str]] | None:
+    """Model and checkpoint of each run of a bulk validation; None for a single run."""
     if args.checkpoint and Path(args.checkpoint).is_dir() and not is_folder_of_weights(args.checkpoint):
         files = [*Path(args.checkpoint).glob('*.pth.tar'), *Path(args.checkpoint).glob('*.pth')]
         if not files:
             raise BadInput(f'--checkpoint {args.checkpoint}: no config.json, *.pth or *.pth.tar in this folder')
-        return [(args.model, str(path)) for path in sorted(files, key=lambda path: natural_key(str(path)))]
+        return [{'checkpoint': path} for path in sorted(map(str, files), key=natural_key)]
     if args.checkpoint:
         return None
     names = expand_names(args.model, pretrained=True, exclude=_NOT_IMAGENET if args.model == 'all' else ())
-    return None if names is None else [(name, '') for name in names]
+    return None if names is None else [{'model': name} for name in names]
 
 
 def main(args: argparse.Namespace) -> int:
@@ -225,12 +203,18 @@ def main(args: argparse.Namespace) -> int:
     results: Any
     if runs is not None:
         _logger.info(f'Running bulk validation of {len(runs)} models on {device}.')
-        rows = _bulk(args, runs, device)
+        rows: list[dict[str, Any]] = []
+        try:
+            for run in runs:
+                row = _try(argparse.Namespace(**{**vars(args), **run}), device)
+                rows.append(row | {key: value for key, value in run.items() if key == 'checkpoint'})
+        except KeyboardInterrupt:
+            _logger.warning(f'Interrupted: {len(rows)} of {len(runs)} models are validated.')
         results = sorted((row for row in rows if 'error' not in row), key=lambda row: row['top1'], reverse=True)
         failed = not results
     else:
         try:
-            results = _try_run(args, device) if args.retry else validate(args, device)
+            results = _try(args, device) if args.retry else validate(args, device)
         except torch.OutOfMemoryError as error:
             raise BadInput(f'too little memory for --batch-size {args.batch_size}: use a smaller one, or --retry '
                            f'({str(error).splitlines()[0][:120]})') from None
@@ -240,14 +224,3 @@ def main(args: argparse.Namespace) -> int:
     # The delimiter is what timm's bulk_runner.py looks for.
     print(f'--result\n{json.dumps(results, indent=4)}')
     return int(failed)
-
-
-def _bulk(args: argparse.Namespace, runs: list[tuple[str, str]], device: torch.device) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    try:
-        for model, checkpoint in runs:
-            row = _try_run(argparse.Namespace(**{**vars(args), 'model': model, 'checkpoint': checkpoint}), device)
-            rows.append(row | ({'checkpoint': checkpoint} if checkpoint else {}))
-    except KeyboardInterrupt:
-        _logger.warning(f'Interrupted: {len(rows)} of {len(runs)} models are validated.')
-    return rows

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..engine.recipes import find_recipe
 from ..errors import BadInput, nearest
 
@@ -142,11 +140,9 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
     """
     if not 0 < budget <= 1:
         raise BadInput(f'--budget {budget:g}: expected a factor above 0 and at most 1')
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f'{path} is not a YAML file ({str(error).splitlines()[0]})') from None
-    if not isinstance(content, dict) or set(content) - set(_KEYS):
+    from ..checkpoints.read import read_yaml  # imports torch, which help does without
+    content = read_yaml(path)
+    if set(content) - set(_KEYS):
         raise BadInput(f'{path}: an experiment has {", ".join(_KEYS)} and nothing else')
     base, arms, seeds = content.get('base') or {}, content.get('arms'), content.get('seeds')
     if not isinstance(base, dict) or not isinstance(arms, dict) or not arms or not all(
@@ -164,7 +160,7 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
         if against not in ('', *arms):
             raise BadInput(f'{path}: there is no arm {against!r} to compare {name!r} with')
         recipe = own.get('config', base.get('config'))
-        below = yaml.safe_load(find_recipe(str(recipe)).read_text(encoding='utf-8')) if recipe else {}
+        below = read_yaml(find_recipe(str(recipe))) if recipe else {}
         options = _merge(below, base, {k: v for k, v in own.items() if k not in ('versus', 'reported')})
         options.pop('config', None)
         found.append(Arm(name, _scaled(options, budget), '' if name == against else against, own.get('reported')))

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from ..checkpoints.names import BEST, SUMMARY
+from ..checkpoints.read import read_yaml
 from ..engine import training
 from ..engine.build import build_model, title_of
 from ..engine.checkpoint import SaveFailed, write_atomically
@@ -59,7 +60,7 @@ def _write_options(run: Run, place: Path) -> None:
     """Write the options of a run into its folder, or see that it was made with the same ones."""
     path = place / OPTIONS
     if path.is_file():
-        before = yaml.safe_load(path.read_text(encoding='utf-8'))
+        before = read_yaml(path)
         differing = sorted(key for key in {*before, *run.options} if before.get(key) != run.options.get(key))
         if differing:
             raise BadInput(f'{place} was begun with another {differing[0]} ({before.get(differing[0])!r} instead of '
