@@ -151,7 +151,8 @@ def table(metrics: Mapping[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ['  '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     return '\n'.join([
-        text[0], '-' * len(text[0]), *text[1:], f'Times are multiples of those of {first}: the median of all rounds, and the quartiles.',
+        text[0], '-' * len(text[0]), *text[1:],
+        f'Times are multiples of those of {first}: the median of all rounds, and the quartiles.',
         *(f'{form}: top-1 {metrics[f"top1{key}"]:.2f} %, '
           f'largest logit difference {metrics[f"logit_difference{end}"]:.1e}.' for form, key, end in (
               ('Folded', '_folded', ''), ('Inference form', '_inference', '_inference')) if f'top1{key}' in metrics)])
