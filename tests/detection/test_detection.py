@@ -1,17 +1,20 @@
 """torchvision's detectors over timm networks: fused they find the same, their state dict is the plain one's."""
 
 import copy
+import math
 
 import pytest
 import timm
 import torch
 from helpers import asr_layers, randomize, relative_error
 from torch import nn
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import timm_asr
 from timm_asr.detection import create_detector, list_detectors
 from timm_asr.detection.backbone import make_body
+from timm_asr.detection.create import region_pool
 from timm_asr.inference.block import InferenceBlock
 
 SMALL = {'num_classes': 4, 'fpn_channels': 16, 'min_size': 64, 'max_size': 96}
@@ -74,15 +77,6 @@ def test_made_ready_it_finds_the_same(kind):
     assert_same(before, detect(ready))
 
 
-def test_without_the_attention_it_finds_something_else():
-    detector = build('fasterrcnn', 'resnet18_asr_se')
-    before = detect(detector)
-    for asr in asr_layers(detector):
-        asr.vectors[0].psi.data.mul_(-3)
-    with pytest.raises(AssertionError):
-        assert_same(before, detect(detector))
-
-
 def test_gates_in_the_blocks_get_their_inference_form_and_can_be_frozen():
     detector = build('maskrcnn', 'resnet18_se')
     before = detect(detector)
@@ -96,17 +90,14 @@ def test_gates_in_the_blocks_get_their_inference_form_and_can_be_frozen():
     build('maskrcnn', 'resnet18', seed=5).load_state_dict(detector.state_dict(), strict=True)
 
 
-@pytest.mark.parametrize('kind', ['maskrcnn', 'retinanet'])
-def test_frozen_norms_keep_the_attention_and_train_it(kind):
-    detector = build(kind, 'resnet18_asr_eca', frozen_bn=True)  # no hidden ReLU that random psi could kill
+def test_frozen_norms_keep_the_attention_and_train_it():
+    detector = build('maskrcnn', 'resnet18_asr_eca', frozen_bn=True)  # no hidden ReLU that random psi could kill
     for norm in detector.modules():
         if isinstance(norm, FrozenBatchNorm2d):  # its weights are buffers, and timm starts the last ones at zero
             norm.weight.uniform_(0.6, 1.4)
             norm.bias.uniform_(-0.3, 0.3)
     sites = asr_layers(detector)
-    assert len(sites) == 5
-    assert all(type(site.layer) is FrozenBatchNorm2d for site in sites)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in detector.backbone.modules())
+    assert [type(site.layer) for site in sites] == [FrozenBatchNorm2d] * 5
     norms = {name: b.clone() for name, b in detector.backbone.named_buffers()}
     before = detect(detector.eval())
     optimizer = torch.optim.SGD(detector.parameters(), 0.01)
@@ -123,7 +114,7 @@ def test_frozen_norms_keep_the_attention_and_train_it(kind):
         assert_same(before, trained)
     timm_asr.reparameterize(detector)
     assert_same(trained, detect(detector))
-    plain = build(kind, 'resnet18', seed=5, frozen_bn=True)
+    plain = build('maskrcnn', 'resnet18', seed=5, frozen_bn=True)
     plain.load_state_dict(detector.state_dict(), strict=True)
     assert_same(trained, detect(plain))
 
@@ -167,30 +158,13 @@ def test_a_checkpoint_with_asr_attached(name, kwargs, x, tmp_path):
         make_body(name, checkpoint=tmp_path / 'deeper.pth.tar', asr='eca', **kwargs)
 
 
-def test_checkpoints_of_something_else(tmp_path):
-    attached = timm_asr.create_model('resnet18', asr='se', **SLIM)
-    torch.save({'arch': 'resnet18', 'state_dict': attached.state_dict()}, tmp_path / 'attached.pth.tar')
-    torch.save(timm.create_model('resnet18', **SLIM).state_dict(), tmp_path / 'plain.pth')
-    (tmp_path / 'text.pth').write_text('weights')
-    for name, file, sentence in (
-            ('resnet18_asr_se', 'plain.pth', "is not one of 'resnet18_asr_se': 'layer1.0.bn2.layer.weight' is absent."),
-            ('resnet34', 'plain.pth', "is not one of 'resnet34': 'layer1.2.conv1.weight' is absent."),
-            ('resnet18', 'attached.pth.tar', "has ASR, and 'resnet18' by its name has none: name its"),
-            ('resnet18', 'text.pth', 'is not a checkpoint: ')):
-        with pytest.raises(ValueError, match='.') as caught:
-            create_detector('fasterrcnn', name, checkpoint=tmp_path / file, backbone_kwargs={
-                **SLIM, 'layers': (3, 1, 1, 1) if name == 'resnet34' else SLIM['layers']})
-        assert sentence in str(caught.value)
-        assert '\n' not in str(caught.value)
-
-
 SWIN = {'img_size': 64, 'window_size': 4, 'embed_dim': 12, 'depths': (1, 1, 1, 1), 'num_heads': (1, 1, 1, 1),
         'strict_img_size': False}
 
 
 @pytest.mark.parametrize(('kind', 'backbone', 'kwargs', 'strides'), [
     ('maskrcnn', 'resnet20_asr_se', {}, (4,)),
-    ('retinanet', 'resnet20_asr_se', {'strides': (2, 4)}, (2, 4)),
+    ('retinanet', 'resnet20_asr_se', {'strides': (4, 2, 4), 'image_mean': [0.1] * 3}, (2, 4)),
     ('fasterrcnn', 'resnet18_asr_se', {'strides': (8, 32)}, (8, 32)),
     ('retinanet', 'swin_tiny_patch4_window7_224', {'backbone_kwargs': SWIN}, (8, 16, 32)),
     ('fasterrcnn', 'vit_tiny_asr_eca', {'backbone_kwargs': {
@@ -199,6 +173,7 @@ SWIN = {'img_size': 64, 'window_size': 4, 'embed_dim': 12, 'depths': (1, 1, 1, 1
 def test_any_backbone_and_strides(kind, backbone, kwargs, strides):
     detector = build(kind, backbone, **kwargs)
     assert detector.backbone.strides == strides
+    assert detector.transform.image_mean == kwargs.get('image_mean', list(timm.get_pretrained_cfg(backbone).mean))
     maps = detector.backbone(torch.rand(1, 3, 64, 96, dtype=torch.float64))
     assert [m.shape[1] for m in maps.values()] == [16] * len(maps)
     assert [m.shape[-1] for m in maps.values()][:len(strides)] == [96 // stride for stride in strides]
@@ -207,25 +182,66 @@ def test_any_backbone_and_strides(kind, backbone, kwargs, strides):
     assert all(out['boxes'].isfinite().all() for out in before)
 
 
-def test_images_are_normalised_as_the_backbone_wants_them():
-    detector = build('fasterrcnn', 'vit_tiny_asr_eca', backbone_kwargs={
-        'img_size': 64, 'dynamic_img_size': True, 'depth': 3, 'embed_dim': 24, 'num_heads': 2})
-    assert detector.transform.image_mean == list(detector.backbone.body.pretrained_cfg['mean']) == [0.5] * 3
-    assert build('fasterrcnn', 'resnet18_asr_se', image_mean=[0.1] * 3).transform.image_mean == [0.1] * 3
-
-
 @pytest.mark.parametrize(('args', 'kwargs', 'error', 'sentence'), [
     (('maskrcn', 'resnet18'), {}, ValueError, "Unknown detector 'maskrcn', did you mean 'maskrcnn'; there are faster"),
     (('retinanet', 'resnet20'), {}, ValueError, 'features at the strides 1, 2, 4, and none of these is used; choose'),
     (('maskrcnn', 'resnet20'), {'strides': (2, 8)}, ValueError, 'features at the strides 1, 2, 4, and none at 8'),
     (('fasterrcnn', 'resnet20'), {'box_score_tresh': 0.1}, TypeError,
      "torchvision's FasterRCNN has no keyword 'box_score_tresh', did you mean 'box_score_thresh'."),
-    (('fasterrcnn', 'resnet20'), {'mask_roi_pool': None}, TypeError, "FasterRCNN has no keyword 'mask_roi_pool'"),
-    (('fasterrcnn', 'resnet20'), {'asr': 'cbam'}, ValueError, "ASR cannot use the gate 'cbam'"),
     (('fasterrcnn', 'resnet20'), {'checkpoint': 'nowhere'}, ValueError, 'no checkpoint of the backbone at nowhere.'),
-    (('fasterrcnn', 'resnet18_asr_see'), {}, RuntimeError, 'resnet18_asr_see'),
+    (('fasterrcnn', 'resnet18_asr_se'), {'checkpoint': 'plain', 'backbone_kwargs': SLIM}, ValueError,
+     "is not one of 'resnet18_asr_se': 'layer1.0.bn2.layer.weight' is absent."),
+    (('fasterrcnn', 'resnet18'), {'checkpoint': 'asr', 'backbone_kwargs': SLIM}, ValueError,
+     "has ASR, and 'resnet18' by its name has none: name its"),
 ])
-def test_bad_input(args, kwargs, error, sentence):
+def test_bad_input(args, kwargs, error, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if (file := kwargs.get('checkpoint')) in ('plain', 'asr'):
+        model = timm_asr.create_model('resnet18', asr='se' if file == 'asr' else None, **SLIM)
+        torch.save(model.state_dict(), file)
     with pytest.raises(error, match='.*') as caught:
         create_detector(*args, **kwargs)
     assert sentence in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+SIZE = 512
+
+
+def boxes():
+    corners = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) * SIZE / 2
+    sides = torch.logspace(0.5, math.log10(SIZE / 2), 200)
+    return torch.cat([corners, corners + sides[:, None]], 1)
+
+
+def maps(strides):
+    generator = torch.Generator().manual_seed(1)
+    return {str(n): torch.rand(1, 3, SIZE // s, SIZE // s, generator=generator) for n, s in enumerate(strides)}
+
+
+def test_the_usual_strides_are_pooled_as_torchvision_does():
+    features = maps((4, 8, 16, 32))
+    theirs = MultiScaleRoIAlign(list(features), 7, 2)
+    ours = region_pool((4, 8, 16, 32), 7)
+    what = features, [boxes()], [(SIZE, SIZE)]
+    assert torch.equal(ours(*what), theirs(*what))
+
+
+@pytest.mark.parametrize(('strides', 'levels'), [
+    ((8, 32), {30: 0, 150: 0, 300: 0, 500: 1}),  # 300 belongs to the stride 16, between both: the finer has it
+    ((4, 16), {30: 0, 150: 0, 300: 1, 500: 1}),
+    ((14,), {30: 0, 500: 0}),
+])
+def test_other_strides(strides, levels):
+    features, pool = maps(strides), region_pool(strides, 2)
+    for side, level in levels.items():
+        box = torch.tensor([[4.0, 4, 4 + side, 4 + side]])
+        wanted = roi_align(features[str(level)], [box], 2, 1 / strides[level], 2)
+        assert torch.equal(pool(features, [box], [(SIZE, SIZE)]), wanted)
+
+
+def test_a_detector_pools_at_its_strides():
+    detector = create_detector('maskrcnn', 'resnet20', 3, fpn_channels=8, strides=(4, 1), size_divisible=8)
+    for pool in (detector.roi_heads.box_roi_pool, detector.roi_heads.mask_roi_pool):
+        assert pool.scales == [1, 1 / 4]
+    assert detector.transform.size_divisible == 8

@@ -1,47 +1,139 @@
-"""benchmark.py: its figures, the fair comparison, its errors. No test depends on the clock."""
+"""benchmark.py: its steps, its figures, the fair comparison, its errors. No test depends on the clock."""
 
 import csv
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
 import torch
+from torch import nn
 
 import timm_asr
 from timm_asr.engine import bench
-from timm_asr.engine.bench_steps import InferenceStep
+from timm_asr.engine.bench_steps import InferenceStep, TrainStep, split_name
 from timm_asr.engine.commands import benchmark
+from timm_asr.engine.operations import saved_for_backward
+from timm_asr.engine.options import parse
 from timm_asr.engine.reports import as_markdown
 from timm_asr.engine.versus import Spread, interleave, ratios
 from timm_asr.errors import BadInput
+from timm_asr.gates.spe import SPE
 from timm_asr.inference.reparameterize import is_foldable
+from timm_asr.models.counts import count_operations
 
 CPU = torch.device('cpu')
 SHORT = ['--device', 'cpu', '-b', '2', '--num-warm-iter', '1', '--num-bench-iter', '2']
 
 
+def options(*words):
+    return parse(benchmark.OPTIONS, {}, list(words))
+
+
 @pytest.fixture(autouse=True)
-def _log_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+def _log_to_pytest(monkeypatch):
     monkeypatch.setattr(bench, 'setup_logging', lambda: None)
     monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
     monkeypatch.setattr('gc.collect', lambda: 0)  # takes a second where many tests have run
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def run(capsys):
     """Runs benchmark.py and returns what it prints after ``--result``."""
-    def call(*words: object) -> Any:
-        benchmark.main([*SHORT, *map(str, words)])
-        return json.loads(capsys.readouterr().out.split('--result\n')[1])
+    def call(*words):
+        status = benchmark.main([*SHORT, *map(str, words)])
+        result = json.loads(capsys.readouterr().out.split('--result\n')[1])
+        assert status == ('error' in result)
+        return result
     return call
 
 
-def test_columns(run: Callable) -> None:
+def test_the_inference_form_is_what_is_measured():
+    assert split_name('resnet20_asr_se+fold-bn') == ('resnet20_asr_se', None, 'fold-bn')
+    assert split_name('a+b+asr-se+reparam') == ('a+b', 'se', 'reparam')
+    for name, words in (('resnet20_asr_se+reparam', []), ('resnet20_asr_se', ['--reparam'])):
+        step = InferenceStep(name, options(*words), CPU, 1)
+        assert not timm_asr.has_asr(step.model)
+        assert any(isinstance(m, nn.BatchNorm2d) for m in step.model.modules())
+    for name, words in (('resnet20_asr_se+fold-bn', []), ('resnet20_asr_se', ['--fold-bn'])):
+        step = InferenceStep(name, options(*words), CPU, 1)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in step.model.modules())
+
+
+def test_training_options_have_their_effect():
+    step = TrainStep('resnet20_asr_se', options(
+        '--opt', 'adamw', '--opt-betas', '0.5', '0.6', '--opt-eps', '0.1', '--weight-decay', '0.3',
+        '--smoothing', '0.25', '--drop', '0.4', '--grad-checkpointing', '--clip-grad', '0.01', '--clip-mode', 'value'), CPU, 2)
+    assert isinstance(step.optimizer, torch.optim.AdamW)
+    group = max(step.optimizer.param_groups, key=lambda group: group['weight_decay'])
+    assert (tuple(group['betas']), group['eps'], group['weight_decay']) == ((0.5, 0.6), 0.1, 0.3)
+    assert (step.loss.label_smoothing, step.model.drop_rate, step.model.grad_checkpointing) == (0.25, 0.4, True)
+    before = {name: p.detach().clone() for name, p in step.eager.named_parameters()}
+    step()
+    assert [name for name, p in step.eager.named_parameters() if torch.equal(before[name], p)] == []
+    assert max(p.grad.abs().max().item() for p in step.eager.parameters()) == pytest.approx(0.01)
+    step = TrainStep('resnet20', options('--momentum', '0.7', '--clip-grad', '0.01'), CPU, 2)
+    assert step.optimizer.param_groups[0]['momentum'] == 0.7
+    step()
+    assert torch.cat([p.grad.flatten() for p in step.eager.parameters()]).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_auxiliary_loss_is_part_of_the_step():
+    step = TrainStep('resnet20_spe', options(), CPU, 2)
+    step.eager.eval()  # the same output twice
+    with torch.no_grad():
+        plain = step.loss(step.eager(step.images), step.target)
+    gates = [module for module in step.eager.modules() if isinstance(module, SPE)]
+    penalty = sum(gate.eta * gate.mix.square().sum() for gate in gates)
+    assert len(gates) == 9
+    assert step.forward_loss().item() == pytest.approx((plain + penalty).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(('precision', 'weights', 'output'), [
+    ('float32', torch.float32, torch.float32), ('bfloat16', torch.bfloat16, torch.bfloat16),
+    ('amp_bfloat16', torch.float32, torch.bfloat16)])
+def test_precision(precision, weights, output):
+    step = InferenceStep('resnet20', options('--precision', precision), CPU, 1)
+    seen = []
+    step.model.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    step()
+    assert next(step.model.parameters()).dtype == weights
+    assert seen == [output]
+
+
+def test_channels_last_and_sizes():
+    step = InferenceStep('resnet20', options('--channels-last', '--input-size', '1', '40', '48'), CPU, 2)
+    assert step.images.shape == (2, 1, 40, 48)
+    assert step.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    step()
+
+
+def test_operations_of_a_known_layer():
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    assert count_operations(conv, torch.zeros(2, 3, 10, 10)) == (2 * 8 * 100 * 27, 2 * 8 * 100)
+
+
+def test_bytes_saved_for_backward():
+    layer = nn.Linear(10, 20)
+    x = torch.zeros(5, 10)
+    # The input of the linear layer and the output of exp; the weight is a parameter.
+    assert saved_for_backward(lambda: layer(x).exp(), layer) == 5 * 10 * 4 + 5 * 20 * 4
+
+
+def test_asr_saves_what_the_plain_network_saves():
+    """Weight space keeps nothing of a feature map for the backward pass: what it keeps, twice the parameters of the
+    gates at most, is the same at any batch size."""
+    more = []
+    for batch in (2, 8):
+        steps = [TrainStep(name, options(), CPU, batch) for name in ('resnet20', 'resnet20_asr_se', 'resnet20_se')]
+        plain, asr, se = (saved_for_backward(step.forward_loss, step.eager) for step in steps)
+        more.append(asr - plain)
+        assert se > 1.1 * plain
+    assert more[0] == more[1] <= 2 * 4 * (steps[1].param_count - steps[0].param_count)
+
+
+def test_columns(run):
     row = run('-m', 'resnet20_asr_se', '--num-classes', '7')
     assert list(row) == [
         'model', 'infer_samples_per_sec', 'infer_step_time', 'infer_batch_size', 'infer_img_size', 'infer_gmacs',
@@ -55,13 +147,13 @@ def test_columns(run: Callable) -> None:
     assert row['param_count'] == 0.27
 
 
-def test_detail_splits_the_step(run: Callable) -> None:
+def test_detail_splits_the_step(run):
     row = run('-m', 'resnet20', '--bench', 'train', '--detail')
     parts = sum(row[f'train_{key}_time'] for key in ('fwd', 'bwd', 'opt'))
     assert 0 < parts <= row['train_step_time'] * 1.01
 
 
-def test_lists_and_wildcards(run: Callable, tmp_path: Path) -> None:
+def test_lists_and_wildcards(run, tmp_path):
     rows = run('-m', 'resnet20_eca*', '--bench', 'inference', '--results-file', tmp_path / 'a.csv')
     names = timm.list_models('resnet20_eca*')
     assert len(names) > 1
@@ -77,14 +169,14 @@ def test_lists_and_wildcards(run: Callable, tmp_path: Path) -> None:
     assert json.loads((tmp_path / 'a.json').read_text()) == rows
 
 
-def test_markdown_is_a_table() -> None:
+def test_markdown_is_a_table():
     text = as_markdown([{'model': 'a|b', 'speed': 1.5}, {'model': 'c', 'error': 'none'}])
     assert text.splitlines() == [
         '| model | speed | error |', '| ----- | ----: | ----- |', '| a\\|b  |   1.5 |       |',
         '| c     |       | none  |']
 
 
-def test_a_checkpoint_and_an_exported_folder(run: Callable, tmp_path: Path) -> None:
+def test_a_checkpoint_and_an_exported_folder(run, tmp_path):
     model = timm.create_model('resnet20_asr_se', num_classes=7)
     torch.save({'arch': 'resnet20_asr_se', 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
     timm_asr.save_fused(model, tmp_path / 'folder')
@@ -93,46 +185,42 @@ def test_a_checkpoint_and_an_exported_folder(run: Callable, tmp_path: Path) -> N
     assert len(rows) == 3
 
 
-def test_measured_as_trained_is_said_once(run: Callable, caplog: pytest.LogCaptureFixture) -> None:
-    def warnings() -> list[str]:
-        lines = [r.message for r in caplog.records if r.levelname == 'WARNING']
+def test_measured_as_trained_is_said_once(run, caplog):
+    for words, said in ((['--bench', 'both'], ['resnet20_asr_se is measured as trained']),
+                        (['--bench', 'inference', '--reparam'], [])):
         caplog.clear()
-        return lines
-
-    run('-m', 'resnet20_asr_se', '--bench', 'both')
-    assert [line.partition(';')[0] for line in warnings()] == ['resnet20_asr_se is measured as trained']
-    run('-m', 'resnet20_asr_se', '--bench', 'inference', '--reparam')
-    assert warnings() == []
+        run('-m', 'resnet20_asr_se', *words)
+        assert [r.message.partition(';')[0] for r in caplog.records if r.levelname == 'WARNING'] == said
 
 
 @pytest.mark.parametrize(('name', 'foldable'), [
     ('resnet20', False), ('resnet20_asr_se', True), ('resnet20_se', True), ('resnet20_ras', True),
     ('test_vit', False), ('repvgg_a0', True)])
-def test_what_has_an_inference_form(name: str, foldable: bool) -> None:
+def test_what_has_an_inference_form(name, foldable):
     model = timm.create_model(name).eval()
     assert is_foldable(model) is foldable
     assert not is_foldable(timm_asr.reparameterize(model))
 
 
-def test_operations_of_resnet18(run: Callable) -> None:
+def test_operations_of_resnet18(run):
     row = run('-m', 'resnet18', '--bench', 'profile', '--img-size', '224')
     assert row == {'model': 'resnet18', 'batch_size': 1, 'img_size': 224, 'gmacs': 1.81, 'macts': 2.48,
                    'param_count': 11.69}
 
 
-def fake_clock(cost: dict[str, Iterator[float]]) -> tuple[dict[str, Callable], Callable[[], float], list[str]]:
+def fake_clock(cost):
     """Steps that move a clock by what they cost, the clock, and the order in which they ran."""
     now, order = [0.0], []
 
-    def make(name: str) -> Callable[[], None]:
-        def step() -> None:
+    def make(name):
+        def step():
             order.append(name)
             now[0] += next(cost[name])
         return step
     return {name: make(name) for name in cost}, lambda: now[0], order
 
 
-def test_interleaving_takes_turns() -> None:
+def test_interleaving_takes_turns():
     cost = {'a': itertools.repeat(1.0), 'b': itertools.repeat(2.0), 'c': itertools.repeat(4.0)}
     steps, clock, order = fake_clock(cost)
     times = interleave(steps, rounds=3, iters=2, warmup=1, clock=clock)
@@ -141,7 +229,7 @@ def test_interleaving_takes_turns() -> None:
     assert len(interleave(steps, rounds=10, warmup=0, budget=14, clock=clock)['a']) == 2  # a round takes 7 s
 
 
-def test_ratios_are_those_of_rounds() -> None:
+def test_ratios_are_those_of_rounds():
     # The machine slows down by a factor of ten half-way; the ratio does not notice.
     noise = [1, 1, 1, 10, 10, 10, 10]
     slower = [2.0, 2.0, 2.1, 2.0, 1.9, 2.0, 5.0]
@@ -154,7 +242,7 @@ def test_ratios_are_those_of_rounds() -> None:
     assert Spread.of([3.0]) == (3.0, 3.0, 3.0)
 
 
-def test_versus(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_versus(capsys, monkeypatch, tmp_path):
     times = {'resnet20': [1.0, 2.0, 1.0], 'resnet20_asr_se': [1.0, 2.0, 1.1], 'resnet20_se': [2.0, 4.0, 2.1]}
     monkeypatch.setattr(bench, 'interleave', lambda *_, **__: times)
     benchmark.main([*SHORT, '-m', 'resnet20', '--versus', 'resnet20_asr_se', 'resnet20_se', '--rounds', '3', '-b', '4',
@@ -177,17 +265,17 @@ def test_versus(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         rows[0])
 
 
-def test_versus_takes_one_image_size(run: Callable) -> None:
+def test_versus_takes_one_image_size(run):
     rows = run('-m', 'test_resnet', '--versus', 'resnet20', 'test_vit', '--rounds', '1', '--bench', 'inference')
     assert [row['infer_img_size'] for row in rows] == [160] * 3
     rows = run('-m', 'resnet20', '--versus', 'test_vit', '--rounds', '1', '--img-size', '64', '--bench', 'train')
     assert [row['train_img_size'] for row in rows] == [64] * 2
 
 
-def test_smaller_batches_after_an_error(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smaller_batches_after_an_error(run, monkeypatch):
     real = InferenceStep.__call__
 
-    def scarce(self: InferenceStep) -> None:
+    def scarce(self):
         if self.batch_size > 4:
             raise RuntimeError('out of memory')
         real(self)
@@ -196,14 +284,6 @@ def test_smaller_batches_after_an_error(run: Callable, monkeypatch: pytest.Monke
     assert run('-m', 'resnet20', '--bench', 'inference', '-b', '8')['infer_batch_size'] == 4
     row = run('-m', 'resnet20', '--bench', 'inference', '-b', '8', '--no-retry')
     assert row == {'model': 'resnet20', 'error': 'out of memory'}
-
-
-def test_a_failure_has_its_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(self: InferenceStep) -> None:
-        raise RuntimeError('illegal instruction')
-
-    monkeypatch.setattr(InferenceStep, '__call__', fails)
-    assert benchmark.main([*SHORT, '-m', 'resnet20', '--bench', 'inference']) == 1
 
 
 @pytest.mark.parametrize(('words', 'said'), [
@@ -221,7 +301,7 @@ def test_a_failure_has_its_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
     (['-m', 'resnet20', '--num-bench-iter', '0'], '--num-bench-iter must be at least 1'),
     (['-m', 'resnet20', '--model-kwargs', 'asr_deep=2'], 'cannot create resnet20'),
 ], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
-def test_bad_input(words: list[str], said: str) -> None:
+def test_bad_input(words, said):
     with pytest.raises(BadInput) as error:
         benchmark.main([*SHORT, *words])
     assert said in str(error.value)
