@@ -33,13 +33,14 @@ def refused(capsys, tmp_path, monkeypatch):
 
 
 DIGITS = ('--config', 'digits', '--img-size', 8)
+SMALL = ('--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6, '--workers', 0,
+         '--experiment', 'x')
 
 
 @pytest.fixture(scope='module')
 def checkpoint(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp('run')
-    done = run(['--data-dir', images, '--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6,
-                '--epochs', 1, '--workers', 0, '--no-fuse', '--output', folder, '--experiment', 'x'], folder / 'log')
+    done = run(['--data-dir', images, *SMALL, '--epochs', 1, '--no-fuse', '--output', folder], folder / 'log')
     assert done.code == 0, done.text
     return folder / 'x' / 'last.pth.tar'
 
@@ -76,28 +77,25 @@ def test_refused(argv, said, refused):
 
 
 def test_checkpoints_that_do_not_fit(refused, images, checkpoint, tmp_path):
-    folder = ('--data-dir', images, '--img-size', 16, '-b', 6, '--model')
-    assert 'it is a checkpoint of resnet20_asr_se, not of resnet20_asr_eca' in refused(
-        *folder, 'resnet20_asr_eca', '--num-classes', 3, '--resume', checkpoint)
-    assert 'was trained for 3 classes, but 4 were asked for' in refused(
-        *folder, 'resnet20_asr_se', '--num-classes', 4, '--resume', checkpoint)
-    assert 'was trained for 3 classes, but 4 were asked for' in refused(
-        *folder, 'resnet20_asr_se', '--num-classes', 4, '--initial-checkpoint', checkpoint)
-    data = checkpoint.read_bytes()
-    (tmp_path / 'half.pth.tar').write_bytes(data[:len(data) // 2])
-    assert 'half.pth.tar is truncated' in refused(
-        *folder, 'resnet20_asr_se', '--num-classes', 3, '--resume', tmp_path / 'half.pth.tar')
-    (tmp_path / 'text.pth.tar').write_text('not a checkpoint at all')
-    assert 'text.pth.tar is not a checkpoint' in refused(
-        *folder, 'resnet20_asr_se', '--num-classes', 3, '--resume', tmp_path / 'text.pth.tar')
+    def said(path, *more, option='--resume'):
+        return refused('--data-dir', images, *SMALL, *more, option, path)
+
+    assert 'it is a checkpoint of resnet20_asr_se, not of resnet20_asr_eca' in said(
+        checkpoint, '--model', 'resnet20_asr_eca')
+    for option in ('--resume', '--initial-checkpoint'):
+        assert 'was trained for 3 classes, but 4 were asked for' in said(checkpoint, '--num-classes', 4, option=option)
+    assert 'its optimizer does not fit --opt sgd' in said(checkpoint, '--layer-decay', 0.5)
+    path, data = tmp_path / 'changed.pth.tar', checkpoint.read_bytes()
+    for content, reason in ((data[:len(data) // 2], 'is truncated'), (b'not a checkpoint', 'is not a checkpoint')):
+        path.write_bytes(content)
+        assert f'changed.pth.tar {reason}' in said(path)
     whole = {key: value for key, value in torch.load(checkpoint, weights_only=True).items() if key != HASH}
-    for change, said in (({'epoch': None}, 'not a training checkpoint; load weights alone by --initial-checkpoint'),
-                         ({'optimizer': {'state': 3, 'param_groups': [{}]}}, 'its optimizer does not fit --opt sgd'),
-                         ({'saver': {'ranked': [1]}}, "is malformed: 'ranked' is '[1]', where epochs and their")):
-        torch.save({**whole, **change}, tmp_path / 'changed.pth.tar')
-        assert said in refused(*folder, 'resnet20_asr_se', '--num-classes', 3, '--resume', tmp_path / 'changed.pth.tar')
-    assert 'its optimizer does not fit --opt sgd' in refused(
-        *folder, 'resnet20_asr_se', '--num-classes', 3, '--layer-decay', 0.5, '--resume', checkpoint)
+    for change, reason in (
+            ({'epoch': None}, 'not a training checkpoint; load weights alone by --initial-checkpoint'),
+            ({'optimizer': {'state': 3, 'param_groups': [{}]}}, 'its optimizer does not fit --opt sgd'),
+            ({'saver': {'ranked': [1]}}, "is malformed: 'ranked' is '[1]', where epochs and their")):
+        torch.save({**whole, **change}, path)
+        assert reason in said(path)
 
 
 def test_a_checkpoint_that_would_run_code(refused, tmp_path):
@@ -127,24 +125,21 @@ def test_bad_folders(refused, images, tmp_path):
     assert 'the data has 3 classes' in refused(*model, 2, '--data-dir', images)
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_an_image_that_breaks_off_is_named(workers, images, tmp_path):
-    """Its header is whole, so that only decoding finds it, possibly in a loading process."""
+def test_an_image_that_breaks_off_is_named(images, tmp_path):
+    """Its header is whole, so that only decoding finds it, in a loading process."""
     folder = tmp_path / 'data'
     shutil.copytree(images, folder)
     path = folder / 'train' / 'class1' / '3.png'
     data = path.read_bytes()
     path.write_bytes(data[:len(data) // 2])
-    done = run(['--data-dir', folder, '--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6,
-                '--epochs', 1, '--workers', workers, '--output', tmp_path], tmp_path / 'log')
+    done = run(['--data-dir', folder, *SMALL, '--epochs', 1, '--workers', 2, '--output', tmp_path], tmp_path / 'log')
     assert done.code == 2, done.text
     assert f'train.py: error: cannot read the image {path}' in done.text.splitlines()
     assert 'Traceback' not in done.text
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(images, tmp_path):
-    argv = ['--data-dir', images, '--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6,
-            '--epochs', 3, '--workers', 0, '--no-fuse', '--output', tmp_path, '--experiment', 'x']
+    argv = ['--data-dir', images, *SMALL, '--epochs', 3, '--no-fuse', '--output', tmp_path]
     poison = '''
 import torch, timm_asr.engine.build as build
 forward, calls = build.Task.forward, [0]
@@ -167,8 +162,7 @@ build.Task.forward = poisoned
 
 
 def test_a_full_disk_says_so_and_keeps_the_checkpoint(images, tmp_path):
-    argv = ['--data-dir', images, '--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6,
-            '--epochs', 3, '--workers', 0, '--no-fuse', '--output', tmp_path, '--experiment', 'x']
+    argv = ['--data-dir', images, *SMALL, '--epochs', 3, '--no-fuse', '--output', tmp_path]
     full = '''
 import errno, torch
 save, calls = torch.save, [0]
@@ -192,8 +186,7 @@ torch.save = failing
 
 
 def test_a_fused_model_that_differs_is_not_written(images, tmp_path):
-    argv = ['--data-dir', images, '--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6,
-            '--epochs', 1, '--workers', 0, '--output', tmp_path, '--experiment', 'x']
+    argv = ['--data-dir', images, *SMALL, '--epochs', 1, '--output', tmp_path]
     wrong = '''
 import torch, timm_asr.engine.export as export
 fold = export.fold_asr

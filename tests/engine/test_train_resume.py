@@ -1,7 +1,6 @@
 """Killed and resumed equals never interrupted, bit for bit."""
 
 import os
-import random
 import signal
 import time
 from contextlib import suppress
@@ -9,17 +8,14 @@ from contextlib import suppress
 import kill_runs
 import pytest
 import torch
-from kill_runs import assert_same, outcome
 from train_helpers import children_of, run, start
 
 COMMON = ['--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6, '--epochs', 5, '--no-fuse',
           '--lr', 0.05, '--warmup-epochs', 1, '--experiment', 'run', '--checkpoint-hist', 2]
-SETUPS = {
-    'workers_plateau': ['--workers', 2, '--sched', 'plateau', '--patience-epochs', 1, '--epochs', 8,
-                        '--lr-noise', 0.1, 0.9, '--grad-accum-steps', 2, '--color-jitter', 0.4],
-    'half_precision_ema': ['--workers', 0, '--model-dtype', 'bfloat16', '--model-ema', '--model-ema-decay', 0.9,
-                           '--cutmix', 1.0, '--no-prefetcher', '--opt', 'lamb'],
-}
+# Beside what the run of kill_runs has already.
+WORKERS_PLATEAU = ['--workers', 2, '--sched', 'plateau', '--patience-epochs', 1, '--epochs', 8, '--lr-noise', 0.1, 0.9,
+                   '--grad-accum-steps', 2, '--color-jitter', 0.4, '--no-sched-on-updates']
+HALF_PRECISION = ['--model-dtype', 'bfloat16', '--cutmix', 1.0, '--no-prefetcher', '--opt', 'lamb']
 # The process kills itself, as kill -9 does, at the n-th of the calls that write and rename, or of the updates.
 KILL_AT = '''
 import os, signal, torch
@@ -38,29 +34,11 @@ loop._after_update = counted(loop._after_update)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('processes', 'kills'), [(1, 6), (2, 4)])
-def test_killed_at_random_moments(processes, kills, tmp_path):
-    assert kill_runs.check(tmp_path, kills, processes) >= 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(('name', 'kills'), [('workers_plateau', 3), ('half_precision_ema', 2)])
-def test_killed_runs_end_like_uninterrupted_ones(name, kills, images, tmp_path):
-    argv = ['--data-dir', images, *COMMON, *SETUPS[name], '--resume', 'auto']
-    whole = run([*argv, '--output', tmp_path / 'whole'], tmp_path / 'log')
-    assert whole.code == 0, whole.text
-    moments = random.Random(name)
-    codes = []
-    for _ in range(kills):
-        at = moments.randint(2, 24)
-        codes.append(run([*argv, '--output', tmp_path / 'killed'], tmp_path / 'log', KILL_AT.format(at=at)).code)
-    assert codes.count(-signal.SIGKILL) >= 2
-    last = run([*argv, '--output', tmp_path / 'killed'], tmp_path / 'log')
-    assert last.code == 0, last.text
-    expected, expected_summary = outcome(tmp_path / 'whole' / 'run')
-    found, found_summary = outcome(tmp_path / 'killed' / 'run')
-    assert_same(expected, found)
-    assert found_summary == expected_summary
+@pytest.mark.parametrize(('processes', 'kills', 'more'), [(1, 3, []), (2, 3, []), (1, 2, WORKERS_PLATEAU),
+                                                         (1, 2, HALF_PRECISION)],
+                         ids=['one', 'two', 'workers and plateau', 'half precision'])
+def test_killed_at_random_moments(processes, kills, more, tmp_path):
+    assert kill_runs.check(tmp_path, kills, processes, more=more) >= 1
 
 
 @pytest.mark.parametrize(('number', 'workers_too'), [(signal.SIGINT, False), (signal.SIGTERM, True)],

@@ -14,6 +14,7 @@ import signal
 import socket
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,13 @@ def go(argv: list, folder: Path, processes: int, seconds: float) -> list[int]:
     return [process.exitcode for process in started]
 
 
-def check(folder: Path, kills: int, processes: int, seed: int = 0) -> int:
-    """Kill ``kills`` times; returns how many runs reached their end and were equal.
+def check(folder: Path, kills: int, processes: int, seed: int = 0, more: Sequence = ()) -> int:
+    """Kill ``kills`` times, with ``more`` options; returns how many runs reached their end and were equal.
 
     Raises:
         AssertionError: A run ended by itself with another status than 0, or differs from the whole one.
     """
-    argv = ['--data-dir', make_images(folder / 'images'), *ARGV]
+    argv = ['--data-dir', make_images(folder / 'images'), *ARGV, *more]
     began = time.monotonic()
     codes = go([*argv, '--output', folder / 'whole'], folder, processes, 300)
     assert codes == [0] * processes, (folder / 'log0').read_text()
