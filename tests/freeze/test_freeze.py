@@ -29,7 +29,7 @@ EXACT = [
     ('rexnet_100', FIVE, 'rexnet_100', {**FIVE, 'se_ratio': 0}, 64, 'before'),
     ('efficientnet_b0', FIVE, 'efficientnet_b0', {**FIVE, 'se_layer': nn.Identity}, 64, 'after'),
     ('mobilenetv3_small_100', FIVE, None, {}, 64, 'mixed'), ('repvit_m0_9', FIVE, None, {}, 64, 'before'),
-    ('mixnet_s', FIVE, None, {}, 64, 'some'), ('gcresnet33ts', FIVE, None, {}, 64, 'multiplied')]
+    ('mixnet_s', FIVE, None, {}, 64, 'some')]
 
 
 @pytest.mark.parametrize(('name', 'kwargs', 'plain', 'plain_kwargs', 'size', 'where'), EXACT, ids=[e[0] for e in EXACT])

@@ -43,16 +43,15 @@ def test_negative_weights_do_not_pass_a_relu():
     assert relative_error(expected, logits(model, x)) < 1e-12
 
 
-@pytest.mark.parametrize(('fuse_scale', 'fuse_add'), [(False, True), (True, True)])
-def test_gates_that_add(fuse_scale, fuse_add):
-    gate = timm.layers.GlobalContext(8, fuse_scale=fuse_scale, fuse_add=fuse_add, dtype=torch.float64)
+def test_a_gate_that_adds_is_left():
+    gate = timm.layers.GlobalContext(8, fuse_scale=False, fuse_add=True, dtype=torch.float64)
     model = randomize(nn.Sequential(nn.BatchNorm2d(8), gate, nn.Conv2d(8, 4, 3)).double()).eval()
     x = torch.randn(4, 8, 7, 7, dtype=torch.float64)
-    make_constant(model, x)
     expected = logits(model, x)
-    report = timm_asr.freeze_attention(model, [x])
-    assert report.gates[0].what == f'kept as a multiplication ({"scales and " if fuse_scale else ""}adds)'
-    assert relative_error(expected, logits(model, x)) < 1e-12
+    report = timm_asr.freeze_attention(model, [x], thresholds=2)
+    assert [gate.what for gate in report.gates] == ['left: it adds']
+    assert not report.costs
+    assert torch.equal(expected, logits(model, x))
 
 
 def network(forward, layers):

@@ -1,7 +1,7 @@
 """The weights inside a checkpoint, under the names that a model has for them."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,6 @@ def classes_in(weights: Mapping[str, Any], classifier: Any) -> int | None:
     return next((tensor.shape[0] for tensor in found if isinstance(tensor, torch.Tensor)), None)
 
 
-def _other_backbone(with_asr: Iterable[str], without: Iterable[str]) -> bool:
-    """Whether two sets of keys differ by more than the ASR vectors in one of them."""
-    plain = {key.replace('.layer.', '.') for key in with_asr if '.vectors.' not in key}
-    return plain != {key.replace('.layer.', '.') for key in without}
-
-
 def load_weights(model: nn.Module, path: str | Path, weights: Mapping[str, torch.Tensor], name: str = '') -> None:
     """Load weights strictly; ``BadInput`` says what kind of other model they belong to."""
     classes = classes_in(weights, (getattr(model, 'pretrained_cfg', None) or {}).get('classifier'))
@@ -67,18 +61,13 @@ def load_weights(model: nn.Module, path: str | Path, weights: Mapping[str, torch
     try:
         model.load_state_dict(weights, strict=True)
     except (RuntimeError, TypeError, AttributeError) as error:
-        own = set(model.state_dict())
-        missing, unexpected = sorted(own - set(weights)), sorted(set(weights) - own)
-        trains, trained = (any(key.endswith('psi') for key in keys) for keys in (own, weights))
-        if trains and not trained and not _other_backbone(own, weights):
-            raise BadInput(f'{path} is folded (it has no ASR vectors), and {name} is the trainable form: '
-                           'name the plain architecture, or a checkpoint from before folding') from None
-        if trained and not trains and not _other_backbone(weights, own):
-            raise BadInput(f'{path} is a trainable ASR checkpoint, and {name} has no ASR vectors: '
-                           'name the ASR model, and add --reparam to measure its inference form') from None
-        if missing or unexpected:
-            said = [f'{len(keys)} keys {what} (such as {keys[0]})'
-                    for keys, what in ((missing, 'missing'), (unexpected, 'too many')) if keys]
-            raise BadInput(f'{path} does not fit {name}: {" and ".join(said)}') from None
+        own, found = set(model.state_dict()), set(weights)
+        said = [f'{len(keys)} keys {what} (such as {min(keys)})'
+                for keys, what in ((own - found, 'missing'), (found - own, 'too many')) if keys]
+        trains, trained = (any(key.endswith('psi') for key in keys) for keys in (own, found))
+        if trains != trained:
+            said[-1] += ('; it is folded (it has no ASR vectors): name the plain architecture' if trains else
+                         '; it is a trainable ASR checkpoint: name the ASR model, and --reparam for its inference form')
         lines = [line.strip() for line in str(error).splitlines()]
-        raise BadInput(f'{path} does not fit {name}: {lines[min(1, len(lines) - 1)].rstrip(".")}') from None
+        reason = ' and '.join(said) or lines[min(1, len(lines) - 1)].rstrip('.')
+        raise BadInput(f'{path} does not fit {name}: {reason}') from None

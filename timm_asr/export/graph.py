@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,14 @@ def _export(write: Callable[..., Run], by: str, source: Source, file: Path, fold
         # An archive of PyTorch has its file's name inside.
         with tempfile.TemporaryDirectory(prefix=f'.{file.stem}.', suffix='.part', dir=file.absolute().parent) as folder:
             part = Path(folder) / file.name
-            run = write(ready, example, sizes, part, json.dumps(about), any_size)
+            try:
+                run = write(ready, example, sizes, part, json.dumps(about))
+            except OSError:
+                raise
+            except Exception as error:  # what torch.export cannot follow; its errors have no common class
+                hint = '; leave out --any-size (any_size), or name another size (--img-size)' if any_size else ''
+                raise BadInput(f'this {type(ready).__name__} cannot be exported{" for images of any size" * any_size} '
+                               f'({first_line(error)}){hint}') from None
             _compare(reference, run, example, any_size, images, by, report)
             os.replace(part, file)
     except OSError as error:
@@ -117,10 +124,10 @@ def _export(write: Callable[..., Run], by: str, source: Source, file: Path, fold
     return file
 
 
-def _write_onnx(model: nn.Module, example: torch.Tensor, sizes: Any, file: Path, about: str, any_size: bool) -> Run:
+def _write_onnx(model: nn.Module, example: torch.Tensor, sizes: Any, file: Path, about: str) -> Run:
     import onnx
     import onnxruntime
-    with _explained(model, any_size), warnings.catch_warnings(), contextlib.ExitStack() as stack:
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.simplefilter('ignore')
         stack.callback(logging.disable, logging.root.manager.disable)
         logging.disable(logging.WARNING)
@@ -146,27 +153,14 @@ def _write_onnx(model: nn.Module, example: torch.Tensor, sizes: Any, file: Path,
     return lambda batch: torch.from_numpy(session.run(None, {'images': batch.numpy()})[0])
 
 
-def _write_program(model: nn.Module, example: torch.Tensor, sizes: Any, file: Path, about: str, any_size: bool) -> Run:
-    with _explained(model, any_size), torch.no_grad():
+def _write_program(model: nn.Module, example: torch.Tensor, sizes: Any, file: Path, about: str) -> Run:
+    with torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=sizes)
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, 'graph', None), 'nodes', ()):
             node.meta.pop('stack_trace', None)  # it names files of this machine
     torch.export.save(program, file, extra_files={f'{METADATA}.json': about})
     return torch.export.load(file).module()
-
-
-@contextlib.contextmanager
-def _explained(model: nn.Module, any_size: bool) -> Iterator[None]:
-    """One sentence for what torch.export cannot follow; its errors have no common class."""
-    try:
-        yield
-    except Exception as error:
-        name, reason = type(model).__name__, first_line(error)
-        raise BadInput(
-            f'this {name} cannot be exported for images of any size ({reason}); leave out --any-size (any_size), or '
-            'name another size (--img-size)' if any_size else f'torch.export cannot follow this {name} ({reason})',
-        ) from None
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from ..gates.gate import ChannelGate
 from ..gates.shared import SharedUnit
 from ..inference.compare import Comparison
 from ..models.counts import count_parameters
-from .fold import Constant, Place, checked_fold, find_places, fold_constants
+from .fold import Place, checked_fold, find_places, fold_constants
 from .name import name_frozen, rename
 from .report import Cost, FreezeReport, GateReport
 
@@ -48,9 +48,9 @@ def freeze_attention(
     with scaled outputs, or the convolutions after with scaled inputs. Where neither is possible, one multiplication
     per channel is left. Every fold is compared with that multiplication on real images before it is kept.
 
-    A channel gate is any module that multiplies its input by one number per image and channel (or adds one): SE, ECA,
-    IE, SRM, SPA, SPE, RAS, effective SE, EfficientNet's squeeze-and-excite, global context, ... CBAM, SGE, DIA and
-    what weighs branches against each other are left as they are and named in the report.
+    A channel gate is any module that multiplies its input by one number per image and channel: SE, ECA, IE, SRM, SPA,
+    SPE, RAS, effective SE, EfficientNet's squeeze-and-excite, global context, ... CBAM, SGE, DIA, what adds and what
+    weighs branches against each other are left as they are and named in the report.
 
     Where no gate is left and what remains is a network that timm knows by name (``resnet50`` of ``seresnet50``), the
     model gets that name, so that ``timm_asr.save_fused`` writes it as such.
@@ -93,9 +93,8 @@ def freeze_attention(
         raise ValueError(f'No channel gate (SE, ECA, ...) is inside this {type(model).__name__}, so there is nothing '
                          f'to freeze{"".join(others[:1])}.')
 
-    def chosen(most: float | None) -> dict[str, Constant]:
-        return {name: Constant(gate.scale and gate.scale.mean, gate.shift and gate.shift.mean)
-                for name, gate in gates.items() if not _why_left(gate, measured, most)}
+    def chosen(most: float | None) -> dict[str, torch.Tensor]:
+        return {name: gate.weights.mean for name, gate in gates.items() if not _why_left(gate, measured, most)}
 
     constants = chosen(threshold)
     after, places = checked_fold(before, constants, find_places(before, constants), few)
@@ -106,15 +105,15 @@ def freeze_attention(
         variants['frozen, new statistics'] = copy.deepcopy(after)
         for key in list(variants)[1:]:
             norms = recalibrate_batch_norm(variants[key], images.inputs('BatchNorm statistics'))
-    ladder = _ladder([gate for name, gate in gates.items() if gate.weights.count == measured], thresholds)
+    ladder = _ladder([gate for gate in gates.values() if not _why_left(gate, measured, None)], thresholds)
     for step in ladder:
         variants[f'{step}'] = copy.deepcopy(before)
         fold_constants(variants[f'{step}'], chosen(step), dict.fromkeys(chosen(step), Place()))
     changes = _compare(before, variants, compared)
 
     report = FreezeReport(
-        gates=[_gate_report(gate, places.get(name), _why_left(gate, measured, threshold))
-               for name, gate in gates.items()],
+        gates=[GateReport(name, gate.kind, gate.weights.mean, gate.weights.std, name in places,
+                          str(places.get(name, _why_left(gate, measured, threshold)))) for name, gate in gates.items()],
         left=left,
         images=measured,
         parameters=(count_parameters(before), count_parameters(after)),
@@ -134,10 +133,12 @@ def freeze_attention(
 
 
 def _deviation(gate: GateStatistics) -> float:
-    return max(part.std.mean().item() for part in (gate.scale, gate.shift) if part)
+    return gate.weights.std.mean().item()
 
 
 def _why_left(gate: GateStatistics, images: int, threshold: float | None) -> str:
+    if gate.shift:
+        return 'left: it adds'
     if gate.weights.count > images:
         return 'left: several places share it'
     if threshold is not None and _deviation(gate) > threshold:
@@ -150,13 +151,6 @@ def _ladder(gates: list[GateStatistics], count: int) -> list[float]:
     stds = sorted(map(_deviation, gates))
     chosen = [stds[max(1, round(len(stds) * k / count)) - 1] for k in range(1, count + 1)] if stds else []
     return sorted({float(f'{1.005 * std + 1e-12:.3g}') for std in chosen})
-
-
-def _gate_report(gate: GateStatistics, place: Place | None, reason: str) -> GateReport:
-    what = f'{place}' if place else reason
-    if gate.shift:
-        what += ' (adds)' if gate.scale is None else ' (scales and adds)'
-    return GateReport(gate.name, gate.kind, gate.weights.mean, gate.weights.std, place is not None, what)
 
 
 @torch.no_grad()

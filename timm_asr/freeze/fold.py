@@ -33,31 +33,6 @@ _RELUS = (F.relu, torch.relu, 'relu', 'relu_')
 
 
 @dataclass(frozen=True)
-class Constant:
-    """What stands for a gate from now on: y = scale * x + shift, (C,) each, one or the other possibly None."""
-
-    scale: torch.Tensor | None
-    shift: torch.Tensor | None = None
-
-    @property
-    def positive(self) -> bool:
-        """Whether the constant passes a ReLU."""
-        return bool((self.scale >= 0).all())
-
-    def layer(self, like: torch.Tensor) -> nn.Module:
-        """The constant as a layer of its own."""
-        if self.shift is None:
-            layer = LayerScale2d(len(self.scale)).to(like)
-            layer.gamma.data.copy_(self.scale)
-            return layer
-        channels = len(self.shift)
-        layer = nn.Conv2d(channels, channels, 1, groups=channels).to(like)
-        layer.weight.data.copy_((torch.ones(channels) if self.scale is None else self.scale).view(-1, 1, 1, 1))
-        layer.bias.data.copy_(self.shift)
-        return layer
-
-
-@dataclass(frozen=True)
 class Place:
     """Where the constant of a gate goes."""
 
@@ -70,7 +45,7 @@ class Place:
         return f'folded into {", ".join(self.layers)}{"" if self.before else " (inputs)"}'
 
 
-def find_places(model: nn.Module, constants: dict[str, Constant]) -> dict[str, Place]:
+def find_places(model: nn.Module, constants: dict[str, torch.Tensor]) -> dict[str, Place]:
     """Where each gate's constant can go, for a model in eval mode."""
     gates = {model.get_submodule(name) for name in constants}
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
@@ -109,27 +84,26 @@ class _Search:
         self.model, self.prefix, self.tied = model, prefix, tied
         self.calls = Counter(node.target for node in graph.nodes if node.op == 'call_module')
 
-    def place(self, gate: fx.Node, constant: Constant) -> Place:
-        if (constant.shift is not None or self.calls[gate.target] > 1 or not gate.args
-                or not isinstance(gate.args[0], fx.Node)):
+    def place(self, gate: fx.Node, v: torch.Tensor) -> Place:
+        if self.calls[gate.target] > 1 or not gate.args or not isinstance(gate.args[0], fx.Node):
             return Place()
-        if before := self._before(gate.args[0], constant):
+        if before := self._before(gate.args[0], v):
             return Place(tuple(sorted(before)))
-        after = self._after(gate, constant)
+        after = self._after(gate, v)
         return Place(tuple(sorted(after or ())), before=not after)
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self.model.get_submodule(f'{self.prefix}{node.target}') if node.op == 'call_module' else None
 
-    def _passes(self, node: fx.Node, constant: Constant) -> bool:
+    def _passes(self, node: fx.Node, v: torch.Tensor) -> bool:
         """Whether scaling the input of a node and scaling its output are the same."""
         module = self._module(node)
         if module is None:
             function = node.op in ('call_function', 'call_method')
-            return function and node.target in _RELUS and constant.positive
-        return type(module) in _LINEAR or (type(module) in _HOMOGENEOUS and constant.positive)
+            return function and node.target in _RELUS and bool((v >= 0).all())
+        return type(module) in _LINEAR or (type(module) in _HOMOGENEOUS and bool((v >= 0).all()))
 
-    def _before(self, node: fx.Node, constant: Constant) -> set[str] | None:
+    def _before(self, node: fx.Node, v: torch.Tensor) -> set[str] | None:
         """Names of the layers whose sum, or whose one output, a node is; None if it is anything else."""
         if len(node.users) > 1:  # somebody else reads it unscaled
             return None
@@ -138,35 +112,35 @@ class _Search:
         plain = not node.kwargs and len(inputs) + len(numbers) == len(node.args)
         if node.op in ('call_function', 'call_method') and plain:
             if node.target in _SUMS and not any(numbers):
-                parts = [self._before(arg, constant) for arg in inputs]
+                parts = [self._before(arg, v) for arg in inputs]
                 return None if None in parts else set().union(*parts)
             if node.target in _PRODUCTS and len(inputs) == 1:
-                return self._before(inputs[0], constant)
-        if node.op == 'call_module' and self._scales(self._module(node), constant):
+                return self._before(inputs[0], v)
+        if node.op == 'call_module' and self._scales(self._module(node), v):
             return {f'{self.prefix}{node.target}'} if self.calls[node.target] == 1 else None
-        return self._before(inputs[0], constant) if inputs and self._passes(node, constant) else None
+        return self._before(inputs[0], v) if inputs and self._passes(node, v) else None
 
-    def _scales(self, layer: nn.Module, constant: Constant) -> bool:
+    def _scales(self, layer: nn.Module, v: torch.Tensor) -> bool:
         layer = layer.layer if isinstance(layer, ASR) else layer
         if type(layer) not in SCALABLE or layer in self.tied or channel_dim(layer) != 1:
             return False
         act = type(getattr(layer, 'act', None)) if isinstance(layer, WITH_ACTIVATION) else nn.Identity
-        if act is not nn.Identity and not (act in _HOMOGENEOUS and constant.positive):
+        if act is not nn.Identity and not (act in _HOMOGENEOUS and bool((v >= 0).all())):
             return False
         try:
-            return out_channels(layer) == len(constant.scale)
+            return out_channels(layer) == len(v)
         except TypeError:  # without affine parameters
             return False
 
-    def _after(self, node: fx.Node, constant: Constant) -> set[str] | None:
+    def _after(self, node: fx.Node, v: torch.Tensor) -> set[str] | None:
         """Names of the convolutions that are all that reads a node; None if anything else does."""
         layers: set[str] = set()
         for user in node.users:
             module = self._module(user)
             if type(module) in _CONVS and module not in self.tied and self.calls[user.target] == 1:
                 layers.add(f'{self.prefix}{user.target}')
-            elif user.op != 'output' and user.args and user.args[0] is node and self._passes(user, constant):
-                further = self._after(user, constant)
+            elif user.op != 'output' and user.args and user.args[0] is node and self._passes(user, v):
+                further = self._after(user, v)
                 if not further:
                     return None
                 layers |= further
@@ -176,20 +150,23 @@ class _Search:
 
 
 @torch.no_grad()
-def fold_constants(model: nn.Module, constants: dict[str, Constant], places: dict[str, Place]) -> None:
+def fold_constants(model: nn.Module, constants: dict[str, torch.Tensor], places: dict[str, Place]) -> None:
     """Replace gates by constants that go where ``places`` says, in place."""
     for name, constant in constants.items():
         gate, place = model.get_submodule(name), places[name]
+        new: nn.Module = nn.Identity()
+        if not place.layers:
+            new = LayerScale2d(len(constant)).to(next(gate.parameters()))
+            new.gamma.data.copy_(constant)
         for layer_name in place.layers:
             layer = model.get_submodule(layer_name)
             layer = layer.layer if isinstance(layer, ASR) else layer
-            v = constant.scale.to(getattr(layer, scaled_names(layer)[0]))
+            v = constant.to(getattr(layer, scaled_names(layer)[0]))
             if place.before:
                 scale_(layer, v)
             else:  # weights (C', C / groups, h, w), whose columns are what the convolution reads
                 columns = v.view(layer.groups, 1, -1, 1, 1)
                 layer.weight.mul_(columns.expand(-1, layer.out_channels // layer.groups, -1, -1, -1).flatten(0, 1))
-        new = nn.Identity() if place.layers else constant.layer(next(gate.parameters()))
         for parent in list(model.modules()):
             for child_name, child in list(parent._modules.items()):
                 if child is gate:
@@ -198,7 +175,7 @@ def fold_constants(model: nn.Module, constants: dict[str, Constant], places: dic
 
 @torch.no_grad()
 def checked_fold(
-        model: nn.Module, constants: dict[str, Constant], places: dict[str, Place], images: Any,
+        model: nn.Module, constants: dict[str, torch.Tensor], places: dict[str, Place], images: Any,
 ) -> tuple[nn.Module, dict[str, Place]]:
     """A copy of a model in eval mode with its gates replaced, and where each constant went in the end.
 

@@ -16,7 +16,7 @@ class GateReport:
     Attributes:
         name: Of the module, as in ``model.named_modules()`` before it was replaced.
         kind: Its class.
-        mean: Mean weight of each channel over the images, (C,), in float64; of an add-type gate, the mean term.
+        mean: Mean weight of each channel over the images, (C,), in float64.
         std: Standard deviation of each channel's weight over the images, (C,); the paper's Figure 1b.
         frozen: Whether a constant stands for the gate now.
         what: What became of it, or why it was left.
