@@ -4,15 +4,9 @@ import copy
 
 import pytest
 import timm.layers as tl
-import timm.models.fastvit as fastvit
-import timm.models.metaformer as metaformer
-import timm.models.swiftformer as swiftformer
 import torch
 from helpers import randomize, relative_error
-from timm.layers import norm, norm_act
-from timm.layers.norm_act import FrozenBatchNormAct2d
 from torch import nn
-from torchvision.ops.misc import FrozenBatchNorm2d
 
 from timm_asr.asr.fold import fold_asr
 from timm_asr.asr.scaled import SCALABLE
@@ -23,70 +17,60 @@ from timm_asr.gates.table import asr_gate, list_gates
 C = 16
 MAP, TOKENS, ROWS = (4, C, 5, 6), (4, 7, C), (6, C)
 
+
+def layer_of(kind):
+    """A layer of a scalable class with C output channels."""
+    name = kind.__name__
+    if 'Conv' in name:
+        return kind(8 if 'Transpose' in name else C, C, 3)
+    if kind is nn.GroupNorm:
+        return kind(4, C)
+    kwargs = {
+        'Linear': {'out_features': C}, 'GroupNormAct': {'num_groups': 4}, 'EvoNorm2dS0': {'groups': 4},
+        'EvoNorm2dS0a': {'groups': 4}, 'GroupNorm': {'num_groups': 4}}.get(name, {})
+    if 'Instance' in name:
+        kwargs['affine'] = True
+    if 'Act' in name:
+        kwargs |= {'act_layer': nn.SiLU, 'inplace': False}
+    return kind(C, **kwargs)
+
+
+def input_of(kind):
+    """The shape of an input: with one, two or three dimensions after the channels, or tokens with the channels last."""
+    name = kind.__name__
+    channels = 8 if 'Transpose' in name else C
+    spatial = next((size for end, size in {'1d': (7,), '2d': (5, 6), '3d': (3, 4, 5)}.items() if end in name), None)
+    return (4, channels, *spatial) if spatial else MAP if 'Group' in name else TOKENS
+
+
+# These compute in float32, and synchronised norms need several processes; their conversion is tested with the models.
 LAYERS = {
-    'BatchNorm1d': (lambda: nn.BatchNorm1d(C), ROWS), 'BatchNorm1d sequence': (lambda: nn.BatchNorm1d(C), (4, C, 7)),
-    'BatchNorm2d': (lambda: nn.BatchNorm2d(C), MAP),
-    'BatchNorm2d cumulative': (lambda: nn.BatchNorm2d(C, momentum=None), MAP),
-    'BatchNorm2d untracked': (lambda: nn.BatchNorm2d(C, track_running_stats=False), MAP),
-    'BatchNorm3d': (lambda: nn.BatchNorm3d(C), (2, C, 3, 4, 5)),
-    'BatchNormAct2d relu': (lambda: tl.BatchNormAct2d(C, inplace=False), MAP),
-    'BatchNormAct2d silu': (lambda: tl.BatchNormAct2d(C, act_layer=nn.SiLU, inplace=False), MAP),
-    'FrozenBatchNorm2d': (lambda: FrozenBatchNorm2d(C), MAP),
-    'FrozenBatchNormAct2d': (lambda: FrozenBatchNormAct2d(C, act_layer=nn.SiLU, inplace=False), MAP),
-    'SplitBatchNorm2d': (lambda: tl.SplitBatchNorm2d(C), MAP), 'LayerNorm': (lambda: nn.LayerNorm(C), TOKENS),
-    'LayerNorm timm': (lambda: tl.LayerNorm(C), TOKENS), 'LayerNorm2d': (lambda: tl.LayerNorm2d(C), MAP),
-    'LayerNorm without bias': (lambda: nn.LayerNorm(C, bias=False), TOKENS), 'RMSNorm': (lambda: nn.RMSNorm(C), TOKENS),
-    'RmsNorm timm': (lambda: tl.RmsNorm(C), TOKENS), 'GroupNorm': (lambda: nn.GroupNorm(4, C), MAP),
-    'GroupNorm1': (lambda: tl.GroupNorm1(C), MAP),
-    'GroupNormAct': (lambda: tl.GroupNormAct(C, num_groups=4, act_layer=nn.SiLU, inplace=False), MAP),
-    'GroupNorm1Act': (lambda: norm_act.GroupNorm1Act(C, act_layer=nn.SiLU, inplace=False), MAP),
-    'LayerNormAct2d': (lambda: tl.LayerNormAct2d(C, act_layer=nn.SiLU, inplace=False), MAP),
-    'RmsNormAct2d': (lambda: norm_act.RmsNormAct2d(C, act_layer=nn.SiLU, inplace=False), MAP),
-    'LayerNormExp2d': (lambda: norm.LayerNormExp2d(C), MAP), 'SimpleNorm': (lambda: tl.SimpleNorm(C), TOKENS),
-    'SimpleNorm2d': (lambda: tl.SimpleNorm2d(C), MAP), 'EvoNorm2dS0': (lambda: tl.EvoNorm2dS0(C, groups=4), MAP),
-    'EvoNorm2dS0a': (lambda: tl.EvoNorm2dS0a(C, groups=4), MAP),
-    'metaformer GroupNorm1': (lambda: metaformer.GroupNorm1NoBias(C), MAP),
-    'metaformer LayerNorm2d': (lambda: metaformer.LayerNorm2dNoBias(C), MAP),
-    'metaformer LayerNorm': (lambda: metaformer.LayerNormNoBias(C), TOKENS),
-    'Linear': (lambda: nn.Linear(C, C), TOKENS), 'Linear timm': (lambda: tl.Linear(C, C), TOKENS),
+    f'{kind.__module__.rpartition(".")[2]}.{kind.__name__}': (lambda kind=kind: layer_of(kind), input_of(kind))
+    for kind in SCALABLE if not kind.__name__.endswith('Fp32') and 'Sync' not in kind.__name__
+} | {
+    'rows': (lambda: nn.BatchNorm1d(C), ROWS), 'cumulative': (lambda: nn.BatchNorm2d(C, momentum=None), MAP),
+    'untracked': (lambda: nn.BatchNorm2d(C, track_running_stats=False), MAP),
+    'relu': (lambda: tl.BatchNormAct2d(C, inplace=False), MAP),
+    'tracked': (lambda: nn.InstanceNorm2d(C, affine=True, track_running_stats=True), MAP),
+    'LayerNorm without bias': (lambda: nn.LayerNorm(C, bias=False), TOKENS),
     'Linear without bias': (lambda: nn.Linear(C, C, bias=False), ROWS),
-    'Conv1d': (lambda: nn.Conv1d(C, C, 3, padding=1), (4, C, 7)),
-    'Conv2d': (lambda: nn.Conv2d(C, C, 3, padding=1), MAP),
-    'Conv2d reflect': (lambda: nn.Conv2d(C, C, 3, padding=1, padding_mode='reflect'), MAP),
-    'Conv2d grouped': (lambda: nn.Conv2d(C, C, 3, padding=1, groups=4, bias=False), MAP),
-    'Conv2d depthwise': (lambda: nn.Conv2d(C, C, 3, padding=1, groups=C), MAP),
-    'Conv2d dilated': (lambda: nn.Conv2d(C, C, 3, padding=2, dilation=2), MAP),
-    'Conv2d same': (lambda: tl.Conv2dSame(C, C, 3, stride=2), MAP),
-    'Conv3d': (lambda: nn.Conv3d(C, C, 3, padding=1), (2, C, 3, 4, 5)),
-    'ConvTranspose1d': (lambda: nn.ConvTranspose1d(4, C, 3, stride=2), (4, 4, 7)),
-    'ConvTranspose2d': (lambda: nn.ConvTranspose2d(8, C, 3, stride=2, output_padding=1), (4, 8, 5, 6)),
-    'ConvTranspose2d grouped': (lambda: nn.ConvTranspose2d(8, C, 3, groups=4, bias=False), (4, 8, 5, 6)),
-    'ConvTranspose3d': (lambda: nn.ConvTranspose3d(4, C, 2), (2, 4, 3, 4, 5)),
-    'InstanceNorm1d': (lambda: nn.InstanceNorm1d(C, affine=True), (4, C, 7)),
-    'InstanceNorm2d': (lambda: nn.InstanceNorm2d(C, affine=True), MAP),
-    'InstanceNorm2d tracked': (lambda: nn.InstanceNorm2d(C, affine=True, track_running_stats=True), MAP),
-    'InstanceNorm3d': (lambda: nn.InstanceNorm3d(C, affine=True), (2, C, 3, 4, 5)),
-    'ScaledStdConv2d': (lambda: tl.ScaledStdConv2d(C, C, 3), MAP),
-    'ScaledStdConv2d same': (lambda: tl.ScaledStdConv2dSame(C, C, 3, stride=2), MAP),
-    'LayerScale': (lambda: tl.LayerScale(C), TOKENS), 'LayerScale2d': (lambda: tl.LayerScale2d(C), MAP),
-    'fastvit LayerScale2d': (lambda: fastvit.LayerScale2d(C), MAP),
-    'swiftformer LayerScale2d': (lambda: swiftformer.LayerScale2d(C), MAP)}
-# Scaled before the activation: the reference multiplies where the activation begins.
-ACTS = {'BatchNormAct2d relu', 'BatchNormAct2d silu', 'FrozenBatchNormAct2d', 'GroupNormAct', 'GroupNorm1Act',
-        'LayerNormAct2d', 'RmsNormAct2d'}
+    'reflect': (lambda: nn.Conv2d(C, C, 3, padding=1, padding_mode='reflect'), MAP),
+    'grouped': (lambda: nn.Conv2d(C, C, 3, padding=1, groups=4, bias=False), MAP),
+    'depthwise': (lambda: nn.Conv2d(C, C, 3, padding=1, groups=C), MAP),
+    'dilated': (lambda: nn.Conv2d(C, C, 3, padding=2, dilation=2), MAP),
+    'same': (lambda: tl.Conv2dSame(C, C, 3, stride=2), MAP),
+    'scaled same': (lambda: tl.ScaledStdConv2dSame(C, C, 3, stride=2), MAP),
+    'transposed': (lambda: nn.ConvTranspose2d(8, C, 3, stride=2, output_padding=1), (4, 8, 5, 6)),
+    'transposed grouped': (lambda: nn.ConvTranspose2d(8, C, 3, groups=4, bias=False), (4, 8, 5, 6))}
 
 
-def multiplied(name, layer, x, v):
+def multiplied(layer, x, v):
     """The definition: run the plain layer, multiply its output (before its activation) by v."""
-    if name in ACTS:
-        layer, act = copy.copy(layer), layer.act
-        layer.__dict__['_modules'] = {**layer._modules, 'act': nn.Identity()}
-        y = layer(x)
-        return act(y * v.view(1, -1, 1, 1))
+    act = getattr(layer, 'act', nn.Identity())
+    layer = copy.copy(layer)
+    layer.__dict__['_modules'] = {**layer._modules, **({'act': nn.Identity()} if 'act' in layer._modules else {})}
     y = layer(x)
-    last = (x.ndim == 3 and name not in ('BatchNorm1d sequence', 'Conv1d', 'ConvTranspose1d', 'InstanceNorm1d')
-            ) or x.ndim == 2
-    return y * v if last else y * v.view(1, -1, *[1] * (y.ndim - 2))
+    return act(y * (v if x.shape[-1] == C else v.view(1, -1, *[1] * (y.ndim - 2))))
 
 
 @pytest.mark.parametrize('training', [False, True])
@@ -99,7 +83,7 @@ def test_weight_space_is_feature_space(name, training):
     z = x.detach().clone().requires_grad_()
 
     y = ours(x)
-    expected = multiplied(name, theirs.layer, z, theirs.attention_vector())
+    expected = multiplied(theirs.layer, z, theirs.attention_vector())
     assert relative_error(expected, y) < 1e-10
     weights = torch.randn_like(y)
     (y * weights).sum().backward()
@@ -129,18 +113,6 @@ def test_folding_keeps_the_function(name):
     assert fold_asr(folded) is folded
     assert asr.fuse() is layer  # again, as a module met twice is
     assert relative_error(expected, folded(x)) < 1e-12
-
-
-def test_every_scalable_type_is_tested():
-    tested = {type(make()) for make, _ in LAYERS.values()}
-    alike = {
-        nn.SyncBatchNorm,  # needs several processes; its conversion is tested with the models
-        norm_act.SyncBatchNormAct, tl.GroupNorm, tl.RmsNorm2d, tl.LayerNormAct, norm_act.RmsNormAct,
-        # these compute in float32
-        tl.LayerNormFp32, tl.LayerNorm2dFp32, norm.RmsNormFp32, norm.RmsNorm2dFp32, norm.SimpleNormFp32,
-        norm.SimpleNorm2dFp32, norm_act.LayerNormActFp32, norm_act.LayerNormAct2dFp32, norm_act.RmsNormActFp32,
-        norm_act.RmsNormAct2dFp32}
-    assert set(SCALABLE) - tested == alike
 
 
 @pytest.mark.parametrize(('layer', 'sentence'), [

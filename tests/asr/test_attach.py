@@ -5,7 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from helpers import asr_layers, randomize, relative_error
+from helpers import relative_error
 from torch import nn
 
 from timm_asr import attach_asr, fold_asr, has_asr
@@ -26,15 +26,6 @@ def test_named_sites_and_patterns():
     assert sites(attach_asr(resnet(), 'ie', sites='layer1.0.conv2')) == ['layer1.0.conv2']
     body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.BatchNorm2d(8)))
     assert sites(attach_asr(body, SE, sites=['1.0'])) == ['1.0']
-
-
-@pytest.mark.parametrize('gate', ['eca', 'ie', 'srm', 'spa'])
-def test_stacking_adds_vectors_to_a_site(gate):
-    model = attach_asr(randomize(resnet()), 'se')
-    expected = model.eval()(x := torch.randn(2, 3, 32, 32, dtype=torch.float64))
-    attach_asr(model, gate, depth=2, stack=True, preserve=True)
-    assert [len(m.vectors) for m in asr_layers(model)] == [3] * 8
-    assert relative_error(expected, model(x)) < 1e-10
 
 
 def test_a_shared_layer_is_one_site():
@@ -79,10 +70,8 @@ def test_errors_name_the_cause_and_leave_the_model_alone(error, sentence, kwargs
 def test_attaching_twice_is_refused():
     model = attach_asr(resnet(), depth=2)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=r"'layer1.0.bn2' has ASR already; pass stack=True"):
+    with pytest.raises(ValueError, match=r"'layer1.0.bn2' has ASR already; .* such as depth=2"):
         attach_asr(model)
-    with pytest.raises(ValueError, match='it has 2 vectors, and 3 more would exceed 4'):
-        attach_asr(model, depth=3, stack=True)
     assert list(before) == list(model.state_dict())
 
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import asr_layers, clone, randomize, relative_error
+from helpers import asr_layers, clone, randomize, relative_error, same_gradients
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg, RepVggBlock
 from timm.utils import reparameterize_model
@@ -27,9 +27,7 @@ def plain(gate=None, **kwargs):
 
 @pytest.fixture(params=[None, 'se'])
 def model(request):
-    model = randomize(attach_asr(plain(request.param), 'se', sites=SITES, depth=2)).eval()
-    model.gate_name = request.param
-    return model
+    return randomize(attach_asr(plain(request.param), 'se', sites=SITES, depth=2)).eval()
 
 
 X = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -46,21 +44,9 @@ def test_it_is_the_sum_times_the_vector_with_every_gradient(model, training):
         assert relative_error(expected, y) < 1e-12
         expected.square().sum().backward()
         y.square().sum().backward()
-        for (key, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-            assert relative_error(q.grad, p.grad) < 1e-10, key
+        same_gradients(theirs, ours, 1e-10)
         for (key, p), q in zip(ours.named_buffers(), theirs.buffers(), strict=True):
             assert torch.equal(p, q), key  # running statistics move alike
-
-
-def test_folding_leaves_the_stock_branches(model):
-    expected = model(X)
-    folded = fold_asr(clone(model))
-    stock = plain(model.gate_name)
-    assert list(folded.state_dict()) == list(stock.state_dict())
-    assert [type(m) for m in folded.modules()] == [type(m) for m in stock.modules()]
-    assert relative_error(expected, folded(X)) < 1e-12
-    assert relative_error(expected, fold_asr(folded)(X)) < 1e-12
-    assert relative_error(clone(model).train()(X), clone(folded).train()(X)) < 1e-12
 
 
 def merged(model):
@@ -117,18 +103,7 @@ def test_scripted_training_has_the_gradients(model):
     eager, scripted = clone(model).train(), torch.jit.script(clone(model).train())
     eager(X).square().sum().backward()
     scripted(X).square().sum().backward()
-    for (key, p), q in zip(eager.named_parameters(), scripted.parameters(), strict=True):
-        assert relative_error(p.grad, q.grad) < 1e-9, key
-
-
-def test_states_have_no_tensor_twice_and_load_back(model):
-    state = model.state_dict()
-    assert len({t.data_ptr() for t in state.values()}) == len(state)
-    other = attach_asr(plain(model.gate_name), 'se', sites=SITES, depth=2).eval()
-    other.load_state_dict(state)
-    assert torch.equal(model(X), other(X))
-    with pytest.raises(RuntimeError, match=r"folded or plain checkpoint \('stages.0.0.conv_kxk.bn.weight'\)"):
-        other.load_state_dict(fold_asr(model).state_dict(), strict=False)
+    same_gradients(eager, scripted)
 
 
 def test_a_site_inside_a_site_is_refused():

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import timm
 import torch
-from helpers import KEYWORD_KINDS, asr_layers, clone, images, kinds, randomize, relative_error, small
+from helpers import KEYWORD_KINDS, asr_layers, clone, images, kinds, randomize, relative_error, same_gradients, small
 from torch import nn
 from torch.func import functional_call, grad
 from torch.utils.checkpoint import checkpoint
@@ -77,9 +77,9 @@ def test_with_every_keyword(kwargs, computed):
 
 def test_different_sites_in_one_network(computed):
     model = timm.create_model('resnet50', layers=(2, 2, 1, 1), num_classes=3, dtype=torch.float64)
-    timm_asr.attach_asr(model, 'se', sites=['layer1.*.bn3', 'layer2.*.bn3', 'layer2.*.conv1', 'layer3.*.bn3'])
+    timm_asr.attach_asr(model, 'se', sites=['layer1.*.bn3', 'layer2.*.conv1', 'layer3.*.bn3'])
     timm_asr.attach_asr(model, 'srm', sites=['layer1.*.bn2', 'layer2.*.bn2'], preserve=False)
-    timm_asr.attach_asr(model, 'ie', sites=['layer2.*.bn3'], stack=True, preserve=False)
+    timm_asr.attach_asr(model, 'ie', sites=['layer2.*.bn3'], depth=2, preserve=False)
     model = randomize(model).eval()
     same(model, x := torch.randn(2, 3, 32, 32, dtype=torch.float64))
     assert computed == [8]  # the one of layer3 and the convolutions, whose shapes differ, stay alone
@@ -117,36 +117,19 @@ def test_two_passes_before_a_backward_pass(model):
     for net in (model, other):
         net.zero_grad()
         (net(x).square().sum() + net(z).sum()).backward()
-    for (key, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
-        assert relative_error(q.grad, p.grad) < 1e-9, key
-
-
-class Checkpointed(nn.Module):
-    """A network whose stages are recomputed for the backward pass; the network inside runs as a whole."""
-
-    def __init__(self, net, **kwargs):
-        super().__init__()
-        self.net, self.kwargs = net, kwargs
-        for stage in (net.layer1, net.layer2, net.layer3):
-            stage.forward = lambda x, run=stage.forward: checkpoint(run, x, **self.kwargs)
-
-    def forward(self, x):
-        return self.net(x)
+    same_gradients(other, model)
 
 
 @pytest.mark.parametrize('kwargs', [{'use_reentrant': True}, {'use_reentrant': False}])
 @pytest.mark.parametrize('name', ['resnet20_asr_se', 'resnet56_acnet_asr_se', 'resnet20+scalar'])
-def test_checkpoints(name, kwargs, computed):
-    net = randomize(small(name)).eval()
-    other, x = apart(net), images(net).requires_grad_()
-    model = Checkpointed(net, **kwargs)
-    expected, wanted = gradients(other, x)
-    y, found = gradients(model, x)
-    assert relative_error(expected, y) < 1e-12
+def test_stages_that_are_recomputed_for_the_backward_pass(name, kwargs, computed):
+    model = randomize(small(name)).eval()
+    other, x = apart(model), images(model).requires_grad_()
+    for stage in (model.layer1, model.layer2, model.layer3):
+        stage.forward = lambda x, run=stage.forward: checkpoint(run, x, **kwargs)
+    same(model, x, other)
     assert computed == [2]
-    for key, g in wanted.items():
-        assert relative_error(g, found[f'net.{key}']) < 1e-9, key
-    net.layer1.forward(x.new_ones(2, 16, 8, 8).requires_grad_()).sum().backward()  # a part of it, alone
+    model.layer1.forward(x.new_ones(2, 16, 8, 8).requires_grad_()).sum().backward()  # a part of it, alone
 
 
 def test_functional_call_and_its_gradients(model, computed):
@@ -234,21 +217,30 @@ def test_gradients_switched_on_within_a_pass_without(model):
     assert all(asr.vectors[0].psi.grad is not None for asr in asr_layers(model.layer1))
 
 
-def test_an_interrupted_pass_is_forgotten(model):
-    x, h = images(model), torch.randn(2, 16, 8, 8, dtype=torch.float64)
+@pytest.mark.parametrize('name', ['repvgg_a0_cifar_asr_se', 'resnet20_asr_se', 'vit_tiny_asr_se'])
+def test_an_interrupted_pass_is_forgotten(name):
+    model = randomize(small(name)).eval()
+    x, seen, last = images(model), [], asr_layers(model)[-1]
+    handle = last.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    expected = model(x)
+    handle.remove()
+    before = {key: (t, t.detach().clone()) for key, t in model.state_dict(keep_vars=True).items()}
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    handle = model.layer1[0].register_forward_hook(interrupt)
+    handle = asr_layers(model)[0].register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
         model(x)
     handle.remove()
+    assert all(t is before[key][0] and torch.equal(t, before[key][1])
+               for key, t in model.state_dict(keep_vars=True).items())
     with torch.no_grad():
         for asr in asr_layers(model):
             asr.vectors[0].psi.add_(1)
-    assert torch.equal(apart(model).layer1(h), model.layer1(h))
+    assert torch.equal(asr_layers(apart(model))[-1](seen[0]), last(seen[0]))
     same(model, x)
+    assert relative_error(expected, model(x)) > 1e-6
 
 
 def test_networks_within_networks(computed):
@@ -265,7 +257,7 @@ def test_networks_within_networks(computed):
 
 @pytest.mark.parametrize('change', [
     lambda m: m.float(), lambda m: timm.layers.convert_sync_batchnorm(m).eval(),
-    lambda m: timm_asr.attach_asr(m, 'eca', stack=True), lambda m: setattr(m.layer1[1], 'bn2', nn.Identity()) or m,
+    lambda m: timm_asr.attach_asr(m, 'eca', sites=['bn1']), lambda m: setattr(m.layer1[1], 'bn2', nn.Identity()) or m,
     lambda m: setattr(m.layer2[0], 'bn2', m.layer2[0].bn2.fold()) or m,
     lambda m: m.to(memory_format=torch.channels_last)])
 def test_a_network_that_has_become_another_one(model, change):

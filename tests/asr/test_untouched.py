@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import timm
 import torch
-from helpers import KEYWORD_KINDS, asr_layers, clone, images, kinds, randomize, relative_error, small
+from helpers import KEYWORD_KINDS, clone, images, kinds, randomize, relative_error, small
 from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
@@ -78,13 +78,14 @@ def threaded_model(name):
     return randomize(create_model(name, asr='se', num_classes=5, **kwargs)).double()
 
 
-@pytest.mark.parametrize('name', THREADED)
+@pytest.mark.parametrize('name', [
+    *THREADED, *[name for name in kinds() + KEYWORD_KINDS if '_asr_' in name or '+' in name][::4]])
 def test_threads_do_not_disturb_each_other(name):
     model = threaded_model(name).eval()
     x = images(model, 2)
     before, expected = state(model), model(x)
     with torch.no_grad():
-        answers = run_threads(lambda _: model(x), times=5)
+        answers = run_threads(lambda _: model(x))
     assert all(torch.equal(expected, answer) for answer in answers)
     unchanged(model, before)
 
@@ -102,37 +103,6 @@ def test_threads_train_with_the_gradients_of_one(name):
     for answer in run_threads(gradients, times=2):
         for key, a, b in zip(parameters, expected, answer, strict=True):
             assert relative_error(a, b) < 1e-9, key
-
-
-@pytest.mark.parametrize('name', [name for name in kinds() + KEYWORD_KINDS if '_asr_' in name or '+' in name][::4])
-def test_threads_in_the_zoo(name):
-    model = small(name).eval()
-    x = images(model, 1)
-    before, expected = state(model), model(x)
-    assert all(torch.equal(expected, y) for y in run_threads(lambda _: model(x).detach(), count=2, times=2))
-    unchanged(model, before)
-
-
-class Stop(nn.Module):
-    def forward(self, x):
-        raise RuntimeError('stop')
-
-
-@pytest.mark.parametrize('name', ['repvgg_a0_cifar_asr_se', 'resnet20_asr_se', 'vit_tiny_asr_se'])
-def test_an_error_in_the_middle_leaves_nothing_behind(name):
-    model = randomize(small(name)).eval()
-    x = images(model)
-    expected, before = model(x), state(model)
-    asr = asr_layers(model)[2]
-    norm = asr.layer
-    asr.layer = nn.Sequential(Stop())
-    with pytest.raises((RuntimeError, TypeError)):
-        model(x)
-    asr.layer = norm
-    unchanged(model, before)
-    assert torch.equal(expected, model(x))
-    for _ in range(2):  # the graph of the pass that failed is not used again
-        model(x).square().sum().backward()
 
 
 def test_hooks_pruning_and_weight_norm_are_left_out_of_known_blocks_too():

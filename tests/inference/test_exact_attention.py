@@ -109,7 +109,7 @@ def compare(model, attention, x, training):
 
 
 @pytest.mark.parametrize(('backbone', 'layers', 'batch', 'training'), [
-    ('resnet20', (1, 3, 2), 3, True), ('resnet83', (2, 1, 4), 5, True), ('resnet83', (2, 1, 4), 5, False)])
+    ('resnet20', (1, 3, 2), 3, True), ('resnet83', (2, 1, 4), 5, False)])
 @pytest.mark.parametrize('method', METHODS)
 def test_method_is_its_equations(method, backbone, layers, batch, training):
     model, attention = build(backbone, method, layers=layers, channels=(8, 8, 16))

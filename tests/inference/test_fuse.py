@@ -14,10 +14,9 @@ from timm_asr import attach_asr, fold_asr, has_asr, plain_architecture, reparame
 
 ASR_KINDS = [name for name in kinds() if '_asr_' in name] + KEYWORD_KINDS
 # Full depth, every kind, up to the deepest.
-FULL = ['resnet20_asr_se', 'resnet83_spa_asr_spa', 'resnet18_asr_eca', 'resnet50_se_asr_se', 'vit_tiny_asr_spa',
-        'repvgg_a0_asr_se', 'resnet110_acnet_asr_ie', 'mobilenetv1_100_asr_srm', 'resnet164_se', 'resnet164_ras',
-        'resnet164_spe', 'resnet164_dia_lstm']
-DEEPEST = ['resnet407_asr_se', 'vit_base_asr_eca']
+FULL = ['resnet18_asr_eca', 'vit_tiny_asr_spa', 'repvgg_a0_asr_se', 'resnet110_acnet_asr_ie', 'mobilenetv1_100_asr_srm',
+        'resnet164_se', 'resnet164_ras', 'resnet164_spe', 'resnet164_dia_lstm']
+DEEPEST = 'resnet407_asr_se'
 
 
 def plain_like(model, name):
@@ -71,7 +70,7 @@ def test_inference_form_keeps_the_function(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', FULL + DEEPEST)
+@pytest.mark.parametrize('name', [*FULL, DEEPEST])
 def test_full_depth(name):
     model = randomize(timm.create_model(name, num_classes=7)).eval()
     x = images(model, 1)
@@ -81,18 +80,12 @@ def test_full_depth(name):
         if '_asr_' in name:
             assert relative_error(single, fold_asr(clone(model))(x)) < bound
             assert relative_error(single, found) < bound
-        if name not in DEEPEST:
+        if name != DEEPEST:
             model, x = model.double(), x.double()
             expected = model(x)
             # Activations may grow until a gate's own rounding shows: then the literal model is as far off.
             assert relative_error(expected, found) < max(bound, 2 * relative_error(expected, single))
             assert relative_error(expected, model.reparameterize(fold_bn=True)(x)) < 1e-12
-
-
-def test_fold_bn_leaves_no_norm_after_a_convolution():
-    model = randomize(small('resnet20_asr_se')).eval().reparameterize(fold_bn=True)
-    assert not [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert model.layer1[0].conv1.bias is not None
 
 
 @pytest.mark.parametrize('name', ['mobilenetv3_small_050', 'repvgg_a0', 'test_convnext', 'test_efficientnet'])

@@ -28,17 +28,6 @@ def test_plain_backbone_is_its_equations(name, kwargs, training):
     assert relative_error(expected, model.train(training)(x)) < 1e-10
 
 
-def test_a_gate_stands_after_the_last_convolution():
-    model = randomize(timm.create_model('wrn52_4_se', **WIDE)).eval()
-    x, seen = images(), []
-    block = model.layer2[0]
-    block.conv2.register_forward_hook(lambda m, i, o: seen.append(o))
-    block.se.register_forward_hook(lambda m, i, o: seen.extend([i[0], o]))
-    model(x)
-    assert torch.equal(seen[0], seen[1])
-    assert relative_error(seen[1], seen[2]) > 1e-3
-
-
 def test_pruning_drops_the_final_norm_with_the_last_stage():
     model = randomize(timm.create_model('wrn52_4', **WIDE)).eval()
     x = images()

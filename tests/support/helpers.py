@@ -21,16 +21,15 @@ def zoo_names() -> list[str]:
 _DEEPER = {
     'resnet18': ('resnet34',), 'resnet50': ('resnet101', 'resnet152'),
     'resnet20': ('resnet32', 'resnet44', 'resnet56', 'resnet110'),
-    'resnet83': ('resnet164', 'resnet245', 'resnet326', 'resnet407'),
-    'repvgg_a0': ('repvgg_b3',),
-    'vit_tiny': ('vit_small', 'vit_base_384', 'vit_base'),
-}
+    'resnet83': ('resnet164', 'resnet245', 'resnet326', 'resnet407'), 'repvgg_a0': ('repvgg_b3',),
+    'vit_tiny': ('vit_small', 'vit_base_384', 'vit_base')}
 
 
-# Backbones whose every gate is a gate of the ResNets above: a few of their names stand for the rest.
-_FEW = ('repvgg_a0', 'repvgg_a0_cifar', 'resnet56_acnet', 'mobilenetv1_100', 'mobilenetv1_100_cifar',
-        'shufflenetv2_100', 'shufflenetv2_100_cifar', 'vgg19_cifar')
-_FEW_ENDS = ('', '_spa', '_asr_se', '_srm_asr_srm')
+# Backbones whose every gate is a gate of resnet20, resnet83 and wrn52_4, in blocks of the same classes or by a place of
+# their own: a few of their names stand for the rest.
+_FEW = ('resnet18', 'resnet50', 'resnext101_8x32d', 'repvgg_a0', 'repvgg_a0_cifar', 'resnet56_acnet',
+        'mobilenetv1_100', 'mobilenetv1_100_cifar', 'shufflenetv2_100', 'shufflenetv2_100_cifar', 'vgg19_cifar')
+_FEW_ENDS = ('', '_spa', '_asr_se', '_srm_asr_srm', '_spe', '_ras', '_dia_srm', '_dia_lstm')
 
 
 # Plain backbones that take vectors without a gate by keyword; 'NAME+free' stands for ``asr='free'``.
@@ -39,12 +38,18 @@ _PLAIN = ('resnet20', 'resnet83', 'wrn52_4', 'resnext101_8x32d', 'repvgg_a0_cifa
 KEYWORD_KINDS = [f'{name}+{asr}' for name in _PLAIN for asr in UNGATED]
 
 
+def names_of_one_depth() -> list[str]:
+    """The registered names but those that a shallower one stands for."""
+    deeper = tuple(f'{name}_' for names in _DEEPER.values() for name in names)
+    return [n for n in zoo_names() if n.startswith('resnet56_acnet') or not f'{n}_'.startswith(deeper)]
+
+
 def kinds() -> list[str]:
     """One registered name of every kind: all of them but those that a shallower or simpler one stands for."""
-    deeper = [f'{name}_' for names in _DEEPER.values() for name in names]
     few = {f'{name}{end}' for name in _FEW for end in _FEW_ENDS}
-    skipped = tuple(deeper + [f'{name}_' for name in (*_FEW, 'resnet110_acnet')])
-    return [n for n in zoo_names() if (n in few or not f'{n}_'.startswith(skipped)) and '_spem' not in n]  # is spe
+    simpler = tuple(f'{name}_' for name in _FEW)
+    return [n for n in names_of_one_depth()
+            if (n in few or not f'{n}_'.startswith(simpler)) and '_spem' not in n]  # is spe
 
 
 def small(name: str, **kwargs) -> nn.Module:
@@ -108,6 +113,12 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference over the largest value."""
     return ((a - b).abs().max() / a.abs().max().clamp_min(1e-30)).item()
+
+
+def same_gradients(expected: nn.Module, found: nn.Module, limit: float = 1e-9) -> None:
+    """Assert that two copies of a model have the same gradients."""
+    for (key, p), q in zip(expected.named_parameters(), found.parameters(), strict=True):
+        assert relative_error(p.grad, q.grad) < limit, key
 
 
 def asr_layers(model: nn.Module) -> list[ASR]:

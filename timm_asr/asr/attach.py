@@ -6,18 +6,18 @@ import torch
 from torch import nn
 
 from ..gates.gate import ChannelGate
-from .fold import refuse_scripted, refuse_shared, spans
+from .fold import places, refuse_scripted, refuse_shared
 from .scaled import has_hooks
 from .sites import known_sites, match_sites
 from .together import together
 from .ungated import vector_maker
-from .wrapper import ASR, MAX_DEPTH, wrap
+from .wrapper import ASR, wrap
 
 
 def attach_asr(
         model: nn.Module, gate: str | Callable[..., ChannelGate] = 'se', sites: Sequence[str] | None = None,
         depth: int = 1, init: float | str | None = None, learnable: bool = True, rd_ratio: float | None = None,
-        preserve: bool | None = None, stack: bool = False, constant: bool = False, gain: float = 1.0) -> nn.Module:
+        preserve: bool | None = None, constant: bool = False, gain: float = 1.0) -> nn.Module:
     """Scale layers of a model by attention that is fed by learned vectors (ASR), in place.
 
     Args:
@@ -34,7 +34,6 @@ def attach_asr(
         preserve: Divide each layer's parameters by the initial v, so that the model computes exactly what it did
             before: the way to fine-tune pretrained weights. By default where the model does not look fresh: its running
             statistics have moved, or the weights of a norm or layer scale differ from channel to channel.
-        stack: Where a site has ASR already, add vectors to it instead of refusing.
         constant: Train neither psi nor the gate: v stays what it starts as.
         gain: Factor of each vector's v, which folds like the rest: with 2, v = 2 sigmoid(F(psi)) starts near one.
 
@@ -59,42 +58,34 @@ def attach_asr(
     if preserve is None:
         preserve = not _is_fresh(model)
     made: dict[nn.Module, ASR] = {}  # by layer, since a shared layer is one site under several names
-    found = spans(model)
+    found = places(model)
     for name in names:
         layer = model.get_submodule(name)
-        if isinstance(layer, ASR) and not stack:
-            raise ValueError(
-                f"'{name}' has ASR already; pass stack=True to add vectors to it, or depth={depth + 1} from the start.")
+        if isinstance(layer, ASR):
+            raise ValueError(f"'{name}' has ASR already; ask for all vectors at once, such as depth={depth + 1}.")
         if layer in made:
             continue
         try:
-            if isinstance(layer, ASR):  # built aside, so that an error further on leaves the model as it was
-                if depth + len(layer.vectors) > MAX_DEPTH:
-                    raise ValueError(f'it has {len(layer.vectors)} vectors, and {depth} more would exceed {MAX_DEPTH}.')
-                made[layer] = wrap(layer.layer, gate, depth, **options)
-            else:
-                refuse_shared(found, layer)
-                if has_hooks(layer):
-                    raise ValueError('it has hooks (pruning and weight_norm work by them), which would undo the scale.')
-                outer = next((n for n in names if name.startswith(f'{n}.')), None)
-                if outer is not None:
-                    raise ValueError(f"it is inside '{outer}', another site.")
-                made[layer] = wrap(layer, gate, depth, **options)
+            refuse_shared(found, layer)
+            if has_hooks(layer):
+                raise ValueError('it has hooks (pruning and weight_norm work by them), which would undo the scale.')
+            outer = next((n for n in names if name.startswith(f'{n}.')), None)
+            if outer is not None:
+                raise ValueError(f"it is inside '{outer}', another site.")
+            made[layer] = wrap(layer, gate, depth, **options)
             if preserve:
                 made[layer].preserve_(dry=True)
         except (TypeError, ValueError) as error:
             raise type(error)(f"ASR does not fit the site '{name}': {error}") from None
 
     # A layer that several parents share is wrapped in all of them: they will share the folded parameters too.
-    places = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
+    children = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
     for layer, asr in made.items():
-        asr.train(asr.layer.training)
+        asr.train(layer.training)
         if preserve:
             asr.preserve_()
-        if isinstance(layer, ASR):
-            layer.vectors.extend(asr.vectors)
-    for parent, name, child in places:
-        if child in made and not isinstance(child, ASR):
+    for parent, name, child in children:
+        if child in made:
             setattr(parent, name, made[child])
     together(model)
     return model

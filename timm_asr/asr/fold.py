@@ -1,5 +1,7 @@
 """Multiply vectors into the parameters of the layers that they scale, for good."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -24,7 +26,7 @@ def fold_asr(module: nn.Module) -> nn.Module:
     """
     refuse_scripted(module, 'fold ASR')
     layers = {name: m for name, m in module.named_modules() if isinstance(m, ASR) and len(m.vectors)}
-    found = spans(module) if layers else []
+    found = places(module) if layers else []
     for name, asr in layers.items():
         try:
             refuse_shared(found, asr.layer)
@@ -46,28 +48,24 @@ def refuse_scripted(model: nn.Module, verb: str) -> None:
         raise TypeError(f'A scripted model cannot be changed: {verb} before torch.jit.script.')
 
 
-def spans(model: nn.Module) -> list[tuple[int, int, str, nn.Module]]:
-    """First byte of each parameter of a model, the one after its last, and the name and module that hold it."""
-    return [(*_span(p), name, module) for name, module in model.named_modules() for p in module._parameters.values()
+def places(model: nn.Module) -> list[tuple[Any, str, nn.Module]]:
+    """Where each parameter of a model lies in memory, with the name and the module that hold it."""
+    return [(_place(p), name, module) for name, module in model.named_modules() for p in module._parameters.values()
             if p is not None]
 
 
-def _span(parameter: torch.Tensor) -> tuple[int, int]:
+def _place(parameter: torch.Tensor) -> Any:
     plain = type(parameter) in (torch.Tensor, nn.Parameter) and parameter.layout == torch.strided
-    if not plain or parameter.is_meta or not parameter.numel():
-        return -id(parameter), 1 - id(parameter)  # a byte of its own where it has no memory
-    last = sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True))
-    start = parameter.data_ptr()
-    return start, start + (last + 1) * parameter.element_size()
+    return (parameter.untyped_storage()._cdata, parameter.storage_offset()) if plain else id(parameter)
 
 
-def refuse_shared(found: list[tuple[int, int, str, nn.Module]], layer: nn.Module) -> None:
-    """Refuse a layer whose parameters overlap with others, as :func:`spans` found them: scaling it would scale those.
+def refuse_shared(found: list[tuple[Any, str, nn.Module]], layer: nn.Module) -> None:
+    """Refuse a layer whose parameters are others' too, as :func:`places` found them: scaling it would scale those.
 
     Two modules may hold the same parameter, or parameters of the same storage (``nn.Parameter(other.data)``).
     """
     inside = set(layer.modules())
-    own = [(start, end) for start, end, _, module in found if module in inside]
-    for start, end, name, module in found:
-        if module not in inside and any(start < last and first < end for first, last in own):
+    own = {place for place, _, module in found if module in inside}
+    for place, name, module in found:
+        if module not in inside and place in own:
             raise ValueError(f"it shares its parameters with '{name}', which would be scaled too.")

@@ -159,8 +159,7 @@ def run_with(layer: nn.Module, tensors: Mapping[str, torch.Tensor], x: torch.Ten
 def stand_in(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Any:
     """A module that computes what this one does, with other tensors: their names as in ``module.named_parameters()``.
 
-    It has the module's class and settings and shares everything else with it, running statistics included. The module
-    itself is not touched, so that several threads may do this at once.
+    It shares everything else with the module, running statistics included. The module itself is not touched.
     """
     twin = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)

@@ -45,12 +45,6 @@ class NormActASR(ASR):
             x, bn.running_mean, bn.running_var, bn.weight * v, bn.bias * v, self.training, bn.momentum, bn.eps)
         return bn.act(bn.drop(x))
 
-    def __prepare_scriptable__(self) -> nn.Module:
-        """Refuses what was made of the norm since (a synchronised or a frozen one), and unusual statistics."""
-        bn = self.layer
-        self._script_only_if(type(bn) is BatchNormAct2d and bn.momentum is not None and bn.track_running_stats)
-        return self
-
 
 class RepVggASR(ASR):
     """ASR around timm's ``RepVggBlock``: the sum of its parallel branches times v, before the block's own gate."""

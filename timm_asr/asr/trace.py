@@ -29,17 +29,21 @@ class Node:
     args: tuple[Any, ...] = ()  # positional arguments of the operation, None in the place of tensors
 
 
-class Graph:
-    """The nodes of one forward pass in order; ``layers`` are followed as one node each."""
+class Graph(TorchDispatchMode):
+    """The nodes of one forward pass in order; ``layers`` of the model are followed as one node each."""
 
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], model: nn.Module) -> None:
+        super().__init__()
         self.layers = dict(layers)
-        #: Layer that owns a parameter or buffer, by the identity of the tensor that stands for it.
-        self.owners: dict[int, str] = {}
         self.nodes: list[Node] = []
         self.calls: dict[str, int] = dict.fromkeys(layers, 0)
         #: Layers whose parameters an operation outside of them uses.
         self.bypassed: set[str] = set()
+        self._owners = {id(t): name for name in layers for inside in [model.get_submodule(name)]
+                        for t in (*inside.parameters(), *inside.buffers())}
+        self._names = {module: name for name, module in model.named_modules()}
+        self._scopes = ['']
+        self._layer: nn.Module | None = None
         self._index: dict[int, int] = {}
         self._alive: list[Any] = []  # an id is worth nothing once its tensor is gone
 
@@ -47,7 +51,7 @@ class Graph:
         """Add a node for each tensor among ``results``, if one of the tensors among ``inputs`` has one."""
         tensors = [id(t) for t in tree_leaves(inputs) if isinstance(t, torch.Tensor)]
         if op != LAYER:
-            self.bypassed.update(self.owners[t] for t in tensors if t in self.owners)
+            self.bypassed.update(self._owners[t] for t in tensors if t in self._owners)
         known = tuple(self._index[t] for t in tensors if t in self._index)
         before = 0
         for i in known:
@@ -56,48 +60,38 @@ class Graph:
             if isinstance(result, torch.Tensor):
                 index = self._index[id(result)] = len(self.nodes)
                 self._alive.append(result)
-                self.nodes.append(Node(op, known, tuple(result.shape), before | 1 << index, **where))
+                self.nodes.append(
+                    Node(op, known, tuple(result.shape), before | 1 << index, self._scopes[-1], **where))
 
     def members(self, bits: int) -> Iterator[tuple[int, Node]]:
         """The nodes of a set, in order."""
         while bits:
-            low = bits & -bits
-            index = low.bit_length() - 1
+            index = (bits & -bits).bit_length() - 1
             yield index, self.nodes[index]
-            bits ^= low
-
-
-class _Recorder(TorchDispatchMode):
-    """Tells the graph of each operation, and of each layer as a whole."""
-
-    def __init__(self, graph: Graph, model: nn.Module) -> None:
-        super().__init__()
-        self.graph = graph
-        self.names = {module: name for name, module in model.named_modules()}
-        self.scopes = ['']
-        self.layer: nn.Module | None = None
+            bits &= bits - 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self.layer is None:
+        if self._layer is None:
             plain = tree_map(lambda x: None if isinstance(x, torch.Tensor) else x, args)
-            name = func._schema.name.removeprefix('aten::')
-            self.graph.note(result, name, (args, kwargs), scope=self.scopes[-1], args=plain)
+            self.note(result, func._schema.name.removeprefix('aten::'), (args, kwargs), args=plain)
         return result
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        name = self.names.get(module, self.scopes[-1])  # ASR runs its layer as a copy, which belongs to the original
-        if self.layer is None and name in self.graph.layers:
-            self.layer = module
-        self.scopes.append(name)
+        """Forward pre-hook of every module."""
+        name = self._names.get(module, self._scopes[-1])  # ASR runs its layer as a copy, which belongs to the original
+        if self._layer is None and name in self.layers:
+            self._layer = module
+        self._scopes.append(name)
 
     def leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-        self.scopes.pop()
-        if self.layer is module:
-            self.layer = None
-            name = self.names[module]
-            self.graph.calls[name] += 1
-            self.graph.note(result, LAYER, (args, kwargs), scope=self.scopes[-1], layer=name)
+        """Forward hook of every module."""
+        self._scopes.pop()
+        if self._layer is module:
+            self._layer = None
+            name = self._names[module]
+            self.calls[name] += 1
+            self.note(result, LAYER, (args, kwargs), layer=name)
 
 
 def _skeleton(model: nn.Module) -> nn.Module:
@@ -126,19 +120,16 @@ def follow(model: nn.Module, layers: Mapping[str, nn.Module], size: tuple[int, .
     Nothing is computed, no memory is taken for activations, and the model itself does not take part. ``layers`` are
     followed as one node each; ``size`` is (channels, height, width).
     """
-    graph, skeleton = Graph(layers), _skeleton(model)
-    for name in layers:
-        inside = skeleton.get_submodule(name)
-        graph.owners.update({id(t): name for t in (*inside.parameters(), *inside.buffers())})
-    recorder = _Recorder(graph, skeleton)
+    skeleton = _skeleton(model)
+    graph = Graph(layers, skeleton)
     for module in skeleton.modules():
         if not isinstance(module, torch.jit.ScriptModule):
-            module.register_forward_pre_hook(recorder.enter, with_kwargs=True, prepend=True)
-            module.register_forward_hook(recorder.leave, with_kwargs=True)
+            module.register_forward_pre_hook(graph.enter, with_kwargs=True, prepend=True)
+            module.register_forward_hook(graph.leave, with_kwargs=True)
     like = next(t for t in (*skeleton.parameters(), *skeleton.buffers()) if t.is_floating_point())
     with torch.device('meta'):
         image = torch.zeros(1, *size, dtype=like.dtype)
         graph.note(image, 'image', ())
-        with recorder:
+        with graph:
             skeleton(image)
     return graph

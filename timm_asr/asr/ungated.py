@@ -11,7 +11,10 @@ from ..gates.table import asr_gate
 
 
 class Ungated(ChannelGate):
-    """In the place of a gate under ASR: psi alone makes the weights v, and there is nothing else to learn."""
+    """In the place of a gate under ASR: psi alone makes the weights v, and there is nothing else to learn.
+
+    This one is ``scale``: v = psi, one unbounded factor a channel, as in LayerScale (Touvron et al., ICCV 2021).
+    """
 
     #: v at the start, unless ``asr_init`` says another; None for half the gain, the middle of a sigmoid.
     start: float | None = 1.0
@@ -30,10 +33,6 @@ class Ungated(ChannelGate):
 
     def squash(self, z: torch.Tensor) -> torch.Tensor:
         return z
-
-
-class Scale(Ungated):
-    """``scale``: v = psi, one factor a channel without bounds, as LayerScale has it (Touvron et al., ICCV 2021)."""
 
 
 class Scalar(Ungated):
@@ -58,7 +57,7 @@ class Free(Ungated):
         return z.sigmoid()
 
 
-UNGATED: dict[str, type[Ungated]] = {'free': Free, 'scale': Scale, 'scalar': Scalar}
+UNGATED: dict[str, type[Ungated]] = {'free': Free, 'scale': Ungated, 'scalar': Scalar}
 
 
 def vector_maker(name: str, rd_ratio: float | None = None, **options: Any) -> Callable[..., ChannelGate]:

@@ -37,9 +37,7 @@ class ASRVector(nn.Module):
         channels: Channels C.
         init: Before a gate: the initial psi, 0.1 by default. Without a gate: the initial v, by default gain / 2 for
             ``free`` and 1 for ``scale`` and ``scalar``. In both cases ``'N_0.1'`` draws psi from N(0, 0.1^2).
-        learnable: Whether psi is trained.
-        constant: Train neither psi nor the gate: v stays what it starts as.
-        gain: Factor of v; 2 lets the v of most gates start near one.
+        learnable, constant, gain: As in :func:`timm_asr.attach_asr`.
 
     Raises:
         ValueError: ``init`` is malformed, out of range, or leaves a hidden unit inactive; ``gain`` is not positive; or

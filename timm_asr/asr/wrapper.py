@@ -88,16 +88,12 @@ class ASR(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         """Called by ``torch.jit.script``: refuses what scripting would silently change."""
         facts = facts_of(self.layer)
-        self._script_only_if(isinstance(self, facts.scripted) if facts.scripted else not (
-            facts.ends or isinstance(self.layer, WITH_ACTIVATION)))
-        return self
-
-    @torch.jit.ignore
-    def _script_only_if(self, possible: bool) -> None:
-        if not possible:
+        if not isinstance(self, facts.scripted) if facts.scripted else (
+                facts.ends or isinstance(self.layer, WITH_ACTIVATION)):
             raise TypeError(
                 f'ASR on a {type(self.layer).__name__} cannot be scripted, since its scale comes before the '
                 'activation; call timm_asr.fold_asr(model) first, or use torch.compile or torch.export.')
+        return self
 
     @torch.jit.ignore
     def fold(self) -> nn.Module:

@@ -23,12 +23,8 @@ class InferenceBranch(InferenceForm):
     The last norm is folded, since the gate may read through it. There is no training mode: the block computes what it
     was made from computed in eval mode, so dropped paths are gone too.
 
-    Args:
-        block: The block, in eval mode; its layers are taken over.
-        layers: Names of the block's layers, as :class:`timm_asr.asr.blocks.Block` has them.
-        last: Its last convolution, norm folded.
-        form: What the gate reads, and how it is pooled.
-        squeeze: A linear layer of the block's own that the descriptor passes, where the unit of a stage has one.
+    ``block`` is in eval mode, and its ``layers`` (:class:`timm_asr.asr.blocks.Block`) are taken over; ``last`` is its
+    last convolution, norm folded. The unit of a stage may give each block a linear layer ``squeeze`` of its own.
     """
 
     def __init__(
@@ -36,27 +32,17 @@ class InferenceBranch(InferenceForm):
             squeeze: nn.Module | None = None) -> None:
         super().__init__()
         body = {name: getattr(block, name) for name in layers[:-3]}
-        body = {name: layer for name, layer in body.items() if not isinstance(layer, nn.Identity)}
-        act = getattr(block, layers[-1])
-        kinds = [type(layer) for layer in body.values()]
-        # With norms folded only convolutions and ReLUs are left, and calling a module for each ReLU is what a single
-        # image pays for.
-        self.rectifies = {*kinds[1::2], type(act)} == {nn.ReLU} and nn.ReLU not in kinds[::2]
         self.body = nn.Sequential(OrderedDict(
-            (name, _faster(layer)) for name, layer in body.items() if not self.rectifies or type(layer) is not nn.ReLU))
+            (name, _faster(layer)) for name, layer in body.items() if not isinstance(layer, nn.Identity)))
         self.last, self.reads, self.pool, self.squeeze = last, form.reads, form.pool, squeeze
-        self.act = in_place(act)
+        self.act = in_place(getattr(block, layers[-1]))
         self.downsample = block.downsample
         self.train(False)
 
     def branch(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The branch, the descriptor and the shortcut."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        if self.rectifies:
-            for conv in self.body:
-                x = conv(x).relu_()
-        else:
-            x = self.body(x)
+        x = self.body(x)
         a = self.last(x)
         if self.reads == 'output':
             x = a
@@ -73,8 +59,7 @@ class InferenceBranch(InferenceForm):
         v = v.view(v.shape[0], -1, 1, 1)
         if torch.is_grad_enabled() or torch.jit.is_tracing():  # the older ONNX exporter knows no `out`
             return self.act(torch.addcmul(shortcut, a, v))
-        x = torch.addcmul(shortcut, a, v, out=a)
-        return x.relu_() if self.rectifies else self.act(x)
+        return self.act(torch.addcmul(shortcut, a, v, out=a))
 
 
 class InferenceBlock(InferenceBranch):

@@ -1,12 +1,4 @@
-"""The outputs of two models on the same images: how far apart they are, and which predictions change.
-
-::
-
-    found = Comparison(tolerance(model))
-    for images, labels in loader:
-        found.update(model(images), folded(images), labels)
-    print(found.relative, found.flipped, found.top1)
-"""
+"""The outputs of two models on the same images: how far apart they are, and which predictions change."""
 
 import copy
 import math
@@ -40,13 +32,11 @@ def close(wanted: torch.Tensor, found: torch.Tensor) -> bool:
 class Comparison:
     """The logits of two models, added up batch by batch.
 
-    Args:
-        allowed: The relative difference that rounding explains; a prediction between two classes that are nearer to
-            each other than that is a tie, and may change.
+    ``allowed`` is the relative difference that rounding explains. A prediction between two classes that are nearer to
+    each other than that is a tie, and may change.
 
     Attributes:
-        images: Number of images seen.
-        labelled: Number of images with a label.
+        images, labelled: Number of images seen, and of those with a label.
         largest_logit: Largest absolute logit of the first model.
         largest: Largest absolute difference of a logit; infinite after a NaN.
         flipped: Images whose predicted class changed and was no tie.
@@ -59,12 +49,7 @@ class Comparison:
         self._correct = torch.zeros(2, 2, dtype=torch.float64)  # (top-1, top-5) x (first model, second)
 
     def update(self, before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor | None = None) -> None:
-        """Add a batch.
-
-        Args:
-            before: Logits (B, N) of the first model.
-            after: Logits (B, N) of the second.
-            labels: Class indices (B,), where they are known.
+        """Add a batch: logits (B, N) of both models, class indices (B,) where they are known.
 
         Raises:
             ValueError: The shapes of the logits differ.
@@ -111,22 +96,22 @@ class Comparison:
     @property
     def top1(self) -> tuple[float, float] | None:
         """Top-1 accuracy of both models, percent; None without labels."""
-        return tuple((100 * self._correct[0] / self.labelled).tolist()) if self.labelled else None
+        return self._accuracy(0)
 
     @property
     def top5(self) -> tuple[float, float] | None:
         """Top-5 accuracy of both models, percent; None without labels."""
-        return tuple((100 * self._correct[1] / self.labelled).tolist()) if self.labelled else None
+        return self._accuracy(1)
+
+    def _accuracy(self, k: int) -> tuple[float, float] | None:
+        return tuple((100 * self._correct[k] / self.labelled).tolist()) if self.labelled else None
 
 
 @torch.no_grad()
 def same_function(reference: nn.Module, other: nn.Module, images: torch.Tensor) -> float:
     """The relative difference of two models' logits, after making sure that rounding explains it.
 
-    Args:
-        reference: In eval mode, in float32.
-        other: The same.
-        images: (B, C, H, W).
+    Both models are in eval mode, in float32; ``images`` are (B, C, H, W).
 
     Raises:
         ValueError: The logits are no tensor, are not finite, or differ by more than rounding explains.

@@ -123,20 +123,6 @@ def _merge(module: nn.Module, itself: bool) -> nn.Module:
     return root[0] if itself else root
 
 
-def built_for_inference(model: nn.Module, form: bool | str) -> None:
-    """Give a model under construction its inference form, so that a state dict of that form fits.
-
-    ``form`` is False for none, True, or 'fold_bn'.
-
-    Raises:
-        ValueError: ``form`` is something else.
-    """
-    if form not in (False, True, 'fold_bn'):
-        raise ValueError(f"reparameterized={form!r} is not known; it takes True, 'fold_bn' or False.")
-    if form:
-        reparameterize(model.eval(), fold_bn=form == 'fold_bn')
-
-
 class Reparameterizable:
     """Gives a model the method ``reparameterize`` that timm looks for."""
 

@@ -20,8 +20,6 @@ from .cfgs import cifar_cfg
 from .registry import Backbone, register_backbones
 from .zoo import ZooModel
 
-__all__ = ['ASRACResNet']
-
 _KERNELS = {'conv_3x3': (3, 3), 'conv_1x3': (1, 3), 'conv_3x1': (3, 1)}
 
 
@@ -52,11 +50,7 @@ class ACBlock(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
-        """The 3x3 convolution that this block is in eval mode; timm's ``reparameterize_model`` looks for this name.
-
-        Raises:
-            TypeError: A norm is none that a convolution can take over.
-        """
+        """The 3x3 convolution that this block is in eval mode; timm's ``reparameterize_model`` looks for this name."""
         square = self.conv_3x3.conv
         merged = nn.Conv2d(
             square.in_channels, square.out_channels, 3, square.stride, square.padding, **get_device_dtype(square))
@@ -65,10 +59,6 @@ class ACBlock(nn.Module):
         for name, (height, width) in _KERNELS.items():
             branch = getattr(self, name)
             bn = branch.bn
-            if getattr(bn, 'running_mean', None) is None:
-                raise TypeError(
-                    f'The branches of an ACBlock end in {type(bn).__name__}, without the running statistics that '
-                    'merging them needs.')
             weight, bias = fuse_conv_bn_weights(
                 branch.conv.weight, None, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
             rows, columns = (3 - height) // 2, (3 - width) // 2
@@ -78,11 +68,7 @@ class ACBlock(nn.Module):
 
 
 class ACBasicBlock(BasicBlock):
-    """timm's ``BasicBlock`` with an :class:`ACBlock` in the place of each convolution and its norm; the same arguments.
-
-    Raises:
-        ValueError: The convolutions would be dilated.
-    """
+    """timm's ``BasicBlock`` with an :class:`ACBlock` for each convolution and its norm; the same arguments."""
 
     def __init__(self, *args: Any, norm_layer: type[nn.Module] = nn.BatchNorm2d, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, 'norm_layer': norm_layer})
@@ -102,8 +88,6 @@ register_block(ACBasicBlock, sites=('conv2',), layers=BLOCKS[BasicBlock].layers)
 
 def _make_asymmetric(module: nn.Module, name: str, norm: str, norm_layer: type[nn.Module]) -> None:
     conv = module.get_submodule(name)
-    if conv.dilation != (1, 1):
-        raise ValueError('An ACBlock has no dilation.')
     setattr(module, name, ACBlock(
         conv.in_channels, conv.out_channels, conv.stride[0], norm_layer=norm_layer, **get_device_dtype(conv)))
     setattr(module, norm, nn.Identity())

@@ -18,8 +18,6 @@ from .residual import ResidualModel
 from .staged import StagedNet
 from .wide import WideBlock
 
-__all__ = ['ASRCifarResNet']
-
 
 class CifarResNet(StagedNet):
     """ResNet with a 3x3 stem and three stages of timm's residual blocks, for images of 32x32 or so (CIFAR, STL-10).
@@ -71,11 +69,6 @@ class CifarResNet(StagedNet):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
             if zero_init_last and hasattr(module, 'zero_init_last'):
                 module.zero_init_last()
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Patterns that group parameters by stage (coarse) or block, for layer-wise learning rates."""
-        return {'stem': r'^conv1|bn1', 'blocks': r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)'}
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) to the last feature map (B, num_features, H / 4, W / 4)."""

@@ -4,7 +4,6 @@ Howard et al.: MobileNets: Efficient Convolutional Neural Networks for Mobile Vi
 https://arxiv.org/abs/1704.04861.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,9 +17,6 @@ from .cfgs import SmallStem, cifar_cfg, imagenet_cfg
 from .registry import Backbone, register_backbones
 from .zoo import ZooModel
 
-__all__ = ['ASRCifarMobileNet', 'ASRMobileNet']
-
-
 # Blocks, stride and channels of each stage (Table 1 of the paper), as timm writes them.
 _STAGES = (
     ['dsa_r1_k3_s1_c64'], ['dsa_r2_k3_s2_c128'], ['dsa_r2_k3_s2_c256'], ['dsa_r6_k3_s2_c512'], ['dsa_r2_k3_s2_c1024'])
@@ -33,17 +29,13 @@ class ASRMobileNet(ZooModel, EfficientNet):
     and activation. ASR scales the norm of the pointwise convolution, the last of the block, before its activation.
     """
 
-    GATED = (DepthwiseSeparableConv,)
+    GATED = (DepthwiseSeparableConv, 'se', 'conv_dw')
 
     def __init__(self, depth_multiplier: float = 1.0, norm_layer: Any = None, **kwargs: Any) -> None:
         norm_layer = norm_layer or partial(nn.BatchNorm2d, **resolve_bn_args(kwargs))
         super().__init__(
             decode_arch_def(_STAGES, depth_multiplier=depth_multiplier), num_features=0, norm_layer=norm_layer,
             act_layer=resolve_act_layer(kwargs, 'relu6'), **kwargs)
-
-    @staticmethod
-    def place_gate(block: Any, make: Callable[[int], nn.Module]) -> None:
-        block.se = make(block.conv_pw.in_channels)
 
 
 class ASRCifarMobileNet(SmallStem, ASRMobileNet):

@@ -3,17 +3,13 @@
 Ding et al.: RepVGG: Making VGG-style ConvNets Great Again, CVPR 2021, https://arxiv.org/abs/2101.03697.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg, RepVggBlock
-from torch import nn
 
 from .cfgs import SmallStem, cifar_cfg, imagenet_cfg
 from .registry import Backbone, Variant, register_backbones
 from .zoo import ZooModel
-
-__all__ = ['ASRCifarRepVGG', 'ASRRepVGG']
 
 
 class ASRRepVGG(ZooModel, ByobNet):
@@ -22,11 +18,7 @@ class ASRRepVGG(ZooModel, ByobNet):
     A gate stands where timm's block has a place for attention: after the sum of the branches, which is what ASR scales.
     """
 
-    GATED = (RepVggBlock,)
-
-    @staticmethod
-    def place_gate(block: Any, make: Callable[[int], nn.Module]) -> None:
-        block.attn = make(block.conv_kxk.conv.out_channels)
+    GATED = (RepVggBlock, 'attn', 'conv_kxk.conv')
 
 
 class ASRCifarRepVGG(SmallStem, ASRRepVGG):

@@ -4,7 +4,7 @@ Ma et al.: ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture De
 https://arxiv.org/abs/1807.11164. timm has no such network; its blocks are torchvision's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,8 +21,6 @@ from .registry import Backbone, register_backbones
 from .staged import StagedNet
 from .zoo import ZooModel
 
-__all__ = ['ASRShuffleNetV2']
-
 # The second branch is pointwise, norm, activation, depthwise, norm, pointwise, norm (number 6), activation.
 register_block(InvertedResidual, sites=('branch2.6',))
 
@@ -38,6 +36,7 @@ class ShuffleNetV2(StagedNet):
     """
 
     CHAIN = ('conv1', 'maxpool', 'stage2', 'stage3', 'stage4', 'conv5')
+    STEM, STAGE = '^conv1', 'stage'
 
     def __init__(
             self, layers: Sequence[int] = (4, 8, 4), channels: Sequence[int] = (24, 116, 232, 464, 1024),
@@ -60,9 +59,8 @@ class ShuffleNetV2(StagedNet):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that group parameters by stage (coarse) or block, for layer-wise learning rates."""
-        blocks = r'^stage(\d+)' if coarse else r'^stage(\d+)\.(\d+)'
-        return {'stem': r'^conv1', 'blocks': [(blocks, None), (r'^conv5', (99999,))]}
+        found = super().group_matcher(coarse)
+        return {**found, 'blocks': [(found['blocks'], None), (r'^conv5', (99999,))]}  # with the last block
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, H, W) to the last feature map (B, num_features, H / 32, W / 32), 8 for small images."""
@@ -81,11 +79,7 @@ class ASRShuffleNetV2(ZooModel, ShuffleNetV2):
     the end of that branch, so it sees what the block adds to its input and not what it passes on.
     """
 
-    GATED = (InvertedResidual,)
-
-    @staticmethod
-    def place_gate(block: Any, make: Callable[[int], nn.Module]) -> None:
-        block.branch2.append(make(block.branch2[5].out_channels))
+    GATED = (InvertedResidual, 'branch2.8', 'branch2.5')
 
 
 _NAMES = {'first_conv': 'conv1.0', 'classifier': 'fc'}

@@ -4,7 +4,7 @@ Simonyan, Zisserman: Very Deep Convolutional Networks for Large-Scale Image Reco
 https://arxiv.org/abs/1409.1556, with one linear layer as its classifier, as is usual for CIFAR.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,6 @@ from .cfgs import cifar_cfg
 from .registry import Backbone, register_backbones
 from .staged import StagedNet
 from .zoo import ZooModel
-
-__all__ = ['ASRCifarVGG']
 
 
 class VGGBlock(nn.Module):
@@ -56,6 +54,8 @@ class CifarVGG(StagedNet):
         kwargs: Of :class:`StagedNet`.
     """
 
+    STEM, STAGE = r'^stages\.0\.0', r'stages\.'
+
     def __init__(
             self, layers: Sequence[int] = (2, 2, 4, 4, 4), channels: Sequence[int] = (64, 128, 256, 512, 512),
             global_pool: str = 'max', act_layer: LayerType = nn.ReLU, norm_layer: LayerType = nn.BatchNorm2d,
@@ -73,11 +73,6 @@ class CifarVGG(StagedNet):
         self.CHAIN = tuple(info['module'] for info in self.feature_info)
         self.make_head(width, **dd)
 
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that group parameters by stage (coarse) or block, for layer-wise learning rates."""
-        return {'stem': r'^stages\.0\.0', 'blocks': r'^stages\.(\d+)' if coarse else r'^stages\.(\d+)\.(\d+)'}
-
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_chans, H, W) to the last feature map (B, num_features, H / 16, W / 16)."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
@@ -92,11 +87,7 @@ class ASRCifarVGG(ZooModel, CifarVGG):
     networks without shortcuts.
     """
 
-    GATED = (VGGBlock,)
-
-    @staticmethod
-    def place_gate(block: Any, make: Callable[[int], nn.Module]) -> None:
-        block.attn = make(block.conv.out_channels)
+    GATED = (VGGBlock, 'attn', 'conv')
 
 
 register_backbones(__name__, Backbone(

@@ -7,27 +7,19 @@ from .cfgs import imagenet_cfg
 from .registry import EVERYTHING, Backbone, register_backbones
 from .zoo import ZooModel
 
-__all__ = ['ASRVisionTransformer']
-
 
 class ASRVisionTransformer(ZooModel, VisionTransformer):
     """timm's ``VisionTransformer`` with the keywords of :class:`ZooModel`."""
 
 
-def _backbone(name: str, width: int, heads: int, size: int = 224) -> Backbone:
-    stock = f'{name.removesuffix("_384")}_patch16_{size}'
-    cfg = imagenet_cfg(
-        input_size=(3, size, size), pool_size=None, crop_pct=0.9 if size == 224 else 1.0, fixed_input_size=True,
-        mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD, first_conv='patch_embed.proj', classifier='head')
-    arguments = {
-        'patch_size': 16, 'embed_dim': width, 'depth': 12, 'num_heads': heads,
-        'pretrained_filter_fn': checkpoint_filter_fn, 'feature_cfg': {'out_indices': 3, 'feature_cls': 'getter'}}
-    return Backbone(name, stock, ASRVisionTransformer, cfg, arguments, gates=(), asr=EVERYTHING['asr'], stock=stock)
-
-
-register_backbones(
-    __name__,
-    _backbone('vit_tiny', 192, 3),
-    _backbone('vit_small', 384, 6),
-    _backbone('vit_base', 768, 12),
-    _backbone('vit_base_384', 768, 12, 384))
+register_backbones(__name__, *(
+    Backbone(
+        name, stock, ASRVisionTransformer, imagenet_cfg(
+            input_size=(3, size, size), pool_size=None, crop_pct=0.9 if size == 224 else 1.0, fixed_input_size=True,
+            mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD, first_conv='patch_embed.proj', classifier='head'),
+        {'patch_size': 16, 'embed_dim': width, 'depth': 12, 'num_heads': heads,
+         'pretrained_filter_fn': checkpoint_filter_fn, 'feature_cfg': {'out_indices': 3, 'feature_cls': 'getter'}},
+        gates=(), asr=EVERYTHING['asr'], stock=stock)
+    for name, stock, width, heads, size in (
+        ('vit_tiny', 'vit_tiny_patch16_224', 192, 3, 224), ('vit_small', 'vit_small_patch16_224', 384, 6, 224),
+        ('vit_base', 'vit_base_patch16_224', 768, 12, 224), ('vit_base_384', 'vit_base_patch16_384', 768, 12, 384))))

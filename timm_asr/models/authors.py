@@ -1,15 +1,7 @@
 """Checkpoints of the papers' authors: their names of weights in ours.
 
 Each paper's repository (zhongshsh/ASR, zhongshsh/RAM, gbup-group/DIANet on GitHub) names the same tensors differently.
-A state dict is recognised by its keys, so any depth loads:
-
-====================================  ===========================================================
-their code                            our name
-====================================  ===========================================================
-ASR: plain, SE, ASR(SE), both         ``resnet164``, ``_se``, ``_asr_se``, ``_se_asr_se``
-RAM                                   ``resnet83_ras``, ``resnet164_ras``, ``resnet245_ras``
-DIANet: ResNet, WRN, ResNeXt          ``resnet164_dia_lstm``, ``wrn52_4_``, ``resnext101_8x32d_``
-====================================  ===========================================================
+A state dict is recognised by its keys, so any depth loads; docs/models.md lists which of our names they are.
 """
 
 import re

@@ -16,17 +16,10 @@ def imagenet_cfg(**kwargs: Any) -> dict[str, Any]:
 
 def cifar_cfg(**kwargs: Any) -> dict[str, Any]:
     """Of networks for ten classes and images of 32x32."""
-    return {
-        'num_classes': 10,
-        'input_size': (3, 32, 32),
-        'pool_size': (8, 8),
-        'crop_pct': 1.0,
-        'interpolation': 'bilinear',
-        'mean': (0.4914, 0.4822, 0.4465),  # of the training images of CIFAR-10
-        'std': (0.2470, 0.2435, 0.2616),
-        'first_conv': 'conv1',
-        'classifier': 'fc',
-        **kwargs}
+    return {  # mean and deviation of the training images of CIFAR-10
+        'num_classes': 10, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'crop_pct': 1.0,
+        'interpolation': 'bilinear', 'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2470, 0.2435, 0.2616),
+        'first_conv': 'conv1', 'classifier': 'fc', **kwargs}
 
 
 class SmallStem:

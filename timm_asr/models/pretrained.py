@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from timm.models import resolve_pretrained_cfg
-
 #: ``<architecture>.<tag>.safetensors`` and ``.json``: weights, and where they come from.
 FOLDER = Path(__file__).resolve().parent.parent / 'weights'
 _TUPLES = ('input_size', 'mean', 'std', 'label_names')
@@ -33,9 +31,3 @@ def with_shipped(cfgs: Mapping[str, dict[str, Any]], folder: Path = FOLDER) -> d
             own = {key: tuple(value) if key in _TUPLES else value for key, value in content['pretrained_cfg'].items()}
             rows[name] = {**cfgs[architecture], **own, 'file': str(folder / f'{name}.safetensors')}
     return rows
-
-
-def is_shipped(name: str, cfg: str | dict[str, Any] | None = None, overlay: dict[str, Any] | None = None) -> bool:
-    """Whether the weights that an entrypoint is asked for come with the package; arguments as timm passes them."""
-    file = resolve_pretrained_cfg(name, cfg, overlay).file
-    return bool(file) and Path(file).parent == FOLDER  # type: ignore[arg-type]

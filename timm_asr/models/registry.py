@@ -10,9 +10,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, r
 from torch import nn
 
 from ..gates.table import list_gates, list_units
-from ..inference.reparameterize import built_for_inference
 from .authors import checkpoint_filter_fn
-from .pretrained import is_shipped, with_shipped
+from .pretrained import with_shipped
 
 #: The ASR paper's gates.
 ASR_GATES = ('se', 'ie', 'srm', 'eca', 'spa')
@@ -114,12 +113,7 @@ def _build(backbone: Backbone, name: str, pretrained: bool, **kwargs: Any) -> nn
         if gate in backbone.rd_ratios:
             kwargs.setdefault('rd_ratio', backbone.rd_ratios[gate])
     kwargs.setdefault('pretrained_filter_fn', checkpoint_filter_fn)
-    form: bool | str = False
-    if pretrained and is_shipped(name, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay')):
-        form = kwargs.pop('reparameterized', False)  # what ships is trainable, so it is loaded first
-    model = build_model_with_cfg(backbone.model, name, pretrained, **kwargs)
-    built_for_inference(model, form)
-    return model
+    return build_model_with_cfg(backbone.model, name, pretrained, **kwargs)
 
 
 def register_backbones(module: str, *backbones: Backbone) -> None:

@@ -11,7 +11,6 @@ from torch import nn
 from ..asr.blocks import BLOCKS
 from ..gates.shared_stage import PlainStage, SharedStage
 from ..gates.table import gate_options, get_unit
-from ..inference.reparameterize import built_for_inference
 from .wide import WideBlock
 from .zoo import ZooModel
 
@@ -35,7 +34,7 @@ class ResidualModel(ZooModel):
             self, block: type[nn.Module], layers: Sequence[int], *args: Any, dia: str | None = None,
             dia_stages: Sequence[int] | None = None, dia_cell: str | None = None, dia_cells: int | None = None,
             dia_act: str | None = None, dia_shared_norm: bool | None = None, no_norm: bool = False,
-            no_skip: bool = False, reparameterized: bool | str = False, **kwargs: Any) -> None:
+            no_skip: bool = False, **kwargs: Any) -> None:
         own = {'dia_cell': dia_cell, 'dia_cells': dia_cells, 'dia_act': dia_act, 'dia_shared_norm': dia_shared_norm}
         given = [key for key, value in {**own, 'dia_stages': dia_stages}.items() if value is not None]
         if dia is None and given:
@@ -64,7 +63,6 @@ class ResidualModel(ZooModel):
                 setattr(module, name, nn.Identity())
         for module in blocks if no_skip else ():
             module.downsample = NoShortcut()
-        built_for_inference(self, reparameterized)  # type: ignore[arg-type]
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

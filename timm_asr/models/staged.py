@@ -26,6 +26,8 @@ class StagedNet(nn.Module):
 
     #: Names of the parts in order.
     CHAIN: tuple[str, ...]
+    #: Patterns of the stem's parameters, and of the beginning of a stage's, before its number.
+    STEM, STAGE = r'^conv1|bn1', 'layer'
     #: Names of the final norm and activation, where the features of the last part come without them.
     TAIL: tuple[str, ...] = ()
 
@@ -41,6 +43,12 @@ class StagedNet(nn.Module):
         self.num_features = num_features
         self.global_pool, self.fc = create_classifier(num_features, self.num_classes, pool_type=self.pool_type, **dd)
         self.head_hidden_size = num_features * self.global_pool.feat_mult()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that group parameters by stage (coarse) or block, for layer-wise learning rates."""
+        stage = rf'^{self.STAGE}(\d+)'
+        return {'stem': self.STEM, 'blocks': stage if coarse else rf'{stage}\.(\d+)'}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -1,6 +1,6 @@
 """What all models of this package share: keywords and the inference form."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..gates.gate import ChannelGate
 from ..gates.ie import IEBN2d
 from ..gates.spe import SPE, shares_at_once
 from ..gates.table import gate_arguments, gate_options, get_gate
-from ..inference.reparameterize import Reparameterizable, built_for_inference
+from ..inference.reparameterize import Reparameterizable
 from .authors import our_names
 from .last_norm import init_last_norms
 
@@ -24,7 +24,7 @@ from .last_norm import init_last_norms
 class ZooModel(Reparameterizable):
     """Mixed into a timm model class: gates in its blocks, ASR at its sites, and ``reparameterize``.
 
-    A class whose blocks have no keyword for attention names them in ``GATED`` and says in ``place_gate`` where it goes.
+    A class whose blocks have no keyword for attention says in ``GATED`` which these are and where it goes.
 
     Args:
         gate: Name of a gate that stands in every block.
@@ -34,28 +34,22 @@ class ZooModel(Reparameterizable):
             ``zero_init_last``. By default the network's own. Weights that are loaded replace it.
         rd_ratio: Hidden width over channels, of gates that have a hidden layer; and the further options that the
             class of a gate names in ``options``: ``se_bias``, ``eca_kernel``, ``spe_mix``, ``ras_depth``, ...
-        reparameterized: Build the inference form, in eval mode, to load a state dict of that form into: True for that
-            of ``reparameterize()``, 'fold_bn' for that of ``reparameterize(fold_bn=True)``.
 
     Raises:
         TypeError: A keyword is unknown, or has no meaning for this model.
         ValueError: A value is out of range.
     """
 
-    #: Blocks that :meth:`place_gate` puts a gate into; where there are none, they take ``attn_layer`` themselves.
-    GATED: tuple[type[nn.Module], ...] = ()
+    #: Class of the blocks, name inside them that a gate gets, and that of the convolution whose output channels it has;
+    #: None where the blocks take ``attn_layer`` themselves.
+    GATED: tuple[type[nn.Module], str, str] | None = None
 
     #: Its SPE gates learn their mix, so that a training step computes the shares of all at once.
     mixes = False
 
-    @staticmethod
-    def place_gate(block: Any, make: Callable[[int], nn.Module]) -> None:
-        """Put ``make(channels)`` into a block of a class in ``GATED``."""
-        raise NotImplementedError
-
     def __init__(
             self, *args: Any, gate: str | None = None, asr: str | None = None, last_norm_init: float | None = None,
-            reparameterized: bool | str = False, **kwargs: Any) -> None:
+            **kwargs: Any) -> None:
         options = take_vector_options(kwargs)
         if options and asr is None:
             raise TypeError(f"asr_{next(iter(options))} is for models with ASR; this one has none (asr='se' adds it).")
@@ -67,7 +61,7 @@ class ZooModel(Reparameterizable):
             kwargs['norm_layer'] = IEBN2d
         if gate is not None:
             attn_layer = partial(get_gate(gate), **gate_arguments(gate, own))
-            if not self.GATED:
+            if self.GATED is None:
                 kwargs['block_args'] = {**(kwargs.get('block_args') or {}), 'attn_layer': attn_layer}
         if asr is not None:
             asr_layer = vector_maker(asr, **own)
@@ -75,10 +69,12 @@ class ZooModel(Reparameterizable):
         for module in list(self.modules()):  # type: ignore[attr-defined]
             if isinstance(module, ChannelGate):
                 module.reset_layers()
-        if gate is not None and self.GATED:
-            make = partial(attn_layer, **get_device_dtype(self))  # type: ignore[arg-type]
-            for block in [m for m in self.modules() if isinstance(m, self.GATED)]:  # type: ignore[attr-defined]
-                self.place_gate(block, make)
+        if gate is not None and self.GATED is not None:
+            kind, place, conv = self.GATED
+            parent, _, name = place.rpartition('.')
+            for block in [m for m in self.modules() if isinstance(m, kind)]:  # type: ignore[attr-defined]
+                block.get_submodule(parent).add_module(name, attn_layer(
+                    block.get_submodule(conv).out_channels, **get_device_dtype(self)))  # type: ignore[arg-type]
         if asr is not None or last_norm_init is not None:
             # Following an image through the network finds the same sites in blocks of known classes, and takes longer.
             sites = class_sites(self) or None  # type: ignore[arg-type]
@@ -87,7 +83,6 @@ class ZooModel(Reparameterizable):
             if asr is not None:
                 attach_asr(self, asr_layer, sites=sites, preserve=False, **options)  # type: ignore[arg-type]
         self.mixes = any(isinstance(m, SPE) and m.mix is not None for m in self.modules())  # type: ignore[attr-defined]
-        built_for_inference(self, reparameterized)  # type: ignore[arg-type]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # No hook: TorchScript would compile it. A compiler joins small operations by itself.
