@@ -56,13 +56,9 @@ class BottleneckGate(ChannelGate):
             dtype: torch.dtype | None = None) -> None:
         super().__init__()
         width = hidden_width(channels, rd_ratio, rd_channels, rd_divisor)
-        self.add_first(channels, device=device, dtype=dtype)
         self.fc1 = self.layer(sum(self.grids) * channels, width, bias=bias, device=device, dtype=dtype)
         self.act = create_act_layer(act_layer, inplace=True)
         self.fc2 = self.layer(width, channels, bias=bias, device=device, dtype=dtype)
-
-    def add_first(self, channels: int, **where: Any) -> None:
-        """Add the layers whose parameters come before those of the hidden layer."""
 
     def hidden(self, u: Tensor) -> Tensor:
         return dense(u, self.fc1.weight, self.fc1.bias)

@@ -166,10 +166,6 @@ class MixPool(nn.Module):
         self.mix = mix
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.mix == 1:
-            return x.amax((2, 3))
-        if self.mix == 0:
-            return x.amin((2, 3))
         return torch.lerp(x.amin((2, 3)), x.amax((2, 3)), self.mix)
 
 

@@ -26,12 +26,10 @@ class SEM(BottleneckGate):
     def __init__(self, channels: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(channels, *args, **kwargs)
         where = {'device': self.fc1.weight.device, 'dtype': self.fc1.weight.dtype}
+        self.switch = nn.Linear(channels, 3, **where)
         self.conv = EcaModule(channels, **where).conv
         self.weight = nn.Parameter(torch.zeros(channels, **where))
         self.bias = nn.Parameter(torch.full((channels,), -1.0, **where))
-
-    def add_first(self, channels: int, **where: Any) -> None:
-        self.switch = nn.Linear(channels, 3, **where)
 
     def excite(self, u: Tensor) -> Tensor:
         switch = self.switch(u).sigmoid()

@@ -112,10 +112,9 @@ class SPE(ChannelGate):
 
     def shares(self) -> Tensor:
         """Shares (2,) of maximum and minimum, lambda and 1 - lambda: Eq. 3. Needs a learned mix."""
-        p = self.mix
-        assert p is not None
         if torch.jit.is_scripting():
-            return shares(p, self.eps)
+            assert self.mix is not None
+            return shares(self.mix, self.eps)
         else:  # noqa: RET505 - TorchScript compiles what follows a return
             return self._found_shares()
 
@@ -136,10 +135,17 @@ class SPE(ChannelGate):
 
     @torch.jit.unused
     def _found_shares(self) -> Tensor:
-        found, kind = shares_of(self), self.exc_bias.device.type
+        """The shares as :func:`shares_at_once` handed them, or the gate's own."""
+        p, kind = self.mix, self.exc_bias.device.type
+        assert p is not None
+        if torch.compiler.is_compiling():
+            return shares(p, self.eps)
+        handed = take(self, p)
+        with uncounted():
+            found = shares(p, self.eps) if handed is None else handed['shares']
         if (isinstance(found, Tensor) and found.requires_grad  # FX traces with stand-ins
                 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-                and torch.get_autocast_dtype(kind) == torch.float16 and not torch.compiler.is_compiling()):
+                and torch.get_autocast_dtype(kind) == torch.float16):
             found.register_hook(self._refuse_scaled)
         return found
 
@@ -218,17 +224,6 @@ def shares(p: Tensor, eps: float) -> Tensor:
     # In single precision at least: squares of small float16 numbers are zero.
     q = (p * p.new_ones([1], dtype=torch.float32)).square() + eps
     return q / q.sum(-1, keepdim=True)
-
-
-def shares_of(gate: Any) -> Tensor:
-    """The shares (2,) of an SPE gate, as it was handed them by :func:`shares_at_once`, or its own."""
-    if torch.compiler.is_compiling():
-        return shares(gate.mix, gate.eps)
-    found = take(gate, gate.mix)
-    if found is not None:
-        return found['shares']
-    with uncounted():
-        return shares(gate.mix, gate.eps)
 
 
 @contextmanager
