@@ -64,7 +64,8 @@ def test_the_inference_form_is_what_is_measured():
 def test_training_options_have_their_effect():
     step = TrainStep('resnet20_asr_se', options(
         '--opt', 'adamw', '--opt-betas', '0.5', '0.6', '--opt-eps', '0.1', '--weight-decay', '0.3',
-        '--smoothing', '0.25', '--drop', '0.4', '--grad-checkpointing', '--clip-grad', '0.01', '--clip-mode', 'value'), CPU, 2)
+        '--smoothing', '0.25', '--drop', '0.4', '--grad-checkpointing', '--clip-grad', '0.01',
+        '--clip-mode', 'value'), CPU, 2)
     assert isinstance(step.optimizer, torch.optim.AdamW)
     group = max(step.optimizer.param_groups, key=lambda group: group['weight_decay'])
     assert (tuple(group['betas']), group['eps'], group['weight_decay']) == ((0.5, 0.6), 0.1, 0.3)

@@ -4,6 +4,7 @@ import argparse
 import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -33,43 +34,35 @@ class Gated(nn.Module):
         self.layer, self.gate, self.dim = layer, get_gate(gate)(out_channels(layer)), channel_dim(layer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.layer(x)
-        if y.ndim == 4 and self.dim == 1:
-            return self.gate(y)
-        maps = y.movedim(self.dim, 1)  # tokens as a map that is one pixel wide
-        return self.gate(maps.flatten(2).unsqueeze(-1)).view(maps.shape).movedim(1, self.dim)
+        y = self.layer(x).movedim(self.dim, 1)
+        maps = y if y.ndim == 4 else y.flatten(2).unsqueeze(-1)  # tokens as a map that is one pixel wide
+        return self.gate(maps).view(y.shape).movedim(1, self.dim)
 
 
 def columns_of(args: argparse.Namespace, model: nn.Module, form: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
     """Networks as trained and in their inference form, by name: plain, with attention, and what a run trained, last.
 
     The gate of the attention is that of the model. It is in the blocks where the registry has such a network, else at
-    the sites of ASR.
+    the sites of ASR. A network that the options of the run do not make is left out.
     """
     own, variant = title_of(args), variant_of(args.model)
     plain = variant.without('gate', 'asr', 'dia') if variant else args.model
     gate = args.asr or (variant and (variant.asr or variant.gate))
     gated = replace(variant, gate=gate, asr='', dia='').name if variant else f'{plain}_{gate}'
-    others = {} if plain == own else {plain: beside(plain, args)}
-    if gate in list_gates() and gated != own:
-        sites = [name for name, module in model.named_modules() if isinstance(module, ASR)]
-        others[gated] = beside(gated, args) if variant_of(gated) else beside(plain, args, gate, sites)
-    device = next(model.parameters()).device
-    return {name: (other.to(device), reparameterize(copy.deepcopy(other)).to(device))
-            for name, other in others.items() if other is not None} | {own: (model, form)}
-
-
-def beside(name: str, args: argparse.Namespace, gate: str = '', sites: Sequence[str] = ()) -> nn.Module | None:
-    """Another network by the options of a run, with a gate at some sites; None where the options do not make one."""
     kwargs = {key: value for key, value in args.model_kwargs.items() if not key.startswith(('asr', 'rd_ratio'))}
-    try:
-        model = build_model(argparse.Namespace(**{**vars(args), 'model': name, 'asr': None, 'model_kwargs': kwargs}),
-                            weights=False)
-    except BadInput:
-        return None
-    for site in sites:
-        model.set_submodule(site, Gated(model.get_submodule(site), gate))
-    return model.eval()
+    columns = {}
+    for name in dict.fromkeys((plain, gated) if gate in list_gates() else (plain,)):
+        if name == own:
+            continue
+        named = name == plain or variant_of(name)
+        same = {**vars(args), 'model': name if named else plain, 'asr': None, 'model_kwargs': kwargs}
+        with suppress(BadInput):
+            other = build_model(argparse.Namespace(**same), weights=False)
+            for site in [] if named else [key for key, module in model.named_modules() if isinstance(module, ASR)]:
+                other.set_submodule(site, Gated(other.get_submodule(site), gate))
+            other.eval().to(next(model.parameters()).device)
+            columns[name] = (other, reparameterize(copy.deepcopy(other)))
+    return {**columns, own: (model, form)}
 
 
 def structure(model: nn.Module) -> tuple:
