@@ -36,7 +36,7 @@ def test_every_recipe_is_read_and_names_a_model_and_its_source(name):
 
 @pytest.mark.parametrize('detector', ['fasterrcnn', 'maskrcnn', 'retinanet'])
 def test_every_recipe_of_detection_is_read_and_its_rows_have_names(detector):
-    args = detect.parse_args(['--config', f'coco_{detector}', '--data-dir', 'coco'])
+    args = parse(detect.OPTIONS, {}, ['--config', f'coco_{detector}', '--data-dir', 'coco'])
     assert (args.detector, args.epochs, args.decay_milestones, args.lr) == (detector, 12, [8, 11], None)
     assert args.lr_base == (0.01 if detector == 'retinanet' else 0.02)
     rows = set(re.findall(r'`(resnet50\w*)`', (FOLDER.parents[1] / 'docs' / 'downstream.md').read_text()))

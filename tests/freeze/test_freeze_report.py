@@ -71,7 +71,7 @@ X = torch.zeros(2, 3, 16, 16)
     ('resnet20_dia_se', [X], {}, ValueError,
      "'layer1.0.unit' (a SharedGate) is none, since the blocks of a stage share"),
     ('resnet20_se', [], {}, ValueError, 'The loader gives no images.'),
-    ('resnet20_se', [X[:, :1]], {}, ValueError, "cannot take the loader's images, (2, 1, 16, 16): "),
+    ('resnet20_se', [X[:, :1]], {}, RuntimeError, 'to have 3 channels, but got 1'),
     ('resnet20_se', iter([X]), {}, TypeError, 'The loader is a list_iterator, and the images are read several times'),
     ('resnet20_se', [{'image': X}], {}, TypeError, 'The loader gives batches of type dict'),
     ('resnet20_se', [X], {'threshold': -1}, ValueError, 'threshold is -1; it is a standard deviation, 0 or more.'),

@@ -64,22 +64,6 @@ class Images:
         """Images alone."""
         return (images for images, _ in self.batches(what))
 
-    def first(self, model: nn.Module, count: int) -> Any:
-        """The first few images, after a look at whether the model, in eval mode, takes them.
-
-        Raises:
-            ValueError: It does not.
-        """
-        images = next(self.inputs('first images'))[:count]
-        try:
-            with torch.no_grad():
-                model(images)
-        except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            shape = tuple(images.shape) if isinstance(images, torch.Tensor) else [tuple(x.shape) for x in images]
-            text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"This {type(model).__name__} cannot take the loader's images, {shape}: {text}") from None
-        return images
-
     def _parts(self, batch: Any) -> tuple[Any, torch.Tensor | None]:
         images, labels, *_ = (*batch, None) if isinstance(batch, list | tuple) and batch else (batch, None)
         if not (isinstance(labels, torch.Tensor) and labels.ndim == 1 and not labels.is_floating_point()):

@@ -73,15 +73,14 @@ def measure_stripes(
         keep: Images whose values are kept one by one, for the heat maps. Memory does not grow with the others.
 
     Raises:
-        ValueError: The model weighs no channels, or the images do not fit it or are not finite.
+        ValueError: The model weighs no channels, or the images are not finite.
         TypeError: The loader is an iterator, or gives no images.
     """
     model = unwrap_model(model)
     images = Images(loader, model, samples, progress)
     training = {module: module.training for module in model.modules()}
     try:
-        images.first(model.eval(), 2)
-        found = measure_gates(model, images.inputs('measuring gates'), keep=keep)
+        found = measure_gates(model.eval(), images.inputs('measuring gates'), keep=keep)
     finally:
         for module, mode in training.items():
             module.training = mode

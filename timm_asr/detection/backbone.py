@@ -62,24 +62,23 @@ class TimmPyramid(nn.Module):
 def make_body(name: str, pretrained: bool = False, checkpoint: str | os.PathLike = '', asr: str | None = None,
               frozen_bn: bool = False, **kwargs: Any) -> nn.Module:
     """A timm network by name that puts out its features; options and errors are those of :func:`create_detector`."""
-    state = _read_state(Path(checkpoint)) if checkpoint else {}
-    trained = any(key.endswith('.vectors.0.psi') for key in state)
+    body = create_model(name, pretrained=pretrained and not checkpoint, asr=asr, features_only=True, **kwargs)
     if checkpoint:
-        body = create_model(name, asr=asr, features_only=True, **{**kwargs, 'preserve': False})
+        state = _read_state(Path(checkpoint))
+        trained = any(key.endswith('.vectors.0.psi') for key in state)
         if trained and not has_asr(body):
             raise ValueError(
                 f"The checkpoint {checkpoint} has ASR, and '{name}' by its name has none: name its gate, e.g. "
                 "asr='se', or export it (python -m timm_asr export) and give model.safetensors of that folder.")
         complaint = f"The checkpoint {checkpoint} is not one of '{name}'{' with this ASR' if asr and trained else ''}"
         found = _found(body, state, bool(asr) and not trained, complaint)
-        if asr and trained:
+        if not asr or trained:
             body.load_state_dict(found)
-            return freeze_batch_norm_2d(body) if frozen_bn else body
-        # timm loads it before it takes the network apart and ASR is attached.
-        pretrained, kwargs = True, {**kwargs, 'pretrained_cfg_overlay': {'state_dict': state}}
-    body = create_model(name, pretrained=pretrained, asr=asr, features_only=True, **kwargs)
-    for part in body.modules():  # timm keeps what it loaded from
-        (getattr(part, 'pretrained_cfg', None) or {}).pop('state_dict', None)
+        else:  # timm loads it before it takes the network apart and ASR is attached
+            body = create_model(name, pretrained=True, asr=asr, features_only=True,
+                                **{**kwargs, 'pretrained_cfg_overlay': {'state_dict': state}})
+            for part in body.modules():  # timm keeps what it loaded from
+                (getattr(part, 'pretrained_cfg', None) or {}).pop('state_dict', None)
     return freeze_batch_norm_2d(body) if frozen_bn else body
 
 

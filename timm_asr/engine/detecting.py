@@ -162,10 +162,9 @@ class DetectionRun(Run):
         return 0
 
 
-def main(args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-asr detect',
-         option_names: Sequence[str] = ()) -> int:
+def detect(args: argparse.Namespace, argv: Sequence[str], prog: str, option_names: tuple[str, ...]) -> int:
     """Train as the options say; returns the exit status. ``option_names`` are those of detection, for ``args.yaml``."""
     setup_logging(os.environ.get('RANK', '0') == '0')
     job = DetectionRun(args, argv, prog)
-    job.option_names = tuple(option_names)
+    job.option_names = option_names
     return carry_out(job)

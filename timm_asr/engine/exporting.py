@@ -232,7 +232,7 @@ def freeze(args: argparse.Namespace, *_: Any) -> None:
             report = freeze_attention(
                 opened.source.model, opened.loader, threshold=args.threshold, recalibrate_bn=args.recalibrate_bn,
                 samples=args.samples, progress=not args.no_progress, eval_loader=held_out, thresholds=args.thresholds)
-    except (TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise BadInput(first_line(error)) from None
     print(f'\n{report}\n', flush=True)
     step('images', f'measured on {args.split}, compared on {args.eval_split or args.split}')

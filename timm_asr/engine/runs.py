@@ -13,8 +13,7 @@ from ..checkpoints.names import ARGS, SUMMARY
 from ..checkpoints.read import read_yaml
 from ..errors import BadInput
 from ..export.place import refuse_file
-from ..figures.speed import plot_speed
-from ..figures.training import plot_curves
+from ..figures.training import plot_curves, plot_speed
 from .reports import write_results
 from .summary import read_summary
 

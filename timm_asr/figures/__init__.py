@@ -5,8 +5,7 @@ The ending of ``path`` names the format of the image; ``title`` stands above the
 
 from .gates import plot_deviations, plot_differences, plot_frozen, plot_stripes
 from .looking import plot_feature_integration, plot_gradients, plot_looks
-from .speed import plot_speed
-from .training import plot_attention, plot_curve, plot_curves
+from .training import plot_attention, plot_curve, plot_curves, plot_speed
 
 __all__ = [
     'plot_attention', 'plot_curve', 'plot_curves', 'plot_deviations', 'plot_differences', 'plot_feature_integration',

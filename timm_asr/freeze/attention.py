@@ -72,9 +72,8 @@ def freeze_attention(
         The report: per gate its mean and deviation and what became of it, and how far logits and top-1 moved.
 
     Raises:
-        ValueError: No channel gate is inside, the model has its inference form, a number is out of range, the images
-            do not fit the model, or images or weights are not finite. The model is unchanged, as it is after any
-            other error.
+        ValueError: No channel gate is inside, the model has its inference form, a number is out of range, or images or
+            weights are not finite. The model is unchanged, as it is after any other error.
         TypeError: The loader can be read only once, or does not give images. The model is unchanged.
     """
     model = unwrap_model(model)
@@ -84,7 +83,7 @@ def freeze_attention(
     images = Images(loader, model, samples, progress)
     compared = images if eval_loader is None else Images(eval_loader, model, None, progress)
     before = copy.deepcopy(model).eval()  # the model itself changes at the very end, when nothing can fail any more
-    few = images.first(before, _CHECKED_IMAGES)
+    few = next(images.inputs('first images'))[:_CHECKED_IMAGES]
     gates = measure_gates(before, images.inputs('measuring gates'), names)
     measured, left = images.seen, other_attention(before)
     if not gates:

@@ -52,18 +52,12 @@ OPTIONS: list[Option] = [
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr detect') -> int:
     """Run the command; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    own = parse_args(argv, prog)
-    defaults = {option.key: option.start for option in train.OPTIONS}  # the engine reads them too
-    from .. import detecting
-    return detecting.main(argparse.Namespace(**defaults | vars(own)), argv, prog, list(vars(own)))
-
-
-def parse_args(argv: Sequence[str], prog: str = 'timm-asr detect') -> argparse.Namespace:
-    """The options of the command."""
     own = parse(OPTIONS, {}, argv, prog, __doc__)
     if not own.data_dir:
         raise BadInput("--data-dir is missing: a folder with train2017/, val2017/ and annotations/, as COCO has")
     for name in ('batch_size', 'epochs'):
         if getattr(own, name) < 1:
             raise BadInput(f'--{name.replace("_", "-")} must be at least 1, not {getattr(own, name)}')
-    return own
+    defaults = {option.key: option.start for option in train.OPTIONS}  # the engine reads them too
+    from .. import detecting
+    return detecting.detect(argparse.Namespace(**defaults | vars(own)), argv, prog, tuple(vars(own)))
