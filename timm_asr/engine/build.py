@@ -44,8 +44,6 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
     (with the nearest names), options that it does not take, or weights that do not fit it.
     """
     check_model(args)
-    if args.drop_connect is not None:
-        _logger.warning('--drop-connect is the old name of --drop-path.')
     keywords: dict[str, Any] = {
         'num_classes': args.num_classes, 'drop_rate': args.drop,
         'drop_path_rate': args.drop_connect if args.drop_path is None else args.drop_path,

@@ -30,7 +30,7 @@ class SaveFailed(Stopped):
 
 
 def _new_name_beside(path: Path) -> Path:
-    """A name for a temporary file, which nobody else takes: two processes never write into the same one."""
+    # Nobody else takes it: two processes never write into the same one.
     return path.with_name(f'.{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp')
 
 
@@ -45,10 +45,8 @@ def _reason(error: BaseException | None) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Make a file whole or not at all: ``write`` gets a new file beside ``path`` that is then renamed.
-
-    Raises:
-        SaveFailed: If the disk is full, read-only or the like; what was at ``path`` is still there.
+    """Make a file whole or not at all: ``write`` gets a new file beside ``path`` that is then renamed. ``SaveFailed``:
+    the disk is full, read-only or the like.
     """
     aside = _new_name_beside(path)
     try:
@@ -65,10 +63,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise SaveFailed(f'{path} could not be written ({_reason(error)})') from error
     with suppress(OSError):  # of a system that does not open folders
         folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        os.fsync(folder)
+        os.close(folder)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -112,7 +108,7 @@ class Saver:
         return path if path.exists() else self.last
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers that ``load_state_dict`` reads back."""
+        """What ``load_state_dict`` reads back."""
         return {'best_metric': self.best_metric, 'best_epoch': self.best_epoch, 'ranked': list(self.ranked)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -203,11 +199,8 @@ def remove_recoveries(folder: Path, but: Path | None = None) -> None:
 def find_checkpoint(folder: Path) -> Found | None:
     """The furthest checkpoint of a run folder, and its content; None if there is none.
 
-    A file that is no checkpoint (empty, cut off) is passed over.
-
-    Raises:
-        BadInput: One that may well be whole cannot be read, or is not what was written: going on from an older one
-            would overwrite it.
+    A file that is no checkpoint (empty, cut off) is passed over. ``BadInput``: one that may well be whole cannot be
+    read, or is not what was written: going on from an older one would overwrite it.
     """
     for path in checkpoints_in(folder):
         with suppress(NotACheckpoint):

@@ -35,9 +35,8 @@ def _note(number: int, frame: FrameType | None) -> None:
 def deferred_interrupts() -> Iterator[None]:
     """Inside, the first SIGINT or SIGTERM waits for the next batch of :func:`stoppable`; a second one does not.
 
-    Raises:
-        KeyboardInterrupt: After a signal, also in the place of a RuntimeError that came of it: the signal may reach
-            loading workers and other processes of the run as well.
+    A KeyboardInterrupt also takes the place of a RuntimeError that came of the signal, which may reach loading workers
+    and other processes of the run as well.
     """
     global _requested
     if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
@@ -58,11 +57,7 @@ def deferred_interrupts() -> Iterator[None]:
 
 
 def stoppable(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches, as long as nobody asked the run to stop.
-
-    Raises:
-        KeyboardInterrupt: Before the next batch, after a signal inside :func:`deferred_interrupts`.
-    """
+    """The batches, until a signal inside :func:`deferred_interrupts`; then KeyboardInterrupt before the next one."""
     for batch in batches:
         if _requested:
             raise KeyboardInterrupt

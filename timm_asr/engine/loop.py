@@ -1,10 +1,10 @@
-"""One epoch of training."""
+"""One epoch of training, and the state of a run as a checkpoint holds it."""
 
 import argparse
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +15,21 @@ import torch.distributed as dist
 from timm.utils import NativeScaler, dispatch_clip_grad
 from torchvision.utils import save_image
 
-from ..errors import Stopped
+from ..checkpoints.open import trained_as
+from ..checkpoints.provenance import made_by
+from ..checkpoints.read import first_line
+from ..checkpoints.weights import load_weights, state_dict_of
+from ..errors import BadInput, Stopped
 from .build import Task
+from .checkpoint import Found
 from .device import synchronize
 from .interrupt import stoppable
-from .loaders import Loaders
+from .loaders import Loaders, label_names
+from .options import plain_options
 from .progress import Progress
 
+#: The state of PyTorch's plateau schedule.
+_PLATEAU = {'best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch'}
 
 @dataclass
 class Training:
@@ -128,14 +136,11 @@ def _update(training: Training, loss: torch.Tensor, need_update: bool) -> None:
 
 
 def train_one_epoch(training: Training, epoch: int, progress: Progress) -> 'OrderedDict[str, float]':
-    """Train for one epoch, counted from 0.
+    """Train for one epoch, counted from 0; ``Stopped`` if the loss becomes NaN or infinite.
 
     Returns:
         ``loss`` (mean over the images of all processes), ``images_per_second`` of all processes, and ``waiting``
         (share of the time of this one spent waiting for data, 0 to 1).
-
-    Raises:
-        Stopped: If the loss becomes NaN or infinite.
     """
     args, task, device, loaders = training.args, training.task, training.device, training.loaders
     if loaders.mixer is not None and 0 < args.mixup_off_epoch <= epoch and loaders.mixer.mixup_enabled:
@@ -184,19 +189,89 @@ def _after_update(training: Training, meter: _Meter, epoch: int, index: int, las
     task.update_ema(step=done)
     if args.synchronize_step:
         synchronize(training.device)
+    progress.bar.update()
     if update % args.log_interval == 0 or last:
         average, rates = meter.average(epoch), meter.rates(args.world_size)
-        speed, data = f'{rates["images_per_second"]:.1f} images/s', f'{100 * rates["waiting"]:.0f} %'
-        progress.step(epoch, loss=f'{average:.3g}', lr=f'{training.learning_rate:.2e}', speed=speed, data=data)
-        progress.line(f'epoch {epoch} step {update + 1:>4}/{updates}  loss {meter.last:.4g} (mean {average:.4g})  '
-                      f'lr {training.learning_rate:.3e}  {speed}  data loading {data}')
+        text = (f'loss {meter.last:.4g} (mean {average:.4g})  lr {training.learning_rate:.3e}  '
+                f'{rates["images_per_second"]:.1f} images/s  data loading {100 * rates["waiting"]:.0f} %')
+        progress.bar.set_description(f'epoch {epoch}', refresh=False)
+        progress.bar.set_postfix_str(text, refresh=False)
+        progress.line(f'epoch {epoch} step {update + 1:>4}/{updates}  {text}')
         if training.save_images is not None:
             save_image(images, training.save_images / f'train-batch-{index}.jpg', padding=0, normalize=True)
-    else:
-        progress.step(epoch)
     if args.recovery_interval and (update + 1) % args.recovery_interval == 0:
         meter.average(epoch)  # which stops before a state that is not finite is written
         if training.save_recovery is not None:
             training.save_recovery(epoch, update)
     if training.scheduler is not None:
         training.scheduler.step_update(num_updates=done, metric=meter.loss / max(meter.images, 1))
+
+
+def capture(training: Training) -> dict[str, Any]:
+    """Everything a checkpoint holds about a run but its place in it.
+
+    Random numbers need no state: each epoch starts from a seed made of ``--seed``, the epoch and the process.
+    """
+    task, scheduler = training.task, training.scheduler
+    state: dict[str, Any] = {
+        'arch': training.args.model, 'args': plain_options(training.args), 'made_by': made_by(),
+        'label_names': label_names(training.loaders.train.dataset, training.args.num_classes),
+        'optimizer': training.optimizer.state_dict(),
+        **task.get_checkpoint_state(), **task.get_checkpoint_state(ema=True)}
+    if training.scaler is not None:
+        state[training.scaler.state_dict_key] = training.scaler.state_dict()
+    if (ema := task.get_trainable_module(ema=True)) is not None:
+        state['ema_generator'] = ema._sr_generator.get_state()
+    if (plateau := getattr(scheduler, 'lr_scheduler', None)) is not None:  # the others are functions of the epoch
+        state['plateau'] = {'restore_lr': scheduler.restore_lr,
+                            **{key: getattr(plateau, key) for key in sorted(_PLATEAU)}}
+    return state
+
+
+def restore(training: Training, found: Found) -> None:
+    """Load model, EMA, optimizer and scaler; ``BadInput`` where the checkpoint is not one of such a run."""
+    path, content = found
+    args, ema, scaler = training.args, training.task.get_trainable_module(ema=True), training.scaler
+    if any(content.get(key) is None for key in ('state_dict', 'optimizer', 'epoch')):
+        raise BadInput(f'--resume {path}: not a training checkpoint; load weights alone by --initial-checkpoint')
+    if content.get('arch') != args.model:
+        raise BadInput(f'--resume {path}: it is a checkpoint of {content.get("arch")}, not of {args.model}')
+    had, asked = (f'with --asr {gate}' if gate else 'without --asr'
+                  for gate in (trained_as(content).get('asr'), args.asr))
+    if had != asked:
+        raise BadInput(f'--resume {path}: it was trained {had}, not {asked}')
+    load_weights(training.task.get_trainable_module(), path, state_dict_of(content, path=path), args.model)
+    if ema is not None:
+        load_weights(ema.module, path, state_dict_of(content, use_ema='state_dict_ema' in content, path=path),
+                     args.model)
+        if 'ema_generator' in content:
+            ema._sr_generator.set_state(content['ema_generator'].cpu())
+    if args.no_resume_opt:
+        return
+    try:
+        training.optimizer.load_state_dict(content['optimizer'])
+    except Exception as error:  # whatever an optimizer says to a state that is not its own
+        raise BadInput(f'--resume {path}: its optimizer does not fit --opt {args.opt} ({first_line(error)}); '
+                       'use --no-resume-opt to go on without it') from None
+    if scaler is not None and scaler.state_dict_key in content:
+        scaler.load_state_dict(content[scaler.state_dict_key])
+
+
+def place_schedule(training: Training, content: Mapping[str, Any], start_epoch: int) -> None:
+    """Bring the learning rate to where it is at the start of an epoch."""
+    scheduler = training.scheduler
+    if scheduler is None or start_epoch == 0:
+        return
+    plateau = getattr(scheduler, 'lr_scheduler', None)
+    if plateau is None and training.args.sched_on_updates:
+        scheduler.step_update(start_epoch * training.updates_per_epoch)
+    elif plateau is None:
+        scheduler.step(start_epoch)
+    elif 'plateau' in content and not training.args.no_resume_opt:
+        state = content['plateau']
+        scheduler.restore_lr = state.get('restore_lr')
+        for key in _PLATEAU & state.keys():
+            setattr(plateau, key, state[key])
+        # timm's constructor set the warm-up rate; the optimizer's own state has the true one.
+        for group, saved in zip(training.optimizer.param_groups, content['optimizer']['param_groups'], strict=True):
+            group['lr'] = saved['lr']

@@ -21,12 +21,10 @@ _FIXED = ('Resize', 'CenterCrop', 'MaybePILToTensor')
 
 
 def in_memory(loader: Any, shape: tuple[int, int, int], training: bool, seed: int) -> 'MemoryLoader | None':
-    """A loader from memory that gives what this one gives, in distribution; ``shape`` is (C, H, W). Training
-    shuffles and augments.
+    """A loader from memory that gives what this one gives, in distribution; ``shape`` is (C, H, W).
 
-    Returns:
-        None where that is not possible: for larger images or more of them (``LARGEST``), images of other shapes, and
-        any augmentation but ``RandomCrop`` with padding and ``RandomHorizontalFlip``.
+    None where that is not possible: for larger images or more of them (``LARGEST``), images of other shapes, and any
+    augmentation but ``RandomCrop`` with padding and ``RandomHorizontalFlip``.
     """
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset) or getattr(loader, 'random_erasing', None) is not None:

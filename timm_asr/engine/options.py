@@ -49,13 +49,8 @@ class _Pairs(argparse.Action):
 
 @dataclass(frozen=True)
 class Option:
-    """One flag.
-
-    Args:
-        name: Long name with its dashes (``--batch-size``), or a bare name for a positional argument.
-        keywords: Those of ``add_argument``: ``default`` and ``help``, ``type``, ``nargs``, ``choices``, ...
-        aliases: Other spellings (``-b``).
-        group: Heading under which ``--help`` lists it.
+    """One flag: its long name with the dashes (a bare one for a positional argument), the keywords of ``add_argument``,
+    other spellings (``-b``), and the heading under which ``--help`` lists it.
     """
 
     name: str
@@ -190,8 +185,6 @@ def parse(options: Sequence[Option], refused: Mapping[str, str] | None = None, a
         options: What the script takes; ``--config`` and ``--print-config`` are added.
         refused: Names left out on purpose (``--name``, ``--names-*``), each with the sentence that says why.
         argv: The line without the program's name; that of the process if None.
-        prog: Name of the program in messages.
-        description: First lines of ``--help``.
         print_config: Obey ``--print-config`` here; if False, the script does it once more is resolved.
 
     Raises:

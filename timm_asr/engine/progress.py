@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from typing import Any
 
 from tqdm import tqdm
 
@@ -31,26 +30,16 @@ class Progress:
     """Progress over ``total`` updates: a bar if stderr is a terminal; otherwise every ``line`` is logged."""
 
     def __init__(self, total: int, done: int = 0, bar: bool = True) -> None:
-        self.bar = None
-        if bar and sys.stderr.isatty():
-            self.bar = tqdm(total=total, initial=done, unit='step', dynamic_ncols=True, smoothing=0.05)
+        self.bar = tqdm(total=total, initial=done, unit='step', dynamic_ncols=True, smoothing=0.05,
+                        disable=not (bar and sys.stderr.isatty()))
 
     def __enter__(self) -> 'Progress':
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def step(self, epoch: int, **values: Any) -> None:
-        """One update is done; the values go beside the bar when they are given."""
-        if self.bar is not None:
-            self.bar.update()
-            if values:
-                self.bar.set_description(f'epoch {epoch}', refresh=False)
-                self.bar.set_postfix_str(', '.join(f'{name} {value}' for name, value in values.items()), refresh=False)
+        self.bar.close()
 
     def line(self, text: str, always: bool = False) -> None:
         """Log a line; while a bar is shown, only those that are meant for it too."""
-        if always or self.bar is None:
+        if always or self.bar.disable:
             _logger.info(text)

@@ -30,11 +30,10 @@ from .evaluate import evaluate
 from .export import export_run
 from .interrupt import deferred_interrupts
 from .loaders import make_eval_loader, make_loaders, open_datasets
-from .loop import Training, train_one_epoch
+from .loop import Training, capture, place_schedule, restore, train_one_epoch
 from .options import as_yaml
 from .prepare import DTYPES, autocast, check_backend, check_noise, fast_matmul
 from .progress import Progress, setup_logging
-from .resume import capture, place_schedule, restore
 from .run_folder import locate
 from .seeding import start_epoch
 from .summary import add_summary, plot_run, start_wandb
@@ -150,7 +149,8 @@ class Run:
     def _open_folder(self, found: Found | None, first: int) -> None:
         args, training, saver = self.args, self.training, self.saver
         try:
-            write_atomically(self.folder / ARGS, lambda file: file.write(as_yaml(self.options()).encode()))
+            text = as_yaml({name: getattr(args, name) for name in self.option_names})
+            write_atomically(self.folder / ARGS, lambda file: file.write(text.encode()))
         except SaveFailed as error:
             raise BadInput(str(error)) from None
         _logger.info(f'Results go to {self.folder}')
@@ -166,9 +166,6 @@ class Run:
             training.save_images = self.folder
         if args.recovery_interval:
             training.save_recovery = lambda epoch, update: saver.save_recovery(capture(training), epoch, update)
-
-    def options(self) -> dict[str, Any]:
-        return {name: getattr(self.args, name) for name in self.option_names}
 
     def validate(self, progress: Progress) -> 'OrderedDict[str, float] | None':
         """The metrics of an epoch, by the names that they have in ``summary.csv`` after ``eval_``: of the raw model, or
@@ -285,10 +282,8 @@ def main(args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-a
 
 
 def carry_out(job: Run) -> int:
-    """Train, or go on training, and fold; returns the exit status: 0, or 130 after a signal.
-
-    Raises:
-        Stopped: If training cannot go on, or the folded model must not be written.
+    """Train, or go on training, and fold; returns the exit status: 0, or 130 after a signal. ``Stopped`` if training
+    cannot go on, or the folded model must not be written.
     """
     first, epochs = job.prepare()
     try:

@@ -24,8 +24,9 @@ from ..errors import BadInput, nearest
 
 TABLES = Path(__file__).resolve().parent / 'tables'
 _KEYS = ('name', 'base', 'arms', 'seeds', 'baseline', 'note', 'halving')
-#: Options that count epochs; a budget scales them.
-_EPOCHS = ('epochs', 'warmup_epochs', 'cooldown_epochs', 'decay_epochs', 'decay_milestones', 'patience_epochs')
+#: Options that count epochs, which a budget scales, and the least of each.
+_EPOCHS = {'epochs': 1, 'warmup_epochs': 0, 'cooldown_epochs': 0, 'decay_epochs': 0, 'decay_milestones': 1,
+           'patience_epochs': 1}
 #: What every run has unless the plan says otherwise: only its last epoch is measured.
 QUIET = {'val_interval': 10 ** 6, 'log_interval': 10 ** 6, 'no_fuse': True, 'no_progress': True}
 
@@ -87,11 +88,7 @@ def list_tables() -> list[str]:
 
 
 def find_plan(name: str) -> Path:
-    """The file of a plan: an existing one, or one of the papers' tables by its name.
-
-    Raises:
-        BadInput: There is neither.
-    """
+    """The file of a plan: an existing one, or one of the papers' tables by its name; else ``BadInput``."""
     for path in (Path(name), TABLES / f'{name.removesuffix(".yaml")}.yaml'):
         if path.is_file():
             return path
@@ -113,30 +110,19 @@ def _merge(*parts: Mapping[str, Any]) -> dict[str, Any]:
 def scale_epochs(options: dict[str, Any], factor: float) -> dict[str, Any]:
     """The options of a run with fewer epochs, its schedule in proportion."""
     found = dict(options)
-    for key in found.keys() & set(_EPOCHS):
-        least = int(key in ('epochs', 'decay_milestones', 'patience_epochs'))
-        many = isinstance(found[key], list)
-        scaled = [max(least, round(value * factor)) for value in (found[key] if many else [found[key]])]
-        found[key] = scaled if many else scaled[0]
+    for key in found.keys() & _EPOCHS.keys():
+        if isinstance(found[key], list):
+            found[key] = [max(_EPOCHS[key], round(value * factor)) for value in found[key]]
+        else:
+            found[key] = max(_EPOCHS[key], round(found[key] * factor))
     return found
 
 
-def _scaled(options: dict[str, Any], budget: float) -> dict[str, Any]:
-    """The options of a run that costs less."""
-    if budget == 1:
-        return options
-    images = options.get('train_images') or 1
-    return {**scale_epochs(options, budget), 'train_images': round(images * budget) if images > 1 else budget}
-
-
 def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) -> Plan:
-    """Read a plan and check its shape; what its options are worth, ``train.py`` says.
+    """Read a plan and check its shape, ``BadInput`` if it is wrong; what its options are worth, ``train.py`` says.
 
     ``budget`` (above 0, at most 1) scales epochs, training images and seeds; the other arms are compared with
     ``versus``.
-
-    Raises:
-        BadInput: In one sentence, what is wrong with it.
     """
     if not 0 < budget <= 1:
         raise BadInput(f'--budget {budget:g}: expected a factor above 0 and at most 1')
@@ -163,7 +149,11 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
         below = read_yaml(find_recipe(str(recipe))) if recipe else {}
         options = _merge(below, base, {k: v for k, v in own.items() if k not in ('versus', 'reported')})
         options.pop('config', None)
-        found.append(Arm(name, _scaled(options, budget), '' if name == against else against, own.get('reported')))
+        if budget != 1:
+            images = options.get('train_images') or 1
+            options = scale_epochs(options, budget)
+            options['train_images'] = round(images * budget) if images > 1 else budget
+        found.append(Arm(name, options, '' if name == against else against, own.get('reported')))
     rounds, keep = _halving(path, content['halving'], found) if content.get('halving') else ((), 0.5)
     plan = Plan(str(content.get('name', Path(path).stem)), tuple(found),
                 tuple(dict.fromkeys(seeds))[:max(1, math.ceil(len(seeds) * budget))], baseline,
