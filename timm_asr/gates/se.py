@@ -116,6 +116,6 @@ class _SqueezeExcite(torch.autograd.Function):
         of_x, of_v = factors(grad, x, v4) if contiguous else (grad, (grad * x).sum((2, 3)))
         of_z = torch.ops.aten.sigmoid_backward(of_v.flatten(1), v)
         of_h = torch.ops.aten.threshold_backward(of_z @ w2.flatten(1), h, 0)
-        of_u = (of_h @ w1.flatten(1))[:, :, None, None]
-        of_x = of_x.add_(of_u, alpha=1 / pixels) if contiguous else torch.addcmul(of_u / pixels, grad, v4)
+        of_u = torch.addmm(u, of_h, w1.flatten(1), beta=0, alpha=1 / pixels)[:, :, None, None]
+        of_x = of_x.add_(of_u) if contiguous else torch.addcmul(of_u, grad, v4)
         return of_x, (of_h.t() @ u).view_as(w1), of_h.sum(0), (of_z.t() @ h).view_as(w2), of_z.sum(0)
