@@ -1,6 +1,7 @@
 """Data sets in COCO's format."""
 
 import contextlib
+import copy
 import importlib.util
 import io
 import os
@@ -48,7 +49,6 @@ class CocoSet(Dataset):
             with contextlib.redirect_stdout(io.StringIO()):
                 plain = CocoDetection(str(images), str(annotations))
             for annotation in plain.coco.dataset['annotations']:
-                annotation.setdefault('iscrowd', 0)  # some files leave it out, and torchvision reads it
                 for key, note in _NEEDED.items():
                     if not annotation.get(key) and (masks or key != 'segmentation'):
                         raise ValueError(f"its annotation {annotation['id']} has no '{key}'{note}")
@@ -56,9 +56,13 @@ class CocoSet(Dataset):
             reason = f'there is no {error}' if isinstance(error, KeyError) else error
             raise ValueError(f"{annotations} is not in COCO's format: {reason}.") from None
         self.masks, self.coco = masks, plain.coco
+        plain.coco = copy.copy(plain.coco)  # the truth to evaluate against has all of them
+        plain.coco.imgToAnns = {
+            image: [one for one in found if not one.get('iscrowd') and min(one['bbox'][2:]) > 0]
+            for image, found in plain.coco.imgToAnns.items()}
         self.transforms = transforms or v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
-        keys = {'image_id', 'boxes', 'labels', 'iscrowd'} | ({'masks'} if masks else set())
-        self.dataset = wrap_dataset_for_transforms_v2(plain, target_keys=keys)
+        self.dataset = wrap_dataset_for_transforms_v2(
+            plain, target_keys={'image_id', 'boxes', 'labels', *(['masks'] if masks else [])})
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -72,22 +76,10 @@ class CocoSet(Dataset):
             if self.masks:
                 target['masks'] = tv_tensors.Mask(torch.zeros(0, *size, dtype=torch.uint8))
         target['boxes'] = tv_tensors.wrap(target['boxes'].float(), like=target['boxes'])
-        # Transforms drop objects from tensors alone, so what they are not to see goes before.
-        crowd = torch.tensor(target.pop('iscrowd', []), dtype=torch.bool)
-        image, target = self.transforms(image, _objects(target, _with_area(target['boxes']) & ~crowd))
-        target = _objects(target, _with_area(target['boxes']))
-        return image, {key: value.as_subclass(torch.Tensor) if isinstance(value, torch.Tensor) else value
+        image, target = self.transforms(image, target)
+        left = (target['boxes'][:, 2:] > target['boxes'][:, :2]).all(1)
+        return image, {key: value.as_subclass(torch.Tensor)[left] if isinstance(value, torch.Tensor) else value
                        for key, value in target.items()}
-
-
-def _with_area(boxes: torch.Tensor) -> torch.Tensor:
-    return (boxes[:, 2:] > boxes[:, :2]).all(1)
-
-
-def _objects(target: dict[str, Any], chosen: torch.Tensor) -> dict[str, Any]:
-    """The target of some of its objects."""
-    return {key: tv_tensors.wrap(value[chosen], like=value) if key in ('boxes', 'labels', 'masks') else value
-            for key, value in target.items()}
 
 
 def collate(batch: Sequence[tuple[torch.Tensor, dict[str, Any]]]) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:

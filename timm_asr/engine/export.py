@@ -3,7 +3,6 @@
 import argparse
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,62 +43,40 @@ def compare(model: nn.Module, others: Sequence[nn.Module], loader: Iterable, dev
     return found
 
 
-@dataclass
-class Forms:
-    """A trained network, its folded one (without ASR: what an export writes) and its inference form, with their logits
-    compared. Where nothing is left to fold or to simplify, they are the same object.
-    """
+def compare_forms(model: nn.Module, facts: Mapping[str, Any], loader: Iterable, device: torch.device,
+                  what: str) -> tuple[dict[str, Any], nn.Module]:
+    """The content of ``metrics.json`` for a trained network, after all its forms have seen all images of a loader; and
+    its inference form.
 
-    model: nn.Module
-    folded: nn.Module
-    inference: nn.Module
-    to_folded: Comparison
-    to_inference: Comparison
-
-    def figures(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """The content of ``metrics.json``: figures of the trained network, ``_folded`` for the one in the folder, and
-        ``_inference`` for the inference form, where that is another; ``facts`` are those of the checkpoint.
-        """
-        found = {
-            'model': facts.get('model'), 'plain': plain_architecture(facts.get('model') or ''),
-            **({'asr': facts['asr']['asr']} if facts.get('asr') else {}),
-            **{key: facts.get(key) for key in ('dataset', 'epoch', 'weights')}, 'was_asr': has_asr(self.model),
-            'images': self.to_folded.images, **_figures('', self.model, self.to_folded, 0),
-            **_figures('_folded', self.folded, self.to_folded, 1), **_differences('', self.to_folded)}
-        if self.inference is not self.folded:
-            found |= _figures('_inference', self.inference, self.to_inference, 1)
-            found |= _differences('_inference', self.to_inference)
-        return found
-
-
-def _figures(end: str, model: nn.Module, found: Comparison, which: int) -> dict[str, Any]:
-    top1, top5 = found.top1 or (None, None), found.top5 or (None, None)
-    return {f'top1{end}': top1[which], f'top5{end}': top5[which], f'parameters{end}': count_parameters(model)}
-
-
-def _differences(end: str, found: Comparison) -> dict[str, float]:
-    return {f'logit_difference{end}': found.largest, f'logit_difference_relative{end}': found.relative}
-
-
-def compare_forms(model: nn.Module, loader: Iterable, device: torch.device, what: str) -> Forms:
-    """The folded network and the inference form of a model, after all have seen all images of a loader.
+    The keys of the folded network, which an export writes, end in ``_folded``, those of the inference form, where that
+    is another, in ``_inference``; ``facts`` are those of the checkpoint, which errors call ``what``.
 
     Raises:
-        Stopped: If logits differ beyond the contract; ``what`` is how it names the checkpoint.
+        Stopped: If logits differ beyond the contract.
     """
     folded = fold_asr(copy.deepcopy(model)) if has_asr(model) else model
     inference = reparameterize(copy.deepcopy(folded))
+    forms = [('_folded', 'folded network', folded), ('_inference', 'inference form', inference)]
     if [type(m) for m in inference.modules()] == [type(m) for m in folded.modules()]:
-        inference = folded  # nothing was left to merge or to simplify
-    others = list(dict.fromkeys((folded, inference)))
-    found = dict(zip(others, compare(model, others, loader, device), strict=True))
-    for other, name in ((folded, 'folded network'), (inference, 'inference form')):
-        one = found[other]
-        if not one.same:
+        forms, inference = forms[:1], folded  # nothing was left to merge or to simplify
+    compared = compare(model, [form for *_, form in forms], loader, device)
+    figures: dict[str, Any] = {
+        'model': facts.get('model'), 'plain': plain_architecture(facts.get('model') or ''),
+        **({'asr': facts['asr']['asr']} if facts.get('asr') else {}),
+        **{key: facts.get(key) for key in ('dataset', 'epoch', 'weights')}, 'was_asr': has_asr(model),
+        'images': compared[0].images}
+    for (end, name, form), found in zip(forms, compared, strict=True):
+        if not found.same:
             raise Stopped(
-                f'nothing is written: the logits of the {name} differ by {one.relative:.1e} of the largest (allowed '
-                f'{one.allowed:.0e}) and {one.flipped} of {one.images} predictions change; the checkpoint is {what}')
-    return Forms(model, folded, inference, found[folded], found[inference])
+                f'nothing is written: the logits of the {name} differ by {found.relative:.1e} of the largest (allowed '
+                f'{found.allowed:.0e}) and {found.flipped} of {found.images} predictions change; the checkpoint is '
+                f'{what}')
+        for after, (suffix, network) in enumerate((('', model), (end, form))):
+            figures |= {f'{key}{suffix}': (getattr(found, key) or (None, None))[after] for key in ('top1', 'top5')}
+            figures[f'parameters{suffix}'] = count_parameters(network)
+        suffix = end.removeprefix('_folded')
+        figures |= {f'logit_difference{suffix}': found.largest, f'logit_difference_relative{suffix}': found.relative}
+    return figures, inference
 
 
 def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_config: dict[str, Any], loader: Iterable,
@@ -119,9 +96,9 @@ def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_co
     source.model.float().eval().to(device)
     if args.channels_last:
         source.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    forms = compare_forms(source.model, loader, device, str(checkpoint))
-    metrics = {**forms.figures(source.facts), 'split': args.val_split, **_last_epoch(folder)}
-    columns = columns_of(args, forms.model, forms.inference)
+    figures, inference = compare_forms(source.model, source.facts, loader, device, str(checkpoint))
+    metrics = {**figures, 'split': args.val_split, **_last_epoch(folder)}
+    columns = columns_of(args, source.model, inference)
     batch = min(args.validation_batch_size or args.batch_size, 32)
     rows = metrics['side_by_side'] = measure(columns, (batch, *data_config['input_size']), device)
     own, plain = rows[title_of(args)], rows.get(metrics['plain'])

@@ -111,13 +111,12 @@ def _compare(opened: _Opened) -> None:
     model = source.model.float().eval().to(device)
     facts = {**source.facts, 'dataset': dataset_name(vars(args))}
     shown = tqdm(opened.loader, 'compare', unit='batch', disable=args.no_progress or not sys.stderr.isatty())
-    forms = compare_forms(model, shown, device, args.checkpoint)
-    found = forms.to_folded
-    source.metrics = {**forms.figures(facts), 'split': args.split}
+    figures, _ = compare_forms(model, facts, shown, device, args.checkpoint)
+    source.metrics = {**figures, 'split': args.split}
     source.facts.setdefault('dataset', facts['dataset'])
-    before, after = found.top1 or (0.0, 0.0)
-    step('compare', f'top-1 on {found.images} images {before:.2f} % before and {after:.2f} % after; logits differ by '
-                    f'{found.relative:.1g} of the largest')
+    before, after = (figures[key] or 0.0 for key in ('top1', 'top1_folded'))
+    step('compare', f'top-1 on {figures["images"]} images {before:.2f} % before and {after:.2f} % after; logits '
+                    f'differ by {figures["logit_difference_relative"]:.1g} of the largest')
 
 
 def _calibration(opened: _Opened) -> tuple[Iterable, str]:
