@@ -22,7 +22,7 @@ import timm_asr  # noqa: F401 - registers the models
 from timm_asr.checkpoints.open import open_source
 from timm_asr.checkpoints.provenance import file_sha256, public_arguments, versions
 from timm_asr.errors import BadInput, run_main
-from timm_asr.export.folded import state_of
+from timm_asr.export.save import state_of
 from timm_asr.models.pretrained import FOLDER
 
 _FACTS = ('model', 'package_version', 'timm_version', 'torch_version', 'git_commit', 'recipe', 'seed', 'dataset',

@@ -5,8 +5,8 @@ from .asr.attach import attach_asr
 from .asr.fold import fold_asr, has_asr
 from .export.graph import export_onnx, export_program
 from .export.int8 import quantize_onnx
-from .export.load import list_published, load_trainable
 from .export.push import push_to_hub
+from .export.remote import list_published, load_trainable
 from .export.save import save_fused
 from .freeze import freeze_attention
 from .gates.gate import ChannelGate

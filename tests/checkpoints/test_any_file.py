@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import timm_asr
-from timm_asr.checkpoints.open import open_source
-from timm_asr.checkpoints.trainable import create_trainable
+from timm_asr.checkpoints.open import create_trainable, open_source
 from timm_asr.errors import BadInput, Stopped
 
 PLAIN = st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=8)

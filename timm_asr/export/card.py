@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..checkpoints.names import ARGS, ATTENTION, CONFIG, CURVE, KEY, TRAINABLE
 from ..checkpoints.open import read_metrics
 from ..checkpoints.provenance import as_yaml, public_arguments
-from ..checkpoints.read import is_regular, read_config
+from ..checkpoints.read import read_config
 from ..gates.table import get_gate, list_gates
 from ..models.registry import variant_of
 
@@ -42,14 +42,15 @@ def code_text(value: Any) -> str:
 def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_name: str | None = None) -> str:
     """The ``README.md`` for a folder of weights; arguments are those of :func:`timm_asr.push_to_hub`."""
     config = read_config(folder)
-    facts: dict[str, Any] = config.get(KEY) or {}
+    facts: dict[str, Any] = config[KEY]
     architecture, classes = config['architecture'], config.get('num_classes') or 0
     model = facts.get('model') or architecture
     folded = model != architecture or bool(facts.get('asr'))
     variant = variant_of(model)
     asr, gate, dia = (getattr(variant, part, '') for part in ('asr', 'gate', 'dia'))
     asr = str((facts.get('asr') or {}).get('asr') or '') or asr
-    metrics = read_metrics(folder) or _flat(facts.get('metrics') or {})
+    metrics = read_metrics(folder) or {}
+    listed = facts.get('files') or {}
     if 0 < classes <= 5:  # five of five are always right
         metrics = {key: value for key, value in metrics.items() if not key.startswith('top5')}
     dataset = dataset_name or metrics.get('dataset') or facts.get('dataset')
@@ -76,17 +77,10 @@ def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_n
         else None, speeds=speeds if len(speeds) > 1 else None,
         # Of a live model nothing is known of its training.
         trained_here=arguments or facts.get('recipe') is not None or facts.get('epoch') is not None,
-        arguments=as_yaml(arguments), args=ARGS if is_regular(folder / ARGS) else None,
+        arguments=as_yaml(arguments), args=ARGS if ARGS in listed else None,
         plots=[(title, file) for title, file in (('The attention', ATTENTION), ('Training curve', CURVE))
-               if is_regular(folder / file)])
+               if file in listed])
     return re.sub(r'\n{3,}', '\n\n', filled.content).rstrip() + '\n'
-
-
-def _flat(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``metrics.json`` would hold, from the summary of it in ``config.json``."""
-    after = {f'{key}_folded': value for key, value in (summary.get('after') or {}).items()}
-    rest = {key: summary[key] for key in ('images', 'logit_difference_relative') if key in summary}
-    return {**(summary.get('before') or {}), **after, **rest}
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = '---:') -> str:
@@ -126,7 +120,8 @@ def _head(repo_id: str, license: str | None, dataset: str | None, classes: int, 
 @lru_cache(maxsize=1)
 def bibliography() -> dict[str, str]:
     """The entries of ``papers.bib`` by their keys."""
-    return {key_of(entry): entry for entry in split_entries(_BIB.read_text(encoding='utf-8'))}
+    entries = split_entries(_BIB.read_text(encoding='utf-8'))
+    return {re.findall(r'{(\w+),', entry)[0]: entry for entry in entries}
 
 
 def split_entries(text: str) -> list[str]:
@@ -134,20 +129,9 @@ def split_entries(text: str) -> list[str]:
     return [entry for entry in text.strip().split('\n\n') if entry]
 
 
-def key_of(entry: str) -> str:
-    """The key of a BibTeX entry."""
-    return entry.partition('{')[2].partition(',')[0]
-
-
 def papers_of(asr: str, gate: str, dia: str) -> list[str]:
-    """BibTeX entries, the method before its gates.
-
-    Args:
-        asr: Gate of the model's ASR, '' for none; so are the others.
-        gate: Gate in its blocks.
-        dia: Unit that its stages share.
-    """
-    entries = [bibliography()[key] for key, part in (('huang2024stripe', asr), ('huang2022layerwise', dia)) if part]
-    entries += [bibliography().get(paper, paper) for name in (asr, gate, dia) if name in list_gates()
-                for paper in split_entries(get_gate(name).paper)]
-    return list(dict.fromkeys(entries))
+    """BibTeX entries, the method before its gates: of ASR's gate, that in the blocks and the unit of a stage, or ''."""
+    keys = ['huang2024stripe'] * bool(asr) + ['huang2022layerwise'] * bool(dia)
+    for name in [name for name in (asr, gate, dia) if name in list_gates()]:
+        keys += split_entries(get_gate(name).paper)
+    return list(dict.fromkeys(bibliography().get(key, key) for key in keys))

@@ -1,7 +1,7 @@
 """Static int8 quantization of an ONNX file, by onnxruntime."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -30,28 +30,21 @@ def quantize_onnx(file: str | Path, target: str | Path, batches: Iterable[torch.
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    feeds = [{'images': batch.numpy()} for batch in batches]
+    if not feeds:
+        raise BadInput('int8 needs images to calibrate on, and there are none')
+
     class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.feeds: Iterator[torch.Tensor] = iter(batches)
-            self.seen = 0
-
         def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.feeds, None)
-            self.seen += 0 if batch is None else len(batch)
-            return None if batch is None else {'images': batch.numpy()}
+            return feeds.pop(0) if feeds else None
 
-    target, reader = Path(target), Reader()
+    target = Path(target)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{target.stem}.', dir=target.absolute().parent) as folder:
         prepared, part = Path(folder) / 'prepared.onnx', Path(folder) / 'int8.onnx'
         quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)
-        try:
-            quantize_static(str(prepared), str(part), reader, per_channel=True, activation_type=QuantType.QInt8,
-                            weight_type=QuantType.QInt8, extra_options={'ActivationSymmetric': True})
-        except ValueError as error:  # the quantizer has no error of its own for this
-            if reader.seen:
-                raise
-            raise BadInput('int8 needs images to calibrate on, and there are none') from error
+        quantize_static(str(prepared), str(part), Reader(), per_channel=True, activation_type=QuantType.QInt8,
+                        weight_type=QuantType.QInt8, extra_options={'ActivationSymmetric': True})
         part.replace(target)
     return target
 

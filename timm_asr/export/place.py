@@ -66,8 +66,8 @@ def refuse_file(folder: Path) -> None:
 
 
 @contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """A new folder on the disk of ``folder``, for what will be placed there; gone at the end."""
+def placed(folder: Path) -> Iterator[Path]:
+    """A new folder on the disk of ``folder``, which takes its place at the end; an error leaves all as it was."""
     place = folder.resolve()
     # A folder that holds an export and nothing else can be renamed.
     alone = not place.is_dir() or (
@@ -76,6 +76,19 @@ def written_aside(folder: Path) -> Iterator[Path]:
     try:
         aside.mkdir(parents=True)
         yield aside
+        if not place.exists():
+            os.replace(aside, place)
+        elif alone:
+            old = aside.with_suffix('.old')
+            os.replace(place, old)
+            os.replace(aside, place)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            new = files_in(aside)
+            remove_export(place, keep=new - {CONFIG})
+            for name in sorted(new, key=lambda name: (name == CONFIG, name)):
+                (place / name).parent.mkdir(exist_ok=True)
+                os.replace(aside / name, place / name)
     except OSError as error:
         raise BadInput(f'{folder} cannot be written ({error.strerror or error})') from None
     finally:
@@ -97,24 +110,6 @@ def refuse_taken(folder: Path, overwrite: bool, more: Iterable[str] = ()) -> Non
     if taken and not overwrite:
         raise BadInput(f'{folder} has a {WEIGHTS if WEIGHTS in taken else taken[0]} already; choose another folder, or '
                        'replace what is there (--force, or overwrite=True)')
-
-
-def put_in_place(aside: Path, folder: Path) -> None:
-    """Let what was written aside take its place: the whole folder by renames, or beside other files one by one."""
-    place = folder.resolve()
-    if not place.exists():
-        os.replace(aside, place)
-    elif aside.parent != place:
-        old = place.with_name(f'.{place.name}.{secrets.token_hex(4)}.old')
-        os.replace(place, old)
-        os.replace(aside, place)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        new = files_in(aside)
-        remove_export(place, keep=new - {CONFIG})
-        for name in sorted(new, key=lambda name: (name == CONFIG, name)):
-            (place / name).parent.mkdir(exist_ok=True)
-            os.replace(aside / name, place / name)
 
 
 def remove_export(folder: Path, keep: Iterable[str] = ()) -> None:

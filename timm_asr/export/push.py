@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.hf_api import RepoSibling
 from torch import nn
 
-from ..checkpoints.names import ARGS, CARD, CONFIG, KEY, TRAINABLE, WEIGHTS
+from ..checkpoints.names import ARGS, CARD, CONFIG, KEY
 from ..checkpoints.provenance import file_sha256, public_yaml
 from ..checkpoints.read import is_regular, read_config, read_yaml
 from ..errors import BadInput
@@ -137,7 +137,6 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _state(api: HfApi, repo_id: str) -> str:
-    """What a repository holds after a failure."""
     try:
         info = api.model_info(repo_id)
     except FAILURES:
@@ -152,17 +151,14 @@ def _collect(folder: Path) -> tuple[list[CommitOperationAdd], list[str]]:
     """The files of a folder that are published, and the names of those that are not.
 
     Published is what the list in ``config.json`` names, each a regular file with the hash that the list has, and a
-    ``README.md`` of your own. A folder from before there was such a list gives its weights and configurations alone.
+    ``README.md`` of your own.
     """
     again = 'write the folder again'
     config = read_config(folder)
     check_weights(folder, config, again)
     listed: dict[str, str | None] = dict((config.get(KEY) or {}).get('files') or {})
     if not listed:
-        listed = {WEIGHTS: None}
-        if (folder / TRAINABLE / CONFIG).is_file():
-            check_weights(folder / TRAINABLE, read_config(folder / TRAINABLE), again)
-            listed |= {f'{TRAINABLE}/{name}': None for name in (CONFIG, WEIGHTS)}
+        raise BadInput(f'{folder} has no list of its files: export it again (timm-asr export {folder} --output NEW)')
     listed |= {name: None for name in (CONFIG, CARD) if (folder / name).exists()}
     for name in listed:
         path = folder / name

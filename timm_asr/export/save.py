@@ -3,29 +3,33 @@
 import copy
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors.torch import save
 from timm.data.model_config import resolve_input_data_config
-from timm.models import get_model_args
+from timm.models import get_model_args, is_model, model_entrypoint
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from ..asr.fold import fold_asr, has_asr
+from ..asr.options import VECTOR_KEYWORDS
 from ..checkpoints.names import CODE, CONFIG, KEY, METRICS, TRAINABLE, WEIGHTS
-from ..checkpoints.open import as_source
+from ..checkpoints.open import CFG_KEYS, as_source, create_trainable
 from ..checkpoints.provenance import file_sha256, provenance_of
 from ..checkpoints.source import Source, class_names, models_inside, name_of, to_float32
-from ..checkpoints.trainable import CFG_KEYS
-from ..inference.compare import random_images, same_function
+from ..gates.forms import InferenceForm
+from ..gates.gate import ChannelGate
+from ..gates.table import gate_options
+from ..inference.compare import random_images, relative_difference, same_function, tolerance
 from ..models.counts import count_parameters
-from ..models.registry import plain_architecture
-from .folded import check_written, needs_of, plain_arguments, refuse_inference_form, state_of, tag_of
-from .place import files_in, put_in_place, refuse_taken, write_whole, written_aside
+from ..models.registry import plain_architecture, variant_of
+from .place import files_in, placed, refuse_taken, write_whole
 
 _CODE = Path(__file__).with_name(f'{CODE}.txt')
 #: What transformers runs, if its user trusts it, for architectures that timm lacks.
@@ -75,35 +79,40 @@ def save_fused(model: nn.Module | str | os.PathLike | Source, folder: str | os.P
     name = name_of(source.model)
     if not name or getattr(source.model, 'frozen_from', None):
         raise ValueError(_why_unnamed(source.model))
-    refuse_inference_form(source.model, name)
+    _refuse_inference_form(source.model, name)
     refuse_taken(folder, overwrite, source.files)
     plain = plain_architecture(name)
     by_name = plain != name or getattr(source.model, 'asr_options', None)
     if keep_trainable and not (by_name and has_asr(source.model)):
         raise ValueError(f"This '{name}' has no ASR that could be made again: a trainable form is kept of models that "
                          'have ASR in their name, and of those by timm_asr.create_model(name, asr=...).')
-    needs = needs_of(plain)
+    needs = _needs_of(plain)
+    source = replace(
+        source, facts=source.facts | dict(provenance or {}), metrics=dict(metrics or source.metrics or {}),
+        label_names=class_names(source, label_names), data_config=dict(data_config or source.data_config or {}))
     reference = to_float32(copy.deepcopy(source.model)).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    folded = fold_asr(copy.deepcopy(reference))
-    writer = _Writer(source.facts | dict(provenance or {}), dict(metrics or source.metrics or {}),
-                     class_names(source, label_names), dict(data_config or source.data_config or {}), check, report)
+    folded, data = fold_asr(copy.deepcopy(reference)), _data(reference, source)
     with torch.no_grad():
-        relative = same_function(reference, folded, random_images(tuple(writer.data(reference)['input_size'])))
+        relative = same_function(reference, folded, random_images(tuple(data['input_size'])))
     parameters = f'{count_parameters(reference):,} parameters' + (
         f' become {count_parameters(folded):,}' if has_asr(reference) else ' without ASR')
     report('fold', f'{parameters}; logits on random images differ by {relative:.1g} of the largest')
-    with written_aside(folder) as aside:
-        for file, content in source.files.items():
-            write_whole(aside / file, content)
+    with placed(folder) as aside:
         if keep_trainable:
             (aside / TRAINABLE).mkdir()
-            writer.write(aside / TRAINABLE, reference, name, get_model_args(reference), ['timm_asr'])
-        if writer.metrics:
-            write_whole(aside / METRICS, json.dumps(writer.metrics, indent=2).encode() + b'\n')
-        if needs:
-            write_whole(aside / CODE, _CODE.read_bytes())
-        writer.write(aside, folded, plain, {**plain_arguments(folded), **(model_args or {})}, needs)
-        put_in_place(aside, folder)
+            _write(aside / TRAINABLE, reference, name, get_model_args(reference), ['timm_asr'], source)
+            if check:
+                relative = _check_written(aside / TRAINABLE, reference, data, source.label_names, True)
+                report('check', f'the trainable form loads by timm_asr; logits differ by {relative:.1g} of the largest')
+        more = {METRICS: json.dumps(source.metrics, indent=2).encode() + b'\n'} if source.metrics else {}
+        more |= {CODE: _CODE.read_bytes()} if needs else {}
+        for file, content in {**source.files, **more}.items():
+            write_whole(aside / file, content)
+        _write(aside, folded, plain, {**_plain_arguments(folded), **(model_args or {})}, needs, source)
+        if check:
+            relative = _check_written(aside, folded, data, source.label_names, False)
+            report('check', f'loads by {" and ".join(["timm", *needs]) if needs else "timm alone"}; logits differ by '
+                            f'{relative:.1g} of the largest')
     return folder
 
 
@@ -120,56 +129,126 @@ def _why_unnamed(model: nn.Module) -> str:
             'features_only). timm_asr.export_onnx and timm_asr.export_program need no name.')
 
 
-@dataclass
-class _Writer:
-    """Writes one model, folded or trainable, and has it loaded back."""
+def _write(folder: Path, model: nn.Module, architecture: str, args: Mapping[str, Any], needs: list[str],
+           source: Source) -> None:
+    """Write weights and configuration, and into that the list of what lies in the folder."""
+    write_whole(folder / WEIGHTS, save(state_of(model), metadata={'format': 'pt'}))
+    trainable = folder.name == TRAINABLE
+    tag = _tag_of(source.facts, trainable)
+    facts = {**source.facts, 'form': 'trainable' if trainable else 'folded', 'needs': needs,
+             'weights_sha256': file_sha256(folder / WEIGHTS),
+             'files': None if trainable else {n: file_sha256(folder / n) for n in sorted(files_in(folder))}}
+    copied = copy.copy(model)  # shallow, with what timm reads set on the copy alone
+    copied.__dict__ = {
+        **model.__dict__, '_model_args': dict(args),
+        'pretrained_cfg': {**_cfg(model), 'architecture': architecture, **({'tag': tag} if tag else {})}}
+    root: dict[str, Any] = {KEY: provenance_of(facts, source.metrics or {})}
+    if source.label_names is not None:
+        root['label_names'] = source.label_names
+    if needs and not trainable:
+        root['auto_map'] = _AUTO_MAP
+    try:
+        save_config_for_hf(copied, str(folder / CONFIG), model_config=root, data_config=source.data_config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The configuration of this '{architecture}' cannot be written ({error}); pass other values "
+                         'as model_args.') from None
+    # The number of classes is at the root of the configuration: transformers refuses to be told twice.
+    config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+    (config.get('model_args') or {}).pop('num_classes', None)
+    write_whole(folder / CONFIG, json.dumps(config, indent=2).encode())
 
-    facts: dict[str, Any]
-    metrics: dict[str, Any]
-    labels: list[str] | None
-    data_config: dict[str, Any]
-    check: bool
-    report: Callable[[str, str], None]
 
-    def write(self, folder: Path, model: nn.Module, architecture: str, args: Mapping[str, Any],
-              needs: list[str]) -> None:
-        """Write weights and configuration, and into it the list of what lies in the folder; load them, and compare."""
-        write_whole(folder / WEIGHTS, save(state_of(model), metadata={'format': 'pt'}))
-        trainable = folder.name == TRAINABLE
-        tag = tag_of(self.facts, trainable)
-        facts = {**self.facts, 'form': 'trainable' if trainable else 'folded', 'needs': needs,
-                 'weights_sha256': file_sha256(folder / WEIGHTS),
-                 'files': None if trainable else {n: file_sha256(folder / n) for n in sorted(files_in(folder))}}
-        copied = copy.copy(model)  # shallow, with what timm reads set on the copy alone
-        copied.__dict__ = {
-            **model.__dict__, '_model_args': dict(args),
-            'pretrained_cfg': {**_cfg(model), 'architecture': architecture, **({'tag': tag} if tag else {})}}
-        root: dict[str, Any] = {KEY: provenance_of(facts, self.metrics)}
-        if self.labels is not None:
-            root['label_names'] = self.labels
-        if needs and not trainable:
-            root['auto_map'] = _AUTO_MAP
-        try:
-            save_config_for_hf(copied, str(folder / CONFIG), model_config=root, data_config=self.data_config)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"The configuration of this '{architecture}' cannot be written ({error}); pass other "
-                             'values as model_args.') from None
-        # The number of classes is at the root of the configuration: transformers refuses to be told twice.
-        config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
-        (config.get('model_args') or {}).pop('num_classes', None)
-        write_whole(folder / CONFIG, json.dumps(config, indent=2).encode())
-        if self.check:
-            relative = check_written(folder, model, self.data(model), self.labels, trainable)
-            self.report('check', f'{"the trainable form loads" if trainable else "loads"} by '
-                                 f'{" and ".join(["timm", *needs]) if needs else "timm alone"}; logits differ by '
-                                 f'{relative:.1g} of the largest')
-
-    def data(self, model: nn.Module) -> dict[str, Any]:
-        """What the loaded model's data configuration must be, in JSON's types."""
-        return json.loads(json.dumps(resolve_input_data_config(model, self.data_config, pretrained_cfg=_cfg(model))))
+def _data(model: nn.Module, source: Source) -> dict[str, Any]:
+    """What the loaded model's data configuration must be, in JSON's types."""
+    return json.loads(json.dumps(resolve_input_data_config(model, source.data_config, pretrained_cfg=_cfg(model))))
 
 
 def _cfg(model: nn.Module) -> dict[str, Any]:
     """What timm's configuration says of these weights, and not of the stock model's training or publication."""
     keys = CFG_KEYS - {'tag', 'label_names', 'label_descriptions'}
     return {key: value for key, value in model.pretrained_cfg.items() if key in keys}  # type: ignore[union-attr]
+
+
+def _plain_arguments(model: nn.Module) -> dict[str, Any]:
+    """Constructor arguments of the plain architecture, those of ASR dropped."""
+    drop = ('asr', 'last_norm_init', *VECTOR_KEYWORDS)
+    if not any(isinstance(m, ChannelGate) for m in model.modules()):
+        drop += tuple(gate_options())  # they were those of ASR's gates alone
+    return {name: value for name, value in get_model_args(model).items() if name not in drop}
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict as safetensors takes it: contiguous tensors that share no memory, under their plain names.
+
+    Left out are the statistics that split BN keeps of augmented images; added is the counter that a frozen BN has not.
+    """
+    state = {name.replace('_orig_mod.', ''): t.detach().cpu().contiguous().clone()
+             for name, t in model.state_dict().items() if '.aux_bn.' not in name}
+    for name in [name for name in state if name.endswith('running_mean')]:
+        state.setdefault(f'{name.removesuffix("running_mean")}num_batches_tracked', torch.tensor(0))
+    return state
+
+
+def _refuse_inference_form(model: nn.Module, name: str) -> None:
+    """Raise ``ValueError`` for what ``reparameterize`` has merged: it does not load by the architecture's name."""
+    merged = next((m for m in model.modules() if isinstance(m, InferenceForm)
+                   or isinstance(getattr(m, 'reparam_conv', None), nn.Module)), None)
+    if merged is not None:
+        raise ValueError(
+            f"This '{name}' is in its inference form (reparameterize() made its {type(merged).__name__}), which "
+            'nobody could load by that name; export the model as it was before, and let whoever runs it merge.')
+
+
+def _tag_of(facts: Mapping[str, Any], trainable: bool) -> str | None:
+    """A pretrained tag in timm's style that is no stock one: what was folded and what it was trained on.
+
+    ``resnet20_asr_se`` on ``torch/cifar10`` makes ``resnet20.asr_se_cifar10``.
+    """
+    data = re.sub(r'[^a-z0-9]+', '_', (facts.get('dataset') or '').rstrip('/').rpartition('/')[2].lower()).strip('_')
+    if trainable:
+        return data or 'trainable'
+    variant, attached = variant_of(facts.get('model') or ''), facts.get('asr')
+    gate = (variant.asr if variant else '') or (attached or {}).get('asr', '')
+    return '_'.join(part for part in ('asr' if gate or attached else '', gate, data) if part) or None
+
+
+def _needs_of(architecture: str) -> list[str]:
+    """Packages to import for an architecture, none for timm's; ``ValueError`` if nobody else has what registers it."""
+    if not is_model(architecture):
+        raise ValueError(f"timm knows no architecture '{architecture}', so nobody could load these weights by name.")
+    home = model_entrypoint(architecture).__module__.partition('.')[0]
+    if home not in ('timm', 'timm_asr'):
+        raise ValueError(
+            f"The architecture '{architecture}' is registered by '{home}' and not by timm or timm_asr, so nobody else "
+            'could load these weights by name.')
+    return [] if home == 'timm' else [home]
+
+
+def _check_written(folder: Path, model: nn.Module, data: Mapping[str, Any], label_names: Sequence[str] | None,
+                  trainable: bool) -> float:
+    """Load a folder and compare it with the model that was written, in eval mode, on random images.
+
+    ``data`` is timm's data configuration that it must resolve to. Returns the largest difference of a logit over the
+    largest logit; ``ValueError``: it does not load, or is not the same.
+    """
+    try:
+        loaded = create_trainable(folder) if trainable else timm.create_model(f'local-dir:{folder}', pretrained=True)
+    except Exception as error:  # whatever timm raises
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()][:2]  # torch says more in the second
+        raise ValueError(
+            f'What was written does not load back ({" ".join(lines).rstrip(".")[:300]}); it is not kept. If the model '
+            'was built with further arguments, pass them as model_args.') from None
+    config, names = timm.data.resolve_model_data_config(loaded), loaded.pretrained_cfg.get('label_names')
+    pairs = {name: (getattr(model, name, None), getattr(loaded, name, None)) for name in ('num_classes', 'in_chans')}
+    pairs |= {f'{name} of the images': (wanted, json.loads(json.dumps(config[name]))) for name, wanted in data.items()}
+    pairs['the list of classes'] = (list(label_names or names or ()), list(names or ()))
+    images = random_images(tuple(data['input_size']))
+    reason = next((f'{name} is {found} where it was {wanted}' for name, (wanted, found) in pairs.items()
+                   if wanted != found), '')
+    if not reason:
+        with torch.inference_mode():
+            relative = relative_difference(model(images), loaded.eval()(images))
+        if relative <= tolerance(model):
+            return relative
+        reason = f'its logits differ by {relative:.1e} of the largest (allowed {tolerance(model):.0e})'
+    raise ValueError(f'What was written does not load back ({reason}); it is not kept.')

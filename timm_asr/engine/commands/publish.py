@@ -8,8 +8,7 @@ from ..options import Option, group, parse, switch, value
 OPTIONS: list[Option] = [
     *group(
         'What to publish',
-        value('folder', str, None, 'folder that `export` or `train` wrote, or any that timm loads by local-dir:',
-              metavar='FOLDER'),
+        value('folder', str, None, 'folder that `export` or `train` wrote', metavar='FOLDER'),
         value('--license', str, '', 'as the Hub names it (apache-2.0); none is stated otherwise'),
         value('--dataset-name', str, '', "data set as the Hub names it (uoft-cs/cifar10); the run's own name if unset"),
     ),
