@@ -31,6 +31,7 @@ def lstm(**kwargs):
 METHODS = {
     'se': ({}, standing(literal.channel_gate, 'se')),
     'eca': ({}, standing(literal.channel_gate, 'eca')),
+    'ie': ({}, standing(literal.ras, steps=1)),
     'dia_se': ({}, shared(literal.channel_gate, 'se')),
     'dia_eca': ({}, shared(literal.channel_gate, 'eca')),
     'dia_spa': ({}, shared(literal.channel_gate, 'spa')),
