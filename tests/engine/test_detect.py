@@ -74,9 +74,9 @@ def test_torchrun(drawn):
 
 @pytest.mark.slow
 def test_learns_to_find_digits(tmp_path):
-    draw_coco(tmp_path / 'drawn', train=160, val=40, side=64)
-    assert detect(tmp_path, '--backbone', 'resnet18_asr_se', '--epochs', 5, '--warmup-steps', 20, '--lr', 0.02,
-                  '--decay-milestones', 4, '--experiment', 'run') == 0
+    draw_coco(tmp_path / 'drawn', train=120, val=24, side=64)
+    assert detect(tmp_path, '--backbone', 'resnet18_asr_se', '--epochs', 3, '--warmup-steps', 20, '--lr', 0.02,
+                  '--decay-milestones', 2, '--experiment', 'run') == 0
     assert json.loads((tmp_path / 'run' / 'metrics.json').read_text())['folded']['AP50'] > 0.5
 
 
