@@ -119,9 +119,8 @@ def test_spatial_gates_are_refused_by_asr(name):
 
 @pytest.mark.parametrize('ratio', [0, -0.25, float('nan'), float('inf')])
 @pytest.mark.parametrize(('place', 'name'), [
-    *(('gate', name) for name in GATES if name in takers('rd_ratio')),
-    *(('asr', name) for name in list_gates(foldable=True) if name in takers('rd_ratio')),
-    *(('dia', name) for name in list_units() if name in takers('rd_ratio'))])
+    (place, name) for place, names in (('gate', GATES), ('asr', list_gates(foldable=True)), ('dia', list_units()))
+    for name in names if name in takers('rd_ratio')])
 def test_a_hidden_width_is_positive(place, name, ratio):
     with pytest.raises(ValueError, match=f'^rd_ratio is {ratio}; the hidden width over channels is positive, such as'):
         timm.create_model('resnet20', rd_ratio=ratio, **{place: name})
