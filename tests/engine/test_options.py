@@ -4,7 +4,7 @@ import pytest
 
 from timm_asr.engine.commands import benchmark, train, validate
 from timm_asr.engine.flags import CORES
-from timm_asr.engine.options import as_yaml, pairs, parse, switch, value
+from timm_asr.engine.options import pairs, parse, switch, value
 
 # Every flag of timm's train.py with its default there ('' and None differ), but no more workers than cores.
 TIMM = {
@@ -184,16 +184,6 @@ def test_what_is_wrong_on_the_line_is_said(argv, said, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count('\n') == 1
-
-
-def test_print_config_is_read_back(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        read('lr: 1e-4\nmodel_kwargs: {a: 2}\nscale: [0.1, 1]\n', tmp_path, '--print-config', '--amp')
-    assert ended.value.code == 0
-    printed = capsys.readouterr().out
-    again = read(printed, tmp_path)
-    assert (again.lr, again.model_kwargs, again.scale, again.amp) == (1e-4, {'a': 2}, [0.1, 1.0], True)
-    assert as_yaml(again) == printed
 
 
 def test_help_lists_every_option(capsys):

@@ -189,16 +189,6 @@ def test_a_full_or_read_only_disk_says_so(tmp_path, monkeypatch):
         open_run_folder(options(tmp_path / 'out'), 16)
 
 
-def test_one_checkpoint_is_left_where_none_is_to_be_kept(tmp_path):
-    saver = Saver(tmp_path, keep=0)
-    for epoch, metric in enumerate((50.0, 70.0, 60.0)):
-        saver.save(state(epoch), epoch, metric)
-    assert {path.name for path in tmp_path.iterdir()} == {'last.pth.tar', 'model_best.pth.tar'}
-    saver.close()
-    assert [path.name for path in tmp_path.iterdir()] == ['model_best.pth.tar']
-    assert find_checkpoint(tmp_path)[0] == tmp_path / 'model_best.pth.tar'
-
-
 @pytest.mark.parametrize(('split', 'said'), [
     ('trian', 'its folders are train, validation'), ('test', 'its folders are train, validation')])
 def test_a_split_that_is_not_there_names_those_that_are(images, split, said):

@@ -122,7 +122,6 @@ def test_bad_folders(refused, images, tmp_path):
     shutil.copytree(images, other)
     (other / 'validation' / 'class2').rename(other / 'validation' / 'zebra')
     assert "the validation data has the class 'zebra'" in refused(*model, 3, '--data-dir', other)
-    assert 'the data has 3 classes' in refused(*model, 2, '--data-dir', images)
 
 
 def test_an_image_that_breaks_off_is_named(images, tmp_path):
@@ -136,29 +135,6 @@ def test_an_image_that_breaks_off_is_named(images, tmp_path):
     assert done.code == 2, done.text
     assert f'train.py: error: cannot read the image {path}' in done.text.splitlines()
     assert 'Traceback' not in done.text
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(images, tmp_path):
-    argv = ['--data-dir', images, *SMALL, '--epochs', 3, '--no-fuse', '--output', tmp_path]
-    poison = '''
-import torch, timm_asr.engine.build as build
-forward, calls = build.Task.forward, [0]
-def poisoned(self, *args):
-    result = forward(self, *args)
-    calls[0] += 1
-    if calls[0] == 7:
-        result['loss'] = result['loss'] * float('nan')
-    return result
-build.Task.forward = poisoned
-'''
-    done = run(argv, tmp_path / 'log', poison)
-    assert done.code == 1, done.text
-    last = tmp_path / 'x' / 'last.pth.tar'
-    line = done.text.splitlines()[-1]
-    assert line == f'train.py: error: the loss became nan at step 2 of epoch 1; the last checkpoint is {last}'
-    content = torch.load(last, weights_only=True)
-    assert content['epoch'] == 0
-    assert all(value.isfinite().all() for value in content['state_dict'].values())
 
 
 def test_a_full_disk_says_so_and_keeps_the_checkpoint(images, tmp_path):
@@ -180,6 +156,7 @@ torch.save = failing
     assert done.text.splitlines()[-1] == (
         f'train.py: error: {last} could not be written (No space left on device); the last checkpoint is {last}')
     assert torch.load(last, weights_only=True)['epoch'] == 0
+    assert not list(last.parent.glob('.*.tmp'))
     resumed = run([*argv, '--resume', 'auto'], tmp_path / 'log')
     assert resumed.code == 0, resumed.text
     assert len((tmp_path / 'x' / 'summary.csv').read_text().splitlines()) == 4

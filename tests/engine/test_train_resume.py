@@ -77,20 +77,6 @@ def test_recovery_inside_an_epoch(images, tmp_path):
     assert not list((tmp_path / 'run').glob('recovery-0-*.pth.tar'))  # the epoch's own checkpoint replaced it
 
 
-def test_resume_goes_on_in_the_folder_of_the_checkpoint(images, tmp_path):
-    argv = [word for word in COMMON if word not in ('--experiment', 'run')]
-    argv = ['--data-dir', images, *argv, '--workers', 0]
-    first = run([*argv, '--output', tmp_path / 'a', '--epochs', 1], tmp_path / 'log')
-    assert first.code == 0, first.text
-    last, = (tmp_path / 'a').glob('*/last.pth.tar')
-    second = run([*argv, '--epochs', 2, '--resume', last], tmp_path / 'log')
-    assert second.code == 0, second.text
-    assert len((last.parent / 'summary.csv').read_text().splitlines()) == 3
-    auto = run([*argv, '--epochs', 3, '--output', tmp_path / 'a', '--resume', 'auto'], tmp_path / 'log')
-    assert auto.code == 0, auto.text
-    assert len((last.parent / 'summary.csv').read_text().splitlines()) == 4
-
-
 def test_resume_into_another_folder_takes_the_best_along(images, tmp_path):
     argv = ['--data-dir', images, *COMMON, '--workers', 0, '--output', tmp_path]
     first = run([*argv, '--experiment', 'a', '--epochs', 2], tmp_path / 'log')

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import nn
 
 import timm_asr
-from timm_asr.data import Digits
 from timm_asr.engine import validation
 from timm_asr.engine.commands import validate
 from timm_asr.engine.evaluate import evaluate
@@ -193,16 +192,6 @@ def test_accuracy_of_each_class(folder: Path, checkpoint: Path, capsys: pytest.C
     assert sum(int(count) * float(top1) for _, count, top1 in rows) / (CLASSES * IMAGES) == pytest.approx(
         json.loads(result)['top1'], abs=0.05)
     assert json.loads(result)['micro_recall'] == json.loads(result)['top1']
-
-
-def test_the_embedded_digits(run: Callable, tmp_path: Path) -> None:
-    state = {key: torch.zeros_like(value) if key.startswith('fc.') else value
-             for key, value in timm.create_model('resnet20', num_classes=10, in_chans=1).state_dict().items()}
-    state['fc.bias'][3] = 1.0  # says 3 of every image
-    torch.save({'arch': 'resnet20', 'state_dict': state, 'args': {'in_chans': 1}}, tmp_path / 'a.pth')
-    row = run('--checkpoint', tmp_path / 'a.pth', '--dataset', 'digits', data=None)
-    labels = Digits('validation').labels
-    assert row['top1'] == pytest.approx(100 * (labels == 3).mean(), abs=1e-3)
 
 
 def test_bad_options(run: Callable, checkpoint: Path, tmp_path: Path) -> None:

@@ -14,11 +14,7 @@ HELD_OUT_SPLITS = ('val', 'valid', 'validation', 'eval', 'evaluation', 'test')
 
 
 def is_training_split(split: str, name: str) -> bool:
-    """Whether a split of a data set that has two is the one for training.
-
-    Raises:
-        ValueError: For an unknown split.
-    """
+    """Whether a split of a data set that has two is the one for training; ``ValueError`` for an unknown split."""
     if split not in TRAIN_SPLITS + HELD_OUT_SPLITS:
         raise ValueError(f'{name} has the splits train and validation, not {split!r}')
     return split in TRAIN_SPLITS
@@ -47,10 +43,8 @@ class Arrays(Dataset):
 class Npz(Arrays):
     """A NumPy archive with ``x_train``, ``y_train``, ``x_test`` and ``y_test``, as Keras' small sets come.
 
-    The splits are ``train``, and ``validation`` for what the file calls test.
-
-    Raises:
-        ValueError: For an unknown split, or a file without such arrays.
+    The splits are ``train``, and ``validation`` for what the file calls test. ``ValueError`` for an unknown split, or
+    a file without such arrays.
     """
 
     def __init__(self, path: str | Path, split: str = 'train', input_img_mode: str = 'RGB') -> None:
@@ -71,10 +65,7 @@ class Digits(Arrays):
     """UCI handwritten digits, 8x8, 10 classes: ``train`` (1,438 images) or ``validation`` (359, stratified, fixed).
 
     They come with the package (``README.md`` beside this file). The modes ``L`` and ``RGB`` give one channel or three
-    equal ones.
-
-    Raises:
-        ValueError: For an unknown split.
+    equal ones. ``ValueError`` for an unknown split.
     """
 
     classes = [str(digit) for digit in range(10)]

@@ -15,12 +15,8 @@ _TWO = ('torch/cifar10', 'torch/cifar100', 'torch/mnist', 'torch/kmnist', 'torch
 
 
 def _check_split(dataset: str, root: str | None, split: str) -> None:
-    """See that a split exists, under its own name or one that timm takes for the same.
-
-    A folder that has no sub-folder of any split's name is one set, whatever the split is called (``/imagenet/val``).
-
-    Raises:
-        ValueError: It does not, and which splits do.
+    """See that a split exists, under its own name or one that timm takes for the same; ``ValueError`` names those that
+    do. A folder without a sub-folder of any split's name is one set, whatever the split is called (``/imagenet/val``).
     """
     name = split.split('[')[0]
     if dataset.lower() in _TWO:

@@ -1,6 +1,5 @@
 """The device is found, not assumed."""
 
-
 import torch
 
 from ..errors import BadInput
@@ -18,13 +17,8 @@ def available_devices() -> list[str]:
 
 
 def find_device(name: str | None = None) -> torch.device:
-    """The device to compute on.
-
-    Args:
-        name: What the user asked for (``cuda``, ``cuda:1``, ``cpu``, ...); None or ``auto`` takes the best there is.
-
-    Raises:
-        BadInput: If the name is not a device, or there is none of that type here.
+    """The device that the user asked for (``cuda``, ``cuda:1``, ``cpu``, ...); None or ``auto``: the best there is.
+    ``BadInput``: the name is not a device, or there is none of that type here.
     """
     available = available_devices()
     if not name or name == 'auto':

@@ -21,16 +21,11 @@ _IMAGE = ('in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 
 
 
 def open_model(args: argparse.Namespace, untrained: bool = False) -> tuple[nn.Module, dict[str, Any]]:
-    """The model of ``--model``, ``--checkpoint`` and the flags beside them.
+    """The model of ``--model``, ``--checkpoint`` and the flags beside them: on the CPU, in float32 and eval mode, not
+    folded; and what its images go through (:func:`data_config_of`).
 
-    Without a checkpoint it has its pretrained weights; if ``untrained``, only with ``--pretrained``.
-
-    Returns:
-        The model on the CPU, in float32 and in eval mode, not folded; and what its images go through
-        (:func:`data_config_of`).
-
-    Raises:
-        BadInput: If no model is named, there is no such model, or the weights do not fit it.
+    Without a checkpoint it has its pretrained weights; if ``untrained``, only with ``--pretrained``. ``BadInput``: no
+    model is named, there is no such model, or the weights do not fit it.
     """
     if not (args.model or args.checkpoint):
         raise BadInput('no model: give a name (--model NAME) or a checkpoint (--checkpoint FILE)')
@@ -66,11 +61,7 @@ def settle_data(args: argparse.Namespace) -> None:
 
 
 def open_data(args: argparse.Namespace, data_config: dict[str, Any], num_outputs: int) -> Any:
-    """The data set, whose classes a model of so many outputs can tell apart.
-
-    Raises:
-        BadInput: If it cannot be opened, or has more classes.
-    """
+    """The data set; ``BadInput`` if it cannot be opened, or has more classes than a model of so many outputs."""
     settle_data(args)
     img_mode = args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
     named = argparse.Namespace(**vars(args), val_split=args.split, val_num_samples=args.num_samples)
@@ -85,11 +76,7 @@ def open_data(args: argparse.Namespace, data_config: dict[str, Any], num_outputs
 
 
 def open_images(args: argparse.Namespace, model: nn.Module, data_config: dict[str, Any], device: torch.device) -> Any:
-    """The loader of the images that the flags name, for a model that :func:`open_model` returned.
-
-    Raises:
-        BadInput: If there are no such images, or they have more classes than the model.
-    """
+    """The loader of the images that the flags name, for a model of :func:`open_model`; errors as :func:`open_data`."""
     return make_eval_loader(args, data_config, open_data(args, data_config, model.num_classes), device, None)
 
 

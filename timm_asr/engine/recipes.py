@@ -13,10 +13,8 @@ def list_recipes(command: str = 'train') -> list[str]:
 
 
 def find_recipe(name: str) -> Path:
-    """The file that ``--config`` names: an existing file, or a recipe as ``digits`` or ``recipes/digits.yaml``.
-
-    Raises:
-        BadInput: If there is neither.
+    """The file that ``--config`` names: an existing file, or a recipe as ``digits`` or ``recipes/digits.yaml``; else
+    ``BadInput``.
     """
     path = Path(name)
     if path.is_file():

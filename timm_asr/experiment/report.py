@@ -62,14 +62,12 @@ def table(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[dict[str, str | in
 
 def dia_table(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[dict[str, str | int]]:
     """As the DIA paper writes it: mean ± deviation and the p-value of Student's t-test, with * below 0.05."""
-    lines: list[dict[str, str | int]] = []
     found = comparisons(plan, rows)
-    for arm in plan.arms:
-        values = list(values_of(rows, arm.name, 'top1').values())
-        p = found[arm.name].student if arm.name in found else math.nan
-        lines.append({'Model': arm.name, 'Top1-acc.': _spread(values).replace(' ± ', '±'),
-                      'p-value': '-' if math.isnan(p) else f'{p:.3f}{"*" * (p < 0.05)}'})
-    return lines
+    p_values = {name: f'{one.student:.3f}{"*" * (one.student < 0.05)}' for name, one in found.items()
+                if not math.isnan(one.student)}
+    return [{'Model': arm.name,
+             'Top1-acc.': _spread(list(values_of(rows, arm.name, 'top1').values())).replace(' ± ', '±'),
+             'p-value': p_values.get(arm.name, '-')} for arm in plan.arms]
 
 
 def markdown(plan: Plan, rows: Sequence[dict[str, Any]], dia: bool = False) -> str:
@@ -78,21 +76,22 @@ def markdown(plan: Plan, rows: Sequence[dict[str, Any]], dia: bool = False) -> s
     if plan.budget != 1:
         text.append(f'**Budget {plan.budget:g}**: epochs, training images and seeds are scaled by this factor; figures '
                     'of the paper are of the whole recipe and cannot be compared.')
-    text += [f'{len(rows)} of {len(plan.runs)} runs are done.',
-             as_markdown((dia_table if dia else table)(plan, rows)).rstrip()]
+    text.append(f'{len(rows)} of {len(plan.runs)} runs are done.')
     if dia:
-        text.append("Mean ± standard deviation over seeds; p: Student's t-test against the arm that each is compared "
-                    'with; *: p < 0.05.')
+        text += [as_markdown(dia_table(plan, rows)).rstrip(),
+                 "Mean ± standard deviation over seeds; p: Student's t-test against the arm that each is compared "
+                 'with; *: p < 0.05.']
     else:
         found = comparisons(plan, rows)
         paired = found and all(c.paired for c in found.values())
         way = 'over differences seed by seed' if paired else 'over seeds, not paired where an arm lacks some'
         against = f'Differences are to {plan.baseline!r}. ' if plan.baseline else ''
-        text.append(
+        text += [
+            as_markdown(table(plan, rows)).rstrip(),
             f'Top-1 is that of the last epoch, mean ± standard deviation over seeds. {against}Interval: BCa bootstrap, '
             f"{way}. p: two-sided, Welch's t-test and the permutation of runs between the two arms (not paired), in "
             "brackets with Holm's correction over the comparisons. Detectable: the smallest difference that a t-test "
-            'at 5 % would find in 80 % of such experiments.')
+            'at 5 % would find in 80 % of such experiments.']
     return '\n\n'.join(filter(None, text)) + '\n'
 
 

@@ -211,7 +211,6 @@ REFUSED = {
     '--kd-*': _DISTILL, '--distill-loss-weight': _DISTILL, '--task-loss-weight': _DISTILL,
 }
 
-FIRST_RECIPE = 'digits'
 _DATA_OR_MODEL = ('--config', '-c', '--data-dir', '--dataset', '--model')
 
 
@@ -228,8 +227,8 @@ def parse_args(argv: Sequence[str], prog: str = 'timm-asr train') -> argparse.Na
     parsing = partial(parse, OPTIONS, REFUSED, prog=prog, description=__doc__, print_config=False)
     args = parsing(argv=argv)
     if not args.data and not any(word.split('=')[0] in _DATA_OR_MODEL for word in argv):
-        print(f'No data, model or recipe named: this is the recipe {FIRST_RECIPE}.', file=sys.stderr)
-        args = parsing(argv=['--config', FIRST_RECIPE, *argv])
+        print('No data, model or recipe named: this is the recipe digits.', file=sys.stderr)
+        args = parsing(argv=['--config', 'digits', *argv])
     args.data_dir = args.data_dir or args.data
     del args.data
     args.asr = args.asr or args.model_kwargs.pop('asr', None)
