@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .forms import InferenceForm, swallow
 from .fused import average_of, average_pool
 from .lstm_cells import LightLSTMCell, SqueezedLSTMCell, StandardLSTMCell
+from .lstm_step import Joined, can_join
 from .pointwise import PointwiseConv2d
 from .shared import SharedForm, SharedUnit
 
@@ -21,16 +22,13 @@ class RecurrentUnit(SharedUnit):
 
     channels: int
 
-    def zeros(self, x: Tensor) -> list[Tensor]:
-        zero = x.new_zeros([x.shape[0], self.channels])
+    def start(self, x: Tensor) -> list[Tensor]:
+        zero = x.new_zeros([1, 1]).expand(x.shape[0], self.channels)  # keeping it for the backward pass costs nothing
         state: list[Tensor] = []
         for _ in self.cells:
             state.append(zero)
             state.append(zero)
         return state
-
-    def start(self, x: Tensor, blocks: int) -> list[Tensor]:
-        return self.zeros(x)
 
     def pool(self, a: Tensor) -> Tensor:
         """Global average pooling, (B, C, H, W) -> (B, C)."""
@@ -78,33 +76,22 @@ class SharedLSTM(RecurrentUnit):
         self.cells = nn.ModuleList([_CELLS[cell](channels, **ratio, **where)])
         self.cells.extend(StandardLSTMCell(channels, **where) for _ in range(cells - 1))
 
-    def start(self, x: Tensor, blocks: int) -> list[Tensor]:
-        """Zeros, ones (B, 1), and the cells' matrices, each as often as there are blocks.
-
-        A block takes its own out, so their gradients are summed by one operation and not block by block.
-        """
-        state = self.zeros(x)
-        state.append(x.new_ones([x.shape[0], 1]))
-        ready: list[Tensor] = []
-        for cell in self.cells:
-            ready.extend(cell.prepare())
-        each = [matrix.expand(blocks, -1, -1).unbind() for matrix in ready]
-        for block in range(blocks):
-            for views in each:
-                state.append(views[block])
-        return state
+    def hand_out(self, x: Tensor, blocks: int) -> Sequence[Sequence[Any]]:
+        cells = [cell for cell in self.cells if cell.handed]
+        if not cells or not all(can_join(cell, x) for cell in cells):
+            return super().hand_out(x, blocks)
+        by_cell = [Joined(cell, blocks).hand_out(x) for cell in cells]
+        return [[thing for own in block for thing in own] for block in zip(*by_cell, strict=True)]
 
     def excite(self, u: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         after: list[Tensor] = []
-        used = 2 * len(self.cells)
-        one, place = state[used], used + 1
+        place = 2 * len(self.cells)
         for n, cell in enumerate(self.cells):
-            u, c = cell(u, state[2 * n], state[2 * n + 1], one, state[place:place + cell.prepared])
-            place += cell.prepared
+            u, c = cell(u, state[2 * n], state[2 * n + 1], state[place:place + cell.handed])
+            place += cell.handed
             after.append(u)
             after.append(c)
-        after.append(one)
-        return u, after + state[place:]
+        return u, after
 
     @torch.jit.ignore
     def inference_form(self, convs: Sequence[nn.Module]) -> SharedForm:

@@ -195,16 +195,23 @@ def affine(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.native_batch_norm(u, weight, bias, *standard(weight), False, 0.0, 0.0)[0]
 
 
-def _weigh(x: Tensor, v: Tensor) -> Tensor:
-    return x * v
+def _weigh(x: Tensor, v: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    x = x * v
+    return x if shortcut is None else x + shortcut
 
 
 @in_training_for(_weigh)
-def weigh(x: Tensor, v: Tensor) -> Tensor:
-    """x * v, with a weight for each image and channel, v (B, C, 1, 1), or broadcast over x (B, C, H, W) otherwise."""
-    # In other layouts images and channels are no one dimension.
-    one_each = v.shape[1:] == (x.shape[1], 1, 1) and x.dtype == v.dtype and x.is_contiguous() and x.numel() > 0
-    return _Weigh.apply(x, v) if one_each else x * v
+def weigh(x: Tensor, v: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    """x * v, plus a shortcut like x if there is one.
+
+    v has a weight for each image and channel of x (B, C, H, W), (B, C, 1, 1), or is broadcast over it otherwise.
+    """
+    if v.shape[1:] != (x.shape[1], 1, 1) or x.dtype != v.dtype or x.numel() == 0:
+        return _weigh(x, v, shortcut)
+    if shortcut is None:  # in other layouts images and channels are no one dimension
+        return _Weigh.apply(x, v, None) if x.is_contiguous() else x * v
+    fits = shortcut.shape == x.shape and shortcut.dtype == x.dtype
+    return _Weigh.apply(x, v, shortcut) if fits else _weigh(x, v, shortcut)
 
 
 class _Weigh(torch.autograd.Function):
@@ -213,19 +220,20 @@ class _Weigh(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, v: Tensor) -> Tensor:
-        return x * v
+    def forward(x: Tensor, v: Tensor, shortcut: Tensor | None) -> Tensor:
+        return x * v if shortcut is None else torch.addcmul(shortcut, x, v)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, v = ctx.saved_tensors
-        if torch.is_grad_enabled() or not grad.is_contiguous():
-            return grad * v, (grad * x).sum((2, 3), keepdim=True)
-        return factors(grad, x, v)
+        of_shortcut = grad if ctx.needs_input_grad[2] else None
+        if torch.is_grad_enabled() or not (x.is_contiguous() and grad.is_contiguous()):
+            return grad * v, (grad * x).sum((2, 3), keepdim=True), of_shortcut
+        return *factors(grad, x, v), of_shortcut
 
 
 def factors(grad: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

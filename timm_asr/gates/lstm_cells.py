@@ -1,4 +1,4 @@
-"""The cells of DIA-LSTM: their step, and each as inference needs it, with matrices merged and few calls."""
+"""The cells of DIA-LSTM, and each as inference needs it, with matrices merged and few calls."""
 
 from typing import Any
 
@@ -8,80 +8,7 @@ from torch import Tensor, nn
 
 from .bottleneck import hidden_width
 from .forms import double
-from .fused import gradients_of, in_training_for
-
-
-def squash(c: Tensor, act: str) -> Tensor:
-    """The output activation of a cell."""
-    if act == 'sigmoid':
-        return c.sigmoid()
-    return c.tanh() if act == 'tanh' else c.relu()
-
-
-def _advance(u: Tensor, weight: Tensor | None, c: Tensor, act: str) -> tuple[Tensor, Tensor]:
-    i, f, g, o = (u if weight is None else F.linear(u, weight)).chunk(4, 1)
-    c = torch.addcmul(f.sigmoid() * c, i.sigmoid(), g.tanh())
-    return o.sigmoid() * squash(c, act), c
-
-
-@in_training_for(_advance)
-def advance(u: Tensor, weight: Tensor | None, c: Tensor, act: str) -> tuple[Tensor, Tensor]:
-    """The new hidden and cell state: c = sigmoid(f) * c' + sigmoid(i) * tanh(g), h = sigmoid(o) * act(c).
-
-    Args:
-        u: Pre-activations (B, 4C) of the gates i, f, g, o; or (B, D), which ``weight`` makes these of.
-        weight: W of u W^T, (4C, D).
-        c: Cell state c', (B, C).
-        act: 'sigmoid', 'tanh' or 'relu'.
-    """
-    kind = u.device.type
-    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    if weight is None or u.dtype != c.dtype or casts:
-        return _advance(u, weight, c, act)
-    return _Advance.apply(u, weight, c, act)[:2]
-
-
-_BACKWARD = {
-    'sigmoid': torch.ops.aten.sigmoid_backward, 'tanh': torch.ops.aten.tanh_backward,
-    'relu': lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
-}
-
-
-class _Advance(torch.autograd.Function):
-    """Both gated products are gated linear units, a * sigmoid(b), whose gradients are one operation each."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(u: Tensor, weight: Tensor, c: Tensor, act: str) -> tuple[Tensor, ...]:
-        i, f, g, o = F.linear(u, weight).chunk(4, 1)
-        inner = torch.cat([c, g.tanh(), f, i], 1).unflatten(1, (2, 2, -1))  # (B, factor or gate, term, C)
-        kept, added = F.glu(inner, 1).squeeze(1).unbind(1)
-        c = kept + added
-        outer = torch.cat([squash(c, act), o], 1)
-        return F.glu(outer, 1), c, inner, outer
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.act = inputs
-        ctx.mark_non_differentiable(*output[2:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *output[2:])
-
-    @staticmethod
-    def backward(ctx: Any, of_h: Tensor | None, of_c: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
-        u, weight, c, inner, outer = ctx.saved_tensors
-        of_h = torch.zeros_like(c) if of_h is None else of_h
-        if torch.is_grad_enabled():
-            grads = of_h, torch.zeros_like(c) if of_c is None else of_c
-            return *gradients_of(lambda u, weight, c: _advance(u, weight, c, ctx.act), (u, weight, c), grads), None
-        of_squashed, of_o = torch.ops.aten.glu_backward(of_h, outer, 1).chunk(2, 1)
-        of_squashed = _BACKWARD[ctx.act](of_squashed, outer.chunk(2, 1)[0])
-        of_c = of_squashed if of_c is None else of_c + of_squashed
-        of_inner = torch.ops.aten.glu_backward(of_c[:, None, None].expand(-1, 1, 2, -1), inner, 1)
-        of_g = torch.ops.aten.tanh_backward(of_inner[:, 0, 1], inner[:, 0, 1])
-        of_gates = torch.cat([of_inner[:, 1, 1], of_inner[:, 1, 0], of_g, of_o], 1)
-        return of_gates @ weight, of_gates.t() @ u, of_inner[:, 0, 0], None
+from .lstm_step import OUTPUT_BACKWARD, Step, advance, squash
 
 
 class LSTMCell(nn.Module):
@@ -89,37 +16,38 @@ class LSTMCell(nn.Module):
 
     c = sigmoid(f) * c' + sigmoid(i) * tanh(g), h = sigmoid(o) * act(c), with h', c' the state before.
 
-    What can be computed once for all blocks of a stage, ``prepare`` does: the matrices of input and hidden state stand
-    side by side, with the biases as their last column. So a block takes one product instead of two and a sum.
-
     Args:
         act: Activation of the cell state at the output: 'sigmoid', 'tanh' or 'relu'.
-        prepared: Number of tensors that ``prepare`` gives.
+        handed: How many things :class:`~timm_asr.gates.lstm_step.Joined` hands to each block.
 
     Raises:
         ValueError: The activation is another.
     """
 
-    def __init__(self, act: str, prepared: int = 0) -> None:
+    def __init__(self, act: str, handed: int = 0) -> None:
         super().__init__()
-        if act not in _BACKWARD:
-            raise ValueError(f"The output activation of a cell is one of {', '.join(_BACKWARD)}, not {act!r}.")
-        self.act, self.prepared = act, prepared
+        if act not in OUTPUT_BACKWARD:
+            raise ValueError(f"The output activation of a cell is one of {', '.join(OUTPUT_BACKWARD)}, not {act!r}.")
+        self.act, self.handed = act, handed
 
-    def prepare(self) -> list[Tensor]:
-        """Matrices, made of the parameters, that all blocks of a stage use."""
-        none: list[Tensor] = []
-        return none
+    def gates(self, y: Tensor, h: Tensor) -> Tensor:
+        """Pre-activations (B, 4C) of the gates i, f, g, o."""
+        return self.w_ih(y) + self.w_hh(h)
 
-    def gates(self, y: Tensor, h: Tensor, one: Tensor, ready: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Pre-activations (B, 4C) of the gates i, f, g, o: themselves, or the two factors u and W of u W^T."""
-        raise NotImplementedError
+    def forward(self, y: Tensor, h: Tensor, c: Tensor, handed: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The new hidden and cell state, from input, hidden and cell state (B, C).
 
-    def forward(
-            self, y: Tensor, h: Tensor, c: Tensor, one: Tensor, ready: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The new hidden and cell state, from input, hidden and cell state (B, C), ones (B, 1) and ``prepare()``."""
-        u, weight = self.gates(y, h, one, ready)
-        return advance(u, weight, c, self.act)
+        ``handed`` is this block's part of what :class:`Joined` hands out, or empty.
+        """
+        if not torch.jit.is_scripting() and handed:
+            joined: Any = handed[0]
+            return Step.apply(joined, y, h, c, *joined.parameters, *handed[1:])[:2]
+        return advance(self.gates(y, h), c, self.act)
+
+    @torch.jit.ignore
+    def layers(self) -> list[nn.Linear]:
+        """What :class:`Joined` joins: first layers first, that for the input before that for the hidden state."""
+        return []
 
     @torch.jit.ignore
     def first_layer(self) -> nn.Linear | None:
@@ -140,25 +68,15 @@ class SqueezedLSTMCell(LSTMCell):
     """
 
     def __init__(self, channels: int, rd_ratio: float = 1 / 4, act: str = 'sigmoid', **where: Any) -> None:
-        super().__init__(act, prepared=2)
+        super().__init__(act, handed=6)
         hidden = hidden_width(channels, rd_ratio)
         self.w_ih, self.w_hh = (
             nn.Sequential(nn.Linear(channels, hidden, **where), nn.ReLU(), nn.Linear(hidden, 4 * channels, **where))
             for _ in range(2))
 
-    def prepare(self) -> list[Tensor]:
-        y1, y2, h1, h2 = self.w_ih[0], self.w_ih[2], self.w_hh[0], self.w_hh[2]
-        zero = torch.zeros_like(y1.weight)
-        row = torch.zeros_like(y1.weight[:1])
-        first = torch.cat([
-            torch.cat([y1.weight, zero, y1.bias.unsqueeze(1)], dim=1),  # type: ignore[list-item]
-            torch.cat([zero, h1.weight, h1.bias.unsqueeze(1)], dim=1),  # type: ignore[list-item]
-            torch.cat([row, row, torch.ones_like(row[:, :1])], dim=1)])  # hands the one on to the second layer
-        second = torch.cat([y2.weight, h2.weight, (y2.bias + h2.bias).unsqueeze(1)], dim=1)  # type: ignore[list-item]
-        return [first, second]
-
-    def gates(self, y: Tensor, h: Tensor, one: Tensor, ready: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        return torch.relu_(F.linear(torch.cat([y, h, one], dim=1), ready[0])), ready[1]
+    @torch.jit.ignore
+    def layers(self) -> list[nn.Linear]:
+        return [self.w_ih[0], self.w_hh[0], self.w_ih[2], self.w_hh[2]]  # type: ignore[list-item]
 
     @torch.jit.ignore
     def first_layer(self) -> nn.Linear:
@@ -173,16 +91,13 @@ class StandardLSTMCell(LSTMCell):
     """The standard cell, (i, f, g, o) = V y + d + W h + e, 8 C^2 + 8 C parameters."""
 
     def __init__(self, channels: int, act: str = 'tanh', **where: Any) -> None:
-        super().__init__(act, prepared=1)
+        super().__init__(act, handed=4)
         self.w_ih = nn.Linear(channels, 4 * channels, **where)
         self.w_hh = nn.Linear(channels, 4 * channels, **where)
 
-    def prepare(self) -> list[Tensor]:
-        bias = (self.w_ih.bias + self.w_hh.bias).unsqueeze(1)
-        return [torch.cat([self.w_ih.weight, self.w_hh.weight, bias], dim=1)]
-
-    def gates(self, y: Tensor, h: Tensor, one: Tensor, ready: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        return torch.cat([y, h, one], dim=1), ready[0]
+    @torch.jit.ignore
+    def layers(self) -> list[nn.Linear]:
+        return [self.w_ih, self.w_hh]
 
     @torch.jit.ignore
     def inference_form(self) -> nn.Module:
@@ -211,9 +126,9 @@ class LightLSTMCell(LSTMCell):
         nn.init.uniform_(self.weight_ih, -(0.5**0.5), 0.5**0.5)
         nn.init.uniform_(self.weight_hh, -(0.5**0.5), 0.5**0.5)
 
-    def gates(self, y: Tensor, h: Tensor, one: Tensor, ready: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+    def gates(self, y: Tensor, h: Tensor) -> Tensor:
         y = self.fc2(F.relu(self.fc1(y)))
-        return y.repeat(1, 4) * self.weight_ih + h.repeat(1, 4) * self.weight_hh + self.bias, None
+        return y.repeat(1, 4) * self.weight_ih + h.repeat(1, 4) * self.weight_hh + self.bias
 
     @torch.jit.ignore
     def first_layer(self) -> nn.Linear:

@@ -30,7 +30,7 @@ class SharedUnit(nn.Module):
 
     A stage runs, with a = f(x) the residual branch of each of its blocks in turn::
 
-        state = unit.start(x, len(blocks))       # nothing is kept in the unit between or during calls
+        state = unit.start(x)                    # nothing is kept in the unit between or during calls
         for block in blocks:
             a, shortcut = block(x)
             a, z, state = unit(a, state)         # the shared part, of pool and excite, as a gate is
@@ -45,10 +45,14 @@ class SharedUnit(nn.Module):
     #: As in :class:`~timm_asr.gates.gate.ChannelGate`.
     form_in_onnx = False
 
-    def start(self, x: Tensor, blocks: int) -> list[Tensor]:
-        """The state before the first of so many blocks, from the stage's input; empty for stateless units."""
+    def start(self, x: Tensor) -> list[Tensor]:
+        """The state before the first block, from the stage's input; empty for stateless units."""
         state: list[Tensor] = []
         return state
+
+    def hand_out(self, x: Tensor, blocks: int) -> Sequence[Sequence[Any]]:
+        """For each of so many blocks what ``excite`` gets behind the state, made for all of them at once."""
+        return [()] * blocks
 
     def pool(self, a: Tensor) -> Tensor:
         """Feature map (B, C, H, W) to descriptor (B, D)."""

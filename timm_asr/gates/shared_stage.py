@@ -1,6 +1,6 @@
 """Stages whose blocks share one attention unit (DIA), built of timm's residual blocks."""
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from timm.models import checkpoint, checkpoint_seq
@@ -27,11 +27,10 @@ class _Cut(nn.Module):
 
     def merge(self, a: Tensor, z: Tensor, shortcut: Tensor) -> Tensor:
         """act(shortcut + a * own(z)), with z broadcast over the branch a."""
-        a = weigh(a, self.own(z))
-        if self.drop_path is not None:
-            a = self.drop_path(a)
-        a += shortcut
-        return self.last_act(a)
+        z = self.own(z)
+        if self.drop_path is not None:  # of images, so of their weights
+            z = self.drop_path(z)
+        return self.last_act(weigh(a, z, shortcut))
 
 
 class BranchBasicBlock(_Cut, BasicBlock):  # type: ignore[misc]
@@ -87,30 +86,29 @@ class SharedStage(nn.ModuleList):
         return self[0].unit
 
     def forward(self, x: Tensor) -> Tensor:
-        state = self[0].unit.start(x, self.count)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return self._checkpointed(x, state)
+        state = self[0].unit.start(x)
+        if not torch.jit.is_scripting():
+            return self._run(x, state)
         for block in self:
             a, shortcut = block(x)
             a, z, state = self[0].unit(a, state)
             x = block.merge(a, z, shortcut)
         return x
 
-    @torch.jit.ignore
-    def _checkpointed(self, x: Tensor, state: list[Tensor]) -> Tensor:
-        for block in self:
-            x, *state = checkpoint(self._step(block), x, *state)
+    def _run(self, x: Tensor, state: list[Tensor]) -> Tensor:
+        handed = self.unit.hand_out(x, self.count)
+        for n, block in enumerate(self):
+            step = partial(self._step, block)
+            if self.grad_checkpointing:
+                step = partial(checkpoint, step)
+            x, *state = step(x, *state, *handed[n])
         return x
 
-    @torch.jit.ignore
-    def _step(self, block: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
+    def _step(self, block: nn.Module, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         # State goes in and out as tensors of their own: inside a list, reentrant checkpointing would miss them.
-        def step(x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-            a, shortcut = block(x)
-            a, z, after = self.unit(a, list(state))
-            return block.merge(a, z, shortcut), *after
-
-        return step
+        a, shortcut = block(x)
+        a, z, after = self.unit(a, list(state))
+        return block.merge(a, z, shortcut), *after
 
 
 class PlainStage(nn.Sequential):

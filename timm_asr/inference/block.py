@@ -84,7 +84,7 @@ class InferenceStage(InferenceForm):
         self.train(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        state = self.unit.start(x, len(self.blocks))
+        state = self.unit.start(x)
         for block in self.blocks:
             a, u, shortcut = block(x)
             v, state = self.unit.excite(u, state)

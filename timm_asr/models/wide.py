@@ -80,10 +80,10 @@ class BranchWideBlock(WideBlock):
 
     def merge(self, a: torch.Tensor, z: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """shortcut + a * own(z), with z broadcast over the branch a."""
-        a = weigh(a, self.own(z))
-        if self.drop_path is not None:
-            a = self.drop_path(a)
-        return a + shortcut
+        z = self.own(z)
+        if self.drop_path is not None:  # of images, so of their weights
+            z = self.drop_path(z)
+        return weigh(a, z, shortcut)
 
 
 register_block(WideBlock, sites=('conv2',), branch=BranchWideBlock)
