@@ -54,6 +54,8 @@ def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_n
     if 0 < classes <= 5:  # five of five are always right
         metrics = {key: value for key, value in metrics.items() if not key.startswith('top5')}
     dataset = dataset_name or metrics.get('dataset') or facts.get('dataset')
+    known, _, name = (dataset or '').partition('/')
+    public = name if known in ('torch', 'tfds', 'hfds', 'hfids') else None  # a folder's name says nothing elsewhere
     trained = code_text(model) + ' with ASR attached' * (model == architecture)
     weights, form = f'{code_text(architecture)}, these weights', 'its inference form (`timm_asr.reparameterize`)'
     rows = [(f'{trained}, as trained', ''), (weights, '_folded')] if folded else [(weights, '')]
@@ -66,7 +68,7 @@ def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_n
     speeds = [row for row in speeds if row[1]]
     arguments = public_arguments(facts.get('arguments') or {})
     filled = ModelCard.from_template(
-        _head(repo_id, license, dataset_name or _public_dataset(dataset), classes, facts, metrics), str(_TEMPLATE),
+        _head(repo_id, license, dataset_name or public, classes, facts, metrics), str(_TEMPLATE),
         text=plain_text, code=code_text, table=_table, number=_number, title=repo_id.partition('/')[2],
         repo_id=repo_id, facts=facts, cfg=config.get('pretrained_cfg') or {}, metrics=metrics, model=model,
         architecture=architecture, classes=classes, folded=folded, trained=trained, asr=asr.upper(),
@@ -92,12 +94,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = '---
 
 def _number(value: Any, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) else ''
-
-
-def _public_dataset(name: str | None) -> str | None:
-    """The name that a data set has everywhere; None where it is that of a folder."""
-    kind, _, rest = (name or '').partition('/')
-    return rest if kind in ('torch', 'tfds', 'hfds', 'hfids') else None
 
 
 def _head(repo_id: str, license: str | None, dataset: str | None, classes: int, facts: Mapping[str, Any],

@@ -33,18 +33,15 @@ def _text(error: BaseException) -> str:
     return _TOKEN.sub('...', text)[:300].rstrip('.: ')
 
 
-def _status_of(error: BaseException | None) -> int | None:
-    return getattr(getattr(error, 'response', None), 'status_code', None)
-
-
 def explained(error: BaseException, what: str, repo_id: str) -> BadInput | Stopped:
     """One sentence for what huggingface_hub raised, and what was being done: 'fetching config.json of OWNER/NAME'."""
     hub, cause = constants.ENDPOINT, error.__cause__
     if isinstance(cause, FAILURES) and (
             type(error) is RuntimeError or str(error).startswith('Force download failed')
-            or (isinstance(error, errors.LocalEntryNotFoundError) and _status_of(cause) is not None)):
+            or (isinstance(error, errors.LocalEntryNotFoundError) and getattr(cause, 'response', None) is not None)):
         error = cause  # the client wraps what went wrong with a single file
-    status, text, file = _status_of(error), _text(error), getattr(error, 'filename', None)
+    status = getattr(getattr(error, 'response', None), 'status_code', None)
+    text, file = _text(error), getattr(error, 'filename', None)
     kind, said = next((kind, said) for true, kind, said in (
         (isinstance(error, errors.LocalEntryNotFoundError), Stopped,
          f'it is not in the cache ({constants.HF_HUB_CACHE}), and '

@@ -4,24 +4,27 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
+import timm
 import torch
 from timm.layers import BatNonLocalAttn, NonLocalAttn, SelectiveKernel, SplitAttn, cbam, coord_attn
+from timm.models import get_model_args, is_model
 from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..analysis.gates import GateStatistics, measure_gates
 from ..analysis.images import Images
+from ..asr.fold import has_asr
 from ..gates.forms import InferenceForm
 from ..gates.gate import ChannelGate
 from ..gates.shared import SharedUnit
-from ..inference.compare import Comparison
+from ..gates.table import gate_options
+from ..inference.compare import Comparison, close
 from ..models.counts import count_parameters
+from ..models.registry import variant_of
 from .fold import Place, checked_fold, find_places, fold_constants
-from .name import name_frozen, rename
 from .report import Cost, FreezeReport, GateReport
 
-_CHECKED_IMAGES = 2
 _POSITIONS = 'it weighs positions too'
 #: Attention that no constant per channel can stand for, and why. What is inside such a module is left alone too.
 NOT_CHANNEL_GATES: dict[type[nn.Module], str] = {
@@ -30,6 +33,8 @@ NOT_CHANNEL_GATES: dict[type[nn.Module], str] = {
         coord_attn.EfficientLocalAttn, coord_attn.StripAttn, NonLocalAttn, BatNonLocalAttn), _POSITIONS),
     **dict.fromkeys((SelectiveKernel, SplitAttn), 'it weighs branches against each other'),
     SharedUnit: 'the blocks of a stage share it'}
+# What timm's names have where a network of the same name without it has no gates.
+_IN_NAMES = ('legacy_se', 'ese_', 'eca_', 'eca', 'se')
 
 
 def freeze_attention(
@@ -83,7 +88,7 @@ def freeze_attention(
     images = Images(loader, model, samples, progress)
     compared = images if eval_loader is None else Images(eval_loader, model, None, progress)
     before = copy.deepcopy(model).eval()  # the model itself changes at the very end, when nothing can fail any more
-    few = next(images.inputs('first images'))[:_CHECKED_IMAGES]
+    few = next(images.inputs('first images'))[:2]
     gates = measure_gates(before, images.inputs('measuring gates'), names)
     measured, left = images.seen, other_attention(before)
     if not gates:
@@ -97,7 +102,7 @@ def freeze_attention(
 
     constants = chosen(threshold)
     after, places = checked_fold(before, constants, find_places(before, constants), few)
-    named = name_frozen(after, few) if places.keys() == gates.keys() and not left else None
+    named = _name_frozen(after, few) if places.keys() == gates.keys() and not left else None
     variants, norms = {'frozen': after}, 0
     if recalibrate_bn:
         variants['new statistics alone'] = copy.deepcopy(before)
@@ -125,7 +130,8 @@ def freeze_attention(
     if norms:
         model.load_state_dict(variants['frozen, new statistics'].state_dict())
     if named:
-        rename(model, *named)
+        config = {**model.pretrained_cfg, 'architecture': named[0]}  # type: ignore[dict-item]
+        model.pretrained_cfg, model.default_cfg, model._model_args = config, config, named[1]
     else:  # for save_fused, which writes networks that have a name
         model.frozen_from = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
     return report
@@ -221,3 +227,34 @@ def candidates(model: nn.Module) -> set[str]:
     return {
         name for name, module in model.named_modules()
         if name and not f'{name}.'.startswith(closed) and next(module.parameters(), None) is not None}
+
+
+def _gateless(name: str, args: dict[str, Any], asr: bool) -> list[tuple[str, dict[str, Any]]]:
+    drop = {'gate', 'last_norm_init', *(() if asr else gate_options())}
+    ours = {key: value for key, value in args.items() if key not in drop}
+    found = [(name, ours)] if 'gate' in args else []
+    if variant := variant_of(name):
+        found.append((variant.without('gate'), ours))
+    found += [(name.replace(word, '', 1), args) for word in _IN_NAMES if word in name]
+    return [*((other, own) for other, own in found if is_model(other)), (name, {**args, 'se_ratio': 0})]
+
+
+@torch.no_grad()
+def _name_frozen(model: nn.Module, images: torch.Tensor) -> tuple[str, dict[str, Any]] | None:
+    """Name and keywords of a registered network that takes a frozen model's state dict and is the same function.
+
+    Both are run on the images; None where there is none, as a network may take the weights and compute something else.
+    """
+    name = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
+    wanted = model(images) if name and hasattr(model, 'num_classes') else None
+    if not isinstance(wanted, torch.Tensor):
+        return None
+    for candidate, args in _gateless(name, get_model_args(model), has_asr(model)):
+        try:
+            stock = timm.create_model(candidate, **args).to(images).eval()
+            stock.load_state_dict(model.state_dict(), strict=True)
+        except (RuntimeError, TypeError, ValueError):  # another network, or one without that keyword
+            continue
+        if close(wanted, stock(images)):
+            return candidate, args
+    return None
