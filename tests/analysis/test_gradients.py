@@ -28,7 +28,7 @@ def test_by_hand(training):
             gradients[name].append(gradient.abs().flatten())
     for stage in found:
         values = torch.cat(gradients[stage.stage])
-        assert stage.count == len(values) == stage.counts.sum()
+        assert stage.values.count == len(values) == stage.counts.sum()
         assert stage.mean == pytest.approx(values.mean().item(), rel=1e-4)
         assert stage.std == pytest.approx(values.std(correction=0).item(), rel=1e-3)
         assert stage.quantile(0.5) == pytest.approx(values.median().item(), rel=0.3)

@@ -1,5 +1,6 @@
 """Curves of runs, and speed against accuracy."""
 
+import matplotlib
 import pytest
 from PIL import Image
 
@@ -10,23 +11,16 @@ ROWS = [{'epoch': str(n), 'train_loss': f'{2 / (n + 1)}', 'eval_loss': f'{1 / (n
 
 
 @pytest.mark.parametrize(('draw', 'content'), [
-    (plot_curve, ROWS),
-    (plot_curve, [{'epoch': '0', 'train_loss': '1'}]),
+    (plot_curve, ROWS), (plot_curve, [{'epoch': '0', 'train_loss': '1'}]),
     (plot_curves, {'plain': ROWS, 'SE': ROWS[:3]}),
-    (plot_curves, {'plain': [{'epoch': '0', 'train_loss': '1'}, {'epoch': '1', 'train_loss': '0.5'}]}),
     (plot_speed, [{'model': 'a', 'images_per_second': 10, 'parameters': 1e6, 'top1': 90},
                   {'model': 'b', 'images_per_second': 20, 'parameters': 2e6, 'top1': 91}, {'model': 'c', 'top1': 1}])])
-def test_an_image_of_the_width_of_a_page(draw, content, tmp_path):
+def test_an_image_of_the_width_of_a_page_in_a_style_of_its_own(draw, content, tmp_path):
+    before = dict(matplotlib.rcParams)
     draw(content, tmp_path / 'figure.png')
     image = Image.open(tmp_path / 'figure.png').convert('RGB')
     assert image.width == round(style.WIDTH * style.DPI)
     assert len(image.getcolors(1 << 20)) > 30
-
-
-def test_style_is_left_as_it_was(tmp_path):
-    matplotlib = pytest.importorskip('matplotlib')
-    before = dict(matplotlib.rcParams)
-    plot_curve(ROWS, tmp_path / 'figure.png')
     assert dict(matplotlib.rcParams) == before
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.utils import unwrap_model
 from torch import nn
 
+from .gates import ChannelStatistics
 from .gradcam import stage_names
 from .images import Images
 
@@ -26,27 +27,23 @@ class StageGradients:
     stage: str  #: name of the module
     #: Histogram of log10 |g| over :data:`DECADES`, 150 bins; zeros are in the first.
     counts: torch.Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.float64))
-    count: int = 0
-    _sum: float = 0.0
-    _squares: float = 0.0
+    values: ChannelStatistics = field(default_factory=ChannelStatistics)  #: of |g|, as one channel
 
     def update(self, gradient: torch.Tensor) -> None:
         """Add the gradient of a batch, of any shape."""
         size = gradient.detach().abs().flatten().float().cpu()
         self.counts += torch.histc(size.log10().clamp(*DECADES), _BINS, *DECADES).double()
-        self.count += len(size)
-        self._sum += size.double().sum().item()
-        self._squares += size.double().square().sum().item()
+        self.values.update(size[:, None])
 
     @property
     def mean(self) -> float:
         """Mean of |g|."""
-        return self._sum / self.count
+        return self.values.mean.item()
 
     @property
     def std(self) -> float:
         """Deviation of |g|."""
-        return max(self._squares / self.count - self.mean ** 2, 0.0) ** 0.5
+        return self.values.std.item()
 
     def quantile(self, q: float) -> float:
         """A quantile of |g|, to the width of a bin (a tenth of a decade)."""

@@ -62,8 +62,7 @@ def measure_stripes(
         print(report)              # one row a gate
         report.score               # 1: the weights ignore the image; 0: they differ between images alone
 
-    The score of a gate is the share of its weights' variance that lies between channels rather than between images.
-    With m_c the mean and s_c the deviation over images of channel c, it is Var_c(m_c) / (Var_c(m_c) + mean_c(s_c^2)).
+    The score of a gate is the :attr:`~timm_asr.analysis.gates.ChannelStatistics.stripe_score` of its weights.
 
     Args:
         model: Any network of timm or of this package, a detector, or a wrapper around one, before ``reparameterize``.

@@ -83,12 +83,9 @@ def create_detector(name: str, backbone: str, num_classes: int = 91, *, pretrain
         hint = did_you_mean(name, list(_CLASSES))
         raise ValueError(f"Unknown detector '{name}'{hint}; there are {', '.join(_CLASSES)}.")
     cls = _CLASSES[name]
-    accepting = (cls, GeneralizedRCNNTransform)  # torchvision hands on to it what is left, and that accepts anything
-    known = {key for one in accepting for key in inspect.signature(one).parameters} - {'backbone', 'kwargs'}
-    unknown = sorted(set(kwargs) - known)
-    if unknown:
-        raise TypeError(
-            f"torchvision's {cls.__name__} has no keyword '{unknown[0]}'{did_you_mean(unknown[0], sorted(known))}.")
+    known = {key for one in (cls, GeneralizedRCNNTransform) for key in inspect.signature(one).parameters}
+    for key in kwargs.keys() - (known - {'backbone', 'kwargs'}):  # torchvision accepts anything
+        raise TypeError(f"torchvision's {cls.__name__} has no keyword '{key}'{did_you_mean(key, sorted(known))}.")
     body = make_body(backbone, pretrained, checkpoint, asr, frozen_bn, **(backbone_kwargs or {}))
     retina = name == 'retinanet'
     if strides is None:

@@ -31,15 +31,11 @@ _STEPS: dict[str, tuple[type[Step], ...]] = {
 
 
 def measure(names: Sequence[str], args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """The rows of models that run in turns in this process; where there are several, ratios are to the first, whose
-    image size all take.
+    """The rows of models that run in turns in this process; ratios are to the first, whose image size all take.
 
-    Returns:
-        For each model, with the prefix ``infer_`` or ``train_``: ``samples_per_sec`` and ``step_time`` (ms) of the
-        median round, ``time_ratio``, ``time_ratio_q1`` and ``time_ratio_q3`` (above 1: slower than the first), with
-        detail ``fwd_time``, ``bwd_time``, ``opt_time`` (ms), batch and image size, on CUDA ``memory_mb`` (peak of a
-        step, 10^6 bytes), and for inference ``gmacs`` and ``macts``, for training ``saved_mb`` (kept for the backward
-        pass). ``error`` in place of them where no batch is small enough.
+    Columns have the prefix ``infer_`` or ``train_``: ``samples_per_sec`` and ``step_time`` (ms) of the median round, of
+    several models ``time_ratio`` and its quartiles, and those of :meth:`Step.about`; ``error`` in place of them where
+    no batch is small enough.
     """
     rows: dict[str, dict[str, Any]] = {name: {'model': name} for name in names}
     for kind in _STEPS[args.bench]:
@@ -141,7 +137,6 @@ def benchmark(args: argparse.Namespace, *_: Any) -> int:
     names, many = _names(args)
     fast_matmul(device)
     set_fast_norm(args.fast_norm)
-    random_seed(args.seed)
     _logger.info(f'Benchmarking on {device} in {args.precision} precision. '
                  f'{"NHWC" if args.channels_last else "NCHW"} layout. {torch.get_num_threads()} CPU threads.')
     rows = measure(names, args, device) if args.versus else _bulk(names, args, device, many)

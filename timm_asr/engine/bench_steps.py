@@ -78,7 +78,10 @@ class Step:
         raise NotImplementedError
 
     def about(self) -> dict[str, Any]:
-        """Columns that need no clock, without their prefix."""
+        """Columns without their prefix: batch and image size, on CUDA ``memory_mb`` (peak of a step, 10^6 bytes), for
+        inference ``gmacs`` and ``macts``, for training ``saved_mb`` (kept for the backward pass), and with detail
+        ``fwd_time``, ``bwd_time`` and ``opt_time`` (ms).
+        """
         figures = {'batch_size': self.batch_size, 'img_size': self.input_size[-1]}
         # A compiled graph owns its memory, and cannot be looked into.
         return figures if self.model is not self.eager else figures | self._measured()

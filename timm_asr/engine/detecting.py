@@ -80,16 +80,6 @@ def open_set(args: argparse.Namespace, split: str, hflip: float = 0.0) -> CocoSe
         raise BadInput(f'--data-dir {folder}: {error}') from None
 
 
-def make_loaders(args: argparse.Namespace, train: CocoSet, val: CocoSet | None) -> Loaders:
-    """Batches of this process: training images in an order that epoch and seed fix, its share of the others."""
-    seeded = Images(train)
-    seeded.seed_workers(args.seed, args.rank)
-    sampler = DistributedSampler(seeded, seed=args.seed) if args.distributed else RandomSampler(seeded)
-    training = DataLoader(seeded, args.batch_size, sampler=sampler, collate_fn=collate, num_workers=args.workers,
-                          persistent_workers=args.workers > 0)
-    return Loaders(training, None if val is None else eval_loader(args, val, args.world_size), None, args.batch_size)
-
-
 def eval_loader(args: argparse.Namespace, val: CocoSet, share: int = 1) -> DataLoader:
     """Every ``share``-th image, from that of this process on: each image is seen once, by one process."""
     part = val if share == 1 else Subset(val, range(args.rank, len(val), share))
@@ -105,7 +95,13 @@ class DetectionRun(Run):
         val = open_set(args, args.val_split) if args.val_split else None
         self.categories = {number: entry['name'] for number, entry in train.coco.cats.items()}
         model = build_detector(args, max(self.categories, default=0)).to(self.device)
-        loaders = make_loaders(args, train, val)
+        seeded = Images(train)
+        seeded.seed_workers(args.seed, args.rank)
+        sampler = DistributedSampler(seeded, seed=args.seed) if args.distributed else RandomSampler(seeded)
+        loaders = Loaders(
+            DataLoader(seeded, args.batch_size, sampler=sampler, collate_fn=collate, num_workers=args.workers,
+                       persistent_workers=args.workers > 0),
+            None if val is None else eval_loader(args, val, args.world_size), None, args.batch_size)
         args.model, args.num_classes = f'{args.detector}_{args.backbone}', max(self.categories, default=0)
         args.eval_metric, args.sched_on_updates = 'AP', True
         args.warmup_epochs = args.warmup_steps * args.grad_accum_steps / max(1, len(loaders.train))

@@ -74,16 +74,13 @@ def step(name: str, text: str) -> None:
 
 def _described(source: Source) -> str:
     facts = source.facts
-    parts = [facts.get('model') or type(source.model).__name__]
-    if facts.get('asr'):
-        parts[0] += f' --asr {facts["asr"]["asr"]}'
-    if facts.get('epoch') is not None:
-        parts.append(f'epoch {facts["epoch"]}')
-    if facts.get('weights'):
-        parts.append({'ema': 'averaged weights', 'raw': 'raw weights'}[facts['weights']])
-    if source.has_ema and facts.get('weights') == 'raw':
-        parts[-1] += ' (averaged ones are there too: --use-ema)'
-    return ', '.join(parts) + (f', from {facts["source"]["file"]}' if facts.get('source') else '')
+    raw = 'raw weights' + ' (averaged ones are there too: --use-ema)' * source.has_ema
+    parts = [(facts.get('model') or type(source.model).__name__) + (
+                 f' --asr {facts["asr"]["asr"]}' if facts.get('asr') else ''),
+             f'epoch {facts["epoch"]}' if facts.get('epoch') is not None else '',
+             {'ema': 'averaged weights', 'raw': raw}.get(facts.get('weights') or '', ''),
+             f'from {facts["source"]["file"]}' if facts.get('source') else '']
+    return ', '.join(filter(None, parts))
 
 
 def _check(args: argparse.Namespace) -> None:

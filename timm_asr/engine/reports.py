@@ -11,16 +11,11 @@ from ..errors import BadInput
 Row = Mapping[str, Any]
 
 
-def _columns(rows: Sequence[Row]) -> list[str]:
-    """The keys of all rows, in the order in which they first appear."""
-    return list(dict.fromkeys(key for row in rows for key in row))
-
-
 def as_markdown(rows: Sequence[Row]) -> str:
     """A table whose numbers are aligned to the right; an empty string for no rows."""
     if not rows:
         return ''
-    columns = _columns(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[str(row.get(key, '')).replace('|', '\\|') for key in columns] for row in rows]
     widths = [max([len(key), 3, *(len(line[i]) for line in cells)]) for i, key in enumerate(columns)]
     numbers = [all(isinstance(row.get(key, 0), int | float) for row in rows) for key in columns]
@@ -51,6 +46,6 @@ def write_results(path: str | Path, results: Row | Sequence[Row], format: str = 
         elif format == 'md':
             file.write(as_markdown(rows))
         elif rows:
-            writer = csv.DictWriter(file, _columns(rows), lineterminator='\n')
+            writer = csv.DictWriter(file, dict.fromkeys(key for row in rows for key in row), lineterminator='\n')
             writer.writeheader()
             writer.writerows(rows)

@@ -1,8 +1,4 @@
-"""Two or more things timed fairly: in one process, in turns, compared round by round.
-
-On a shared machine the absolute time of a step says more about the neighbours than about the step. What stays is the
-ratio of two steps that ran next to each other; its median over many rounds, and how far the quartiles lie apart.
-"""
+"""Several steps that take turns, compared round by round: on a shared machine ratios are what stays of times."""
 
 import gc
 import itertools
@@ -37,8 +33,8 @@ def turns(steps: Mapping[str, Callable[[], object]], iters: int = 1, device: tor
           clock: Callable[[], float] = time.perf_counter) -> Iterator[dict[str, float]]:
     """Rounds without end: seconds of one run of each step, by name.
 
-    In each round every step runs ``iters`` times in a row; the order moves on by one from round to round, so that
-    nobody always runs after the same neighbour. Garbage is collected between rounds, never inside one.
+    Every step runs ``iters`` times in a row; the order moves on by one from round to round, so that nobody always runs
+    after the same neighbour. Garbage is collected between rounds.
     """
     names, device = list(steps), torch.device(device)
     collects = gc.isenabled()
