@@ -1,6 +1,7 @@
 """Put ASR on a network that is already built."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,17 @@ from .sites import known_sites, match_sites
 from .together import together
 from .ungated import vector_maker
 from .wrapper import ASR, wrap
+
+#: Keyword of a model -> argument of :func:`attach_asr`. All of them describe the vectors of a site.
+VECTOR_KEYWORDS = {f'asr_{name}': name for name in ('depth', 'init', 'learnable', 'constant', 'gain')}
+#: All keywords that say what ASR a model has.
+ASR_KEYWORDS = frozenset(('asr', 'asr_sites', 'rd_ratio', *VECTOR_KEYWORDS))
+
+
+def take_vector_options(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Take the keywords of ASR's vectors out of a model's keywords, as arguments of ``attach_asr``; None is none."""
+    found = {name: keywords.pop(key) for key, name in VECTOR_KEYWORDS.items() if key in keywords}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def attach_asr(

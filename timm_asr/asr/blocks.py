@@ -54,10 +54,7 @@ def facts_of(module: nn.Module) -> Block:
 
 
 def existing(block: nn.Module, *names: str) -> list[str]:
-    """Of the given names those that a block has, ``None`` not counted; a ``ModuleList`` stands for its members.
-
-    A name may go on inside a branch: 'conv_kxk.bn' is 'conv_kxk.0.bn' and so on where ``conv_kxk`` is a list.
-    """
+    """Of the given names those that a block has, ``None`` not counted: 'conv.bn' is 'conv.0.bn', ... of a list."""
     found = []
     for name in names:
         head, _, rest = name.partition('.')

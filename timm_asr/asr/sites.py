@@ -20,13 +20,10 @@ def known_sites(model: nn.Module) -> list[str]:
     """Names of the layers in a model that ASR scales where nobody names others.
 
     In blocks of registered classes (asr/blocks.py) these are the layers named there. In others it is the last affine
-    layer on the channels of each residual branch (a norm, convolution or linear layer; layer scale where there is
-    none), found by following an image without content through the network; blocks of the same class are treated alike,
-    those without an addition too. In a network without residual branches it is each norm after a convolution, or each
-    convolution.
-
-    Left out: layers that are used more than once, share parameters or have hooks, whose parameters somebody else reads,
-    and whose scale would be undone (weight-standardised convolutions without a gain, layers before a norm).
+    layer on the channels of each residual branch (layer scale where there is no other), found by following an image
+    without content through the network; blocks of the same class are treated alike, those without an addition too. In a
+    network without residual branches it is each norm after a convolution, or each convolution. Layers that are used
+    twice, are shared, have hooks, or whose scale would be undone are left out.
 
     Raises:
         ValueError: There is none.

@@ -10,19 +10,6 @@ from ..gates.gate import ChannelGate
 from .ungated import Ungated
 
 
-def parse_init(init: float | str | None) -> tuple[str, float | None]:
-    """``asr_init`` as ('C', value) for a constant (0.1, ``'C_0.1'``) or ('N', s) for N(0, s^2) (``'N_0.1'``), the
-    paper's Table 8; ('C', None) where nothing was asked for.
-
-    Raises:
-        ValueError: ``init`` is none of these.
-    """
-    match = re.fullmatch(r'([CN])?_?(-?\d*\.?\d+(?:e-?\d+)?)', str(init), re.IGNORECASE)
-    if init is not None and match is None:
-        raise ValueError(f"asr_init is {init!r}; it takes a number, 'C_0.1' for a constant or 'N_0.1' for N(0, 0.1^2).")
-    return ((match[1] or 'C').upper(), float(match[2])) if match else ('C', None)
-
-
 class ASRVector(nn.Module):
     """A learned vector psi and the gate that makes channel weights of it: v = gain * sigmoid(F(psi)), (C,).
 
@@ -53,16 +40,20 @@ class ASRVector(nn.Module):
             raise ValueError(f'asr_gain is {gain!r}; it takes a positive number, such as 2.')
         self.gain = float(gain)
         self.gate = gate(channels, device=device, dtype=dtype)
-        kind, value = parse_init(init)
+        match = re.fullmatch(r'([CN])?_?(-?\d*\.?\d+(?:e-?\d+)?)', str(init), re.IGNORECASE)
+        if init is not None and match is None:
+            raise ValueError(
+                f"asr_init is {init!r}; it takes a number, 'C_0.1' for a constant or 'N_0.1' for N(0, 0.1^2).")
+        drawn, value = match is not None and (match[1] or '').upper() == 'N', float(match[2]) if match else None
         if isinstance(self.gate, Ungated):
             size = self.gate.size
-            if kind == 'C':
+            if not drawn:
                 start = self.gate.start if value is None else value
                 value = self.gate.psi_at(0.5 if start is None else start / self.gain)
         else:
             size, value = self.gate.psi_ratio * channels, 0.1 if value is None else value
         psi = torch.empty(size, device=device, dtype=dtype)
-        psi = psi.normal_(std=abs(value)) if kind == 'N' else psi.fill_(value)
+        psi = psi.normal_(std=abs(value)) if drawn else psi.fill_(value)
         self.psi = nn.Parameter(psi, requires_grad=learnable)
         self._check_and_revive(channels, init)
         if constant:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from timm.models import resolve_model_input_args
 from torch import nn
 
-from ..asr.options import ASR_KEYWORDS
+from ..asr.attach import ASR_KEYWORDS
 from ..errors import BadInput
 from ..models.create import create_model
 from .find import FOLDER_PREFIX, HUB_PREFIXES, check_model_name, source_of

@@ -17,8 +17,8 @@ from timm.models import get_model_args, is_model, model_entrypoint
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
+from ..asr.attach import VECTOR_KEYWORDS
 from ..asr.fold import fold_asr, has_asr
-from ..asr.options import VECTOR_KEYWORDS
 from ..checkpoints.names import CODE, CONFIG, KEY, METRICS, TRAINABLE, WEIGHTS
 from ..checkpoints.open import CFG_KEYS, as_source, create_trainable
 from ..checkpoints.provenance import file_sha256, provenance_of

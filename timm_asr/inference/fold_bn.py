@@ -64,11 +64,7 @@ def find_pairs(module: nn.Module) -> list[tuple[str, str]]:
 
 
 def check_batch_norm_eval(module: nn.Module) -> None:
-    """Refuse to fold norms that use the statistics of the batch.
-
-    Raises:
-        ValueError: A BatchNorm is in training mode.
-    """
+    """Refuse to fold norms that use the statistics of the batch, by a ``ValueError``."""
     for name, bn in module.named_modules():
         if type(bn) in _NORMS and type(bn) not in _FROZEN and bn.training:
             raise ValueError(
@@ -78,12 +74,10 @@ def check_batch_norm_eval(module: nn.Module) -> None:
 
 @torch.no_grad()
 def fold_batch_norm(module: nn.Module) -> nn.Module:
-    """Fold every BatchNorm that directly follows a convolution into it, in place.
+    """Fold every BatchNorm that directly follows a convolution into it, in place, and return the module.
 
-    conv(x; w, b) then BN = conv(x; w * s, (b - mean) * s + beta) with s = gamma / sqrt(var + eps).
-
-    Returns:
-        The module, each folded norm replaced by its activation or an identity. A second call changes nothing.
+    conv(x; w, b) then BN = conv(x; w * s, (b - mean) * s + beta) with s = gamma / sqrt(var + eps). A folded norm is
+    replaced by its activation or an identity. A second call changes nothing.
 
     Raises:
         ValueError: A norm is in training mode. The module is unchanged.

@@ -6,9 +6,8 @@ from typing import Any
 import timm
 from torch import nn
 
-from ..asr.attach import attach_asr
+from ..asr.attach import VECTOR_KEYWORDS, attach_asr, take_vector_options
 from ..asr.fold import has_asr
-from ..asr.options import VECTOR_KEYWORDS, take_vector_options
 from ..asr.ungated import vector_maker
 from .last_norm import init_last_norms
 from .registry import plain_architecture, variant_of

@@ -8,8 +8,7 @@ import torch
 from timm.layers import get_device_dtype
 from torch import nn
 
-from ..asr.attach import attach_asr
-from ..asr.options import take_vector_options
+from ..asr.attach import attach_asr, take_vector_options
 from ..asr.sites import class_sites
 from ..asr.ungated import vector_maker
 from ..gates.gate import ChannelGate
