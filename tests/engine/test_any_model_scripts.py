@@ -162,8 +162,6 @@ def test_refusals_of_the_script(trained, tmp_path):
     images, folder, _ = trained
     for words, sentence in (
             (['--asr', 'sa'], "test_convnext_asr_sa cannot be made with these options: Unknown gate 'sa'"),
-            (['--asr', 'se', '--model', 'resnet20_asr_se'], "'resnet20_asr_se' has ASR already, by its name"),
-            (['--model-kwargs', 'asr_depth=2'], "asr_depth goes with ASR; name its gate, e.g. asr='se'"),
             (['--asr', 'se', '--initial-checkpoint', folder / 'model.safetensors'],
              'has no ASR vectors; --pretrained-path')):
         result = run([*COMMON, '--data-dir', images, '--epochs', 1, '--output', tmp_path, *words], tmp_path / 'log')

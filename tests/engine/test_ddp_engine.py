@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kill_runs import assert_same, outcome
 from timm.data import create_loader
 from torch import nn
 from train_helpers import make_images, start
@@ -110,13 +111,7 @@ def test_resumed_equals_uninterrupted_in_two_processes(images, tmp_path, port):
     codes, texts = two(dying, tmp_path, port + 2)
     assert codes == [0, 0], texts
     assert 'at epoch 1' in texts[0]
-    whole, killed = (torch.load(tmp_path / name / 'run' / 'last.pth.tar', weights_only=True)
-                     for name in ('whole', 'killed'))
-    for key in ('state_dict', 'state_dict_ema'):
-        for name, value in whole[key].items():
-            assert torch.equal(value, killed[key][name]), name
-    assert (tmp_path / 'whole' / 'run' / 'summary.csv').read_bytes() == (
-        tmp_path / 'killed' / 'run' / 'summary.csv').read_bytes()
+    assert_same(*(outcome(tmp_path / name / 'run') for name in ('whole', 'killed')))
 
 
 def test_sync_bn_is_converted_to():

@@ -83,14 +83,6 @@ def test_iterable_data(tmp_path, monkeypatch):
     assert len(rows(tmp_path)) == 2
 
 
-def test_grey_images(images, tmp_path):
-    job = train(['--data-dir', images, '--in-chans', 1], tmp_path)
-    assert job.data_config['input_size'] == (1, 16, 16)
-    assert len(job.data_config['mean']) == 1
-    assert job.training.task.get_trainable_module().conv1.weight.shape[1] == 1
-    assert next(iter(job.training.loaders.train))[0].shape == (6, 1, 16, 16)
-
-
 def test_no_prefetcher_and_pin_mem(images, tmp_path, monkeypatch):
     monkeypatch.setitem(TURNS, 'rounds', 1)
     job = train(['--data-dir', images, '--no-prefetcher', '--mixup', 0.5, '--reprob', 0.5], tmp_path)

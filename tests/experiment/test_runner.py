@@ -127,12 +127,12 @@ def test_workers_end_with_the_command_that_started_them(tmp_path, number):
 def test_killed_anywhere_and_started_again_gives_the_same(tmp_path):
     plan = write(tmp_path / 'plan.yaml', {'plain': {}, 'se': {'model': 'resnet20_asr_se'}}, [0, 1], epochs=3)
     codes = []
-    for at in (9, 23, 6, 17, None):
+    for at in (9, 23, None):
         process = _CONTEXT.Process(target=_child, args=([str(plan), '--output', str(tmp_path / 'killed')], at))
         process.start()
         process.join(120)
         codes.append(process.exitcode)
-    assert codes == [-signal.SIGKILL] * 4 + [0]
+    assert codes == [-signal.SIGKILL] * 2 + [0]
     assert command(plan, tmp_path / 'whole') == 0
     assert command(plan, tmp_path / 'two', '--parallel', 2) == 0
     expected = runner.read_results(read_plan(plan), tmp_path / 'whole')

@@ -45,7 +45,7 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor
         model: Gives logits (B, classes).
         loader: Yields images (B, C, H, W) and targets (B,), already on the device or not.
         criterion: Mean loss of logits and targets.
-        dtype: Type of the images; None leaves them as they come.
+        dtype: Of the images; None leaves them as they come.
         valid_labels: Columns of the logits that count; None for all.
         on_output: Called with the logits and targets of each batch, padding left out.
         on_batch: Called after each batch with its index and the totals.

@@ -13,29 +13,17 @@ LEVEL, POWER = 0.05, 0.8
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arm minus baseline.
+    """Arm minus baseline."""
 
-    Args:
-        difference: Of the means.
-        low, high: BCa bootstrap interval of 95 %; NaN where the seeds are too few.
-        paired: Whether the interval is over differences seed by seed.
-        t: Welch's t.
-        welch: Its p-value, two-sided.
-        student: p-value of Student's t-test, which the DIA paper uses.
-        permutation: p-value of the difference of means under all exchanges of runs between the arms, two-sided.
-        detectable: Smallest difference that a two-sided t-test at 5 % finds with a probability of 80 %, for so many
-            seeds and such deviations.
-    """
-
-    difference: float
-    low: float
+    difference: float  # of the means
+    low: float  # BCa bootstrap interval of 95 %; NaN where the seeds are too few
     high: float
-    paired: bool
-    t: float
-    welch: float
-    student: float
-    permutation: float
-    detectable: float
+    paired: bool  # whether the interval is over differences seed by seed
+    t: float  # Welch's
+    welch: float  # its p-value, two-sided
+    student: float  # p-value of Student's t-test, which the DIA paper uses
+    permutation: float  # p-value of the difference of means under all exchanges of runs between the arms, two-sided
+    detectable: float  # smallest difference that a two-sided t-test at 5 % finds in 80 % of such experiments
 
 
 def compare(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison | None:
