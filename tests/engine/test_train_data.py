@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
+from timm_asr.data import create_dataset
 from timm_asr.engine import loaders
 from timm_asr.engine.checkpoint import SaveFailed
 from timm_asr.engine.commands.train import main, parse_args
@@ -22,6 +23,7 @@ from timm_asr.engine.seeding import Images, derive_seed, start_epoch
 from timm_asr.engine.side_by_side import TURNS
 from timm_asr.engine.summary import add_summary, read_summary
 from timm_asr.engine.training import Run
+from timm_asr.errors import BadInput
 
 MODEL = ['--model', 'resnet20_asr_se', '--num-classes', '3', '--img-size', '16', '-b', '6', '--epochs', '1', '-j', '0',
          '--experiment', 'run', '--no-progress', '--device', 'cpu', '--lr', '0.1']
@@ -165,3 +167,25 @@ def test_print_config_shows_what_was_found_out_and_opens_no_data(tmp_path, capsy
     assert (shown['lr_base_scale'], shown['device']) == ('sqrt', 'cpu')
     assert (shown['input_size'], shown['crop_pct']) == ([3, 16, 16], 1.0)
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(('split', 'said'), [
+    ('trian', 'its folders are train, validation'), ('test', 'its folders are train, validation')])
+def test_a_split_that_is_not_there_names_those_that_are(images, split, said):
+    with pytest.raises(ValueError, match=said):
+        create_dataset('', str(images), split)
+    assert len(create_dataset('', str(images), 'val')) == 12  # timm takes it for validation
+    assert len(create_dataset('', str(images / 'train'), 'validation')) == 24  # a folder of classes is one set
+    with pytest.raises(ValueError, match='its folders are class0, class1, class2'):
+        create_dataset('', str(images / 'train'), split='trian')
+    with pytest.raises(ValueError, match="the splits train and validation, not 'trian'"):
+        create_dataset('torch/cifar10', str(images), split='trian')
+
+
+def test_training_images_are_not_taken_for_validation(images, tmp_path):
+    (tmp_path / 'half').mkdir()
+    (tmp_path / 'half' / 'train').symlink_to(images / 'train')
+    for data, said in ((tmp_path / 'half', 'its folders are train'),
+                       (images / 'train', 'training and validation would be on the same images')):
+        with pytest.raises(BadInput, match=said):
+            train(['--data-dir', data], tmp_path)

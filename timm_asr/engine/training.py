@@ -24,7 +24,7 @@ from ..errors import BadInput, Stopped
 from ..export.place import list_in_manifest
 from ..models.counts import count_parameters
 from . import build, side_by_side
-from .checkpoint import Found, SaveFailed, Saver, write_atomically
+from .checkpoint import Found, SaveFailed, Saver, locate, write_atomically
 from .device import find_device
 from .evaluate import evaluate
 from .export import export_run
@@ -34,7 +34,6 @@ from .loop import Training, capture, place_schedule, restore, train_one_epoch
 from .options import as_yaml
 from .prepare import DTYPES, autocast, check_backend, check_noise, fast_matmul
 from .progress import Progress, setup_logging
-from .run_folder import locate
 from .seeding import start_epoch
 from .summary import add_summary, plot_run, start_wandb
 
