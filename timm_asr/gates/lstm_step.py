@@ -111,7 +111,7 @@ class _HandOut(torch.autograd.Function):
         ctx.joined.forget()
         if factors[0] is None:  # in a gradient of a gradient the parameters get theirs directly
             return None, None, *[None] * len(ctx.joined.parameters)
-        *deeper, of, y, h = (factor.flatten(0, 1) for factor in factors)  # type: ignore[union-attr]
+        *deeper, of, y, h = (factor.view(-1, factor.shape[2]) for factor in factors)  # type: ignore[union-attr]
         layers, grads = [(of, y, h)], []
         if deeper:
             layers.append((deeper[0], *deeper[1].chunk(2, 1)))
@@ -173,7 +173,7 @@ class Step(torch.autograd.Function):
             of_squashed = OUTPUT_BACKWARD[ctx.joined.act](of_squashed, outer.chunk(2, 1)[0])
             of_c = of_squashed if of_c is None else of_c + of_squashed
             twice, pairs = of_c[:, None, None].expand(-1, 1, 2, -1), inner.unflatten(1, (2, 2, -1))
-            of_c, of_g, of_f, of_i = torch.ops.aten.glu_backward(twice, pairs, 1).flatten(1).chunk(4, 1)
+            of_c, of_g, of_f, of_i = torch.ops.aten.glu_backward(twice, pairs, 1).view(len(h), -1).chunk(4, 1)
             of_g = torch.ops.aten.tanh_backward(of_g, inner.chunk(4, 1)[1])
             of = torch.cat([of_i, of_f, of_g, of_o], 1)
             factors, (*before, weight) = [of], ctx.joined.weights()
