@@ -19,7 +19,7 @@ from ..checkpoints.find import check_model_name, expand_names, read_model_list, 
 from ..errors import BadInput
 from .bench_steps import InferenceStep, Step, TrainStep, split_name
 from .device import find_device
-from .prepare import fast_matmul, with_smaller_batches
+from .inputs import fast_matmul, with_smaller_batches
 from .progress import setup_logging
 from .reports import as_markdown, check_results_file, write_results
 from .versus import interleave, ratios

@@ -19,9 +19,8 @@ from ..errors import BadInput
 from ..models.auxiliary import auxiliary_loss
 from ..models.counts import count_operations, count_parameters
 from .device import synchronize
-from .inputs import data_config_of
+from .inputs import DTYPES, autocast, compiled, data_config_of, inference_form
 from .operations import saved_for_backward
-from .prepare import DTYPES, autocast, compiled, inference_form
 
 _logger = logging.getLogger(__name__)
 

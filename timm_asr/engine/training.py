@@ -28,11 +28,11 @@ from .checkpoint import Found, SaveFailed, Saver, locate, write_atomically
 from .device import find_device
 from .evaluate import evaluate
 from .export import export_run
+from .inputs import DTYPES, autocast, check_backend, check_noise, fast_matmul
 from .interrupt import deferred_interrupts
 from .loaders import make_eval_loader, make_loaders, open_datasets
 from .loop import Training, capture, place_schedule, restore, train_one_epoch
 from .options import as_yaml
-from .prepare import DTYPES, autocast, check_backend, check_noise, fast_matmul
 from .progress import Progress, setup_logging
 from .seeding import start_epoch
 from .summary import add_summary, plot_run, start_wandb

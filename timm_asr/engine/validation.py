@@ -23,10 +23,20 @@ from ..errors import BadInput
 from ..models.counts import count_parameters
 from .device import find_device
 from .evaluate import Totals, evaluate
-from .inputs import open_data, open_model, settle_data
+from .inputs import (
+    DTYPES,
+    autocast,
+    check_noise,
+    compiled,
+    fast_matmul,
+    inference_form,
+    open_data,
+    open_model,
+    settle_data,
+    with_smaller_batches,
+)
 from .interrupt import deferred_interrupts
 from .loaders import label_names, make_eval_loader
-from .prepare import DTYPES, autocast, check_noise, compiled, fast_matmul, inference_form, with_smaller_batches
 from .progress import setup_logging
 from .reports import as_markdown, check_results_file, write_results
 
