@@ -43,15 +43,11 @@ def test_negative_weights_do_not_pass_a_relu():
     assert relative_error(expected, logits(model, x)) < 1e-12
 
 
-def test_a_gate_that_adds_is_left():
-    gate = timm.layers.GlobalContext(8, fuse_scale=False, fuse_add=True, dtype=torch.float64)
-    model = randomize(nn.Sequential(nn.BatchNorm2d(8), gate, nn.Conv2d(8, 4, 3)).double()).eval()
-    x = torch.randn(4, 8, 7, 7, dtype=torch.float64)
-    expected = logits(model, x)
-    report = timm_asr.freeze_attention(model, [x], thresholds=2)
-    assert [gate.what for gate in report.gates] == ['left: it adds']
-    assert not report.costs
-    assert torch.equal(expected, logits(model, x))
+def test_what_adds_is_no_gate():
+    adds = timm.layers.GlobalContext(8, fuse_scale=False, fuse_add=True, dtype=torch.float64)
+    model = randomize(nn.Sequential(nn.BatchNorm2d(8), adds, nn.Conv2d(8, 4, 3)).double()).eval()
+    with pytest.raises(ValueError, match='No channel gate'):
+        timm_asr.freeze_attention(model, [torch.randn(4, 8, 7, 7, dtype=torch.float64)])
 
 
 def network(forward, layers):

@@ -12,7 +12,6 @@ from torch.overrides import TorchFunctionMode
 from ..gates.shared_stage import SharedStage
 
 _TIMES = ('mul', '__mul__', '__rmul__', 'multiply')
-_PLUS = ('add', '__add__', '__radd__')
 
 
 class ChannelStatistics:
@@ -58,27 +57,18 @@ class GateStatistics:
     name: str  #: as in ``model.named_modules()``
     kind: str  #: its class
     pooled: ChannelStatistics = field(default_factory=ChannelStatistics)  #: the map before it, averaged over positions
-    scale: ChannelStatistics | None = None  #: its factors, if it multiplies
-    shift: ChannelStatistics | None = None  #: its terms, if it adds
+    weights: ChannelStatistics = field(default_factory=ChannelStatistics)  #: its factors
     #: Of the first images, pooled feature and weights, (images, C) each, in float32.
     kept: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
 
-    @property
-    def weights(self) -> ChannelStatistics:
-        """Its factors; of a gate that only adds, its terms."""
-        return self.scale or self.shift  # type: ignore[return-value]
-
-    def update(self, x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None, keep: int) -> None:
-        """Add a call: the map before the gate (B, C, H, W), factors and terms (B, C) or None."""
+    def update(self, x: torch.Tensor, weights: torch.Tensor, keep: int) -> None:
+        """Add a call: the map before the gate (B, C, H, W) and its factors (B, C)."""
         pooled = x.mean((2, 3))
         self.pooled.update(pooled)
-        for what, values in (('scale', scale), ('shift', shift)):
-            if values is not None:
-                setattr(self, what, getattr(self, what) or ChannelStatistics())
-                getattr(self, what).update(values)
+        self.weights.update(weights)
         wanted = keep - len(self.kept[0])
         if wanted > 0:
-            new = [part[:wanted].float().cpu() for part in (pooled, scale if scale is not None else shift)]
+            new = [part[:wanted].float().cpu() for part in (pooled, weights)]
             self.kept = tuple(  # type: ignore[assignment]
                 torch.cat([old, part]) if len(old) else part for old, part in zip(self.kept, new, strict=True))
 
@@ -90,8 +80,8 @@ def measure_gates(
     """Find the channel gates of a model in eval mode and collect their weights over images.
 
     A gate is known by what it does, not by its class: its output is its input, (B, C, H, W), times a number per image
-    and channel, or plus one, or both. A factor that is itself a parameter (LayerScale) is no gate. Nothing is changed
-    in the model, and memory grows only with ``keep``, the images whose values are kept one by one.
+    and channel. A factor that is itself a parameter (LayerScale) is no gate. Nothing is changed in the model, and
+    memory grows only with ``keep``, the images whose values are kept one by one.
 
     Args:
         model: The model.
@@ -144,8 +134,8 @@ class _GateWatch(TorchFunctionMode):
         self.own = {
             f'{name}.{n}.own': block.own for name, stage in model.named_modules()
             if names is None and isinstance(stage, SharedStage) for n, block in enumerate(stage)}
-        # Of each running call, innermost last: by identity, tensors that are the input times scale plus shift.
-        self.calls: list[dict[int, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]]] = []
+        # Of each running call, innermost last: by identity, tensors that are the input times weights, and these.
+        self.calls: list[dict[int, tuple[torch.Tensor, torch.Tensor | None]]] = []
         self.owned: tuple[str, Any] = ('', None)
         self.constants = {
             t.untyped_storage()._cdata for m in self.modules.values() for t in (*m.parameters(), *m.buffers())}
@@ -163,47 +153,40 @@ class _GateWatch(TorchFunctionMode):
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0] if args else None
-        self.calls.append({id(x): (x, None, None)} if isinstance(x, torch.Tensor) and x.ndim == 4 else {})
+        self.calls.append({id(x): (x, None)} if isinstance(x, torch.Tensor) and x.ndim == 4 else {})
 
     def _end(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         known = self.calls.pop()
         if self.whole and getattr(module, 'positions_after', False):
             output = list(known.values())[-1][0]  # the one product that is followed
-        _, scale, shift = known.get(id(output), (None, None, None))
-        if scale is not None or shift is not None:
-            self._report(name, args[0], scale, shift)
+        weights = known.get(id(output), (None, None))[1]
+        if weights is not None:
+            self._report(name, args[0], weights)
 
     def _own(self, name: str, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
         self.owned = (name, output)
 
-    def _report(self, name: str, x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None) -> None:
+    def _report(self, name: str, x: torch.Tensor, weights: torch.Tensor) -> None:
         kind = type(self.model.get_submodule(name)).__name__
-        self.found.setdefault(name, GateStatistics(name, kind)).update(x, scale, shift, self.keep)
+        self.found.setdefault(name, GateStatistics(name, kind)).update(x, weights, self.keep)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        name = getattr(func, '__name__', '')
-        if len(args) == 2 and name in (*_TIMES, *_PLUS):
+        if len(args) == 2 and getattr(func, '__name__', '') in _TIMES:
             if args[1] is self.owned[1] and self.owned[0]:
                 value = _per_channel(args[1], args[0])
                 if value is not None:
-                    self._report(self.owned[0], args[0], value, None)
+                    self._report(self.owned[0], args[0], value)
             elif self.calls and self.calls[-1]:
-                self._follow(name, args, out)
+                self._follow(args, out)
         return out
 
-    def _follow(self, name: str, args: Any, out: torch.Tensor) -> None:
+    def _follow(self, args: Any, out: torch.Tensor) -> None:
         known = self.calls[-1]
         for x, w in (args, args[::-1]):
-            if id(x) not in known:
-                continue
-            tensor, scale, shift = known[id(x)]
-            value = _per_channel(w, tensor)
-            if value is None or value.untyped_storage()._cdata in self.constants:
-                continue
-            if name in _TIMES:
-                known[id(out)] = (
-                    out, value if scale is None else scale * value, None if shift is None else shift * value)
-            elif tensor.shape[2:].numel() > 1:  # on a map of one pixel a residual connection would look like that
-                known[id(out)] = (out, scale, value if shift is None else shift + value)
-            return
+            if id(x) in known:
+                tensor, weights = known[id(x)]
+                value = _per_channel(w, tensor)
+                if value is not None and value.untyped_storage()._cdata not in self.constants:
+                    known[id(out)] = (out, value if weights is None else weights * value)
+                    return

@@ -54,7 +54,7 @@ def freeze_attention(
     per channel is left. Every fold is compared with that multiplication on real images before it is kept.
 
     A channel gate is any module that multiplies its input by one number per image and channel: SE, ECA, IE, SRM, SPA,
-    SPE, RAS, effective SE, EfficientNet's squeeze-and-excite, global context, ... CBAM, SGE, DIA, what adds and what
+    SPE, RAS, effective SE, EfficientNet's squeeze-and-excite, global context, ... CBAM, SGE, DIA and what
     weighs branches against each other are left as they are and named in the report.
 
     Where no gate is left and what remains is a network that timm knows by name (``resnet50`` of ``seresnet50``), the
@@ -142,8 +142,6 @@ def _deviation(gate: GateStatistics) -> float:
 
 
 def _why_left(gate: GateStatistics, images: int, threshold: float | None) -> str:
-    if gate.shift:
-        return 'left: it adds'
     if gate.weights.count > images:
         return 'left: several places share it'
     if threshold is not None and _deviation(gate) > threshold:
