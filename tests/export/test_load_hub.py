@@ -68,12 +68,15 @@ def test_the_trainable_form(hub, folder, tmp_path):
     assert torch.equal(seven.conv1.weight, model.conv1.weight)
 
 
-def test_a_network_from_which_nothing_was_folded_is_its_own_trainable_form(tmp_path):
-    folder = make_folder(tmp_path / 'se', 'resnet20_se', trainable=False)
+@pytest.mark.parametrize(('name', 'kwargs'), [
+    ('resnet20_se', {'se_depth': 2, 'se_pool': 'max'}), ('resnet20_dia_lstm', {'dia_cells': 2, 'dia_stages': (2, 3)})])
+def test_a_network_from_which_nothing_was_folded_is_its_own_trainable_form(tmp_path, name, kwargs):
+    folder = make_folder(tmp_path / 'net', name, trainable=False, **kwargs)
     model = timm_asr.load_trainable(folder)
-    assert model.pretrained_cfg['architecture'] == 'resnet20_se'
+    assert model.pretrained_cfg['architecture'] == name
     state = load_file(folder / 'model.safetensors')
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    check(model, folder)
     timm_asr.load_trainable(timm_asr.save_fused(randomize(model), tmp_path / 'again', check=False))
 
 

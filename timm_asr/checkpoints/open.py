@@ -20,6 +20,7 @@ from torch import nn
 
 from ..asr.attach import ASR_KEYWORDS
 from ..errors import BadInput
+from ..gates.table import gate_options
 from ..models.create import create_model
 from .find import FOLDER_PREFIX, HUB_PREFIXES, check_model_name, source_of
 from .names import ARGS, ATTENTION, BEST, CURVE, KEY, METRICS, SUMMARY, WEIGHT_SUFFIXES, WEIGHTS
@@ -35,11 +36,11 @@ CFG_KEYS = frozenset((
     'label_descriptions'))
 _MODEL_ARGUMENTS = frozenset((
     'in_chans', 'global_pool', 'img_size', 'drop_rate', 'drop_path_rate', 'proj_drop_rate', 'attn_drop_rate',
-    *ASR_KEYWORDS, 'gate', 'dia', 'rd_ratio', 'se_bias', 'eca_kernel', 'spe_mix',
-    'spe_reweight', 'spe_eta', 'ras_depth', 'ras_connect', 'ras_share', 'layers', 'channels', 'depth', 'depths',
-    'dims', 'embed_dim', 'num_heads', 'mlp_ratio', 'patch_size', 'depth_multiplier', 'width', 'stem_width',
-    'stem_type', 'stem_chs', 'output_stride', 'cardinality', 'base_width', 'avg_down', 'class_token', 'init_values',
-    'ls_init_value', 'act_layer', 'norm_layer', 'dynamic_img_size', 'qk_norm', 'pre_norm', 'last_norm_init'))
+    *ASR_KEYWORDS, *gate_options(), 'gate', 'dia', 'dia_act', 'dia_cell', 'dia_cells', 'dia_stages', 'dia_shared_norm',
+    'no_norm', 'no_skip', 'last_norm_init', 'layers', 'channels', 'depth', 'depths', 'dims', 'embed_dim', 'num_heads',
+    'mlp_ratio', 'patch_size', 'depth_multiplier', 'width', 'stem_width', 'stem_type', 'stem_chs', 'output_stride',
+    'cardinality', 'base_width', 'avg_down', 'class_token', 'init_values', 'ls_init_value', 'act_layer', 'norm_layer',
+    'dynamic_img_size', 'qk_norm', 'pre_norm'))
 
 
 def as_source(what: nn.Module | str | os.PathLike | Source, use_ema: bool = False) -> Source:

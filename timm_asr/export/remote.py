@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo, constants, errors, hf_hub_download
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import nn
 
 from ..checkpoints.names import CONFIG, KEY, TRAINABLE, WEIGHTS
@@ -68,15 +67,10 @@ def explained(error: BaseException, what: str, repo_id: str) -> BadInput | Stopp
 
 def split_repo_id(name: str, revision: str | None = None) -> tuple[str, str | None]:
     """``[hf-hub:]OWNER/NAME[@REVISION]`` as repository and revision; ``BadInput`` for anything else."""
-    repo_id, at, tagged = re.sub('^hf[-_]hub:', '', name).partition('@')
-    try:
-        validate_repo_id(repo_id)
-        valid = repo_id.count('/') == 1 and bool(tagged or not at)
-    except HFValidationError:
-        valid = False
-    if not valid:
+    match = re.fullmatch(r'(?:hf[-_]hub:)?([\w.-]+/[\w.-]+)(?:@(.+))?', name)
+    if not match:
         raise BadInput(f'{name!r} does not name a repository: it takes OWNER/NAME, of letters, digits, -, _ and .')
-    return repo_id, revision or tagged or None
+    return match[1], revision or match[2]
 
 
 def download(repo_id: str, file: str, **kwargs: Any) -> Path:

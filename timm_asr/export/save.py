@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from ..gates.gate import ChannelGate
 from ..gates.table import gate_options
 from ..inference.compare import random_images, relative_difference, same_function, tolerance
 from ..models.counts import count_parameters
-from ..models.registry import plain_architecture, variant_of
+from ..models.registry import plain_architecture
 from .place import files_in, placed, refuse_taken, write_whole
 
 _CODE = Path(__file__).with_name(f'{CODE}.txt')
@@ -134,14 +133,12 @@ def _write(folder: Path, model: nn.Module, architecture: str, args: Mapping[str,
     """Write weights and configuration, and into that the list of what lies in the folder."""
     write_whole(folder / WEIGHTS, save(state_of(model), metadata={'format': 'pt'}))
     trainable = folder.name == TRAINABLE
-    tag = _tag_of(source.facts, trainable)
     facts = {**source.facts, 'form': 'trainable' if trainable else 'folded', 'needs': needs,
              'weights_sha256': file_sha256(folder / WEIGHTS),
              'files': None if trainable else {n: file_sha256(folder / n) for n in sorted(files_in(folder))}}
     copied = copy.copy(model)  # shallow, with what timm reads set on the copy alone
-    copied.__dict__ = {
-        **model.__dict__, '_model_args': dict(args),
-        'pretrained_cfg': {**_cfg(model), 'architecture': architecture, **({'tag': tag} if tag else {})}}
+    copied.__dict__ = {**model.__dict__, '_model_args': dict(args),
+                       'pretrained_cfg': {**_cfg(model), 'architecture': architecture}}
     root: dict[str, Any] = {KEY: provenance_of(facts, source.metrics or {})}
     if source.label_names is not None:
         root['label_names'] = source.label_names
@@ -197,19 +194,6 @@ def _refuse_inference_form(model: nn.Module, name: str) -> None:
         raise ValueError(
             f"This '{name}' is in its inference form (reparameterize() made its {type(merged).__name__}), which "
             'nobody could load by that name; export the model as it was before, and let whoever runs it merge.')
-
-
-def _tag_of(facts: Mapping[str, Any], trainable: bool) -> str | None:
-    """A pretrained tag in timm's style that is no stock one: what was folded and what it was trained on.
-
-    ``resnet20_asr_se`` on ``torch/cifar10`` makes ``resnet20.asr_se_cifar10``.
-    """
-    data = re.sub(r'[^a-z0-9]+', '_', (facts.get('dataset') or '').rstrip('/').rpartition('/')[2].lower()).strip('_')
-    if trainable:
-        return data or 'trainable'
-    variant, attached = variant_of(facts.get('model') or ''), facts.get('asr')
-    gate = (variant.asr if variant else '') or (attached or {}).get('asr', '')
-    return '_'.join(part for part in ('asr' if gate or attached else '', gate, data) if part) or None
 
 
 def _needs_of(architecture: str) -> list[str]:
