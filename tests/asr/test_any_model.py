@@ -14,11 +14,9 @@ from timm.layers import DropPath
 import timm_asr
 from timm_asr.asr.wrapper import ASR
 
-SHALLOW = {'depths': (1, 1, 1, 1)}
 #: Name -> (keywords that shrink it, side of the image, its sites with numbers as *)
 FAMILIES = {
     'test_resnet': ({}, 32, 'layer*.*.bn*'),
-    'resnet26d': ({'layers': (1, 1, 1, 1)}, 32, 'layer*.*.bn*'),
     'resnest14d': ({}, 32, 'layer*.*.bn*'),
     'res2net50_26w_4s': ({'layers': (1, 1, 1, 1)}, 32, 'layer*.*.bn*'),
     'skresnet18': ({'layers': (1, 1, 1, 1)}, 32, 'layer*.*.conv*.bn'),
@@ -28,7 +26,6 @@ FAMILIES = {
     'test_byobnet': ({}, 32, 'stages.*.*.conv*_*x*.bn stages.*.*.conv*_kxk.bn'),
     'mobileone_s0': ({}, 32, 'stages.*.* stem'),
     'test_efficientnet': ({}, 32, 'blocks.*.*.bn*'),
-    'mobilenetv3_small_050': ({}, 32, 'blocks.*.*.bn*'),
     'mobilenetv4_conv_small_050': ({}, 32, 'blocks.*.*.pw_proj.bn'),
     'ghostnet_050': ({}, 32, 'blocks.*.*.ghost*.cheap_operation.* blocks.*.*.ghost*.primary_conv.*'),
     'repghostnet_050': ({}, 32, 'blocks.*.*.ghost*'),
@@ -41,7 +38,6 @@ FAMILIES = {
     'rexnet_100': ({'depth_mult': 0.4}, 32, 'features.*.conv_pwl.bn'),
     'dla46_c': ({}, 64, 'level*.tree*.bn* level*.tree*.tree*.bn*'),
     'test_convnext': ({}, 32, 'stages.*.blocks.*.mlp.fc*'),
-    'convnextv2_atto': (SHALLOW, 32, 'stages.*.blocks.*.mlp.fc*'),
     'poolformer_s12': ({}, 64, 'stages.*.blocks.*.mlp.fc* stages.*.blocks.*.norm*'),
     'caformer_s18': ({}, 32,
                      'stages.*.blocks.*.mlp.fc* stages.*.blocks.*.token_mixer.proj '
@@ -57,14 +53,12 @@ FAMILIES = {
     'mobilevit_xxs': ({}, 64, 'stages.*.*.conv*_*x*.bn stages.*.*.transformer.*.attn.proj '
                               'stages.*.*.transformer.*.mlp.fc*'),
     'test_vit': ({}, 160, 'blocks.*.attn.proj blocks.*.mlp.fc*'),
-    'beit_base_patch16_224': ({'depth': 2, 'img_size': 32, 'embed_dim': 48, 'num_heads': 3}, 32,
-                              'blocks.*.attn.proj blocks.*.mlp.fc*'),
     'eva02_tiny_patch14_224': ({'depth': 2, 'img_size': 28}, 28, 'blocks.*.attn.proj blocks.*.mlp.fc*'),
     'cait_xxs24_224': ({'depth': 2, 'img_size': 32}, 32,
                        'blocks.*.attn.proj blocks.*.mlp.fc* blocks_token_only.*.attn.proj blocks_token_only.*.mlp.fc*'),
     'xcit_nano_12_p16_224': ({'depth': 2, 'img_size': 64}, 64, None),
     'swin_tiny_patch4_window7_224': (
-        {**SHALLOW, 'img_size': 64, 'window_size': 2, 'embed_dim': 24, 'num_heads': (1, 2, 2, 2)}, 64,
+        {'depths': (1, 1, 1, 1), 'img_size': 64, 'window_size': 2, 'embed_dim': 24, 'num_heads': (1, 2, 2, 2)}, 64,
         'layers.*.blocks.*.attn.proj layers.*.blocks.*.mlp.fc*'),
     'test_maxvit': ({}, 160, None),
     'test_coatnet': ({}, 160, 'stages.*.blocks.*.attn.proj stages.*.blocks.*.conv*_*x* stages.*.blocks.*.mlp.fc*'),

@@ -120,7 +120,7 @@ def channel_dim(layer: nn.Module) -> int:
 
 
 def owner_of(layer: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module inside a layer that holds the tensor of this name, and what it is called there."""
+    """The module inside a layer that holds the tensor of this name, and its name there."""
     path, _, leaf = name.rpartition('.')
     return layer.get_submodule(path), leaf
 

@@ -24,9 +24,8 @@ class ASR(nn.Module):
     an ordinary module inside, so what converts, freezes or synchronises BatchNorms finds it and the attention stays.
 
     Args:
-        layer: A layer with C output channels: BatchNorm and its kin, LayerNorm, GroupNorm, LayerScale, linear,
-            convolution; or a block that sums parallel branches which end in such layers, of a class that
-            :mod:`timm_asr.asr.blocks` knows.
+        layer: A layer of one of the classes in :mod:`timm_asr.asr.scaled`, or a block that sums parallel branches which
+            end in such layers, of a class that :mod:`timm_asr.asr.blocks` knows.
         gate: Constructor ``f(channels, device=None, dtype=None)`` of a foldable gate.
         depth: Number of vectors delta, 1 to 4.
         options: Of each vector: ``init``, ``learnable``, ``constant``, ``gain``, see :class:`ASRVector`.

@@ -37,14 +37,12 @@ def _backbone(name: str, channels: tuple[int, ...], depths: tuple[int, ...], sma
         names = {'first_conv': (f'{stem}.conv_kxk.conv', f'{stem}.conv_1x1.conv'), 'classifier': 'head.fc'}
         return cifar_cfg(pool_size=(4, 4), **names) if small else imagenet_cfg(interpolation='bilinear', **names)
 
-    return Backbone(
-        f'repvgg_{name}_cifar' if small else f'repvgg_{name}',
-        f'RepVGG-{name.upper()} for small images' if small else f'RepVGG-{name.upper()}',
-        ASRCifarRepVGG if small else ASRRepVGG,
-        cfg,
-        {'model_cfg': ByoModelCfg(blocks=blocks, stem_type='rep', stem_chs=channels[0]),
-         'feature_cfg': {'flatten_sequential': True, 'out_indices': indices}},
-        stock='' if small else f'repvgg_{name}')
+    arguments = {'model_cfg': ByoModelCfg(blocks=blocks, stem_type='rep', stem_chs=channels[0]),
+                 'feature_cfg': {'flatten_sequential': True, 'out_indices': indices}}
+    title = f'RepVGG-{name.upper()}'
+    if small:
+        return Backbone(f'repvgg_{name}_cifar', f'{title} for small images', ASRCifarRepVGG, cfg, arguments)
+    return Backbone(f'repvgg_{name}', title, ASRRepVGG, cfg, arguments, stock=f'repvgg_{name}')
 
 
 register_backbones(__name__, *(
