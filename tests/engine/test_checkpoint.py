@@ -27,34 +27,24 @@ def epochs_of(folder):
     return {path.name: torch.load(path, weights_only=True)['epoch'] for path in folder.glob('*.pth.tar')}
 
 
-METRICS = [50.0, 70.0, 60.0, float('nan'), 70.0, 80.0]
+NAN = float('nan')
+METRICS = [50.0, 70.0, 60.0, NAN, 70.0, 80.0]
 
 
-def test_keeps_last_best_and_the_best_few(tmp_path):
-    saver = Saver(tmp_path, keep=2)
-    for epoch, metric in enumerate(METRICS):
+@pytest.mark.parametrize(('options', 'metrics', 'best', 'kept'), [
+    # Of the two with 70 the older one stays; the one without a metric goes first.
+    ({'keep': 2}, METRICS, (80.0, 5), {5, 1}),
+    ({'keep': 1, 'decreasing': True}, [0.5, 0.3, NAN, 0.4, float('-inf')], (0.3, 1), {1}),
+    ({}, [NAN], (None, None), {0})], ids=['few', 'loss', 'nan'])
+def test_keeps_last_best_and_the_best_few(options, metrics, best, kept, tmp_path):
+    saver = Saver(tmp_path, **options)
+    for epoch, metric in enumerate(metrics):
         saver.save(state(epoch), epoch, metric)
-    assert (saver.best_metric, saver.best_epoch) == (80.0, 5)
-    # Of the two with 70 the older one stays; the one without a metric went first.
-    assert epochs_of(tmp_path) == {
-        'last.pth.tar': 5, 'model_best.pth.tar': 5, 'checkpoint-5.pth.tar': 5, 'checkpoint-1.pth.tar': 1}
+    assert (saver.best_metric, saver.best_epoch) == best
+    files = {'last.pth.tar': len(metrics) - 1, **{f'checkpoint-{epoch}.pth.tar': epoch for epoch in kept}}
+    assert epochs_of(tmp_path) == files | ({} if best[1] is None else {'model_best.pth.tar': best[1]})
+    assert saver.best == tmp_path / ('last.pth.tar' if best[1] is None else 'model_best.pth.tar')
     assert find_checkpoint(tmp_path)[0] == tmp_path / 'last.pth.tar'
-
-
-def test_smaller_is_better_for_a_loss(tmp_path):
-    saver = Saver(tmp_path, decreasing=True, keep=1)
-    for epoch, metric in enumerate([0.5, 0.3, float('nan'), 0.4, float('-inf')]):
-        saver.save(state(epoch), epoch, metric)
-    assert (saver.best_metric, saver.best_epoch) == (0.3, 1)
-    assert epochs_of(tmp_path)['model_best.pth.tar'] == 1
-
-
-def test_a_run_whose_metrics_are_all_nan_has_no_best(tmp_path):
-    saver = Saver(tmp_path)
-    saver.save(state(0), 0, float('nan'))
-    assert saver.best_metric is None
-    assert not (tmp_path / 'model_best.pth.tar').exists()
-    assert saver.best == tmp_path / 'last.pth.tar'
 
 
 @pytest.mark.parametrize('when', range(1, 13))

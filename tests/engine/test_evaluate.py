@@ -1,6 +1,5 @@
 """Evaluation: metrics of known outputs, each image counted once."""
 
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from timm_asr.engine import validation
 from timm_asr.engine.evaluate import evaluate
 
 
-def test_metrics() -> None:
+def test_metrics():
     # Class 2 is never predicted, class 3 never there; precision, recall and F1 of classes 0 and 1 all differ.
     target, guess = [0, 0, 0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 3, 0, 0]
     pairs = torch.tensor([target, guess])
@@ -30,7 +29,7 @@ def test_metrics() -> None:
         {'class': 2, 'images': 2, 'top1': 0.0}]
 
 
-def loader_of(images: torch.Tensor, target: torch.Tensor, sampler: Any) -> Any:
+def loader_of(images, target, sampler):
     data = torch.utils.data.TensorDataset(images, target)
     return torch.utils.data.DataLoader(data, batch_size=2, sampler=sampler)
 
@@ -42,12 +41,12 @@ class Known(nn.Module):
         return x.flatten(1)
 
 
-def known_data(count: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+def known_data(count=7):
     generator = torch.Generator().manual_seed(3)
     return torch.randn(count, 8, 1, 1, generator=generator), torch.randint(8, (count,), generator=generator)
 
 
-def test_the_padding_of_the_last_batch_is_not_counted() -> None:
+def test_the_padding_of_the_last_batch_is_not_counted():
     images, target = known_data()
     whole = evaluate(Known(), loader_of(images, target, None), nn.CrossEntropyLoss(), device=torch.device('cpu'))
     assert whole['count'] == 7

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import timm
@@ -20,7 +19,7 @@ TRAIN = ['-b', '6', '--epochs', '1', '-j', '0', '--lr', '0.05', '--experiment', 
 
 
 @pytest.fixture(scope='module')
-def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(images, tmp_path_factory):
     """A checkpoint trained at another size, mean and crop than its model's own; and the row of its summary."""
     output = tmp_path_factory.mktemp('out')
     done = run(['--data-dir', images, '--model', 'resnet20_asr_se', '--img-size', '24', '--crop-pct', '0.8',
@@ -31,7 +30,7 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output / 'run' / 'model_best.pth.tar'
 
 
-def result(capsys: pytest.CaptureFixture[str]) -> dict:
+def result(capsys):
     return json.loads(capsys.readouterr().out.split('--result\n')[1])
 
 

@@ -4,7 +4,6 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,13 @@ IMAGES = 3  # of each class
 
 
 @pytest.fixture(autouse=True)
-def _log_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+def _log_to_pytest(monkeypatch):
     monkeypatch.setattr(validation, 'setup_logging', lambda: None)
     monkeypatch.setattr(logging.getLogger('timm_asr'), 'propagate', True)
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """Small images of seven classes, each of its own random pattern."""
     root = tmp_path_factory.mktemp('images')
     rng = np.random.default_rng(0)
@@ -46,13 +45,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def pixels_of(path: Path, model: nn.Module) -> torch.Tensor:
+def pixels_of(path, model):
     mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ('mean', 'std'))
     return (torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1) / 255 - mean) / std
 
 
 @pytest.fixture(scope='module')
-def model(folder: Path) -> nn.Module:
+def model(folder):
     """A model whose classifier is fitted to logits that are right for some of the images and wrong for others."""
     torch.manual_seed(0)
     model = timm.create_model(NAME, num_classes=CLASSES)
@@ -73,13 +72,13 @@ def model(folder: Path) -> nn.Module:
 
 
 @pytest.fixture(scope='module')
-def checkpoint(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(model, tmp_path_factory):
     path = tmp_path_factory.mktemp('run') / 'last.pth.tar'
     torch.save({'arch': NAME, 'state_dict': model.state_dict()}, path)
     return path
 
 
-def expected(model: nn.Module, folder: Path, columns: Sequence[int] | None = None) -> tuple[float, float]:
+def expected(model, folder, columns=None):
     """Top-1 and top-5 in percent, without timm's loader."""
     hits1, hits5, count = 0, 0, 0
     for label, where in enumerate(sorted((folder / 'validation').iterdir())):
@@ -95,7 +94,7 @@ def expected(model: nn.Module, folder: Path, columns: Sequence[int] | None = Non
 
 
 @pytest.fixture
-def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def run(folder, capsys):
     """Runs validate.py on the folder and returns what it prints after ``--result``."""
     def call(*words: object, data: object = folder) -> Any:
         line = ['--device', 'cpu', '-j', '0', '-b', '8', *map(str, words)]
@@ -104,7 +103,7 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     return call
 
 
-def test_figures(run: Callable, model: nn.Module, folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_figures(run, model, folder, checkpoint, tmp_path):
     row = run('--checkpoint', checkpoint, '--results-file', tmp_path / 'a.csv')
     top1, top5 = expected(model, folder)
     assert 0 < top1 < top5 < 100  # or it would prove nothing
@@ -119,14 +118,12 @@ def test_figures(run: Callable, model: nn.Module, folder: Path, checkpoint: Path
 @pytest.mark.parametrize('words', [
     ['--reparam', '--channels-last'], ['--fold-bn', '-b', '1000'], ['--no-prefetcher', '-j', '1'],
     ['--model', NAME, '--retry'], ['--torchscript'], ['--split', 'val', '--fast-norm']], ids=' '.join)
-def test_other_ways_to_the_same_figures(
-        run: Callable, model: nn.Module, folder: Path, checkpoint: Path, words: list[str]) -> None:
+def test_other_ways_to_the_same_figures(run, model, folder, checkpoint, words):
     row = run('--checkpoint', checkpoint, *words)
     assert (row['top1'], row['top5']) == expected(model, folder)
 
 
-def test_the_inference_form_is_what_is_measured(
-        run: Callable, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_inference_form_is_what_is_measured(run, checkpoint, monkeypatch):
     seen: list[nn.Module] = []
     monkeypatch.setattr(validation, 'evaluate', lambda model, *a, **k: seen.append(model) or evaluate(model, *a, **k))
     for words in ([], ['--reparam'], ['--fold-bn']):
@@ -137,9 +134,7 @@ def test_the_inference_form_is_what_is_measured(
 
 
 @pytest.mark.parametrize('words', [['--model-dtype', 'bfloat16'], ['--amp', '--amp-dtype', 'bfloat16']])
-def test_low_precision(
-        run: Callable, model: nn.Module, folder: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch,
-        words: list[str]) -> None:
+def test_low_precision(run, model, folder, checkpoint, monkeypatch, words):
     types: set[torch.dtype] = set()
 
     def spy(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -152,14 +147,14 @@ def test_low_precision(
     assert abs(row['top1'] - expected(model, folder)[0]) <= 100 / (CLASSES * IMAGES) + 1e-3  # one image may tip over
 
 
-def test_valid_labels(run: Callable, model: nn.Module, folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_valid_labels(run, model, folder, checkpoint, tmp_path):
     order = [6, 5, 4, 3, 2, 1, 0]
     (tmp_path / 'labels.txt').write_text('\n'.join(map(str, order)))
     row = run('--checkpoint', checkpoint, '--valid-labels', tmp_path / 'labels.txt')
     assert (row['top1'], row['top5']) == expected(model, folder, order) != expected(model, folder)
 
 
-def test_all_checkpoints_of_a_folder(run: Callable, checkpoint: Path, model: nn.Module, tmp_path: Path) -> None:
+def test_all_checkpoints_of_a_folder(run, checkpoint, model, tmp_path):
     for name in ('checkpoint-2.pth.tar', 'checkpoint-10.pth.tar'):
         (tmp_path / name).write_bytes(checkpoint.read_bytes())
     worse = timm.create_model(NAME, num_classes=CLASSES)
@@ -174,7 +169,7 @@ def test_all_checkpoints_of_a_folder(run: Callable, checkpoint: Path, model: nn.
     assert rows[2]['top1'] == pytest.approx(100 / CLASSES, abs=1e-3)
 
 
-def test_a_list_of_models(run: Callable, model: nn.Module, folder: Path, tmp_path: Path, checkpoint: Path) -> None:
+def test_a_list_of_models(run, model, folder, tmp_path, checkpoint):
     timm_asr.save_fused(model, tmp_path / 'folder')
     (tmp_path / 'list.txt').write_text(f'{tmp_path / "folder"}\n{checkpoint}\nresnet32_asr_se\n')
     rows = run('--model', tmp_path / 'list.txt', '--results-file', tmp_path / 'all.csv')
@@ -183,7 +178,7 @@ def test_a_list_of_models(run: Callable, model: nn.Module, folder: Path, tmp_pat
     assert len((tmp_path / 'all.csv').read_text().splitlines()) == 3
 
 
-def test_accuracy_of_each_class(folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_accuracy_of_each_class(folder, checkpoint, capsys):
     validate.main(['--data-dir', str(folder), '--checkpoint', str(checkpoint), '-j', '0', '-b', '8', '--device', 'cpu',
                    '--per-class', '--metrics-avg', 'micro'])
     printed, result = capsys.readouterr().out.split('--result\n')
@@ -194,7 +189,7 @@ def test_accuracy_of_each_class(folder: Path, checkpoint: Path, capsys: pytest.C
     assert json.loads(result)['micro_recall'] == json.loads(result)['top1']
 
 
-def test_bad_options(run: Callable, checkpoint: Path, tmp_path: Path) -> None:
+def test_bad_options(run, checkpoint, tmp_path):
     (tmp_path / 'labels.txt').write_text('1\n99\n')
     for words, said in (
             (['--device', 'warp'], '--device warp'),
@@ -216,7 +211,7 @@ def test_bad_options(run: Callable, checkpoint: Path, tmp_path: Path) -> None:
         assert '\n' not in str(error.value)
 
 
-def test_a_loss_that_is_not_finite_is_said(run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loss_that_is_not_finite_is_said(run, tmp_path, caplog):
     broken = timm.create_model('resnet20', num_classes=CLASSES)
     nn.init.constant_(broken.fc.bias, float('nan'))
     torch.save({'arch': 'resnet20', 'state_dict': broken.state_dict()}, tmp_path / 'a.pth')
@@ -224,7 +219,7 @@ def test_a_loss_that_is_not_finite_is_said(run: Callable, tmp_path: Path, caplog
     assert 'its accuracy means nothing' in caplog.text
 
 
-def test_test_pool(run: Callable, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+def test_test_pool(run, monkeypatch, checkpoint):
     seen: list[Any] = []
     monkeypatch.setattr(
         validation, 'apply_test_time_pool', lambda model, config: (seen.append(config) or model, True))
