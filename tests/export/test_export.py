@@ -183,7 +183,7 @@ def test_a_folder_and_a_bare_state_dict(model, tmp_path, capsys):
     first, second = tmp_path / 'first', tmp_path / 'second'
     status, _, err = export(
         capsys, tmp_path / 'weights.safetensors', '--model', 'resnet20_asr_se', '--in-chans', 1, '--output', first,
-        '--mean', 0.5, '--crop-pct', 0.9, '--labels', tmp_path / 'names.txt')
+        '--model-kwargs', 'layers=(1,1,1)', '--mean', 0.5, '--crop-pct', 0.9, '--labels', tmp_path / 'names.txt')
     assert (status, err) == (0, '')
     assert read_provenance(first)['source']['sha256'] == file_sha256(tmp_path / 'weights.safetensors')
     assert timm.data.resolve_model_data_config(reload(first))['crop_pct'] == 0.9

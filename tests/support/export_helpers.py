@@ -13,7 +13,7 @@ SECRET = 'hf_' + 'a' * 30
 
 
 def digits_model(seed=0):
-    model = timm_asr.create_model('resnet20_asr_se', num_classes=10, in_chans=1)
+    model = timm_asr.create_model('resnet20_asr_se', num_classes=10, in_chans=1, layers=(1, 1, 1))
     return randomize(model, seed).eval()
 
 
@@ -22,7 +22,8 @@ def our_checkpoint(path, model, average=None, argv=(), **more):
     args = parse_args(['--config', 'digits', '--data-dir', str(path.parent), '--output', str(path.parent),
                        '--log-wandb', '--wandb-tags', SECRET, *argv])
     content = {
-        'arch': 'resnet20_asr_se', 'epoch': 7, 'state_dict': model.state_dict(), 'args': plain_options(args),
+        'arch': 'resnet20_asr_se', 'epoch': 7, 'state_dict': model.state_dict(), 'args': plain_options(args) | {
+            'model_kwargs': {'layers': [1, 1, 1]} if len(model.layer1) == 1 else {}},
         'metric': 91.5, 'made_by': {'package_version': '0.0.1', 'timm_version': '1.0.30', 'torch_version': '2.9',
                                     'git_commit': 'c0ffee'},
         'label_names': [f'digit {i}' for i in range(10)], 'optimizer': {}, 'version': 2, **more}

@@ -130,7 +130,7 @@ def _open_folder(folder: Path, use_ema: bool, shape: Mapping[str, Any], kwargs: 
     if asked is not None and classes is not None and asked != classes:
         raise BadInput(f'{folder} has {classes} classes, but {asked} were asked for; leave --num-classes out')
     facts = {key: value for key, value in (config.get(KEY) or {}).items() if key not in (
-        'weights_sha256', 'created', 'exported_with', 'files', 'format', 'code')}
+        'weights_sha256', 'created', 'exported_with', 'files', 'format', 'code', 'dtype')}
     attached = facts.get('form') == 'trainable' and facts.get('asr')
     model = create_trainable(folder) if attached else _create(f'{FOLDER_PREFIX}{folder}', True, shape, kwargs)
     facts = facts or {'model': name_of(model)}
