@@ -20,7 +20,8 @@ from draw_coco import draw_coco
 
 SLIM = ['--backbone-kwargs', 'layers=(1,1,1,1)', 'channels=(16,16,32,32)', '--fpn-channels', '32',
         '--detector-kwargs', 'min_size=64', 'max_size=64', 'rpn_post_nms_top_n_test=30', 'rpn_post_nms_top_n_train=60',
-        'box_batch_size_per_image=32', '--workers', '0', '--no-progress', '--batch-size', '4']
+        'box_batch_size_per_image=32', 'box_detections_per_img=10', '--workers', '0', '--no-progress',
+        '--batch-size', '4']
 
 
 def detect(folder, *words):

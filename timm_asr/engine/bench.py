@@ -81,11 +81,6 @@ def _millions(step: Step) -> float:
     return round(step.param_count / 1e6, 2)
 
 
-def _profile(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    step = InferenceStep(name, args, device, 1)
-    return {'model': name, **step.about(), 'param_count': _millions(step)}
-
-
 def ratio_table(rows: Sequence[dict[str, Any]], rounds: int) -> str:
     """What ``--versus`` prints: how many times as long as the first model each one takes, with quartiles."""
     columns = [(prefix, what) for prefix, what in (('infer', 'inference'), ('train', 'training step'))
@@ -156,7 +151,11 @@ def _bulk(names: Sequence[str], args: argparse.Namespace, device: torch.device, 
     try:
         for name in names:
             try:
-                rows += [_profile(name, args, device)] if args.bench == 'profile' else measure([name], args, device)
+                if args.bench == 'profile':
+                    step = InferenceStep(name, args, device, 1)
+                    rows.append({'model': name, **step.about(), 'param_count': _millions(step)})
+                else:
+                    rows += measure([name], args, device)
             except BadInput as error:
                 if not many:
                     raise

@@ -97,7 +97,10 @@ def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_co
     if args.channels_last:
         source.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     figures, inference = compare_forms(source.model, source.facts, loader, device, str(checkpoint))
-    metrics = {**figures, 'split': args.val_split, **_last_epoch(folder)}
+    metrics = {**figures, 'split': args.val_split}
+    for row in read_summary(folder / SUMMARY)[-1:]:  # the last epoch, beside that which was chosen by its accuracy
+        metrics |= {f'{key}_last': float(row[f'eval_{key}']) for key in ('top1', 'top5') if row.get(f'eval_{key}')}
+        metrics['epoch_last'] = int(row['epoch'])
     columns = columns_of(args, source.model, inference)
     batch = min(args.validation_batch_size or args.batch_size, 32)
     rows = metrics['side_by_side'] = measure(columns, (batch, *data_config['input_size']), device)
@@ -114,12 +117,3 @@ def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_co
     except (BadInput, ValueError, OSError) as error:
         raise Stopped(f'the folded network cannot be written: {first_line(error)}') from None
     return metrics
-
-
-def _last_epoch(folder: Path) -> dict[str, Any]:
-    """The accuracy at the last epoch, beside that of the epoch that was chosen by it."""
-    rows = read_summary(folder / SUMMARY)
-    if not rows:
-        return {}
-    last = {key: float(rows[-1][f'eval_{key}']) for key in ('top1', 'top5') if rows[-1].get(f'eval_{key}')}
-    return {'epoch_last': int(rows[-1]['epoch']), **{f'{key}_last': value for key, value in last.items()}}
