@@ -75,17 +75,3 @@ def test_recovery_inside_an_epoch(images, tmp_path):
     assert 'recovery-0-' in more.text
     assert 'at epoch 0' in more.text
     assert not list((tmp_path / 'run').glob('recovery-0-*.pth.tar'))  # the epoch's own checkpoint replaced it
-
-
-def test_resume_into_another_folder_takes_the_best_along(images, tmp_path):
-    argv = ['--data-dir', images, *COMMON, '--workers', 0, '--output', tmp_path]
-    first = run([*argv, '--experiment', 'a', '--epochs', 2], tmp_path / 'log')
-    assert first.code == 0, first.text
-    best = torch.load(tmp_path / 'a' / 'model_best.pth.tar', weights_only=True)
-    more = run([*argv, '--experiment', 'b', '--epochs', 3, '--resume', tmp_path / 'a' / 'last.pth.tar'],
-               tmp_path / 'log')
-    assert more.code == 0, more.text
-    later = torch.load(tmp_path / 'b' / 'model_best.pth.tar', weights_only=True)
-    assert later['epoch'] == (2 if later['metric'] > best['metric'] else best['epoch'])
-    assert torch.load(tmp_path / 'b' / 'last.pth.tar', weights_only=True)['epoch'] == 2
-    assert [path.name for path in (tmp_path / 'b').glob('checkpoint-*')] == ['checkpoint-2.pth.tar']

@@ -163,14 +163,6 @@ class Saver:
             if stale or (recovery is not None and int(recovery[1]) <= epoch):
                 path.unlink(missing_ok=True)
 
-    def adopt_best(self, folder: Path) -> None:
-        """Go on from a checkpoint in another folder: take its best one along, and leave the ranked ones there."""
-        self.ranked = []
-        if (folder / BEST).exists():
-            _link(folder / BEST, self.folder / BEST)
-        else:
-            self.best_metric = self.best_epoch = None
-
     def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> None:
         """Write the state in the middle of an epoch, and drop the one before it."""
         name = f'recovery-{epoch}-{update}.pth.tar'

@@ -124,7 +124,8 @@ class Run:
         first = first if args.start_epoch is None else args.start_epoch
         place_schedule(training, content, first)
         self.saver = Saver(self.folder, decreasing=self.metric == 'loss', keep=args.checkpoint_hist)
-        self.saver.load_state_dict(content.get('saver', {}))
+        if found and found[0].resolve().parent == self.folder.resolve():  # in another folder, ranks start anew
+            self.saver.load_state_dict(content.get('saver', {}))
         if self.primary:
             self._open_folder(found, first)
         return first, epochs
@@ -156,9 +157,7 @@ class Run:
         if found is not None:
             checkpoint, content = found
             _logger.info(f'Going on from {checkpoint} at epoch {first}.')
-            if checkpoint.resolve().parent != self.folder.resolve():
-                saver.adopt_best(checkpoint.parent)
-            elif saver.last is not None and checkpoint.samefile(saver.last):
+            if saver.last is not None and checkpoint.samefile(saver.last):
                 saver.settle(content['epoch'])
         self.wandb = start_wandb(args, self.folder.name)
         if args.save_images:
