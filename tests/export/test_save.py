@@ -109,13 +109,16 @@ def test_what_the_images_went_through_and_the_names_of_the_classes(tmp_path):
         save_fused(model, tmp_path / 'x', label_names=['cat', 'dog'])
 
 
-def test_wrappers_layouts_and_precisions(tmp_path):
+def test_wrappers_layouts_and_precisions(tmp_path, request):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    request.addfinalizer(torch.distributed.destroy_process_group)
     model = randomize(small('resnet20_asr_se')).float().eval()
     x = images(model)
     expected = model(x)
     inside = clone(model)
     inside.layer1 = torch.compile(inside.layer1, backend='eager')
     for i, wrapped in enumerate([
+            nn.parallel.DistributedDataParallel(torch.compile(clone(model), backend='eager')),
             nn.DataParallel(clone(model)), torch.compile(clone(model), backend='eager'), ModelEma(clone(model)), inside,
             nn.DataParallel(torch.compile(ModelEmaV3(clone(model)), backend='eager')), clone(model).double(),
             clone(model).to(memory_format=torch.channels_last), convert_sync_batchnorm(clone(model)),
@@ -128,18 +131,6 @@ def test_wrappers_layouts_and_precisions(tmp_path):
     loaded = reload(save_fused(half, tmp_path / 'half'))  # folded in float32, so that it rounds once
     assert relative_error(half.float()(x), loaded(x)) < 1e-5
     assert half.fc.weight.dtype == torch.float32  # by .float() above: the export itself worked on a copy
-
-
-def test_ddp(tmp_path):
-    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
-    try:
-        model = randomize(small('resnet20_asr_se')).float().eval()
-        wrapped = nn.parallel.DistributedDataParallel(torch.compile(model, backend='eager'))
-        folder = save_fused(wrapped, tmp_path / 'folder')
-    finally:
-        torch.distributed.destroy_process_group()
-    x = images(model)
-    assert relative_error(model(x), reload(folder)(x)) < 1e-5
 
 
 def test_the_classes_of_shipped_weights_are_not_those_of_other_networks(tmp_path):
