@@ -2,7 +2,9 @@
 
 import csv
 import json
+import sys
 
+import matplotlib
 import pytest
 import timm
 import torch
@@ -14,6 +16,7 @@ from timm_asr.analysis import measure_stripes
 from timm_asr.detection import create_detector
 from timm_asr.engine.commands import dispatch
 from timm_asr.engine.summary import add_summary
+from timm_asr.figures import plot_curve, style
 
 
 def checkpoint_of(name, path, seed=0, **kwargs):
@@ -39,7 +42,9 @@ def files(folder):
     found = {path.name for path in folder.iterdir()}
     for name in found:
         if name.endswith('.png'):
-            assert len(Image.open(folder / name).convert('RGB').getcolors(1 << 20)) > 50
+            image = Image.open(folder / name).convert('RGB')
+            assert len(image.getcolors(1 << 20)) > 50
+            assert image.width == round(style.WIDTH * style.DPI) or name == 'gradcam.png'
     return found
 
 
@@ -129,7 +134,9 @@ def run_folder(folder, model, top1):
 def test_curves_and_scatter(command, tmp_path):
     run_folder(tmp_path / 'a', 'resnet20', 90.0)
     run_folder(tmp_path / 'b', 'resnet20_se', 91.0)
+    before = dict(matplotlib.rcParams)
     _, folder = command('curves TMP/a TMP/b')
+    assert dict(matplotlib.rcParams) == before
     assert files(folder) == {'curves.csv', 'curves.json', 'curves.png'}
     assert [row['run'] for row in csv.DictReader((folder / 'curves.csv').open())] == ['resnet20'] * 3 + [
         'resnet20_se'] * 3
@@ -141,6 +148,13 @@ def test_curves_and_scatter(command, tmp_path):
     assert json.loads((folder / 'scatter.json').read_text())['models'] == [
         {'model': 'resnet20', 'images_per_second': 100.5, 'parameters': 270000.0, 'top1': 90.0},
         {'model': 'resnet20_se+reparam', 'images_per_second': 80.4, 'parameters': 280000.0, 'top1': 92.0}]
+
+
+def test_figures_without_matplotlib_and_of_little(tmp_path, monkeypatch):
+    plot_curve([{'epoch': '0', 'train_loss': '1'}], tmp_path / 'figure.png')
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    with pytest.raises(ImportError, match='Figures need matplotlib: pip install matplotlib'):
+        plot_curve([], tmp_path / 'figure.png')
 
 
 @pytest.mark.parametrize(('line', 'sentence'), [

@@ -50,77 +50,75 @@ def loader(data, batch_size=2):
     return DataLoader(data, batch_size, collate_fn=collate)
 
 
-class Oracle(nn.Module):
-    """Finds what is written in the annotations, moved to the right."""
+class Detector(nn.Module):
+    """Answers each image by a function."""
 
-    def __init__(self, data, shift=0, masks=True, found=True):
+    def __init__(self, answer):
         super().__init__()
-        self.parameter = nn.Parameter(torch.zeros(1))
-        self.answers = {image.sum().item(): target for image, target in data}
-        self.shift, self.masks, self.found = shift, masks, found
+        self.answer, self.parameter = answer, nn.Parameter(torch.zeros(1))
 
     def forward(self, images):
-        outputs = []
-        for image in images:
-            target = self.answers[image.sum().item()]
-            count = len(target['boxes']) if self.found else 0
-            output = {'boxes': target['boxes'][:count] + torch.tensor([self.shift, 0, self.shift, 0]),
-                      'labels': target['labels'][:count], 'scores': torch.linspace(0.9, 0.5, count)}
-            if self.masks:
-                output['masks'] = target['masks'][:count, None].roll(self.shift, -1).float()
-            outputs.append(output)
-        return outputs
+        return [self.answer(image) for image in images]
+
+
+def oracle(data, shift=0, masks=True, found=True):
+    """Finds what is written in the annotations, moved to the right."""
+    known = {image.sum().item(): target for image, target in data}
+
+    def answer(image):
+        target = known[image.sum().item()]
+        count = len(target['boxes']) if found else 0
+        moved = {'boxes': target['boxes'][:count] + torch.tensor([shift, 0, shift, 0]),
+                 'labels': target['labels'][:count], 'scores': torch.linspace(0.9, 0.5, count)}
+        return {**moved, 'masks': target['masks'][:count, None].roll(shift, -1).float()} if masks else moved
+
+    return Detector(answer)
+
+
+def careless():
+    """Finds some objects twice, some not at all, some as another class, and some that are not there."""
+    random = torch.Generator().manual_seed(3)
+
+    def answer(image):
+        corners = torch.rand(12, 2, generator=random) * 30
+        boxes = torch.cat([corners, corners + 8 + 20 * torch.rand(12, 2, generator=random)], dim=1)
+        masks = torch.zeros(12, 1, *image.shape[1:])
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
+            mask[0, y1:y2, x1:x2] = 1
+        return {'boxes': boxes, 'labels': torch.randint(1, 4, (12,), generator=random),
+                'scores': torch.rand(12, generator=random), 'masks': masks}
+
+    return Detector(answer)
 
 
 def test_the_figures_are_cocos(tmp_path):
     data = CocoSet(*make_coco(tmp_path), masks=True)
-    perfect = evaluate_coco(Oracle(data), loader(data))
+    perfect = evaluate_coco(oracle(data), loader(data))
     assert set(perfect) == {'bbox', 'segm'}
     for figures in perfect.values():
         assert figures['AP'] == figures['AP50'] == figures['AR100'] == 1
         assert figures['AP_large'] == -1  # there are no objects as large as that
-    detector = Oracle(data, shift=5, masks=False)
+    detector = oracle(data, shift=5, masks=False)
     detector.norm = nn.BatchNorm2d(3).eval()
     # 24 pixels moved by 5 overlap by 19 / 29 = 0.655: right at the thresholds 0.5 to 0.65, four of ten.
     moved = evaluate_coco(detector, loader(data))
     assert [moved['bbox'][key] for key in ('AP', 'AP50', 'AP75')] == pytest.approx([0.4, 1, 0])
     assert (list(moved), detector.training, detector.norm.training) == (['bbox'], True, False)
-    assert evaluate_coco(Oracle(data, found=False), loader(data))['segm']['AP'] == 0
+    assert evaluate_coco(oracle(data, found=False), loader(data))['segm']['AP'] == 0
     # Half of the images: the others do not count.
     half = loader(torch.utils.data.Subset(data, range(2)))
-    assert evaluate_coco(Oracle(data), half, coco=data.coco)['bbox']['AP'] == 1
-
-
-class Careless(nn.Module):
-    """Finds some objects twice, some not at all, some as another class, and some that are not there."""
-
-    def __init__(self):
-        super().__init__()
-        self.parameter = nn.Parameter(torch.zeros(1))
-        self.random = torch.Generator().manual_seed(3)
-
-    def forward(self, images):
-        outputs = []
-        for image in images:
-            corners = torch.rand(12, 2, generator=self.random) * 30
-            boxes = torch.cat([corners, corners + 8 + 20 * torch.rand(12, 2, generator=self.random)], dim=1)
-            masks = torch.zeros(12, 1, *image.shape[1:])
-            for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
-                mask[0, y1:y2, x1:x2] = 1
-            outputs.append({'boxes': boxes, 'labels': torch.randint(1, 4, (12,), generator=self.random),
-                            'scores': torch.rand(12, generator=self.random), 'masks': masks})
-        return outputs
+    assert evaluate_coco(oracle(data), half, coco=data.coco)['bbox']['AP'] == 1
 
 
 def test_the_figures_are_those_of_pycocotools(tmp_path):
     crowd = {'iscrowd': 1, 'segmentation': {'size': [64, 64], 'counts': [0, 640, 64 * 64 - 640]}}
     images, annotations = make_coco(tmp_path, 12, lambda content: content['annotations'][3].update(crowd))
     data = CocoSet(images, annotations, masks=True)
-    figures = evaluate_coco(Careless(), loader(data))
+    figures = evaluate_coco(careless(), loader(data))
 
-    rows, careless = {'bbox': [], 'segm': []}, Careless()
+    rows, detector = {'bbox': [], 'segm': []}, careless()
     for pixels, target in data:
-        answer = careless([pixels])[0]
+        answer, = detector([pixels])
         for box, label, score, mask in zip(*answer.values(), strict=True):
             x1, y1, x2, y2 = box.tolist()
             row = {'image_id': target['image_id'], 'category_id': int(label), 'score': float(score)}
@@ -128,12 +126,12 @@ def test_the_figures_are_those_of_pycocotools(tmp_path):
             rows['segm'].append({**row, 'segmentation': encode(np.asfortranarray(mask[0].numpy().astype('uint8')))})
     for kind, found in rows.items():
         truth = COCO(annotations)
-        oracle = COCOeval(truth, truth.loadRes(found), kind)
-        oracle.evaluate()
-        oracle.accumulate()
-        oracle.summarize()
-        assert 0 < oracle.stats[1] < 1
-        assert list(figures[kind].values()) == pytest.approx(oracle.stats.tolist(), abs=1e-6), kind
+        theirs = COCOeval(truth, truth.loadRes(found), kind)
+        theirs.evaluate()
+        theirs.accumulate()
+        theirs.summarize()
+        assert 0 < theirs.stats[1] < 1
+        assert list(figures[kind].values()) == pytest.approx(theirs.stats.tolist(), abs=1e-6), kind
 
 
 def test_targets(tmp_path):
@@ -187,7 +185,7 @@ def test_what_a_file_leaves_out(tmp_path):
     images, annotations = make_coco(tmp_path, 3, leave_out)
     data = CocoSet(images, annotations, masks=True)
     for coco in (None, COCO(annotations)):
-        assert evaluate_coco(Oracle(data), loader(data), coco)['segm']['AP'] == 1
+        assert evaluate_coco(oracle(data), loader(data), coco)['segm']['AP'] == 1
 
 
 @pytest.mark.parametrize(('change', 'sentence'), [
@@ -208,7 +206,7 @@ def test_bad_annotations(change, sentence, tmp_path):
 
 def test_a_process_without_images_waits_for_none_and_has_the_figures_of_all(tmp_path, monkeypatch):
     data = CocoSet(*make_coco(tmp_path), masks=True)
-    alone = evaluate_coco(Oracle(data, shift=5), loader(data))
+    alone = evaluate_coco(oracle(data, shift=5), loader(data))
     said = []  # by the processes before this one
 
     def all_gather_object(parts, own):
@@ -218,15 +216,15 @@ def test_a_process_without_images_waits_for_none_and_has_the_figures_of_all(tmp_
     monkeypatch.setattr('timm_asr.detection.evaluate.dist', SimpleNamespace(
         is_initialized=lambda: True, get_world_size=lambda: 2, all_gather_object=all_gather_object))
     for images in (loader(data), []):
-        assert evaluate_coco(Oracle(data, shift=5), images, coco=data.coco) == alone
+        assert evaluate_coco(oracle(data, shift=5), images, coco=data.coco) == alone
     said.clear()
     with pytest.raises(ValueError, match='The loader gives no images to evaluate on.'):
-        evaluate_coco(Oracle(data), [], coco=data.coco)
+        evaluate_coco(oracle(data), [], coco=data.coco)
 
 
 def test_bad_evaluations(tmp_path):
     data = CocoSet(*make_coco(tmp_path, count=2), masks=True)
     with pytest.raises(ValueError, match='The loader gives no images to evaluate on.'):
-        evaluate_coco(Oracle(data), [], coco=data.coco)
+        evaluate_coco(oracle(data), [], coco=data.coco)
     with pytest.raises(ValueError, match='has no COCO ground truth; pass it as'):
-        evaluate_coco(Oracle(data), list(loader(data)))
+        evaluate_coco(oracle(data), list(loader(data)))

@@ -21,7 +21,6 @@ from timm_asr.engine.versus import Spread, interleave, ratios
 from timm_asr.errors import BadInput
 from timm_asr.gates.spe import SPE
 from timm_asr.inference.reparameterize import is_foldable
-from timm_asr.models.counts import count_operations
 
 CPU = torch.device('cpu')
 SHORT = ['--device', 'cpu', '-b', '2', '--num-warm-iter', '1', '--num-bench-iter', '2']
@@ -108,11 +107,6 @@ def test_channels_last_and_sizes():
     assert step.images.shape == (2, 1, 40, 48)
     assert step.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     step()
-
-
-def test_operations_of_a_known_layer():
-    conv = nn.Conv2d(3, 8, 3, padding=1)
-    assert count_operations(conv, torch.zeros(2, 3, 10, 10)) == (2 * 8 * 100 * 27, 2 * 8 * 100)
 
 
 def test_bytes_saved_for_backward():
