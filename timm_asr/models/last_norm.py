@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..asr.scaled import scaled_names
+from ..asr.scaled import owner_of, scaled_names
 from ..asr.sites import known_sites, match_sites
 from ..asr.wrapper import ASR
 
@@ -33,8 +33,7 @@ def init_last_norms(model: nn.Module, value: float, sites: Sequence[str] | None 
         layer = model.get_submodule(name)
         layer = layer.layer if isinstance(layer, ASR) else layer
         for key in scaled_names(layer):
-            path, _, leaf = key.rpartition('.')
-            norm = layer.get_submodule(path)
+            norm, leaf = owner_of(layer, key)
             if leaf not in ('weight', 'bias') or isinstance(norm, _NOT_NORMS):
                 raise TypeError(
                     f"last_norm_init sets the weight of norms, and the site '{name}' of this {type(model).__name__} "

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.layers import create_classifier, get_device_dtype
+from timm.layers import create_classifier
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
+from timm.models.resnet import ResNet
 from torch import nn
 
 
@@ -50,37 +50,9 @@ class StagedNet(nn.Module):
         stage = rf'^{self.STAGE}(\d+)'
         return {'stem': self.STEM, 'blocks': stage if coarse else rf'{stage}\.(\d+)'}
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade computation for memory in the backward pass."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
-        """The classifier, or its name."""
-        return 'fc' if name_only else self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier; the pooling is kept unless given, and ``(0, '')`` leaves feature maps."""
-        self.num_classes = num_classes
-        self.pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self.make_head(self.num_features, **get_device_dtype(self))
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, in_chans, H, W) to the last feature map."""
-        raise NotImplementedError
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """The last feature map to logits (B, num_classes), or to pooled features."""
-        x = self.global_pool(x)
-        if self.drop_rate:
-            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
+    # Head and checkpointing are those of timm's ResNet.
+    forward, forward_head, reset_classifier = ResNet.forward, ResNet.forward_head, ResNet.reset_classifier
+    get_classifier, set_grad_checkpointing = ResNet.get_classifier, ResNet.set_grad_checkpointing
 
     def forward_intermediates(
             self, x: torch.Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
@@ -121,5 +93,5 @@ class StagedNet(nn.Module):
         if pruned:
             self.num_features = self.head_hidden_size = final['num_chs']
         if prune_head or pruned:
-            self.reset_classifier(0, '')
+            self.reset_classifier(0, '')  # type: ignore[misc]
         return wanted
