@@ -33,7 +33,7 @@ _FEW_ENDS = ('', '_spa', '_asr_se', '_srm_asr_srm', '_spe', '_ras', '_dia_srm', 
 
 
 # Plain backbones that take vectors without a gate by keyword; 'NAME+free' stands for ``asr='free'``.
-_PLAIN = ('resnet20', 'resnet83', 'wrn52_4', 'resnext101_8x32d', 'repvgg_a0_cifar', 'resnet56_acnet',
+_PLAIN = ('resnet20', 'resnet83', 'wrn52_4', 'repvgg_a0_cifar', 'resnet56_acnet',
           'mobilenetv1_100_cifar', 'shufflenetv2_100_cifar', 'vgg19_cifar')
 KEYWORD_KINDS = [f'{name}+{asr}' for name in _PLAIN for asr in UNGATED]
 
