@@ -27,7 +27,7 @@ from timm.data import create_dataset, create_loader
 
 import timm_asr
 from timm_asr.checkpoints.open import open_source
-from timm_asr.engine.export import compare
+from timm_asr.engine.forms import compare
 from timm_asr.engine.reports import as_markdown, write_results
 from timm_asr.errors import BadInput, run_main
 from timm_asr.models.counts import count_parameters

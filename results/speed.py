@@ -39,7 +39,7 @@ from torch import nn
 
 from timm_asr import __version__
 from timm_asr.asr.wrapper import ASR
-from timm_asr.engine.bench_steps import InferenceStep, Step, TrainStep
+from timm_asr.engine.bench import InferenceStep, Step, TrainStep
 from timm_asr.engine.commands.benchmark import OPTIONS
 from timm_asr.engine.operations import saved_for_backward
 from timm_asr.engine.options import parse

@@ -12,7 +12,7 @@ from torch import nn
 
 import timm_asr
 from timm_asr.engine import bench
-from timm_asr.engine.bench_steps import InferenceStep, TrainStep, split_name
+from timm_asr.engine.bench import InferenceStep, TrainStep, split_name
 from timm_asr.engine.commands import benchmark
 from timm_asr.engine.operations import saved_for_backward
 from timm_asr.engine.options import parse

@@ -5,7 +5,7 @@ import torch
 from helpers import randomize, small
 
 from timm_asr import fold_asr, reparameterize
-from timm_asr.engine.export import compare_forms
+from timm_asr.engine.forms import compare_forms
 from timm_asr.models.counts import count_parameters
 
 CPU = torch.device('cpu')

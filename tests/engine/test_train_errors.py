@@ -165,7 +165,7 @@ torch.save = failing
 def test_a_fused_model_that_differs_is_not_written(images, tmp_path):
     argv = ['--data-dir', images, *SMALL, '--epochs', 1, '--output', tmp_path]
     wrong = '''
-import torch, timm_asr.engine.export as export
+import torch, timm_asr.engine.forms as export
 fold = export.fold_asr
 def off(model):
     model = fold(model)

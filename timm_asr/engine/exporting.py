@@ -26,8 +26,8 @@ from ..export.save import save_fused
 from ..figures.gates import plot_frozen
 from ..freeze import FreezeReport, freeze_attention
 from .device import find_device
-from .export import compare_forms
 from .flags import DATA, IMAGE
+from .forms import compare_forms
 from .inputs import mix, open_data
 from .interrupt import deferred_interrupts, stoppable
 from .loaders import label_names, make_eval_loader

@@ -27,7 +27,7 @@ from . import build, side_by_side
 from .checkpoint import Found, SaveFailed, Saver, locate, write_atomically
 from .device import find_device
 from .evaluate import evaluate
-from .export import export_run
+from .forms import export_run
 from .inputs import DTYPES, autocast, check_backend, check_noise, fast_matmul
 from .interrupt import deferred_interrupts
 from .loaders import make_eval_loader, make_loaders, open_datasets
