@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from timm.layers import LayerType, get_act_layer, get_norm_layer, to_ntuple
 from timm.models import checkpoint_seq
-from timm.models.resnet import BasicBlock, Bottleneck, make_blocks
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet, make_blocks
 from torch import nn
 
 from .cfgs import cifar_cfg
@@ -64,11 +64,7 @@ class CifarResNet(StagedNet):
         self.norm = norm_layer(width, **dd) if preact else nn.Identity()
         self.act = act_layer() if preact else nn.Identity()
         self.make_head(width, **dd)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-            if zero_init_last and hasattr(module, 'zero_init_last'):
-                module.zero_init_last()
+        ResNet.init_weights(self, zero_init_last)  # type: ignore[arg-type]
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) to the last feature map (B, num_features, H / 4, W / 4)."""
