@@ -71,21 +71,13 @@ def test_asr_by_name_on_plain_weights_names_the_command_that_works(how, images, 
     assert str(error.value).endswith(right)
 
 
-def test_a_line_says_what_became_of_the_head(images, tmp_path):
-    path = tmp_path / 'plain.pth'
-    torch.save(timm.create_model('resnet20', num_classes=5).state_dict(), path)
-    done = run(['--data-dir', images, '--model', 'resnet20', '--asr', 'se', '--pretrained-path', path, *TRAIN,
+def test_a_model_of_a_folder_trains_and_its_checkpoint_is_taken_everywhere(images, tmp_path, capsys):
+    folder = timm_asr.save_fused(timm.create_model('test_resnet', num_classes=5), tmp_path / 'folder')
+    model = f'local-dir:{folder}'
+    done = run(['--data-dir', images, '--model', model, '--pretrained', '--asr', 'se', '--img-size', '32', *TRAIN,
                 '--output', tmp_path], tmp_path / 'log')
     assert done.code == 0, done.text
     assert 'The classifier is new, with 3 outputs; all else is that of the weights.' in done.text
-
-
-def test_a_model_of_a_folder_trains_and_its_checkpoint_is_taken_everywhere(images, tmp_path, capsys):
-    folder = timm_asr.save_fused(timm.create_model('test_resnet', num_classes=3), tmp_path / 'folder')
-    model = f'local-dir:{folder}'
-    done = run(['--data-dir', images, '--model', model, '--asr', 'se', '--img-size', '32', *TRAIN,
-                '--output', tmp_path], tmp_path / 'log')
-    assert done.code == 0, done.text
     checkpoint = str(tmp_path / 'run' / 'model_best.pth.tar')
     validate.main([str(images), '--checkpoint', checkpoint, '-b', '4', '-j', '0', '--device', 'cpu'])
     assert result(capsys)['img_size'] == 32
