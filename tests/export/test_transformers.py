@@ -73,6 +73,7 @@ def make(folder, name):
 STOCK = ['resnet18_asr_se', 'repvgg_a0_asr_se', 'vit_tiny_asr_eca', 'convnext']
 
 
+@pytest.mark.slow
 def test_transformers_loads_it_alone_where_timm_has_the_architecture_and_by_a_few_lines_of_code_elsewhere(tmp_path):
     for name in (*STOCK, 'resnet20_asr_se'):
         folder = make(tmp_path / name, name)
