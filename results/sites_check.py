@@ -150,6 +150,8 @@ def check(name: str, **kwargs: Any) -> dict[str, Any]:
             if isinstance(module, ASR):
                 randomize(module.vectors)
         expected = model(images)
+        # A network that makes 1e-9 of a rounded image (HaloNet-H1) cannot be exact to 1e-12.
+        exact = max(EXACT, 10 * difference(expected, model(images * (1 + 1e-15))))
         if difference(before, expected) < 1e-9:
             return {'problem': 'the attention has no effect'}
         single = copy.deepcopy(model).float()  # which some of timm's merged layers are made in
@@ -176,7 +178,7 @@ def check(name: str, **kwargs: Any) -> dict[str, Any]:
         stock = timm.create_model(name, **kwargs).double().eval()
         stock.load_state_dict(state, strict=True)
         error = max(error, difference(expected, stock(images)))
-    if not error <= EXACT:
+    if not error <= exact:
         return {'error': error, 'problem': f'folding changes the function by {error:.1e}'}
     timm_asr.attach_asr(stock, 'se').train()
     for module in stock.modules():
