@@ -16,7 +16,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 import timm_asr
 from timm_asr.gates.dia_lstm import SharedLSTM
-from timm_asr.gates.shared_stage import PlainStage, SharedStage
+from timm_asr.gates.shared import PlainStage, SharedStage
 
 UNITS = ('se', 'eca', 'cbam', 'srm', 'spa', 'lstm', 'lstm_light')
 SMALL = {'layers': (2, 1, 3), 'channels': (8, 8, 16), 'num_classes': 5, 'dtype': torch.float64}

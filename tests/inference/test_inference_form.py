@@ -13,9 +13,8 @@ from torch import nn
 
 import timm_asr
 from timm_asr.gates.dia_lstm import InferenceLSTM, SharedLSTM
-from timm_asr.gates.forms import ChannelSigmoid, Excitation, LinearSigmoid, PairSigmoid
+from timm_asr.gates.forms import ChannelSigmoid, Excitation, LinearSigmoid, PairSigmoid, PointwiseConv2d
 from timm_asr.gates.gate import ChannelGate
-from timm_asr.gates.pointwise import PointwiseConv2d
 from timm_asr.gates.ras import RAS
 from timm_asr.gates.se import SE
 from timm_asr.gates.spe import SPE

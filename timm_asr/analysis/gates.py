@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..gates.shared_stage import SharedStage
+from ..gates.shared import SharedStage
 
 _TIMES = ('mul', '__mul__', '__rmul__', 'multiply')
 

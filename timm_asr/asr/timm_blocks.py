@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from ..gates.shared_stage import BranchBasicBlock, BranchBottleneck
+from ..gates.shared import BranchBasicBlock, BranchBottleneck
 from .blocks import existing, register_block
 from .wrapper import ASR
 

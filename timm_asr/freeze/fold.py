@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..asr.scaled import SCALABLE, WITH_ACTIVATION, channel_dim, out_channels, scale_, scaled_names
 from ..asr.wrapper import ASR
-from ..gates.pointwise import PointwiseConv2d
+from ..gates.forms import PointwiseConv2d
 from ..inference.compare import close
 from ..inference.fold_bn import Tracer
 

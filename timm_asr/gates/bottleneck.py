@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from timm.layers import create_act_layer, make_divisible
 from torch import Tensor, nn
 
-from .forms import Excitation, GateForm, affine_map, doubled, linear, swallow
+from .forms import Excitation, GateForm, PointwiseConv2d, affine_map, doubled, linear, swallow
 from .gate import ChannelGate
-from .pointwise import PointwiseConv2d
 
 
 def hidden_width(
@@ -89,7 +88,7 @@ class BottleneckGate(ChannelGate):
         (fc1, *_), (*_, fc2) = self.layer_pairs()[0], self.layer_pairs()[-1]
         last = linear(fc2.weight.flatten(1), fc2.bias, like=fc2.weight)
         weight = fc1.weight.flatten(1)
-        reads = 'input' if isinstance(conv, PointwiseConv2d) and self.averages() else 'output'
+        reads = 'input' if isinstance(conv, PointwiseConv2d) and self.averages else 'output'
         first = (swallow(weight, fc1.bias, conv, self.grids) if reads == 'input'
                  else linear(weight, fc1.bias, like=weight))
         return GateForm(reads, self.inference_pool(), Excitation(first, self.act, inner, last))

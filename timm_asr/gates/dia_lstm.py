@@ -1,26 +1,29 @@
 """DIA-LSTM: the recurrent units of a stage, whose state passes from block to block."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .forms import InferenceForm, swallow
-from .fused import average_of, average_pool
+from .forms import GateForm, InferenceForm, PointwiseConv2d, swallow
 from .lstm_cells import LightLSTMCell, SqueezedLSTMCell, StandardLSTMCell
 from .lstm_step import Joined, can_join
-from .pointwise import PointwiseConv2d
-from .shared import SharedForm, SharedUnit
+from .shared import SharedUnit
 
 MAX_CELLS = 3
 _CELLS = {'squeezed': SqueezedLSTMCell, 'standard': StandardLSTMCell, 'light': LightLSTMCell}
 
 
 class RecurrentUnit(SharedUnit):
-    """What both forms of DIA-LSTM share: ``cells``, and a state [h_1, c_1, h_2, ...] of (B, C), zeros at first."""
+    """What both forms of DIA-LSTM share: ``cells``, and a state [h_1, c_1, h_2, ...] of (B, C), zeros at first.
 
-    channels: int
+    ``first`` is a layer before the cells, or None.
+    """
+
+    def __init__(self, channels: int, cells: Iterable[nn.Module], first: nn.Module | None = None) -> None:
+        super().__init__()
+        self.channels, self.first, self.cells = channels, first, nn.ModuleList(cells)
 
     def start(self, x: Tensor) -> list[Tensor]:
         zero = x.new_zeros([1, 1]).expand(x.shape[0], self.channels)  # keeping it for the backward pass costs nothing
@@ -30,12 +33,17 @@ class RecurrentUnit(SharedUnit):
             state.append(zero)
         return state
 
-    def pool(self, a: Tensor) -> Tensor:
-        """Global average pooling, (B, C, H, W) -> (B, C)."""
-        return average_pool(a).flatten(1)
-
-    def read(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        return average_of(a)
+    def excite(self, u: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        if self.first is not None:
+            u = self.first(u)
+        after: list[Tensor] = []
+        place = 2 * len(self.cells)
+        for n, cell in enumerate(self.cells):
+            u, c = cell(u, state[2 * n], state[2 * n + 1], state[place:place + cell.handed])
+            place += cell.handed
+            after.append(u)
+            after.append(c)
+        return u, after
 
 
 class SharedLSTM(RecurrentUnit):
@@ -63,7 +71,6 @@ class SharedLSTM(RecurrentUnit):
     def __init__(
             self, channels: int, cell: str = 'squeezed', cells: int = 1, rd_ratio: float | None = None,
             act: str | None = None, **where: Any) -> None:
-        super().__init__()
         if cell not in _CELLS:
             raise ValueError(f"Unknown cell {cell!r}; cells: {', '.join(_CELLS)}.")
         if not 1 <= cells <= MAX_CELLS:
@@ -72,9 +79,8 @@ class SharedLSTM(RecurrentUnit):
             raise TypeError("A standard cell squeezes nothing and takes no rd_ratio; 'squeezed' and 'light' do.")
         where['act'] = act or ('tanh' if cell == 'standard' else 'sigmoid')
         ratio = {} if rd_ratio is None else {'rd_ratio': rd_ratio}
-        self.channels = channels
-        self.cells = nn.ModuleList([_CELLS[cell](channels, **ratio, **where)])
-        self.cells.extend(StandardLSTMCell(channels, **where) for _ in range(cells - 1))
+        super().__init__(channels, [
+            _CELLS[cell](channels, **ratio, **where), *(StandardLSTMCell(channels, **where) for _ in range(cells - 1))])
 
     def hand_out(self, x: Tensor, blocks: int) -> Sequence[Sequence[Any]]:
         cells = [cell for cell in self.cells if cell.handed]
@@ -83,25 +89,16 @@ class SharedLSTM(RecurrentUnit):
         by_cell = [Joined(cell, blocks).hand_out(x) for cell in cells]
         return [[thing for own in block for thing in own] for block in zip(*by_cell, strict=True)]
 
-    def excite(self, u: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        after: list[Tensor] = []
-        place = 2 * len(self.cells)
-        for n, cell in enumerate(self.cells):
-            u, c = cell(u, state[2 * n], state[2 * n + 1], state[place:place + cell.handed])
-            place += cell.handed
-            after.append(u)
-            after.append(c)
-        return u, after
-
     @torch.jit.ignore
-    def inference_form(self, convs: Sequence[nn.Module]) -> SharedForm:
+    def inference_form(self, convs: Sequence[nn.Module]) -> GateForm:
         first = self.cells[0].first_layer()
         squeezes: list[nn.Module | None] = [None] * len(convs)
-        if not convs or not all(isinstance(conv, PointwiseConv2d) for conv in convs):
-            return SharedForm('output', None, squeezes, InferenceLSTM(self, first))
-        if first is not None:
-            squeezes = [swallow(first.weight, first.bias, conv) for conv in convs]
-        return SharedForm('projected' if first is None else 'input', None, squeezes, InferenceLSTM(self, None))
+        reads, rest = 'output', first
+        if convs and all(isinstance(conv, PointwiseConv2d) for conv in convs):
+            reads, rest = 'projected' if first is None else 'input', None
+            if first is not None:
+                squeezes = [swallow(first.weight, first.bias, conv) for conv in convs]
+        return GateForm(reads, None, InferenceLSTM(self, rest), squeezes)
 
 
 class SharedLightLSTM(SharedLSTM):
@@ -117,18 +114,5 @@ class InferenceLSTM(InferenceForm, RecurrentUnit):
     """DIA-LSTM with merged matrices; ``first`` is its first layer where the blocks have not swallowed that."""
 
     def __init__(self, unit: SharedLSTM, first: nn.Linear | None) -> None:
-        super().__init__()
-        self.channels = unit.channels
-        self.first = first
-        self.cells = nn.ModuleList(cell.inference_form() for cell in unit.cells)
+        super().__init__(unit.channels, [cell.inference_form() for cell in unit.cells], first)
         self.train(False)
-
-    def excite(self, u: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        if self.first is not None:
-            u = self.first(u)
-        after: list[Tensor] = []
-        for n, cell in enumerate(self.cells):
-            u, c = cell(u, state[2 * n], state[2 * n + 1])
-            after.append(u)
-            after.append(c)
-        return u, after

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
-
-from .pointwise import PointwiseConv2d
 
 # Largest C' x C matrix that an affine gate gets of its own. Reading a larger one costs more than it saves, since the
 # convolution's own weights are read anyway.
 OWN_MATRIX = 2**16
+# Multiply-accumulates up to which starting a convolution costs more than computing it. On two CPU cores a matrix
+# product took half the time at 10^6 and twice the time at 5 * 10^7.
+_SMALL = 2**22
 
 
 @dataclass
@@ -31,12 +33,14 @@ class GateForm:
             convolution maps the pooled values.
         pool: The pooling, (B, C, H, W) -> (B, D); global average pooling where it is None.
         gate: The rest, (B, D) -> (B, C). One that swallows a convolution has a method ``split``: the part that each
-            block of a stage must have of its own, and the part that the blocks share.
+            block of a stage must have of its own, and the part that the blocks share. Of a shared unit, the unit.
+        squeezes: For each block of a stage a layer that acts on its pooled values before the unit does, or None.
     """
 
     reads: str
     pool: nn.Module | None
     gate: nn.Module
+    squeezes: Sequence[nn.Module | None] = ()
 
 
 class InferenceForm(nn.Module):
@@ -44,6 +48,44 @@ class InferenceForm(nn.Module):
 
     def train(self, mode: bool = True) -> 'InferenceForm':
         return super().train(False)
+
+
+@register_notrace_module
+class PointwiseConv2d(nn.Conv2d):
+    """A 1x1 convolution of stride 1, (B, C, H, W) -> (B, C', H, W), with the parameters of ``nn.Conv2d``.
+
+    A small, channels-last input, one image say, is multiplied by the weight as a matrix. Compiled, traced and exported
+    graphs hold an ordinary convolution.
+    """
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        """Whether a module is an ordinary convolution of one pixel, stride 1 and no groups."""
+        return (
+            type(conv) is nn.Conv2d and conv.kernel_size == (1, 1) and conv.stride == (1, 1)
+            and conv.groups == 1 and conv.padding in ((0, 0), 'same', 'valid'))
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> 'PointwiseConv2d':
+        """The same layer, with the same parameter objects, for a convolution that fits."""
+        new = cls(conv.in_channels, conv.out_channels, 1, bias=conv.bias is not None, device='meta')
+        new.weight, new.bias = conv.weight, conv.bias
+        return new.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return F.conv2d(x, self.weight, self.bias)
+        else:  # noqa: RET505 - TorchScript compiles what follows a return
+            return self._forward(x)
+
+    @torch.jit.unused
+    def _forward(self, x: Tensor) -> Tensor:
+        if (
+                torch.jit.is_tracing() or torch.compiler.is_compiling()
+                or x.numel() * self.out_channels > _SMALL or not x.is_contiguous(memory_format=torch.channels_last)
+        ):
+            return F.conv2d(x, self.weight, self.bias)
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class InplaceReLU(nn.Module):
@@ -158,7 +200,7 @@ def doubled(module: nn.Module) -> Any:
 
 def affine_map(run: Callable[[Tensor], Tensor], inputs: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Matrix and shift in float64 of an affine function (B, inputs) -> (B, outputs), found by trying it."""
-    rows = torch.eye(inputs, dtype=torch.float64, device='cpu' if like.device.type == 'mps' else like.device)
+    rows = torch.eye(inputs).to(double(like))
     shift = run(torch.zeros_like(rows[:1]))
     return (run(rows) - shift).t(), shift[0]
 

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .forms import OWN_MATRIX, Excite, GateForm, swallows
+from .forms import OWN_MATRIX, Excite, GateForm, PointwiseConv2d, swallows
 from .fused import average_of, average_pool, weigh
-from .pointwise import PointwiseConv2d
 from .shared import SharedGate, SharedUnit
 
 
@@ -78,7 +77,8 @@ class ChannelGate(nn.Module):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.pools_by_default = type(self).pool is ChannelGate.pool
+        #: ``pool`` is global average pooling, or averages over ``grids``, and so commutes with a layer of one pixel.
+        self.averages = type(self).pool is ChannelGate.pool
 
     def pool(self, x: Tensor) -> Tensor:
         """Global average pooling, (B, C, H, W) -> (B, C): Eq. 3."""
@@ -102,7 +102,7 @@ class ChannelGate(nn.Module):
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The feature map as ``scale``, and nothing else, may take it, and its descriptor, ``pool(x)``."""
-        if self.pools_by_default:
+        if self.averages:
             return average_of(x)
         return x, self.pool(x)
 
@@ -129,19 +129,14 @@ class ChannelGate(nn.Module):
                 module.reset_parameters()
 
     @torch.jit.ignore
-    def averages(self) -> bool:
-        """Whether ``pool`` averages over ``grids``, and so commutes with an affine layer of one pixel."""
-        return self.pools_by_default
-
-    @torch.jit.ignore
     def inference_form(self, conv: nn.Module | None = None) -> GateForm | None:
         """How the gate runs at inference, None where it stays as it is. Call it in eval mode, without gradients.
 
         Args:
             conv: The convolution before the gate, norm folded, where there is one. A
-                :class:`~timm_asr.gates.pointwise.PointwiseConv2d` can be read through.
+                :class:`~timm_asr.gates.forms.PointwiseConv2d` can be read through.
         """
-        if not (self.per_channel and self.averages() and tuple(self.grids) == (1,)):
+        if not (self.per_channel and self.averages and tuple(self.grids) == (1,)):
             return None
         through = conv if isinstance(conv, PointwiseConv2d) else None
         if self.affine and through is not None and through.weight.numel() <= OWN_MATRIX:

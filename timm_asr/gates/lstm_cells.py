@@ -147,14 +147,14 @@ class _InferenceCell(nn.Module):
 
     def __init__(self, act: str, weight: Tensor, bias: Tensor, like: Tensor) -> None:
         super().__init__()
-        self.act = act
+        self.act, self.handed = act, 0
         self.weight, self.bias = nn.Parameter(_doubled(weight).to(like)), nn.Parameter(_doubled(bias).to(like))
 
     def gates(self, u: Tensor, h: Tensor) -> Tensor:
         """Pre-activations (B, 4C) of the gates i, f, 2g, o."""
         raise NotImplementedError
 
-    def forward(self, u: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, u: Tensor, h: Tensor, c: Tensor, handed: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Input, after the first layer of the cell if it has one, and state (B, C) to the new state."""
         i, f, g, o = self.gates(u, h).sigmoid().chunk(4, 1)
         c = torch.addcmul(f * c, i, g, value=2.0).sub_(i)

@@ -122,7 +122,7 @@ class Recurrent(ChannelGate):
         self.gate = self.kind(channels, device=device, dtype=dtype, **kwargs)
         self.connections, self.passes = connections(
             channels, steps, connect, share, fixed_stats=False, device=device, dtype=dtype)
-        self.grids, self.bounds = self.gate.grids, self.gate.bounds
+        self.grids, self.bounds, self.averages = self.gate.grids, self.gate.bounds, self.gate.averages
         self.affine = self.gate.affine and are_norms(self.connections)
 
     def pool(self, x: Tensor) -> Tensor:
@@ -140,10 +140,6 @@ class Recurrent(ChannelGate):
 
     def squash(self, z: Tensor) -> Tensor:
         return self.gate.squash(z)
-
-    @torch.jit.ignore
-    def averages(self) -> bool:
-        return self.gate.averages()
 
     @torch.jit.ignore
     def inference_form(self, conv: nn.Module | None = None) -> GateForm | None:

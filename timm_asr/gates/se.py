@@ -43,15 +43,13 @@ class SE(BottleneckGate):
         if not 1 <= depth <= MAX_DEPTH:
             raise ValueError(f'se_depth is {depth}; SE is 1 to {MAX_DEPTH} deep.')
         self.mixed = None if pooling == 'average' else MixPool(check_mix(pooling, 'se_pool'))
+        self.averages = self.mixed is None
         self.deeper = nn.ModuleList(SE(channels, *args, **kwargs) for _ in range(depth - 1))
         self.usual = type(self) is SE and self.mixed is None and depth == 1 and isinstance(self.act, nn.ReLU)
 
     def pool(self, x: Tensor) -> Tensor:
         """Average, or mix of maximum and minimum, of every channel: (B, C, H, W) -> (B, C)."""
         return average_pool(x).flatten(1) if self.mixed is None else self.mixed(x)
-
-    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return average_of(x) if self.mixed is None else (x, self.mixed(x))
 
     def logits(self, u: Tensor) -> Tensor:
         u = dense(self.act(self.hidden(u)), self.fc2.weight, self.fc2.bias)
@@ -64,10 +62,6 @@ class SE(BottleneckGate):
             return squeeze_excite(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         x, u = self.read(x)
         return self.scale(x, self.excite(u))
-
-    @torch.jit.ignore
-    def averages(self) -> bool:
-        return self.mixed is None
 
     @torch.jit.ignore
     def layer_pairs(self) -> list[tuple[Any, Any]]:

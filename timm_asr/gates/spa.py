@@ -23,38 +23,38 @@ class SPA(BottleneckGate):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, bias=False, **kwargs)  # type: ignore[misc]
+        self.averages, self.grid_pool = True, GridPool()
 
     def pool(self, x: Tensor) -> Tensor:
         """Averages over three grids, (B, C, H, W) -> (B, 21C)."""
-        grids = [F.adaptive_avg_pool2d(x, 4), F.adaptive_avg_pool2d(x, 2), average_pool(x)]
-        return torch.cat([grid.flatten(1) for grid in grids], dim=1)
+        return self.grid_pool(x)
 
     def describe(self, psi: Tensor) -> Tensor:
         return self.pool(psi.view(1, -1, 1, 1))
 
-    @torch.jit.ignore
-    def averages(self) -> bool:
-        return True
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, self.pool(x)
 
     @torch.jit.ignore
     def inference_pool(self) -> nn.Module:
-        return GridPool()
+        return self.grid_pool
 
 
 class GridPool(nn.Module):
     """SPA's averages over grids of 4x4, 2x2 and 1x1 cells, (B, C, H, W) -> (B, 21C), channel by channel for each."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting() or not torch.onnx.is_in_onnx_export():
-            return torch.cat([F.adaptive_avg_pool2d(x, size).flatten(1) for size in (4, 2, 1)], dim=1)
-        else:  # noqa: RET505 - TorchScript compiles what follows a return
-            return torch.cat([self._by_products(x, size).flatten(1) for size in (4, 2, 1)], dim=1)
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript knows this condition alone
+            if torch.onnx.is_in_onnx_export():
+                return self._by_products(x)
+        grids = [F.adaptive_avg_pool2d(x, 4), F.adaptive_avg_pool2d(x, 2), average_pool(x)]
+        return torch.cat([grid.flatten(1) for grid in grids], dim=1)
 
     @torch.jit.unused
-    def _by_products(self, x: Tensor, size: int) -> Tensor:
-        """The average over one grid as two matrix products: ONNX has no pooling to a grid of any size."""
-        rows, columns = (_cells(int(side), size).to(x) for side in x.shape[2:])
-        return rows @ x @ columns.t()
+    def _by_products(self, x: Tensor) -> Tensor:
+        """Each average as two matrix products: ONNX has no pooling to a grid of any size."""
+        pairs = [[_cells(int(side), size).to(x) for side in x.shape[2:]] for size in (4, 2, 1)]
+        return torch.cat([(rows @ x @ columns.t()).flatten(1) for rows, columns in pairs], dim=1)
 
 
 def _cells(side: int, size: int) -> Tensor:

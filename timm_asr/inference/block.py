@@ -9,11 +9,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..asr.blocks import BLOCKS, facts_of
-from ..gates.forms import GateForm, InferenceForm, in_place
+from ..gates.forms import GateForm, InferenceForm, PointwiseConv2d, in_place
 from ..gates.gate import ChannelGate
-from ..gates.pointwise import PointwiseConv2d
-from ..gates.shared import SharedForm
-from ..gates.shared_stage import SharedStage
+from ..gates.shared import SharedStage
 from .fold_bn import foldable
 
 
@@ -28,7 +26,7 @@ class InferenceBranch(InferenceForm):
     """
 
     def __init__(
-            self, block: nn.Module, layers: tuple[str, ...], last: nn.Module, form: GateForm | SharedForm,
+            self, block: nn.Module, layers: tuple[str, ...], last: nn.Module, form: GateForm,
             squeeze: nn.Module | None = None) -> None:
         super().__init__()
         body = {name: getattr(block, name) for name in layers[:-3]}
@@ -77,10 +75,10 @@ class InferenceBlock(InferenceBranch):
 class InferenceStage(InferenceForm):
     """Residual blocks in a row that share a unit, (B, C', H', W') -> (B, C, H, W); see :class:`SharedUnit`."""
 
-    def __init__(self, blocks: list[InferenceBranch], form: SharedForm) -> None:
+    def __init__(self, blocks: list[InferenceBranch], form: GateForm) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.unit = form.unit
+        self.unit = form.gate
         self.train(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

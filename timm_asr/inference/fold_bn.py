@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from ..gates.pointwise import PointwiseConv2d
+from ..gates.forms import PointwiseConv2d
 
 # Exact types: a weight-standardised convolution would normalise the folded scale away.
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame, PointwiseConv2d)

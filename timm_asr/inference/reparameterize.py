@@ -94,7 +94,7 @@ def _maker(module: nn.Module) -> Callable[[], nn.Module] | None:
     """What makes the inference form of this very module; None where it has none, whatever is inside."""
     if isinstance(module, SharedUnit):  # in a stage of other blocks
         shared = module.inference_form([])
-        return shared and (lambda: shared.unit)
+        return shared and (lambda: shared.gate)
     form = module.inference_form() if isinstance(module, ChannelGate) else None
     return stage_maker(module) or block_maker(module) or (form and (lambda: InferenceGate(form)))
 

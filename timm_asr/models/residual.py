@@ -9,7 +9,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from ..asr.blocks import BLOCKS
-from ..gates.shared_stage import PlainStage, SharedStage
+from ..gates.shared import PlainStage, SharedStage
 from ..gates.table import gate_options, get_unit
 from .wide import WideBlock
 from .zoo import ZooModel
