@@ -15,7 +15,6 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import timm_asr
-from timm_asr.gates.dia_lstm import SharedLSTM
 from timm_asr.gates.shared import PlainStage, SharedStage
 
 UNITS = ('se', 'eca', 'cbam', 'srm', 'spa', 'lstm', 'lstm_light')
@@ -182,15 +181,6 @@ def test_cells():
         'SqueezedLSTMCell', 'StandardLSTMCell', 'StandardLSTMCell']
     assert dia(dia_cell='standard').layer1.unit.cells[0].act == 'tanh'
     assert dia(dia_cells=2).layer1.unit.cells[1].act == 'sigmoid'
-    standard = SharedLSTM(4, cell='standard', dtype=torch.float64)
-    reference = nn.LSTMCell(4, 4, dtype=torch.float64)
-    cell = standard.cells[0]
-    reference.load_state_dict({
-        'weight_ih': cell.w_ih.weight, 'weight_hh': cell.w_hh.weight,
-        'bias_ih': cell.w_ih.bias, 'bias_hh': cell.w_hh.bias})
-    y, h, c = torch.randn(3, 2, 4, dtype=torch.float64)
-    for ours, theirs in zip(cell(y, h, c, []), reference(y, (h, c)), strict=True):
-        assert relative_error(theirs, ours) < 1e-12
 
 
 def test_asr_can_be_attached_and_folded():

@@ -212,31 +212,24 @@ def recurrent(kind, net, a, at, steps=2, share=False):
     return weigh(a, sigmoid(g))
 
 
-# DIA-LSTM: one sample, one gate at a time.
+# DIA-LSTM, one sample at a time: what all four gates add up.
+
+def linear(net, x, at):
+    return net.t[f'{at}.weight'] @ x + net.t[f'{at}.bias']
+
 
 def squeezed_gates(net, y, h, at):
-    w1, b1, w2, b2 = (net.t[f'{at}.w_ih.{k}'] for k in ('0.weight', '0.bias', '2.weight', '2.bias'))
-    v1, d1, v2, d2 = (net.t[f'{at}.w_hh.{k}'] for k in ('0.weight', '0.bias', '2.weight', '2.bias'))
-    n = len(y)
-    from_y, from_h = F.relu(w1 @ y + b1), F.relu(v1 @ h + d1)
-    return [
-        w2[k * n:(k + 1) * n] @ from_y + b2[k * n:(k + 1) * n] + v2[k * n:(k + 1) * n] @ from_h + d2[k * n:(k + 1) * n]
-        for k in range(4)]
+    return sum(linear(net, F.relu(linear(net, x, f'{at}.{w}.0')), f'{at}.{w}.2') for x, w in ((y, 'w_ih'), (h, 'w_hh')))
 
 
 def standard_gates(net, y, h, at):
-    n = len(y)
-    return [
-        net.t[f'{at}.w_ih.weight'][k * n:(k + 1) * n] @ y + net.t[f'{at}.w_ih.bias'][k * n:(k + 1) * n]
-        + net.t[f'{at}.w_hh.weight'][k * n:(k + 1) * n] @ h + net.t[f'{at}.w_hh.bias'][k * n:(k + 1) * n]
-        for k in range(4)]
+    return linear(net, y, f'{at}.w_ih') + linear(net, h, f'{at}.w_hh')
 
 
 def light_gates(net, y, h, at):
-    n = len(y)
     y = net.t[f'{at}.fc2.weight'] @ F.relu(net.t[f'{at}.fc1.weight'] @ y)
     w, u, b = (net.t[f'{at}.{k}'] for k in ('weight_ih', 'weight_hh', 'bias'))
-    return [w[k * n:(k + 1) * n] * y + b[k * n:(k + 1) * n] + u[k * n:(k + 1) * n] * h for k in range(4)]
+    return w * y.repeat(4) + b + u * h.repeat(4)
 
 
 GATES = {'squeezed': squeezed_gates, 'standard': standard_gates, 'light': light_gates}
@@ -253,7 +246,7 @@ def lstm(net, a, stage, cell='squeezed', cells=1, act='sigmoid'):
         for k in range(cells):
             h, c = state[s][k]
             gates = GATES[cell if k == 0 else 'standard'](net, y, h, f'layer{stage}.0.unit.cells.{k}')
-            i, f, g, o = gates
+            i, f, g, o = gates.view(4, n)
             c = sigmoid(f) * c + sigmoid(i) * torch.tanh(g)
             h = sigmoid(o) * ACTS[act](c)
             state[s][k] = (h, c)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..gates.passes import Pass, begin, end, find, uncounted, version
+from ..gates.passes import begin, end, find, uncounted, version
 from .scaled import has_hooks, owner_of, scaled_names, stacks, stand_in
 from .wrapper import ASR
 
@@ -208,12 +208,10 @@ def _start(network: nn.Module, args: Any) -> None:
     end(network)  # a pass that was interrupted
     if any(isinstance(m, ASR) and find(m) for m in network.modules()):
         return
-    current = Pass(weakref.ref(network), {}, {}, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
     device = next((p.device.type for p in network.parameters()), 'cpu')
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-        current.tensors.update(_scaled_by_site(network))
-    current.stamps.update((site, (psi := site.vectors[0].psi, version(psi))) for site in current.tensors)  # type: ignore
-    begin(current)
+        tensors = _scaled_by_site(network)
+    begin(network, tensors, {site: site.vectors[0].psi for site in tensors})  # type: ignore[misc]
 
 
 def _end(network: nn.Module, args: Any, output: Any) -> None:

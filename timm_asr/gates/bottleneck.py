@@ -12,6 +12,7 @@ from timm.layers import create_act_layer, make_divisible
 from torch import Tensor, nn
 
 from .forms import Excitation, GateForm, PointwiseConv2d, affine_map, doubled, linear, swallow
+from .fused import average_pool
 from .gate import ChannelGate
 
 
@@ -54,10 +55,16 @@ class BottleneckGate(ChannelGate):
             act_layer: type[nn.Module] = nn.ReLU, bias: bool = True, device: torch.device | str | None = None,
             dtype: torch.dtype | None = None) -> None:
         super().__init__()
+        self.averages = type(self).pool is BottleneckGate.pool
+        #: Instead of global average pooling; None for that.
+        self.pooling: nn.Module | None = None
         width = hidden_width(channels, rd_ratio, rd_channels, rd_divisor)
         self.fc1 = self.layer(sum(self.grids) * channels, width, bias=bias, device=device, dtype=dtype)
         self.act = create_act_layer(act_layer, inplace=True)
         self.fc2 = self.layer(width, channels, bias=bias, device=device, dtype=dtype)
+
+    def pool(self, x: Tensor) -> Tensor:
+        return average_pool(x).flatten(1) if self.pooling is None else self.pooling(x)
 
     def hidden(self, u: Tensor) -> Tensor:
         return dense(u, self.fc1.weight, self.fc1.bias)
@@ -76,11 +83,6 @@ class BottleneckGate(ChannelGate):
         return [(self.fc1, self.fc2)]
 
     @torch.jit.ignore
-    def inference_pool(self) -> nn.Module | None:
-        """The pooling at inference, None for global average pooling."""
-        return None
-
-    @torch.jit.ignore
     def inference_form(
             self, conv: nn.Module | None = None, connections: Sequence[nn.Module] = ()) -> GateForm | None:
         """As in the base class; ``connections`` stand between further applications of the gate to its own output."""
@@ -91,7 +93,7 @@ class BottleneckGate(ChannelGate):
         reads = 'input' if isinstance(conv, PointwiseConv2d) and self.averages else 'output'
         first = (swallow(weight, fc1.bias, conv, self.grids) if reads == 'input'
                  else linear(weight, fc1.bias, like=weight))
-        return GateForm(reads, self.inference_pool(), Excitation(first, self.act, inner, last))
+        return GateForm(reads, self.pooling, Excitation(first, self.act, inner, last))
 
 
 def dense(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

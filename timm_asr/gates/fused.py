@@ -45,6 +45,13 @@ def needs_gradient(args: Sequence[Any]) -> bool:
     return any(isinstance(x, Tensor) and x.requires_grad for x in args)
 
 
+def alike(*tensors: Tensor) -> bool:
+    """Whether tensors are ordinary ones of one dtype, outside of autocast and of ``torch.func``."""
+    return (
+        all(type(t) in (Tensor, nn.Parameter) and t.dtype == tensors[0].dtype for t in tensors)
+        and not torch._C._is_any_autocast_enabled() and not torch._C._are_functorch_transforms_active())
+
+
 def gradients_of(literal: Callable[..., Any], inputs: tuple[Any, ...], grads: Any) -> tuple[Tensor, ...]:
     """Gradients by ordinary operations, for a backward pass whose own gradient is wanted."""
     return torch.func.vjp(literal, *inputs)[1](grads)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import gradients_of, needs_gradient
+from .fused import alike, gradients_of, needs_gradient
 from .passes import version
 
 
@@ -44,13 +44,10 @@ def parameters_of(cell: nn.Module) -> list[Tensor]:
 
 def can_join(cell: nn.Module, x: Tensor) -> bool:
     """Whether a training step begins with x, the input of a stage, that :class:`Joined` can make cheaper."""
-    if any(type(layer) is not nn.Linear for layer in cell.layers()) or torch._C._are_functorch_transforms_active():
-        return False
-    kind, parameters = x.device.type, parameters_of(cell)
+    parameters = parameters_of(cell)
     return (
-        needs_gradient([x, *parameters])
-        and not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind))
-        and all(type(t) in (Tensor, nn.Parameter) and t.dtype == x.dtype for t in parameters))
+        needs_gradient([x, *parameters]) and alike(x, *parameters)
+        and all(type(layer) is nn.Linear for layer in cell.layers()))
 
 
 class Joined:

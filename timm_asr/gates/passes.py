@@ -51,9 +51,11 @@ def find(module: nn.Module) -> Pass | None:
     return next((current for current in reversed(_running.stack) if module in current.tensors), None)
 
 
-def begin(current: Pass) -> None:
-    """Let modules find their tensors until :func:`end`."""
-    _running.stack.append(current)
+def begin(owner: object, tensors: dict[nn.Module, dict[str, Tensor]], made_of: dict[nn.Module, Tensor]) -> None:
+    """Let modules find their tensors until :func:`end`; ``made_of`` has one of the parameters for each module."""
+    stamps = {module: (p, version(p)) for module, p in made_of.items()}
+    _running.stack.append(Pass(
+        weakref.ref(owner), tensors, stamps, torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
 
 
 def end(owner: object) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .bottleneck import BottleneckGate, dense
-from .fused import MixPool, average_of, average_pool, check_mix, factors, gradients_of, in_training_for, weigh
+from .fused import MixPool, alike, average_of, average_pool, check_mix, factors, gradients_of, in_training_for, weigh
 
 MAX_DEPTH = 4
 
@@ -42,14 +42,10 @@ class SE(BottleneckGate):
         super().__init__(channels, *args, **kwargs)
         if not 1 <= depth <= MAX_DEPTH:
             raise ValueError(f'se_depth is {depth}; SE is 1 to {MAX_DEPTH} deep.')
-        self.mixed = None if pooling == 'average' else MixPool(check_mix(pooling, 'se_pool'))
-        self.averages = self.mixed is None
+        if pooling != 'average':
+            self.pooling, self.averages = MixPool(check_mix(pooling, 'se_pool')), False
         self.deeper = nn.ModuleList(SE(channels, *args, **kwargs) for _ in range(depth - 1))
-        self.usual = type(self) is SE and self.mixed is None and depth == 1 and isinstance(self.act, nn.ReLU)
-
-    def pool(self, x: Tensor) -> Tensor:
-        """Average, or mix of maximum and minimum, of every channel: (B, C, H, W) -> (B, C)."""
-        return average_pool(x).flatten(1) if self.mixed is None else self.mixed(x)
+        self.usual = type(self) is SE and self.averages and depth == 1 and isinstance(self.act, nn.ReLU)
 
     def logits(self, u: Tensor) -> Tensor:
         u = dense(self.act(self.hidden(u)), self.fc2.weight, self.fc2.bias)
@@ -67,10 +63,6 @@ class SE(BottleneckGate):
     def layer_pairs(self) -> list[tuple[Any, Any]]:
         return [(self.fc1, self.fc2), *((gate.fc1, gate.fc2) for gate in self.deeper)]
 
-    @torch.jit.ignore
-    def inference_pool(self) -> nn.Module | None:
-        return self.mixed
-
 
 def _squeeze_excite(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
     x, u = average_of(x)
@@ -80,9 +72,8 @@ def _squeeze_excite(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Te
 @in_training_for(_squeeze_excite)
 def squeeze_excite(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
     """The gate without options as a function of its map (B, C, H, W) and parameters."""
-    ordinary = (b1 is None or b2 is None or x.dtype != w1.dtype or torch._C._is_any_autocast_enabled()
-                or torch._C._are_functorch_transforms_active())
-    return _squeeze_excite(x, w1, b1, w2, b2) if ordinary else _SqueezeExcite.apply(x, w1, b1, w2, b2)
+    joined = b1 is not None and b2 is not None and alike(x, w1, b1, w2, b2)
+    return (_SqueezeExcite.apply if joined else _squeeze_excite)(x, w1, b1, w2, b2)
 
 
 class _SqueezeExcite(torch.autograd.Function):

@@ -23,21 +23,13 @@ class SPA(BottleneckGate):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, bias=False, **kwargs)  # type: ignore[misc]
-        self.averages, self.grid_pool = True, GridPool()
-
-    def pool(self, x: Tensor) -> Tensor:
-        """Averages over three grids, (B, C, H, W) -> (B, 21C)."""
-        return self.grid_pool(x)
+        self.pooling = GridPool()
 
     def describe(self, psi: Tensor) -> Tensor:
         return self.pool(psi.view(1, -1, 1, 1))
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, self.pool(x)
-
-    @torch.jit.ignore
-    def inference_pool(self) -> nn.Module:
-        return self.grid_pool
 
 
 class GridPool(nn.Module):

@@ -3,7 +3,6 @@
 The shares of maximum and minimum are computed for all gates of a network at once.
 """
 
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +23,7 @@ from .fused import (
     standard,
 )
 from .gate import ChannelGate, check_unused
-from .passes import Pass, begin, end, take, uncounted, version
+from .passes import begin, end, take, uncounted
 
 #: Ways to reweight: the paper's, those of its Figure 4, and none.
 REWEIGHTS = ('shared', 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'none')
@@ -240,11 +239,8 @@ def shares_at_once(gates: list[Any]) -> Iterator[None]:
         yield
         return
     each = AllShares.apply(gates[0].eps, *mixes)
-    begin(Pass(
-        weakref.ref(gates[0]),
-        {gate: {'shares': own} for gate, own in zip(gates, each, strict=True)},
-        {gate: (p, version(p)) for gate, p in zip(gates, mixes, strict=True)},
-        torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+    begin(gates[0], {gate: {'shares': own} for gate, own in zip(gates, each, strict=True)},
+          dict(zip(gates, mixes, strict=True)))
     try:
         yield
     finally:

@@ -37,7 +37,6 @@ GATES: dict[str, type[ChannelGate]] = {
 }
 #: Units of a stage (DIA) that are no gates; every shareable gate is one too.
 UNITS: dict[str, type[SharedUnit]] = {'lstm': SharedLSTM, 'lstm_light': SharedLightLSTM}
-_SHARED_NORM = 'dia_shared_norm'
 
 
 def _kinds() -> dict[str, Any]:
@@ -76,11 +75,11 @@ def get_unit(name: str, options: Mapping[str, Any]) -> Callable[..., SharedUnit]
         TypeError: An option is not that unit's.
     """
     _check('shared unit', name, list_units())
-    shared_norm = options.get(_SHARED_NORM)
-    if shared_norm is not None and name not in takers(_SHARED_NORM):
-        raise TypeError(
-            f"{_SHARED_NORM} is for units with a BatchNorm, {' and '.join(takers(_SHARED_NORM))}; '{name}' has none.")
-    kwargs = gate_arguments(name, {key: value for key, value in options.items() if key != _SHARED_NORM})
+    own = dict(options)
+    shared_norm, normed = own.pop('dia_shared_norm', None), [key for key, gate in GATES.items() if gate.norm_stays]
+    if shared_norm is not None and name not in normed:
+        raise TypeError(f"dia_shared_norm is for units with a BatchNorm, {' and '.join(normed)}; '{name}' has none.")
+    kwargs = gate_arguments(name, own)
 
     def make(channels: int, **where: Any) -> SharedUnit:
         if name in UNITS:
@@ -121,8 +120,6 @@ def gate_options() -> list[str]:
 
 def takers(option: str) -> list[str]:
     """Names of the gates and units that take an option."""
-    if option == _SHARED_NORM:
-        return [name for name, gate in GATES.items() if gate.norm_stays]
     return [name for name, kind in _kinds().items() if option in kind.options]
 
 
