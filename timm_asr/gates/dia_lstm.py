@@ -91,14 +91,15 @@ class SharedLSTM(RecurrentUnit):
 
     @torch.jit.ignore
     def inference_form(self, convs: Sequence[nn.Module]) -> GateForm:
-        first = self.cells[0].first_layer()
+        firsts, cells = zip(*(cell.inference_form() for cell in self.cells), strict=True)
+        first = firsts[0]
         squeezes: list[nn.Module | None] = [None] * len(convs)
         reads, rest = 'output', first
         if convs and all(isinstance(conv, PointwiseConv2d) for conv in convs):
             reads, rest = 'projected' if first is None else 'input', None
             if first is not None:
                 squeezes = [swallow(first.weight, first.bias, conv) for conv in convs]
-        return GateForm(reads, None, InferenceLSTM(self, rest), squeezes)
+        return GateForm(reads, None, InferenceLSTM(self.channels, cells, rest).train(False), squeezes)
 
 
 class SharedLightLSTM(SharedLSTM):
@@ -112,7 +113,3 @@ class SharedLightLSTM(SharedLSTM):
 
 class InferenceLSTM(InferenceForm, RecurrentUnit):
     """DIA-LSTM with merged matrices; ``first`` is its first layer where the blocks have not swallowed that."""
-
-    def __init__(self, unit: SharedLSTM, first: nn.Linear | None) -> None:
-        super().__init__(unit.channels, [cell.inference_form() for cell in unit.cells], first)
-        self.train(False)

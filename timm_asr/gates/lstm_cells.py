@@ -50,13 +50,8 @@ class LSTMCell(nn.Module):
         return []
 
     @torch.jit.ignore
-    def first_layer(self) -> nn.Linear | None:
-        """The layer that the cell applies to its input before anything else, None where there is none."""
-        return None
-
-    @torch.jit.ignore
-    def inference_form(self) -> nn.Module:
-        """The same cell, fed with what its first layer puts out."""
+    def inference_form(self) -> tuple[nn.Linear | None, nn.Module]:
+        """The layer that the input passes before anything else, if any, and the cell fed with what that puts out."""
         raise NotImplementedError
 
 
@@ -79,12 +74,9 @@ class SqueezedLSTMCell(LSTMCell):
         return [self.w_ih[0], self.w_hh[0], self.w_ih[2], self.w_hh[2]]  # type: ignore[list-item]
 
     @torch.jit.ignore
-    def first_layer(self) -> nn.Linear:
-        return self.w_ih[0]  # type: ignore[return-value]
-
-    @torch.jit.ignore
-    def inference_form(self) -> nn.Module:
-        return MergedCell(self.act, self.w_ih[2], self.w_hh[2], squeeze=self.w_hh[0])
+    def inference_form(self) -> tuple[nn.Linear | None, nn.Module]:
+        first, squeeze, ih, hh = self.layers()
+        return first, MergedCell(self.act, ih, hh, squeeze)
 
 
 class StandardLSTMCell(LSTMCell):
@@ -100,8 +92,8 @@ class StandardLSTMCell(LSTMCell):
         return [self.w_ih, self.w_hh]
 
     @torch.jit.ignore
-    def inference_form(self) -> nn.Module:
-        return MergedCell(self.act, self.w_ih, self.w_hh)
+    def inference_form(self) -> tuple[nn.Linear | None, nn.Module]:
+        return None, MergedCell(self.act, self.w_ih, self.w_hh)
 
 
 class LightLSTMCell(LSTMCell):
@@ -131,12 +123,8 @@ class LightLSTMCell(LSTMCell):
         return y.repeat(1, 4) * self.weight_ih + h.repeat(1, 4) * self.weight_hh + self.bias
 
     @torch.jit.ignore
-    def first_layer(self) -> nn.Linear:
-        return self.fc1
-
-    @torch.jit.ignore
-    def inference_form(self) -> nn.Module:
-        return MergedLightCell(self)
+    def inference_form(self) -> tuple[nn.Linear | None, nn.Module]:
+        return self.fc1, MergedLightCell(self)
 
 
 class _InferenceCell(nn.Module):

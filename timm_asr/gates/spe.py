@@ -197,16 +197,14 @@ class SPE(ChannelGate):
     def inference_form(self, conv: nn.Module | None = None) -> GateForm | None:
         if self.average:
             return None
-        if self.reweight not in ('shared', 'a', 'f', 'g', 'none'):  # a sigmoid is not the last step
+        if self.reweight not in ('shared', 'none'):
             return GateForm('output', MaxMinPool(), Excite(self))
         high, low = (self.fixed_mix, 1 - self.fixed_mix) if self.mix is None else self.shares().double()
         w = double(self.exc_weight)
         weights, biases = [torch.stack([high * w, low * w])], [double(self.exc_bias)]
         if self.rew_weight is not None:
-            w, b = double(self.rew_weight), double(self.rew_bias)
-            weights.append(w.view(2, -1) if self.reweight == 'a' else
-                           torch.stack([w * (self.reweight != 'g'), w * (self.reweight != 'f')]))
-            biases.append(b.view(-1, len(self.exc_bias)).sum(0))
+            weights.append(double(self.rew_weight).expand(2, -1))
+            biases.append(double(self.rew_bias))
         excite = PairSigmoid(torch.stack(weights, dim=1).to(self.exc_weight), torch.stack(biases).to(self.exc_weight))
         return GateForm('output', MaxMinPool(), excite)
 
