@@ -80,8 +80,3 @@ def test_exported(gate, kwargs, tmp_path):
     timm_asr.save_fused(model, tmp_path / 'folder', check=False)
     loaded = timm.create_model(f'local-dir:{tmp_path}/folder', pretrained=True).eval()
     assert relative_error(model(x), loaded(x)) < 1e-5
-
-
-def test_an_option_of_another_gate_is_refused(gate):
-    with pytest.raises(TypeError, match="The gate 'se' takes no tanh_bias; tanh, ras_tanh do"):
-        timm.create_model('resnet20_se', tanh_bias=False)

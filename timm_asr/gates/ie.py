@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .forms import ChannelSigmoid, channel_by_channel
+from .forms import channel_by_channel
 from .fused import affine, average_pool
 from .gate import ChannelGate, check_unused
 
@@ -23,7 +23,7 @@ class IE(ChannelGate):
     def __init__(
             self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
             **unused: Any) -> None:
-        check_unused('IE', unused)
+        check_unused(type(self).__name__, unused)
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.full((channels,), -1.0, device=device, dtype=dtype))
@@ -32,8 +32,8 @@ class IE(ChannelGate):
         return affine(u, self.weight, self.bias)
 
     @torch.jit.ignore
-    def pooled_form(self) -> ChannelSigmoid:
-        return channel_by_channel(self, self.weight)
+    def pooled_form(self) -> nn.Module:
+        return channel_by_channel(self, self.weight) if self.affine else super().pooled_form()
 
 
 class IEBN2d(nn.Module):

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from .bottleneck import BottleneckGate
 from .eca import ECA
-from .forms import GateForm, channel_by_channel
+from .forms import GateForm
 from .fused import affine
-from .gate import ChannelGate, check_unused
+from .gate import ChannelGate
+from .ie import IE
 from .se import SE
 from .spa import SPA
 from .srm import ChannelAffine
@@ -41,11 +42,11 @@ class Rational(nn.Module):
         return p / (1 + (q * x).abs())
 
 
-class RAS(ChannelGate):
+class RAS(IE):
     """Recurrent attention, v = sigmoid(g(c_{k-1}(... c_1(g(u))))), g(u) = w * u + b, u = GAP(x): RAS paper, Eq. 4, 5.
 
-    One gate g serves all k steps; each connection c_n between them is a BatchNorm of its own. w starts at 0 and b
-    at -1, as in the authors' code.
+    One gate g, :class:`~timm_asr.gates.ie.IE`, serves all k steps; each connection c_n between them is a BatchNorm of
+    its own. w starts at 0 and b at -1, as in the authors' code.
 
     Zhong, Wen, Qin, Huang: Deepening Neural Networks Implicitly and Locally via Recurrent Attention Strategy,
     https://arxiv.org/abs/2210.15676.
@@ -69,12 +70,9 @@ class RAS(ChannelGate):
     def __init__(
             self, channels: int, steps: int = 2, connect: str = 'bn', share: bool = False, fixed_stats: bool = False,
             device: torch.device | str | None = None, dtype: torch.dtype | None = None, **unused: Any) -> None:
-        check_unused('RAS', unused)
-        super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        self.weight = nn.Parameter(torch.zeros(channels, **dd))
-        self.bias = nn.Parameter(torch.full((channels,), -1.0, **dd))
-        self.connections, self.passes = connections(channels, steps, connect, share, fixed_stats, **dd)
+        super().__init__(channels, device, dtype, **unused)
+        self.connections, self.passes = connections(
+            channels, steps, connect, share, fixed_stats, device=device, dtype=dtype)
         self.affine = are_norms(self.connections)
         self.centred = connect == 'bn' and not fixed_stats
 
@@ -85,10 +83,6 @@ class RAS(ChannelGate):
                 b = self.bias.detach() if self.centred and connection.training else self.bias
                 u = connection(affine(u, self.weight, b))
         return affine(u, self.weight, self.bias)
-
-    @torch.jit.ignore
-    def pooled_form(self) -> nn.Module:
-        return channel_by_channel(self, self.weight) if self.affine else super().pooled_form()
 
 
 class Recurrent(ChannelGate):
