@@ -10,16 +10,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'timm_asr'
 # A room imports from its own row and from rows above it. Rooms in one row do not import each other in a circle.
 ORDER = [
-    {'errors', 'version', '_requirements', 'gates'},
-    {'asr'},
-    {'inference'},
-    {'models'},
-    {'freeze', 'checkpoints', 'analysis', 'data'},
-    {'figures', 'export', 'detection'},
-    {'engine', 'experiment'},
-    {'engine.commands'},
-    {'__init__', '__main__'},
-]
+    {'errors', 'version', '_requirements', 'gates'}, {'asr'}, {'inference'}, {'models'},
+    {'freeze', 'checkpoints', 'analysis', 'data'}, {'figures', 'export', 'detection'}, {'engine', 'experiment'},
+    {'engine.commands'}, {'__init__', '__main__'}]
 
 
 def name_of(file: Path) -> str:

@@ -64,9 +64,8 @@ def _blocks_one_by_one(model):
 ORDERS = {
     'timm': (reparameterize_model,), 'ours': (reparameterize,), 'fold, timm': (fold_asr, reparameterize_model),
     'ours, timm': (reparameterize, reparameterize_model),
-    'timm, ours': (reparameterize_model, reparameterize, fold_asr),
-    'blocks, fold': (_blocks_one_by_one, fold_asr), 'blocks, ours': (_blocks_one_by_one, reparameterize),
-    'blocks, timm': (_blocks_one_by_one, reparameterize_model),
+    'timm, ours': (reparameterize_model, reparameterize, fold_asr), 'blocks, fold': (_blocks_one_by_one, fold_asr),
+    'blocks, ours': (_blocks_one_by_one, reparameterize), 'blocks, timm': (_blocks_one_by_one, reparameterize_model),
     'norms': (lambda model: reparameterize(model, fold_bn=True),)}
 
 

@@ -156,8 +156,7 @@ def test_tied_storage_is_refused_by_attach_and_fold():
     ({'gate': 'se', 'init': 'N_1e6'}, 'makes channel weights that are zero or not finite'),
     ({'gate': 'scale', 'init': 0, 'preserve': True}, 'zero or so small that dividing by it gives infinite parameters'),
     ({'gate': 'scale', 'init': 1e-40, 'preserve': True}, 'dividing by it gives infinite parameters'),
-    ({'gate': 'se', 'rd_ratio': 0}, 'rd_ratio is 0'),
-    ({'gate': 'se', 'rd_ratio': -0.5}, 'rd_ratio is -0.5'),
+    ({'gate': 'se', 'rd_ratio': 0}, 'rd_ratio is 0'), ({'gate': 'se', 'rd_ratio': -0.5}, 'rd_ratio is -0.5'),
     ({'sites': []}, 'sites is empty')])
 def test_what_would_break_a_model_is_refused(kwargs, sentence):
     torch.manual_seed(0)

@@ -44,11 +44,8 @@ def test_the_split_is_whole_disjoint_and_drawn_by_the_seed(imagenet, tmp_path):
 
 
 @pytest.mark.parametrize(('classes', 'sentence'), [
-    (None, 'has no folder for 100 of 100 classes: n01532829, '),
-    ('n01 n09', 'has no folder for 1 of 2 classes: n09'),
-    ('n01 n03', 'has 5 images, fewer than 600'),
-    ('n01 n01', 'names a class twice'),
-])
+    (None, 'has no folder for 100 of 100 classes: n01532829, '), ('n01 n09', 'has no folder for 1 of 2 classes: n09'),
+    ('n01 n03', 'has 5 images, fewer than 600'), ('n01 n01', 'names a class twice')])
 def test_what_is_missing_is_said_and_nothing_is_written(imagenet, tmp_path, capsys, classes, sentence):
     (tmp_path / 'classes.txt').write_text(classes or '')
     words = ['--classes', tmp_path / 'classes.txt'] if classes else []

@@ -19,8 +19,7 @@ VALUES = {
     'dia_cell': ('resnet20_dia_lstm', 'standard'), 'dia_stages': ('resnet20_dia_se', (2, 3)),
     'dia_shared_norm': ('resnet20_dia_srm', True), 'no_norm': ('resnet20', True), 'no_skip': ('resnet20', True),
     'spe_mix': ('resnet20_spe', 0.3), 'spe_reweight': ('resnet20_spe', 'a'), 'spe_eta': ('resnet20_spe', 0.2),
-    'ras_depth': ('resnet20_ras', 3), 'ras_connect': ('resnet20_ras_se', 'relu'), 'ras_share': ('resnet20_ras', True),
-}
+    'ras_depth': ('resnet20_ras', 3), 'ras_connect': ('resnet20_ras_se', 'relu'), 'ras_share': ('resnet20_ras', True)}
 
 
 def test_every_keyword_is_in_a_table():

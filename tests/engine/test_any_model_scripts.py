@@ -166,10 +166,9 @@ def test_refusals_of_the_script(trained, tmp_path):
 
 
 def test_benchmark_against_the_plain_model(capsys):
-    benchmark.main(['--model', 'test_convnext', '--asr', 'se',
-                    '--versus', 'test_convnext', 'test_convnext+asr-ie+reparam', '--img-size', '32', '-b', '2',
-                    '--num-warm-iter', '1', '--num-bench-iter', '2', '--rounds', '2', '--bench', 'inference',
-                    '--device', 'cpu'])
+    benchmark.main(['--model', 'test_convnext', '--asr', 'se', '--versus', 'test_convnext',
+                    'test_convnext+asr-ie+reparam', '--img-size', '32', '-b', '2', '--num-warm-iter', '1',
+                    '--num-bench-iter', '2', '--rounds', '2', '--bench', 'inference', '--device', 'cpu'])
     rows = json.loads(capsys.readouterr().out.split('--result\n')[1])
     assert [row['model'] for row in rows] == [
         'test_convnext+asr-se', 'test_convnext', 'test_convnext+asr-ie+reparam']

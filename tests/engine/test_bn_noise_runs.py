@@ -49,8 +49,7 @@ def test_a_run(tmp_path, capsys):
 
 @pytest.mark.parametrize(('words', 'sentence'), [
     ('0.8', "'0.8' is no noise: write two numbers"),
-    ('0.8,0.5 --torchscript', '--bn-noise does not go with --torchscript'),
-])
+    ('0.8,0.5 --torchscript', '--bn-noise does not go with --torchscript')])
 def test_bad_noise(words, sentence, capsys):
     line = f'validate --model resnet20.cifar10 --dataset digits --bn-noise {words}'
     assert dispatch(line.split(), 'timm-asr') == 2

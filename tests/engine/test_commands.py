@@ -41,10 +41,8 @@ def test_help_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize(('line', 'prog'), [
-    (['-m', 'timm_asr', 'validate'], 'python -m timm_asr validate'),
-    (['validate.py'], 'validate.py'),
-    (['timm_asr_cli.py', 'validate'], 'timm-asr validate'),
-])
+    (['-m', 'timm_asr', 'validate'], 'python -m timm_asr validate'), (['validate.py'], 'validate.py'),
+    (['timm_asr_cli.py', 'validate'], 'timm-asr validate')])
 def test_messages_name_the_command_as_it_was_called(
         line: list[str], prog: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     module = line[0] == '-m'  # its help imports torch

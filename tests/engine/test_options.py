@@ -36,18 +36,11 @@ def test_naming_a_refused_flag_ends_with_its_sentence(command, name, capsys, tmp
 
 
 OPTIONS = [
-    value('--lr', float, None, 'rate, 5% of something'),
-    switch('--amp', 'on'),
-    switch('--no-aug', 'off'),
-    value('--batch-size', int, 128, '', '-b'),
-    value('--scale', float, [0.08, 1.0], '', nargs='+'),
-    value('--input-size', int, None, '', nargs=3),
-    value('--clip-mode', str, 'norm', '', choices=('norm', 'value')),
-    value('--torchcompile', str, None, '', nargs='?', const='inductor'),
-    pairs('--model-kwargs', ''),
-    value('--output', str, '', ''),
-    value('data', str, None, '', nargs='?'),
-]
+    value('--lr', float, None, 'rate, 5% of something'), switch('--amp', 'on'), switch('--no-aug', 'off'),
+    value('--batch-size', int, 128, '', '-b'), value('--scale', float, [0.08, 1.0], '', nargs='+'),
+    value('--input-size', int, None, '', nargs=3), value('--clip-mode', str, 'norm', '', choices=('norm', 'value')),
+    value('--torchcompile', str, None, '', nargs='?', const='inductor'), pairs('--model-kwargs', ''),
+    value('--output', str, '', ''), value('data', str, None, '', nargs='?')]
 
 
 def read(text, tmp_path, *argv):
@@ -74,8 +67,7 @@ def test_yaml_sets_everything_and_the_command_line_wins(tmp_path):
 
 @pytest.mark.parametrize(('text', 'said'), [
     ('batchsize: 3', "unknown key 'batchsize'; did you mean 'batch_size'?"),
-    ('lr: fast', "argument --lr: invalid float value: 'fast'"),
-    ('lr: [1, 2]', 'lr: expected one value, got [1, 2]'),
+    ('lr: fast', "argument --lr: invalid float value: 'fast'"), ('lr: [1, 2]', 'lr: expected one value, got [1, 2]'),
     ('batch_size: 1.5', "argument --batch-size/-b: invalid int value: '1.5'"),
     ('batch_size: null', "argument --batch-size/-b: invalid int value: ''"),
     ('batch_size: true', "argument --batch-size/-b: invalid int value: 'True'"),
@@ -83,11 +75,8 @@ def test_yaml_sets_everything_and_the_command_line_wins(tmp_path):
     ('clip_mode: agc', "argument --clip-mode: invalid choice: 'agc' (choose from 'norm', 'value')"),
     ('input_size: [3, 8]', 'argument --input-size: expected 3 arguments'),
     ('scale: []', 'argument --scale: expected at least one argument'),
-    ('model_kwargs: [a]', '--model-kwargs: expected KEY=VALUE, got'),
-    ('fuser: te', 'fuser: it is gone'),
-    ('- a', 'is not valid YAML for options by name: it holds a list'),
-    ('a: [', 'is not valid YAML (while parsing'),
-])
+    ('model_kwargs: [a]', '--model-kwargs: expected KEY=VALUE, got'), ('fuser: te', 'fuser: it is gone'),
+    ('- a', 'is not valid YAML for options by name: it holds a list'), ('a: [', 'is not valid YAML (while parsing')])
 def test_what_is_wrong_in_yaml_is_said(text, said, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         read(text, tmp_path)
@@ -100,10 +89,8 @@ def test_what_is_wrong_in_yaml_is_said(text, said, tmp_path, capsys):
 
 @pytest.mark.parametrize(('argv', 'said'), [
     (['--batchsize', '3'], 'unknown option --batchsize; did you mean --batch-size?'),
-    (['a', 'b'], "'b' belongs to no option"),
-    (['--lr', 'x'], "argument --lr: invalid float value: 'x'"),
-    (['--clip-mode', 'agc'], 'invalid choice'),
-])
+    (['a', 'b'], "'b' belongs to no option"), (['--lr', 'x'], "argument --lr: invalid float value: 'x'"),
+    (['--clip-mode', 'agc'], 'invalid choice')])
 def test_what_is_wrong_on_the_line_is_said(argv, said, capsys):
     with pytest.raises(SystemExit) as ended:
         parse(OPTIONS, {}, argv, prog='x')

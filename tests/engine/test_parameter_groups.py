@@ -15,8 +15,7 @@ from timm_asr.errors import BadInput
 
 def optimizer(model, **changes):
     options = {'opt': 'sgd', 'lr': 0.1, 'weight_decay': 0.0, 'momentum': 0.9, 'decay_all': False, 'psi_lr': None,
-               'site_lr': None,
-               'layer_decay': None, 'opt_kwargs': {'nesterov': False}}
+               'site_lr': None, 'layer_decay': None, 'opt_kwargs': {'nesterov': False}}
     return make_optimizer(model, argparse.Namespace(**options | changes))
 
 

@@ -70,8 +70,7 @@ def checkpoint(images, tmp_path_factory):
     (('--model', 'resnet20_asr_se', '--data-dir', 'nowhere'), 'no data at nowhere'),
     ((*DIGITS, '--resume', 'nowhere'), '--resume nowhere: no such file'),
     ((*DIGITS, '--initial-checkpoint', 'nowhere'), 'no checkpoint at nowhere'),
-    ((*DIGITS, '--lrr', 1), 'unknown option --lrr; did you mean --lr\\?'),
-])
+    ((*DIGITS, '--lrr', 1), 'unknown option --lrr; did you mean --lr\\?')])
 def test_refused(argv, said, refused):
     assert re.search(said, refused(*argv))
 

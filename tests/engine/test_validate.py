@@ -194,17 +194,14 @@ def test_bad_options(run, checkpoint, tmp_path):
     for words, said in (
             (['--device', 'warp'], '--device warp'),
             (['--amp', '--model-dtype', 'bfloat16'], '--amp keeps the model in float32'),
-            (['--num-gpu', 64], '--num-gpu 64'),
-            (['--results-file', tmp_path / 'no' / 'a.csv'], 'there is no folder'),
+            (['--num-gpu', 64], '--num-gpu 64'), (['--results-file', tmp_path / 'no' / 'a.csv'], 'there is no folder'),
             (['--results-file', tmp_path], 'is a folder'),
             (['--valid-labels', tmp_path / 'labels.txt'], 'between 0 and 6'),
             (['--valid-labels', tmp_path / 'no.txt'], 'No such file'),
             (['--real-labels', tmp_path / 'labels.txt'], '--real-labels'),
             (['--num-classes', 10], 'trained for 7 classes, but 10 were asked for'),
-            (['--torchcompile', 'nope'], '--torchcompile nope'),
-            (['-b', 0], '--batch-size'),
-            (['--dataset', 'digits'], 'has 10 classes, and the model tells only 7 apart'),
-    ):
+            (['--torchcompile', 'nope'], '--torchcompile nope'), (['-b', 0], '--batch-size'),
+            (['--dataset', 'digits'], 'has 10 classes, and the model tells only 7 apart')):
         with pytest.raises(BadInput) as error:
             run('--checkpoint', checkpoint, *words)
         assert said in str(error.value)

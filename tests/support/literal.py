@@ -182,14 +182,10 @@ def spe(net, a, at, reweight='shared', mix=None):
     c = a.shape[1]
     again = {
         'shared': lambda: sigmoid(low * w + high * w + b),
-        'a': lambda: sigmoid((high * w[:c] + b[:c]) + (low * w[c:] + b[c:])),
-        'b': lambda: low * w + high * w + b,
-        'c': lambda: sigmoid((low * w + b) * (high * w + b)),
-        'd': lambda: sigmoid(low * w + b) + sigmoid(high * w + b),
-        'e': lambda: sigmoid(low * w + b) * sigmoid(high * w + b),
-        'f': lambda: sigmoid(high * w + b),
-        'g': lambda: sigmoid(low * w + b),
-    }[reweight]()
+        'a': lambda: sigmoid((high * w[:c] + b[:c]) + (low * w[c:] + b[c:])), 'b': lambda: low * w + high * w + b,
+        'c': lambda: sigmoid((low * w + b) * (high * w + b)), 'd': lambda: sigmoid(low * w + b) + sigmoid(high * w + b),
+        'e': lambda: sigmoid(low * w + b) * sigmoid(high * w + b), 'f': lambda: sigmoid(high * w + b),
+        'g': lambda: sigmoid(low * w + b)}[reweight]()
     return weigh(a, v * again)
 
 
