@@ -8,11 +8,10 @@ import re
 import pytest
 import timm
 import torch
-from helpers import asr_layers, randomize, relative_error
+from helpers import asr_layers, asr_sites, randomize, relative_error
 from timm.layers import DropPath
 
 import timm_asr
-from timm_asr.asr.wrapper import ASR
 
 #: Name -> (keywords that shrink it, side of the image, its sites with numbers as *)
 FAMILIES = {
@@ -77,9 +76,8 @@ def test_a_family(name):
     with torch.no_grad():
         before = model(x)
         timm_asr.attach_asr(model, 'se', preserve=True)
-        sites = [n for n, m in model.named_modules() if isinstance(m, ASR)]
         if places is not None:
-            assert sorted({re.sub(r'\d+', '*', n) for n in sites}) == sorted(places.split())
+            assert sorted({re.sub(r'\d+', '*', n) for n in asr_sites(model)}) == sorted(places.split())
         assert relative_error(before, model(x)) < 1e-9
         assert not any(asr.training for asr in asr_layers(model))
         for asr in asr_layers(model):

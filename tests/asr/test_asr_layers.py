@@ -149,6 +149,8 @@ def test_initial_values():
     assert not ASRVector(asr_gate('ie'), C, learnable=False).psi.requires_grad
     with pytest.raises(ValueError, match="asr_init is 'M_0.3'; it takes a number"):
         ASRVector(asr_gate('ie'), C, init='M_0.3')
+    with pytest.raises(ValueError, match='asr_init=0.0 leaves hidden units of SPA at zero'):  # nothing could wake them
+        ASRVector(asr_gate('spa'), C, init=0.0)
 
 
 @pytest.mark.parametrize('init', [0.1, 0.5, 'N_0.3'])
@@ -181,21 +183,15 @@ def test_flipped_rows_keep_their_size():
     assert torch.equal(plain.fc1.bias.abs(), revived.fc1.bias.abs())
 
 
-def test_zero_psi_is_refused_where_nothing_could_wake_it():
-    with pytest.raises(ValueError, match='asr_init=0.0 leaves hidden units of SPA at zero'):
-        ASRVector(asr_gate('spa'), C, init=0.0)
-
-
 def test_depth_multiplies_the_vectors():
     asr = randomize(ASR(nn.BatchNorm2d(C).double(), asr_gate('se'), depth=4))
     product = torch.ones(C, dtype=torch.float64)
     for vector in asr.vectors:
         product = product * vector()
     assert relative_error(product, asr.attention_vector()) < 1e-12
-    with pytest.raises(ValueError, match='asr_depth=5 does not fit: a site takes 1 to 4 vectors'):
-        ASR(nn.BatchNorm2d(C), asr_gate('se'), depth=5)
-    with pytest.raises(ValueError, match='asr_depth=0'):
-        ASR(nn.BatchNorm2d(C), asr_gate('se'), depth=0)
+    for depth in (0, 5):
+        with pytest.raises(ValueError, match=f'asr_depth={depth} does not fit: a site takes 1 to 4 vectors'):
+            ASR(nn.BatchNorm2d(C), asr_gate('se'), depth=depth)
 
 
 def test_autocast_leaves_the_vector_in_full_precision():

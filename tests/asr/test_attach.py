@@ -5,11 +5,10 @@ import copy
 import pytest
 import timm
 import torch
-from helpers import relative_error
+from helpers import asr_sites, relative_error
 from torch import nn
 
 from timm_asr import attach_asr, fold_asr, has_asr
-from timm_asr.asr.wrapper import ASR
 from timm_asr.gates.se import SE
 
 
@@ -17,15 +16,12 @@ def resnet(**kwargs):
     return timm.create_model('resnet18', num_classes=3, dtype=torch.float64, **kwargs)
 
 
-def sites(model):
-    return [name for name, m in model.named_modules() if isinstance(m, ASR)]
-
-
 def test_named_sites_and_patterns():
-    assert sites(attach_asr(resnet(), 'ie', sites=['layer4.*.bn1', 'bn1'])) == ['bn1', 'layer4.0.bn1', 'layer4.1.bn1']
-    assert sites(attach_asr(resnet(), 'ie', sites='layer1.0.conv2')) == ['layer1.0.conv2']
+    model = attach_asr(resnet(), 'ie', sites=['layer4.*.bn1', 'bn1'])
+    assert asr_sites(model) == ['bn1', 'layer4.0.bn1', 'layer4.1.bn1']
+    assert asr_sites(attach_asr(resnet(), 'ie', sites='layer1.0.conv2')) == ['layer1.0.conv2']
     body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.BatchNorm2d(8)))
-    assert sites(attach_asr(body, SE, sites=['1.0'])) == ['1.0']
+    assert asr_sites(attach_asr(body, SE, sites=['1.0'])) == ['1.0']
 
 
 def test_a_shared_layer_is_one_site():

@@ -13,24 +13,16 @@ from timm_asr.asr.wrapper import ASR
 C = 8
 
 
-class Network(nn.Module):
-    """Something that timm might have made: it says the size of its images."""
-
-    pretrained_cfg = {'input_size': (C, 6, 6)}
-
-    def __init__(self, **layers: nn.Module) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-
 def conv(**kwargs):
     return nn.Conv2d(C, C, 3, padding=1, **kwargs)
 
 
 def network(forward, **layers):
-    kind = type('Net', (Network,), {'forward': forward})
-    return kind(**layers)
+    """Something that timm might have made: it says the size of its images."""
+    model = type('Net', (nn.Module,), {'forward': forward, 'pretrained_cfg': {'input_size': (C, 6, 6)}})()
+    for name, layer in layers.items():
+        setattr(model, name, layer)
+    return model
 
 
 CONV_BN = {'conv': conv, 'bn': lambda: nn.BatchNorm2d(C), 'conv2': conv, 'bn2': lambda: nn.BatchNorm2d(C)}

@@ -49,14 +49,9 @@ def test_without_asr_it_is_timms():
 @pytest.mark.parametrize(('error', 'sentence', 'name', 'kwargs'), [
     (ValueError, "'resnet50_asr_se' has ASR already, by its name; .*the plain 'resnet50'",
      'resnet50_asr_se', {'asr': 'se'}),
-    (ValueError, "Unknown gate 'sa', did you mean 'spa'", 'resnet18', {'asr': 'sa'}),
-    (ValueError, "ASR cannot use the gate 'cbam'", 'resnet18', {'asr': 'cbam'}),
     (TypeError, "asr_depth goes with ASR; name its gate, e.g. asr='se'", 'resnet18', {'asr_depth': 2}),
     (TypeError, 'asr_sites goes with ASR', 'resnet20_asr_se', {'asr_sites': ['bn1']}),
-    (TypeError, 'preserve goes with ASR', 'resnet18', {'preserve': True}),
-    (ValueError, "No module of this ResNet is called 'bn9'", 'resnet18', {'asr': 'se', 'asr_sites': 'bn9'}),
-    (TypeError, "'ie' has no hidden layer", 'resnet18', {'asr': 'ie', 'rd_ratio': 0.5}),
-])
+    (TypeError, 'preserve goes with ASR', 'resnet18', {'preserve': True})])
 def test_what_cannot_be_made_is_said(error, sentence, name, kwargs):
     with pytest.raises(error, match=sentence):
         timm_asr.create_model(name, device='meta', **kwargs)

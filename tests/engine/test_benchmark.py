@@ -51,13 +51,11 @@ def run(capsys):
 def test_the_inference_form_is_what_is_measured():
     assert split_name('resnet20_asr_se+fold-bn') == ('resnet20_asr_se', None, 'fold-bn')
     assert split_name('a+b+asr-se+reparam') == ('a+b', 'se', 'reparam')
-    for name, words in (('resnet20_asr_se+reparam', []), ('resnet20_asr_se', ['--reparam'])):
-        step = InferenceStep(name, options(*words), CPU, 1)
-        assert not timm_asr.has_asr(step.model)
-        assert any(isinstance(m, nn.BatchNorm2d) for m in step.model.modules())
-    for name, words in (('resnet20_asr_se+fold-bn', []), ('resnet20_asr_se', ['--fold-bn'])):
-        step = InferenceStep(name, options(*words), CPU, 1)
-        assert not any(isinstance(m, nn.BatchNorm2d) for m in step.model.modules())
+    for form in ('reparam', 'fold-bn'):
+        for name, words in ((f'resnet20_asr_se+{form}', []), ('resnet20_asr_se', [f'--{form}'])):
+            step = InferenceStep(name, options(*words), CPU, 1)
+            assert not timm_asr.has_asr(step.model)
+            assert any(isinstance(m, nn.BatchNorm2d) for m in step.model.modules()) == (form == 'reparam')
 
 
 def test_training_options_have_their_effect():

@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
-from kill_runs import assert_same, outcome
+from kill_runs import assert_same, go, outcome
+from pages import ROOT
 from timm.data import create_loader
 from torch import nn
-from train_helpers import make_images, start
+from train_helpers import make_images
 
 from timm_asr.checkpoints.open import open_source
 from timm_asr.engine.build import build_model, prepare_model
@@ -23,7 +23,6 @@ from timm_asr.engine.commands.train import parse_args
 from timm_asr.engine.evaluate import evaluate
 from timm_asr.engine.loaders import open_datasets
 
-ROOT = Path(__file__).parents[2]
 ARGV = ['--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 4, '--epochs', 2, '--workers', 1,
         '--lr', 0.05, '--warmup-epochs', 0, '--experiment', 'run']
 
@@ -34,24 +33,9 @@ def images(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp('data') / 'images', train=8, validation=3)
 
 
-def two(argv, folder, port, setup=''):
+def two(argv, folder, setup=''):
     """Runs two processes as a launcher would; returns their exit codes and what they said."""
-    world = ("import os; os.environ.update(RANK='{rank}', LOCAL_RANK='{rank}', WORLD_SIZE='2', "
-             "MASTER_ADDR='127.0.0.1', MASTER_PORT='{port}')\n")
-    logs = [folder / f'log{rank}' for rank in (0, 1)]
-    processes = [start(argv, log, world.format(rank=rank, port=port) + setup)
-                 for rank, log in enumerate(logs)]
-    for process in processes:
-        process.join(180)
-    return [process.exitcode for process in processes], [log.read_text() for log in logs]
-
-
-@pytest.fixture
-def port():
-    import socket
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return free.getsockname()[1]
+    return go(argv, folder, 2, 180, setup), [(folder / f'log{rank}').read_text() for rank in (0, 1)]
 
 
 def check_metrics(folder, images):
@@ -95,10 +79,10 @@ def test_torchrun(images, tmp_path):
 
 
 @pytest.mark.slow
-def test_resumed_equals_uninterrupted_in_two_processes(images, tmp_path, port):
+def test_resumed_equals_uninterrupted_in_two_processes(images, tmp_path):
     argv = ['--data-dir', images, *ARGV, '--crop-pct', 1, '--no-fuse', '--model-ema', '--aug-repeats', 2,
             '--grad-accum-steps', 2, '--color-jitter', 0.3, '--drop', 0.2, '--resume', 'auto']
-    codes, texts = two([*argv, '--output', tmp_path / 'whole'], tmp_path, port)
+    codes, texts = two([*argv, '--output', tmp_path / 'whole'], tmp_path)
     assert codes == [0, 0], texts
     # Both processes die without a word after the first epoch.
     dying = ['--data-dir', images, *argv[2:], '--output', tmp_path / 'killed']
@@ -106,9 +90,9 @@ def test_resumed_equals_uninterrupted_in_two_processes(images, tmp_path, port):
            "original = train.train_one_epoch\n"
            "train.train_one_epoch = lambda training, epoch, progress: (\n"
            "    os.kill(os.getpid(), signal.SIGKILL) if epoch == 1 else original(training, epoch, progress))\n")
-    codes, _ = two(dying, tmp_path, port + 1, die)
+    codes, _ = two(dying, tmp_path, die)
     assert codes == [-signal.SIGKILL] * 2
-    codes, texts = two(dying, tmp_path, port + 2)
+    codes, texts = two(dying, tmp_path)
     assert codes == [0, 0], texts
     assert 'at epoch 1' in texts[0]
     assert_same(*(outcome(tmp_path / name / 'run') for name in ('whole', 'killed')))
@@ -126,13 +110,13 @@ def test_sync_bn_is_converted_to():
 
 @pytest.mark.parametrize(('words', 'said'), [
     (['--sync-bn'], 'SyncBatchNorm on GPUs only'), (['--opt', 'adamx'], 'unknown optimizer')])
-def test_what_is_refused_is_said_once(words, said, images, tmp_path, port):
-    codes, texts = two(['--data-dir', images, *ARGV, '--output', tmp_path, *words], tmp_path, port)
+def test_what_is_refused_is_said_once(words, said, images, tmp_path):
+    codes, texts = two(['--data-dir', images, *ARGV, '--output', tmp_path, *words], tmp_path)
     assert codes == [2, 2]
     assert [text.count(said) for text in texts] == [1, 0]
 
 
-def test_a_loss_that_is_not_finite_in_one_process_stops_both(images, tmp_path, port):
+def test_a_loss_that_is_not_finite_in_one_process_stops_both(images, tmp_path):
     poison = ("import torch, timm_asr.engine.build as build\n"
               "forward, calls = build.Task.forward, [0]\n"
               "def poisoned(self, *args):\n"
@@ -142,7 +126,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(images, tmp_path, p
               "        result['loss'] = result['loss'] * float('inf')\n"
               "    return result\n"
               "build.Task.forward = poisoned\n")
-    codes, texts = two(['--data-dir', images, *ARGV, '--output', tmp_path, '--workers', 0], tmp_path, port, poison)
+    codes, texts = two(['--data-dir', images, *ARGV, '--output', tmp_path, '--workers', 0], tmp_path, poison)
     assert codes == [1, 1], texts
     last = tmp_path / 'run' / 'last.pth.tar'
     assert texts[0].splitlines()[-1] == (  # three steps an epoch
@@ -153,11 +137,11 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(images, tmp_path, p
     assert all(value.isfinite().all() for value in content['state_dict'].values())
 
 
-def test_the_process_that_alone_met_a_bad_image_says_so(images, tmp_path, port):
+def test_the_process_that_alone_met_a_bad_image_says_so(images, tmp_path):
     shutil.copytree(images, tmp_path / 'images')
     bad = sorted((tmp_path / 'images' / 'validation').glob('*/*.png'))[1]  # of the second process
     bad.write_bytes(bad.read_bytes()[:-300])
-    codes, texts = two(['--data-dir', tmp_path / 'images', *ARGV, '--output', tmp_path, '--workers', 0], tmp_path, port)
+    codes, texts = two(['--data-dir', tmp_path / 'images', *ARGV, '--output', tmp_path, '--workers', 0], tmp_path)
     assert codes[1] == 2, texts
     assert f'train.py: error: cannot read the image {bad}' in texts[1]
     assert 'cannot read' not in texts[0]

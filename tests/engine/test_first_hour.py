@@ -1,15 +1,16 @@
 """What a new user does in the first hour: their own folder, plain weights, a checkpoint measured as it was trained."""
 
+import copy
 import json
 import re
 
 import pytest
 import timm
 import torch
+from helpers import asr_sites
 from train_helpers import run
 
 import timm_asr
-from timm_asr.asr.wrapper import ASR
 from timm_asr.engine.commands import benchmark, validate
 from timm_asr.engine.commands.train import main, parse_args
 from timm_asr.engine.side_by_side import TURNS, Gated, columns_of, measure, structure, table
@@ -34,15 +35,12 @@ def result(capsys):
     return json.loads(capsys.readouterr().out.split('--result\n')[1])
 
 
-def test_the_model_gets_as_many_outputs_as_the_data_has_classes(trained):
-    assert torch.load(trained, weights_only=True)['state_dict']['fc.weight'].shape[0] == 3
-
-
 def test_validate_takes_size_mean_and_crop_from_the_checkpoint(trained, images, capsys):
     validate.main([str(images), '--checkpoint', str(trained), '-b', '4', '-j', '0', '--device', 'cpu'])
     row = result(capsys)
     assert (row['img_size'], row['crop_pct']) == (24, 0.8)
     saved = torch.load(trained, weights_only=True)
+    assert saved['state_dict']['fc.weight'].shape[0] == 3  # as many as the data has classes
     assert row['top1'] == pytest.approx(saved['metric'], abs=1e-3)
     validate.main([str(images), '--checkpoint', str(trained), '-b', '4', '-j', '0', '--device', 'cpu',
                    '--img-size', '32', '--crop-pct', '1'])
@@ -95,9 +93,7 @@ def test_side_by_side(monkeypatch):
     args = parse_args(['--model', 'resnet20_asr_se', '--dataset', 'digits', '--model-kwargs', 'layers=(1,1,1)',
                        'channels=(8,8,8)', '--num-classes', '3'])
     model = timm.create_model('resnet20_asr_se', layers=(1, 1, 1), channels=(8, 8, 8), num_classes=3).eval()
-    form = timm_asr.reparameterize(timm.create_model('resnet20_asr_se', layers=(1, 1, 1), channels=(8, 8, 8),
-                                                     num_classes=3).eval())
-    columns = columns_of(args, model, form)
+    columns = columns_of(args, model, timm_asr.reparameterize(copy.deepcopy(model)))
     assert list(columns) == ['resnet20', 'resnet20_se', 'resnet20_asr_se']
     monkeypatch.setitem(TURNS, 'rounds', 3)
     monkeypatch.setattr('gc.collect', lambda: 0)  # takes a second where many tests have run
@@ -121,7 +117,7 @@ def test_attention_at_the_sites_of_asr(name):
     columns = columns_of(args, model, model)
     assert list(columns) == [name, f'{name}_se', f'{name}_asr_se']
     plain, gated = (columns[key][0] for key in (name, f'{name}_se'))
-    sites = [key for key, module in model.named_modules() if isinstance(module, ASR)]
+    sites = asr_sites(model)
     if name == 'resnet20':  # which has a name
         assert type(gated) is type(plain)
         return

@@ -4,11 +4,9 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from train_helpers import make_images
 
 import timm_asr
@@ -68,12 +66,7 @@ def test_bad_input(tmp_path):
 
 @pytest.mark.slow
 def test_timms_own_scripts(tmp_path, timm_scripts):
-    rng = np.random.default_rng(0)
-    for label in range(7):
-        where = tmp_path / 'set' / 'validation' / f'class_{label}'
-        where.mkdir(parents=True)
-        for i in range(3):
-            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(where / f'{i}.png')
+    make_images(tmp_path / 'set', classes=7, train=1, validation=3, size=32)
     model = timm.create_model(NAME, num_classes=7)
     torch.save({'arch': NAME, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
     plain = sum(p.numel() for p in timm.create_model('resnet20', num_classes=7).parameters())

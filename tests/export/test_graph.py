@@ -36,9 +36,9 @@ def test_the_size_and_the_classes_are_those_of_the_model(tmp_path):
     """Not those that timm's configuration of the architecture names."""
     vit = randomize(timm.create_model('vit_tiny_asr_se', img_size=32, num_classes=3, depth=2)).float().eval()
     file = timm_asr.export_program(vit, tmp_path / 'vit.pt2')
-    assert json.loads(_about(file))['input_size'] == [3, 32, 32]
+    assert _about(file)['input_size'] == [3, 32, 32]
     small_net = small('resnet20_asr_se', dtype=torch.float32, in_chans=1, num_classes=5).eval()
-    about = json.loads(_about(timm_asr.export_program(small_net, tmp_path / 'net.pt2')))
+    about = _about(timm_asr.export_program(small_net, tmp_path / 'net.pt2'))
     assert about['input_size'] == [1, 32, 32]
     assert len(about['mean']) == 1
     assert 'label_names' not in about
@@ -47,7 +47,7 @@ def test_the_size_and_the_classes_are_those_of_the_model(tmp_path):
 def _about(file):
     extra = {f'{graph.METADATA}.json': ''}
     torch.export.load(file, extra_files=extra)
-    return extra[f'{graph.METADATA}.json']
+    return json.loads(extra[f'{graph.METADATA}.json'])
 
 
 @pytest.mark.parametrize('fold_bn', [False, True])
@@ -134,9 +134,7 @@ def test_a_program_runs_by_pytorch_alone(model, tmp_path):
     assert done.returncode == 0, done.stderr
     for path in (sys.prefix, timm_asr.__path__[0], str(tmp_path)):
         assert path.encode() not in file.read_bytes()
-    extra = {'timm_asr.json': ''}
-    torch.export.load(file, extra_files=extra)
-    assert json.loads(extra['timm_asr.json'])['model'] == 'resnet20_se_asr_se'
+    assert _about(file)['model'] == 'resnet20_se_asr_se'
 
 
 def test_what_differs_is_not_kept(model, tmp_path, monkeypatch):

@@ -7,8 +7,8 @@ import timm
 import torch
 from export_helpers import our_checkpoint
 from helpers import randomize, relative_error
-from PIL import Image
 from torch.utils.data import DataLoader, Subset
+from train_helpers import make_images
 
 import timm_asr
 from timm_asr.engine import exporting as freeze_command
@@ -86,10 +86,7 @@ def test_with_gates_left_a_program_is_written(checkpoint, tmp_path, capsys):
 
 
 def test_some_images_are_of_all_classes(checkpoint, tmp_path, capsys, monkeypatch):
-    for number in range(30):  # as a folder has them, class by class
-        path = tmp_path / 'data' / 'validation' / f'class_{number // 10}' / f'{number}.png'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new('L', (8, 8), 8 * number).save(path)
+    make_images(tmp_path / 'data', classes=3, train=0, validation=10, size=8)  # class by class, as in any folder
     seen = []
 
     def freeze_attention(model, loader, *, samples, **kwargs):
@@ -155,9 +152,7 @@ def test_one_kind_of_result_takes_the_place_of_the_other(
 @pytest.mark.parametrize(('name', 'words', 'sentence'), [
     ('resnet20_se', ['--data-dir', 'nowhere'], 'no data at nowhere'),
     ('resnet20_se', ['--samples', '0'], 'samples is 0; it is a number of images, 1 or more'),
-    ('resnet20_se', ['--threshold', '-1'], 'threshold is -1.0; it is a standard deviation, 0 or more'),
     ('resnet20', [], 'No channel gate (SE, ECA, ...) is inside this ASRCifarResNet'),
-    ('resnet20_dia_se', [], 'since the blocks of a stage share it'),
     ('resnet20_se', ['-o', 'last.pth.tar'], 'last.pth.tar is a file, and a folder is to be written there')])
 def test_bad_input(name, words, sentence, tmp_path, capsys, monkeypatch):
     checkpoint = checkpoint_of(name, tmp_path)

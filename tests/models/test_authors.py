@@ -14,11 +14,11 @@ from timm_asr.models.authors import our_names
 
 CLASSES = 7
 BLOCKS = 2
+NORM = ('running_mean', 'running_var', 'weight', 'bias')
 
 
 def norm(name, channels):
-    ends = {'weight': (channels,), 'bias': (channels,), 'running_mean': (channels,), 'running_var': (channels,)}
-    return {f'{name}.{end}': shape for end, shape in {**ends, 'num_batches_tracked': ()}.items()}
+    return {f'{name}.num_batches_tracked': (), **{f'{name}.{end}': (channels,) for end in NORM}}
 
 
 def conv(name, out, into, size=1):
@@ -111,8 +111,7 @@ class Theirs:
         return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, groups=x.shape[1] // weight.shape[1])
 
     def norm(self, x, name):
-        ends = ('running_mean', 'running_var', 'weight', 'bias')
-        return F.batch_norm(x, *(self.state[f'{name}.{end}'] for end in ends))
+        return F.batch_norm(x, *(self.state[f'{name}.{end}'] for end in NORM))
 
     def linear(self, u, name):
         return F.linear(u, self.state[f'{name}.weight'], self.state[f'{name}.bias'])

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from helpers import asr_layers, clone, images, randomize, relative_error, same_gradients, small
+from helpers import asr_layers, asr_sites, clone, images, randomize, relative_error, same_gradients, small
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.models.byobnet import RepVggBlock
 from timm.utils import reparameterize_model
@@ -15,7 +15,7 @@ from torch import nn
 import timm_asr
 from timm_asr import fold_asr, has_asr
 from timm_asr.asr.timm_blocks import NormActASR
-from timm_asr.asr.wrapper import ASR, wrap
+from timm_asr.asr.wrapper import wrap
 from timm_asr.gates.se import SE
 from timm_asr.gates.table import asr_gate
 from timm_asr.models.asr_acnet import ACBlock
@@ -23,10 +23,6 @@ from timm_asr.models.asr_acnet import ACBlock
 
 def shapes(model):
     return {key: tensor.shape for key, tensor in model.state_dict().items()}
-
-
-def sites(model):
-    return [name for name, m in model.named_modules() if isinstance(m, ASR)]
 
 
 @pytest.mark.parametrize('name', [
@@ -47,7 +43,7 @@ def test_a_gate_and_a_vector_in_every_block(name):
 def test_repvgg_is_timms_and_so_are_its_checkpoints(name):
     stock = timm.create_model(name, device='meta')
     ours = timm.create_model(f'{name}_asr_se', device='meta')
-    vectors = sites(ours)
+    vectors = asr_sites(ours)
     assert vectors == ['stem'] + [f'stages.{i}.{j}' for i, stage in enumerate(stock.stages) for j in range(len(stage))]
     own = {key.replace('.layer.', '.'): shape for key, shape in shapes(ours).items() if '.vectors.' not in key}
     assert own == shapes(stock)
@@ -93,7 +89,7 @@ def _square(block):
 
 def test_asr_scales_the_sum_of_an_asymmetric_block():
     model = randomize(small('resnet56_acnet_asr_se')).train()
-    assert sites(model) == ['layer1.0.conv2', 'layer1.1.conv2', 'layer2.0.conv2', 'layer3.0.conv2']
+    assert asr_sites(model) == ['layer1.0.conv2', 'layer1.1.conv2', 'layer2.0.conv2', 'layer3.0.conv2']
     asr = model.layer1[0].conv2
     x = torch.randn(3, 16, 5, 5, dtype=torch.float64)
     expected = clone(asr.layer)(x) * asr.attention_vector().view(1, -1, 1, 1)
@@ -124,7 +120,7 @@ def test_a_frozen_block_merges_and_a_branch_starts_at_zero():
 def test_mobilenet_is_timms_and_so_are_its_checkpoints():
     stock = timm.create_model('mobilenetv1_100', device='meta')
     ours = timm.create_model('mobilenetv1_100_asr_se')
-    assert sites(ours) == [f'blocks.{i}.{j}.bn2' for i, stage in enumerate(stock.blocks) for j in range(len(stage))]
+    assert asr_sites(ours) == [f'blocks.{i}.{j}.bn2' for i, stage in enumerate(stock.blocks) for j in range(len(stage))]
     assert shapes(fold_asr(ours)) == shapes(stock)
     assert shapes(timm.create_model('mobilenetv1_100_cifar', num_classes=1000, device='meta')) == shapes(stock)
     assert timm.create_model('mobilenetv1_100_cifar_se', rd_ratio=1 / 8).blocks[1][0].se.fc1.out_channels == 8
@@ -166,9 +162,9 @@ def test_shufflenet_is_torchvisions_and_so_are_its_checkpoints():
         fold_asr(timm.create_model('shufflenetv2_100_asr_se')).state_dict(), strict=True)
     assert shapes(timm.create_model('shufflenetv2_100_cifar', num_classes=1000, device='meta')) == shapes(stock)
     model = timm_asr.attach_asr(stock)
-    assert sites(model) == sites(timm.create_model('shufflenetv2_100_asr_se'))
-    assert sites(model)[:2] == ['stage2.0.branch2.6', 'stage2.1.branch2.6']
-    assert len(sites(model)) == 4 + 8 + 4
+    assert asr_sites(model) == asr_sites(timm.create_model('shufflenetv2_100_asr_se'))
+    assert asr_sites(model)[:2] == ['stage2.0.branch2.6', 'stage2.1.branch2.6']
+    assert len(asr_sites(model)) == 4 + 8 + 4
 
 
 def test_a_gate_of_shufflenet_ends_the_second_branch():
@@ -183,7 +179,7 @@ def test_a_gate_of_shufflenet_ends_the_second_branch():
 
 def test_vgg19_for_small_images():
     model = timm.create_model('vgg19_cifar_asr_se')
-    assert sites(model) == [f'stages.{i}.{j + bool(i)}.bn' for i, n in enumerate((2, 2, 4, 4, 4)) for j in range(n)]
+    assert asr_sites(model) == [f'stages.{i}.{j + bool(i)}.bn' for i, n in enumerate((2, 2, 4, 4, 4)) for j in range(n)]
     assert len([m for m in fold_asr(model).modules() if isinstance(m, nn.Conv2d)]) == 16
     features = model.eval().forward_features(torch.randn(1, 3, 32, 32))
     assert features.shape[1:] == (512, 2, 2)

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from helpers import images, randomize, zoo_names
+from pages import ROOT
 from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
 
@@ -21,18 +22,10 @@ import timm_asr
 from timm_asr.errors import BadInput
 from timm_asr.models.pretrained import FOLDER, shipped, with_shipped
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'results'))
+import ship_weights
+
 CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
-
-
-def _script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'results' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ship_weights = _script('ship_weights')
 
 
 def _run_folder(folder, name='resnet20_asr_se', **changes):

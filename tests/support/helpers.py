@@ -125,5 +125,9 @@ def asr_layers(model: nn.Module) -> list[ASR]:
     return [m for m in model.modules() if isinstance(m, ASR)]
 
 
+def asr_sites(model: nn.Module) -> list[str]:
+    return [name for name, m in model.named_modules() if isinstance(m, ASR)]
+
+
 def clone(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)

@@ -59,13 +59,16 @@ def assert_same(a: Any, b: Any, where: str = 'checkpoint') -> None:
         assert a == b, where
 
 
-def go(argv: list, folder: Path, processes: int, seconds: float) -> list[int]:
-    """Run until the end or until ``seconds`` have passed, when all processes are killed; returns their statuses."""
+def go(argv: list, folder: Path, processes: int, seconds: float, setup: str = '') -> list[int]:
+    """Run until the end or until ``seconds`` have passed, when all processes are killed; returns their statuses.
+
+    Each runs the Python code ``setup`` first, and says what it says in ``log`` and its rank.
+    """
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     world = WORLD if processes > 1 else ''
-    started = [start(argv, folder / f'log{rank}', world.format(rank=rank, processes=processes, port=port))
+    started = [start(argv, folder / f'log{rank}', world.format(rank=rank, processes=processes, port=port) + setup)
                for rank in range(processes)]
     end = time.monotonic() + seconds
     for process in started:
