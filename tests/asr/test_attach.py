@@ -38,8 +38,6 @@ def test_a_shared_layer_is_one_site():
 
 
 class Wrong(SE):
-    """A gate of the wrong width."""
-
     def excite(self, u):
         return super().excite(u)[:, ::2]
 

@@ -90,18 +90,6 @@ def test_on_timms_models(name, asr):
     assert relative_error(expected, timm_asr.fold_asr(model)(x)) < 1e-12
 
 
-def test_a_control_is_the_plain_network_whose_norm_starts_at_v():
-    """ASR with a constant v computes what a plain network does whose last norms are multiplied by v."""
-    model = small('resnet20', asr='scale', asr_init=0.5, asr_constant=True)
-    plain = small('resnet20')
-    plain.load_state_dict({k.replace('.layer.', '.'): t for k, t in model.state_dict().items() if '.psi' not in k})
-    for stage in (plain.layer1, plain.layer2, plain.layer3):
-        for block in stage:
-            torch.nn.init.constant_(block.bn2.weight, 0.5)
-    x = images(model)
-    assert relative_error(plain.train()(x), model.train()(x)) < 1e-12
-
-
 def test_what_is_not_understood_is_refused():
     with pytest.raises(ValueError, match="Unknown gate 'fre'.*Without a gate: free, scale, scalar"):
         timm_asr.create_model('resnet18', asr='fre')
@@ -109,7 +97,3 @@ def test_what_is_not_understood_is_refused():
         timm_asr.create_model('resnet18', asr='free', rd_ratio=0.5)
     with pytest.raises(TypeError, match="asr='scale' is a vector without a gate and takes no se_bias"):
         timm.create_model('resnet20', asr='scale', se_bias=False)
-    with pytest.raises(TypeError, match='asr_constant is for models with ASR'):
-        timm.create_model('resnet20', asr_constant=True)
-    with pytest.raises(TypeError, match='asr_gain goes with ASR'):
-        timm_asr.create_model('resnet18', asr_gain=2)

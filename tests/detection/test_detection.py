@@ -168,8 +168,7 @@ SWIN = {'img_size': 64, 'window_size': 4, 'embed_dim': 12, 'depths': (1, 1, 1, 1
     ('fasterrcnn', 'resnet18_asr_se', {'strides': (8, 32)}, (8, 32)),
     ('retinanet', 'swin_tiny_patch4_window7_224', {'backbone_kwargs': SWIN}, (8, 16, 32)),
     ('fasterrcnn', 'vit_tiny_asr_eca', {'backbone_kwargs': {
-        'img_size': 64, 'dynamic_img_size': True, 'depth': 3, 'embed_dim': 24, 'num_heads': 2}}, (16,)),
-])
+        'img_size': 64, 'dynamic_img_size': True, 'depth': 3, 'embed_dim': 24, 'num_heads': 2}}, (16,))])
 def test_any_backbone_and_strides(kind, backbone, kwargs, strides):
     detector = build(kind, backbone, **kwargs)
     assert detector.backbone.strides == strides
@@ -192,8 +191,7 @@ def test_any_backbone_and_strides(kind, backbone, kwargs, strides):
     (('fasterrcnn', 'resnet18_asr_se'), {'checkpoint': 'plain', 'backbone_kwargs': SLIM}, ValueError,
      "is not one of 'resnet18_asr_se': 'layer1.0.bn2.layer.weight' is absent."),
     (('fasterrcnn', 'resnet18'), {'checkpoint': 'asr', 'backbone_kwargs': SLIM}, ValueError,
-     "has ASR, and 'resnet18' by its name has none: name its"),
-])
+     "has ASR, and 'resnet18' by its name has none: name its")])
 def test_bad_input(args, kwargs, error, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if (file := kwargs.get('checkpoint')) in ('plain', 'asr'):
@@ -229,9 +227,7 @@ def test_the_usual_strides_are_pooled_as_torchvision_does():
 
 @pytest.mark.parametrize(('strides', 'levels'), [
     ((8, 32), {30: 0, 150: 0, 300: 0, 500: 1}),  # 300 belongs to the stride 16, between both: the finer has it
-    ((4, 16), {30: 0, 150: 0, 300: 1, 500: 1}),
-    ((14,), {30: 0, 500: 0}),
-])
+    ((4, 16), {30: 0, 150: 0, 300: 1, 500: 1}), ((14,), {30: 0, 500: 0})])
 def test_other_strides(strides, levels):
     features, pool = maps(strides), region_pool(strides, 2)
     for side, level in levels.items():

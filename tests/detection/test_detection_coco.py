@@ -51,8 +51,6 @@ def loader(data, batch_size=2):
 
 
 class Detector(nn.Module):
-    """Answers each image by a function."""
-
     def __init__(self, answer):
         super().__init__()
         self.answer, self.parameter = answer, nn.Parameter(torch.zeros(1))

@@ -51,6 +51,7 @@ def test_without_asr_it_is_timms():
      'resnet50_asr_se', {'asr': 'se'}),
     (TypeError, "asr_depth goes with ASR; name its gate, e.g. asr='se'", 'resnet18', {'asr_depth': 2}),
     (TypeError, 'asr_sites goes with ASR', 'resnet20_asr_se', {'asr_sites': ['bn1']}),
+    (TypeError, 'asr_gain goes with ASR', 'resnet18', {'asr_gain': 2}),
     (TypeError, 'preserve goes with ASR', 'resnet18', {'preserve': True})])
 def test_what_cannot_be_made_is_said(error, sentence, name, kwargs):
     with pytest.raises(error, match=sentence):

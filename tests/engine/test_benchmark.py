@@ -282,8 +282,7 @@ def test_smaller_batches_after_an_error(run, monkeypatch):
 @pytest.mark.parametrize(('words', 'said'), [
     (['-m', 'resnet2o'], "unknown model 'resnet2o'; the nearest names are"),
     (['-m', 'resnet20', '--versus', 'resnet20_asr_ze'], "unknown model 'resnet20_asr_ze'"),
-    (['-m', 'resnet20', '--versus', 'resnet20'], 'name another model'),
-    (['-m', 'nope*'], "no model matches 'nope*'"),
+    (['-m', 'resnet20', '--versus', 'resnet20'], 'name another model'), (['-m', 'nope*'], "no model matches 'nope*'"),
     (['--model-list', 'nowhere.txt'], 'cannot read the model list nowhere.txt'),
     (['-m', 'resnet20', '--bench', 'train', '--fold-bn'], 'is not trained'),
     (['-m', 'resnet20', '--bench', 'profile', '--versus', 'resnet20_se'], '--versus compares times'),

@@ -47,13 +47,13 @@ def test_a_run(tmp_path, capsys):
         assert told['top1'] == pytest.approx(100 * right / 359, abs=0.3)
 
 
-@pytest.mark.parametrize(('words', 'sentence'), [
-    ('0.8', "'0.8' is no noise: write two numbers"),
-    ('0.8,0.5 --torchscript', '--bn-noise does not go with --torchscript')])
-def test_bad_noise(words, sentence, capsys):
-    line = f'validate --model resnet20.cifar10 --dataset digits --bn-noise {words}'
+VALIDATE = 'validate --model resnet20.cifar10 --dataset digits --bn-noise'
+
+
+@pytest.mark.parametrize(('line', 'sentence'), [
+    (f'{VALIDATE} 0.8', "'0.8' is no noise: write two numbers"),
+    (f'{VALIDATE} 0.8,0.5 --torchscript', '--bn-noise does not go with --torchscript'),
+    ('train --config digits --grad-checkpointing --bn-noise 1,0', '--bn-noise does not go with --grad-checkpointing')])
+def test_bad_noise(line, sentence, capsys):
     assert dispatch(line.split(), 'timm-asr') == 2
     assert sentence in capsys.readouterr().err
-    line = 'train --config digits --grad-checkpointing --bn-noise 1,0'
-    assert dispatch(line.split(), 'timm-asr') == 2
-    assert '--bn-noise does not go with --grad-checkpointing' in capsys.readouterr().err

@@ -82,13 +82,11 @@ def test_learns_to_find_digits(tmp_path):
 
 
 @pytest.mark.parametrize(('words', 'sentence'), [
-    (['--train-split', 'train2018'], 'There is no folder of images at '),
-    (['--backbone', 'resnet18x'], 'resnet18x'),
+    (['--train-split', 'train2018'], 'There is no folder of images at '), (['--backbone', 'resnet18x'], 'resnet18x'),
     (['--detector-kwargs', 'min_sice=3'], "has no keyword 'min_sice'"),
     (['--epochs', '0'], '--epochs must be at least 1'),
     (['--detector', 'retinanet', '--backbone', 'resnet20', '--detector-kwargs', 'min_size=64', '--backbone-kwargs',
-      'layers=(1,1,1)'], 'choose among them with strides='),
-])
+      'layers=(1,1,1)'], 'choose among them with strides=')])
 def test_bad_input_is_one_sentence(words, sentence, drawn, capsys):
     assert detect(drawn, *words) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -1,6 +1,5 @@
 """Evaluation: metrics of known outputs, each image counted once."""
 
-
 import pytest
 import torch
 from timm.data.distributed_sampler import OrderedDistributedSampler

@@ -5,7 +5,7 @@ import argparse
 import pytest
 import timm
 import torch
-from helpers import asr_layers, images, randomize, small
+from helpers import asr_layers, images, randomize, relative_error, small
 
 from timm_asr import fold_asr
 from timm_asr.asr.sites import known_sites
@@ -64,11 +64,9 @@ def train(model, batches, **options):
 def test_constant_asr_is_a_plain_network_whose_norms_start_at_v_and_learn_v_squared_times_as_fast():
     """SGD with momentum, no decay: w' = v w, so that the gradient of w is v times that of w', and its step v^2."""
     v = 0.4
-    model = randomize(small('resnet20_asr_se'))
+    model = randomize(small('resnet20', asr='scale', asr_init=v, asr_constant=True))
     for layer in asr_layers(model):
-        for vector in layer.vectors:
-            vector.requires_grad_(False)
-            vector.forward = lambda psi=vector.psi: torch.full_like(psi, v).flatten()
+        torch.nn.init.constant_(layer.vectors[0].psi, v)  # which is random now, as all else
     plain = small('resnet20')
     plain.load_state_dict({key.replace('.layer.', '.'): value for key, value in model.state_dict().items()
                            if '.vectors.' not in key})
@@ -76,6 +74,7 @@ def test_constant_asr_is_a_plain_network_whose_norms_start_at_v_and_learn_v_squa
         for site in known_sites(plain):
             for parameter in plain.get_submodule(site).parameters():
                 parameter.mul_(v)
+    assert relative_error(plain.train()(x := images(plain, 4)), model.train()(x)) < 1e-12
     batches = [(images(model, 4), torch.randint(5, (4,))) for _ in range(6)]
     train(model, batches)
     train(plain, batches, site_lr=v ** 2)

@@ -51,8 +51,7 @@ def test_a_fresh_process_loads_what_was_saved(tmp_path):
         ('resnet18_asr_srm', {'num_classes': 7, 'in_chans': 1, 'global_pool': 'max'}, False),
         ('vit_tiny_asr_eca', {'num_classes': 3, 'img_size': 64}, False),
         ('repvgg_a0_asr_ie', {'num_classes': 3}, False),  # with its branches
-        ('resnet20_se_asr_se', {'rd_ratio': 0.5, 'num_classes': 100}, True),
-    ]
+        ('resnet20_se_asr_se', {'rd_ratio': 0.5, 'num_classes': 100}, True)]
     lines = []
     for name, kwargs, ours in cases:
         model = randomize(timm.create_model(name, **kwargs)).eval()

@@ -27,8 +27,7 @@ SMALL = {'input_size': (3, 48, 48)}
     (lambda: reparameterize(timm.create_model('resnet20_se').eval()), "'resnet20_se' is in its inference form"),
     (lambda: reparameterize(timm.create_model('resnet20_dia_lstm').eval()), 'inference form'),
     (lambda: nn.init.constant_((m := timm.create_model('resnet20_asr_se')).fc.bias, float('nan')) is None or m,
-     'logits of the model are not finite'),
-])
+     'logits of the model are not finite')])
 def test_what_could_not_be_loaded_back_is_refused(tmp_path, make, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         save_fused(make(), tmp_path / 'folder')

@@ -111,8 +111,9 @@ def test_keywords(kwargs, check):
 
 
 def test_keywords_without_meaning_are_refused():
-    with pytest.raises(TypeError, match='asr_depth is for models with ASR'):
-        timm.create_model('resnet20_se', asr_depth=2)
+    for keywords in ({'asr_depth': 2}, {'asr_constant': True}):
+        with pytest.raises(TypeError, match=f'{next(iter(keywords))} is for models with ASR'):
+            timm.create_model('resnet20_se', **keywords)
     with pytest.raises(TypeError, match='rd_ratio is for models with a gate or with ASR'):
         timm.create_model('resnet20', rd_ratio=0.5)
     with pytest.raises(TypeError, match="'eca' has no hidden layer"):
