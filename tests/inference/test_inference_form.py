@@ -184,7 +184,8 @@ def test_gradients_of_the_input_are_those_of_the_model():
         assert relative_error(expected, found) < 1e-10
 
 
-@pytest.mark.parametrize('name', ['resnet83_se', 'resnet83_spe', 'resnet83_dia_lstm', 'resnet20_dia_lstm_light'])
+@pytest.mark.parametrize('name', [
+    'resnet83_se', 'resnet83_spe', 'resnet83_spa', 'resnet83_dia_lstm', 'resnet20_dia_lstm_light'])
 def test_compiled_traced_scripted_and_in_features(name):
     model = built(name).reparameterize(fold_bn=True)
     x = images(model)
