@@ -20,10 +20,6 @@ COMMON = ['--model', 'test_convnext', '--num-classes', 3, '--img-size', 32, '-b'
           '--no-progress', '--warmup-epochs', 0]
 
 
-def image():
-    return torch.randn(2, 3, 32, 32)
-
-
 def test_keywords_reach_the_sites_and_stay_with_the_model():
     model = timm_asr.create_model('test_convnext', asr='eca', asr_depth=2, asr_learnable=False, **SMALL)
     assert type(model) is type(timm.create_model('test_convnext', **SMALL))
@@ -61,7 +57,7 @@ def test_what_cannot_be_made_is_said(error, sentence, name, kwargs):
 def test_pretrained_weights_keep_their_function(tmp_path):
     trained = randomize(timm_asr.create_model('test_convnext', asr='se', **SMALL)).eval()
     folder = timm_asr.save_fused(trained, tmp_path / 'folder')
-    x = image()
+    x = torch.randn(2, 3, 32, 32)
     expected = trained(x)
     name = f'local-dir:{folder}'
     model = timm_asr.create_model(name, pretrained=True, asr='srm').eval()

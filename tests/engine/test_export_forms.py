@@ -8,20 +8,14 @@ from timm_asr import fold_asr, reparameterize
 from timm_asr.engine.forms import compare_forms
 from timm_asr.models.counts import count_parameters
 
-CPU = torch.device('cpu')
-
-
-def batches(size=32):
-    generator = torch.Generator().manual_seed(0)
-    return [(torch.randn(4, 3, size, size, generator=generator), torch.tensor([0, 1, 2, 3])) for _ in range(2)]
-
 
 @pytest.mark.parametrize('name', ['repvgg_a0_asr_se', 'resnet56_acnet_asr_se', 'resnet20_se_asr_se', 'resnet20_asr_se',
                                   'resnet20_se', 'resnet20'])
 def test_what_is_counted_is_what_is_written(name):
     model = randomize(small(name, dtype=torch.float32)).eval()
     facts = {'model': name, 'dataset': 'digits', 'epoch': 3, 'weights': 'raw'}
-    found, form = compare_forms(model, facts, batches(), CPU, 'a checkpoint')
+    batches = [(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])) for _ in range(2)]
+    found, form = compare_forms(model, facts, batches, torch.device('cpu'), 'a checkpoint')
     folded, inference = fold_asr(small(name)), reparameterize(fold_asr(small(name)).eval())
     assert found['parameters'] == count_parameters(model)
     assert found['parameters_folded'] == count_parameters(folded)

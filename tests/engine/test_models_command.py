@@ -2,9 +2,9 @@
 
 import pytest
 import timm
+from helpers import asr_sites
 
 import timm_asr
-from timm_asr.asr.wrapper import ASR
 from timm_asr.engine.commands import models, sites
 from timm_asr.errors import BadInput
 from timm_asr.models.counts import count_parameters, model_rows
@@ -47,7 +47,7 @@ def test_sites(name, capsys):
     *rows, last = capsys.readouterr().out.splitlines()
     model = timm.create_model(name)
     asr = model if timm_asr.has_asr(model) else timm_asr.attach_asr(model)
-    expected = [(key, type(m.layer).__name__) for key, m in asr.named_modules() if isinstance(m, ASR)]
+    expected = [(key, type(asr.get_submodule(key).layer).__name__) for key in asr_sites(asr)]
     assert [tuple(row.split()[:2]) for row in rows] == expected
     assert last == f'{len(expected)} sites in {name}.'
 
@@ -55,9 +55,8 @@ def test_sites(name, capsys):
 def test_sites_that_are_named_and_those_that_are_not_there(capsys):
     assert sites.main(['resnet20', '--sites', 'layer3.*.bn1']) == 0
     assert capsys.readouterr().out.splitlines()[0].split() == ['layer3.0.bn1', 'BatchNorm2d', '64', 'channels']
-    with pytest.raises(BadInput, match="No module of this .* is called 'bn9'"):
-        sites.main(['resnet20', '--sites', 'bn9'])
-    with pytest.raises(BadInput, match="unknown model 'resnet5'; the nearest names are"):
-        sites.main(['resnet5'])
-    with pytest.raises(BadInput, match='A ReLU cannot be scaled by its parameters'):
-        sites.main(['resnet20', '--sites', 'act1'])
+    for words, said in ((['resnet20', '--sites', 'bn9'], "No module of this .* is called 'bn9'"),
+                        (['resnet5'], "unknown model 'resnet5'; the nearest names are"),
+                        (['resnet20', '--sites', 'act1'], 'A ReLU cannot be scaled by its parameters')):
+        with pytest.raises(BadInput, match=said):
+            sites.main(words)

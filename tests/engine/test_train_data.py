@@ -169,11 +169,10 @@ def test_print_config_shows_what_was_found_out_and_opens_no_data(tmp_path, capsy
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize(('split', 'said'), [
-    ('trian', 'its folders are train, validation'), ('test', 'its folders are train, validation')])
-def test_a_split_that_is_not_there_names_those_that_are(images, split, said):
-    with pytest.raises(ValueError, match=said):
-        create_dataset('', str(images), split)
+def test_a_split_that_is_not_there_names_those_that_are(images):
+    for split in ('trian', 'test'):
+        with pytest.raises(ValueError, match='its folders are train, validation'):
+            create_dataset('', str(images), split)
     assert len(create_dataset('', str(images), 'val')) == 12  # timm takes it for validation
     assert len(create_dataset('', str(images / 'train'), 'validation')) == 24  # a folder of classes is one set
     with pytest.raises(ValueError, match='its folders are class0, class1, class2'):

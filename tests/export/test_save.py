@@ -16,7 +16,6 @@ from torch import nn
 from timm_asr import attach_asr, has_asr, save_fused
 from timm_asr.errors import BadInput
 
-SMALL = {'input_size': (3, 48, 48)}
 FRESH = """
 import json, sys, torch, timm
 for line in json.loads(sys.argv[1]):
