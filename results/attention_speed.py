@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import timm_asr
-from timm_asr.engine.operations import saved_for_backward
+from timm_asr.engine.bench import saved_for_backward
 from timm_asr.engine.reports import as_markdown, write_results
 from timm_asr.engine.versus import Spread, interleave, ratios
 

@@ -39,9 +39,8 @@ from torch import nn
 
 from timm_asr import __version__
 from timm_asr.asr.wrapper import ASR
-from timm_asr.engine.bench import InferenceStep, Step, TrainStep
+from timm_asr.engine.bench import InferenceStep, Step, TrainStep, saved_for_backward
 from timm_asr.engine.commands.benchmark import OPTIONS
-from timm_asr.engine.operations import saved_for_backward
 from timm_asr.engine.options import parse
 from timm_asr.engine.reports import as_markdown, write_results
 from timm_asr.engine.versus import Spread, ratios

@@ -12,9 +12,8 @@ from torch import nn
 
 import timm_asr
 from timm_asr.engine import bench
-from timm_asr.engine.bench import InferenceStep, TrainStep, split_name
+from timm_asr.engine.bench import InferenceStep, TrainStep, saved_for_backward, split_name
 from timm_asr.engine.commands import benchmark
-from timm_asr.engine.operations import saved_for_backward
 from timm_asr.engine.options import parse
 from timm_asr.engine.reports import as_markdown
 from timm_asr.engine.versus import Spread, interleave, ratios

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jvp, vmap
 
 from timm_asr import auxiliary_loss
-from timm_asr.engine.operations import saved_for_backward
+from timm_asr.engine.bench import saved_for_backward
 from timm_asr.gates.fused import affine, average_of, average_pool, by_pooling, by_reduction, extremes_of, weigh
 from timm_asr.gates.lstm_cells import SqueezedLSTMCell, StandardLSTMCell
 from timm_asr.gates.lstm_step import Joined

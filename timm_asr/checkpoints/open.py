@@ -144,9 +144,7 @@ def create_trainable(folder: str | Path) -> nn.Module:
     ASR that is registered under a name of its own comes with that name; ASR that was attached to another model's name
     is attached again. Of the configuration, which may come from the Hub, the registered architecture, plain values as
     its arguments and the keywords of ASR are used; the weights are those of this folder, wherever it says others are.
-
-    Raises:
-        BadInput: The folder is not one of weights, or they do not fit.
+    ``BadInput``: the folder is not one of weights, or they do not fit.
     """
     folder = Path(folder)
     config = read_config(folder)

@@ -33,10 +33,8 @@ def class_names(source: Source, given: Sequence[str] | None = None) -> list[str]
     """The names of a source's classes, those given first of all; None where they are not known.
 
     The model's own cfg is believed only where it is not that of its registered name: timm gives the configuration of
-    pretrained weights, label names among them, to a network that starts without them too.
-
-    Raises:
-        ValueError: There are more or fewer names than classes.
+    pretrained weights, label names among them, to a network that starts without them too. ValueError: there are
+    more or fewer names than classes.
     """
     names, classes = given or source.label_names, getattr(source.model, 'num_classes', None)
     if names is None:

@@ -8,7 +8,7 @@ import re
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +27,6 @@ from ..models.auxiliary import auxiliary_loss
 from ..models.counts import count_operations, count_parameters
 from .device import find_device, synchronize
 from .inputs import DTYPES, autocast, compiled, data_config_of, fast_matmul, inference_form, with_smaller_batches
-from .operations import saved_for_backward
 from .progress import setup_logging
 from .reports import as_markdown, check_results_file, write_results
 from .versus import interleave, ratios
@@ -39,6 +38,26 @@ def split_name(name: str) -> tuple[str, str | None, str | None]:
     """``NAME[+asr-GATE][+reparam|+fold-bn]`` as (NAME, GATE, ``'reparam'`` or ``'fold-bn'``)."""
     base, gate, form = re.fullmatch(r'(.+?)(?:\+asr-(\w+))?(?:\+(reparam|fold-bn))?', name).groups()  # type: ignore[union-attr]
     return base, gate, form
+
+
+def saved_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
+    """Bytes that autograd keeps from a forward pass (with its loss) for the backward pass.
+
+    Each storage is counted once; parameters and buffers of the model, which are there anyway, are not.
+    """
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    saved: dict[int, torch.UntypedStorage] = {}  # which keeps them, or a freed storage's address would be used again
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = forward()
+    del result
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 class Step:

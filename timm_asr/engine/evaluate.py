@@ -39,19 +39,12 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor
              valid_labels: Sequence[int] | None = None,
              on_output: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
              on_batch: Callable[[int, Totals], None] | None = None) -> 'OrderedDict[str, float]':
-    """Evaluate a model on its device, and leave it in eval mode.
+    """``loss``, ``top1``, ``top5`` (percent) and ``count`` over the images of all processes, padding not counted.
 
-    Args:
-        model: Gives logits (B, classes).
-        loader: Yields images (B, C, H, W) and targets (B,), already on the device or not.
-        criterion: Mean loss of logits and targets.
-        dtype: Of the images; None leaves them as they come.
-        valid_labels: Columns of the logits that count; None for all.
-        on_output: Called with the logits and targets of each batch, padding left out.
-        on_batch: Called after each batch with its index and the totals.
-
-    Returns:
-        ``loss``, ``top1``, ``top5`` (percent) and ``count``, over the images of all processes, padding not counted.
+    The model gives logits (B, classes), and is left in eval mode; ``loader`` yields images (B, C, H, W) and targets
+    (B,), wherever they are. ``dtype`` is that of the images, None for as they come, and ``valid_labels`` the columns of
+    the logits that count. ``on_output`` is called with the logits and targets of each batch, ``on_batch`` after it with
+    its index and the totals.
     """
     totals = Totals(device)
     # OrderedDistributedSampler repeats images so that all processes have the same number of batches.

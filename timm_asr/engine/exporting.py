@@ -168,11 +168,8 @@ def _list_written(path: Path) -> None:
 
 
 def export(args: argparse.Namespace, *_: Any) -> None:
-    """``timm-asr export``.
-
-    Raises:
-        BadInput: The options, the checkpoint, the images or the target cannot be used.
-        Stopped: The folded network is not the same function, or what was written does not load back. Nothing is kept.
+    """``timm-asr export``. ``BadInput``: options, checkpoint, images or target cannot be used. ``Stopped``: the folded
+    network is not the same function, or what was written does not load back; nothing is kept.
     """
     setup_logging()
     _check(args)
@@ -209,11 +206,8 @@ def export(args: argparse.Namespace, *_: Any) -> None:
 
 
 def freeze(args: argparse.Namespace, *_: Any) -> None:
-    """``timm-asr freeze``: the gates of a trained network replaced by constants, reported, and written.
-
-    Raises:
-        BadInput: The checkpoint, the images or the target cannot be used, or the network has no gate to freeze.
-        Stopped: What was written does not load back. Nothing is kept.
+    """``timm-asr freeze``: a trained network's gates become constants. ``BadInput``: checkpoint, images or target
+    cannot be used, or there is no gate. ``Stopped``: what was written does not load back; nothing is kept.
     """
     setup_logging()
     opened = _Opened(args, 'freeze', (PROGRAM, GATES, GATES_PLOT))

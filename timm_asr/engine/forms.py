@@ -49,10 +49,8 @@ def compare_forms(model: nn.Module, facts: Mapping[str, Any], loader: Iterable, 
     its inference form.
 
     The keys of the folded network, which an export writes, end in ``_folded``, those of the inference form, where that
-    is another, in ``_inference``; ``facts`` are those of the checkpoint, which errors call ``what``.
-
-    Raises:
-        Stopped: If logits differ beyond the contract.
+    is another, in ``_inference``; ``facts`` are those of the checkpoint, which errors call ``what``. ``Stopped``:
+    logits differ beyond the contract.
     """
     folded = fold_asr(copy.deepcopy(model)) if has_asr(model) else model
     inference = reparameterize(copy.deepcopy(folded))
@@ -84,13 +82,8 @@ def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_co
     """Fold the model of a checkpoint and write ``model.safetensors``, ``config.json`` and ``metrics.json``.
 
     ``args`` are the options of the run; ``loader`` has all validation images, which ``data_config`` describes. ``ema``
-    takes the averaged weights. Plain, attention and what was trained are timed side by side.
-
-    Returns:
-        What ``metrics.json`` holds.
-
-    Raises:
-        Stopped: If the folded network differs beyond the contract, or cannot be written. Nothing is written.
+    takes the averaged weights. Plain, attention and what was trained are timed side by side. Returns what
+    ``metrics.json`` holds; ``Stopped``: the folded network differs beyond the contract, and nothing is written.
     """
     source = open_source(checkpoint, ema)
     source.model.float().eval().to(device)

@@ -136,11 +136,8 @@ def _update(training: Training, loss: torch.Tensor, need_update: bool) -> None:
 
 
 def train_one_epoch(training: Training, epoch: int, progress: Progress) -> 'OrderedDict[str, float]':
-    """Train for one epoch, counted from 0; ``Stopped`` if the loss becomes NaN or infinite.
-
-    Returns:
-        ``loss`` (mean over the images of all processes), ``images_per_second`` of all processes, and ``waiting``
-        (share of the time of this one spent waiting for data, 0 to 1).
+    """Train for one epoch, counted from 0; ``Stopped`` if the loss becomes NaN or infinite. Returns ``loss`` (mean over
+    the images of all processes), their ``images_per_second``, and ``waiting`` (share of this one's time, for data).
     """
     args, task, device, loaders = training.args, training.task, training.device, training.loaders
     if loaders.mixer is not None and 0 < args.mixup_off_epoch <= epoch and loaders.mixer.mixup_enabled:

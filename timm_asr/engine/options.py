@@ -181,15 +181,10 @@ def parse(options: Sequence[Option], refused: Mapping[str, str] | None = None, a
           prog: str | None = None, description: str = '', print_config: bool = True) -> argparse.Namespace:
     """The namespace of a command line: the YAML file of ``--config`` sets the defaults, then comes the line itself.
 
-    Args:
-        options: What the script takes; ``--config`` and ``--print-config`` are added.
-        refused: Names left out on purpose (``--name``, ``--names-*``), each with the sentence that says why.
-        argv: The line without the program's name; that of the process if None.
-        print_config: Obey ``--print-config`` here; if False, the script does it once more is resolved.
-
-    Raises:
-        SystemExit: With status 2 and one sentence on stderr for anything that is wrong.
-        BadInput: ``--config`` names neither a file nor a recipe.
+    ``argv`` is the line without the program's name; that of the process if None. ``refused`` has the names that are
+    left out on purpose (``--name``, ``--names-*``), each with the sentence that says why. Without ``print_config``
+    the script obeys ``--print-config`` itself, once more is resolved. What is wrong ends in SystemExit with status 2
+    and one sentence; ``BadInput``: ``--config`` names neither a file nor a recipe.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     options = [*CONFIG_OPTIONS, *options]

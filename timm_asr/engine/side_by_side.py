@@ -91,10 +91,9 @@ def measure(columns: Mapping[str, tuple[nn.Module, nn.Module]], shape: Sequence[
             device: torch.device) -> dict[str, Any]:
     """Time all networks in turns; of two that are the same network, one. Images are (B, C, H, W) = ``shape``.
 
-    Returns:
-        By name of the column: ``parameters``, ``parameters_inference``, ``images_per_second`` as trained and
-        ``images_per_second_folded``, and ``train``, ``infer`` and ``infer_folded``, each ``[milliseconds, ratio to the
-        first, first quartile, third quartile]`` or the text ``'same network[ as NAME]'``.
+    By name of the column: ``parameters``, ``parameters_inference``, ``images_per_second`` as trained, ``_folded`` too,
+    and ``train``, ``infer`` and ``infer_folded``, each ``[milliseconds, ratio to the first, first quartile, third
+    quartile]`` or the text ``'same network[ as NAME]'``.
     """
     images = torch.randn(tuple(shape), device=device)
     networks = {(name, kind): network for name, column in columns.items()

@@ -47,12 +47,8 @@ _NOT_IMAGENET = ('*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer')
 
 
 def scores(pairs: torch.Tensor, average: str) -> dict[str, float]:
-    """Precision, recall and F1 in percent; a class that is never predicted, or never there, counts as 0.
-
-    Args:
-        pairs: True and predicted classes, (2, N).
-        average: ``micro`` (over images), ``macro`` (over the classes that occur or are predicted) or ``weighted``
-            (the same, by how often each occurs).
+    """Precision, recall and F1 in percent, of true and predicted classes (2, N): ``micro`` over images, ``macro`` over
+    the classes that occur or are predicted, ``weighted`` by how often each occurs. One that never does counts as 0.
     """
     from sklearn.metrics import precision_recall_fscore_support
     found = precision_recall_fscore_support(*pairs.numpy(), average=average, zero_division=0)
@@ -61,9 +57,7 @@ def scores(pairs: torch.Tensor, average: str) -> dict[str, float]:
 
 
 def by_class(pairs: torch.Tensor, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """For each class that occurs: ``class``, ``images`` and ``top1``, the percentage of them that are right; ``pairs``
-    are true and predicted classes, (2, N).
-    """
+    """For each class in the pairs (2, N) of true and predicted ones: ``class``, ``images``, ``top1`` (percent right)."""
     target, predicted = pairs
     counts = torch.bincount(target)
     hits = torch.bincount(target[target == predicted], minlength=len(counts))

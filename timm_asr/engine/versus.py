@@ -61,10 +61,7 @@ def interleave(steps: Mapping[str, Callable[[], object]], *, rounds: int = 20, i
                clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
     """Time steps in turns (:func:`turns`), after ``warmup`` runs of each, for so many rounds.
 
-    No further round starts after ``budget`` seconds.
-
-    Returns:
-        Seconds of one run, a list with a figure for each round by name.
+    No further round starts after ``budget`` seconds. By name, the seconds of one run in each round.
     """
     for step in steps.values():
         for _ in range(warmup):

@@ -39,11 +39,8 @@ def argv_of(run: Run, folder: Path, output: Path, device: str | None = None) -> 
 
 
 def check_plan(plan: Plan, folder: Path, parse_args: Parse) -> None:
-    """Parse the options of every arm and build its model, without memory for the weights.
-
-    Raises:
-        BadInput: Which arm, and what ``train.py`` says of it.
-        SystemExit: After ``train.py``'s own sentence about an option.
+    """Parse the options of every arm and build its model, without memory for the weights. ``BadInput``: which arm, and
+    what ``train.py`` says of it; SystemExit after its own sentence about an option.
     """
     for run in plan.runs[:len(plan.arms)]:
         place = folder / run.name

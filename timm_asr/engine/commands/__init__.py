@@ -58,14 +58,8 @@ def usage(prog: str) -> str:
 
 
 def dispatch(words: Sequence[str], prog: str) -> int:
-    """Run the command that a line names.
-
-    Args:
-        words: The line without the program's name.
-        prog: The program as it was called, for messages.
-
-    Returns:
-        The exit status: 0 done, 1 stopped, 2 bad input, 130 interrupted.
+    """Run the command that a line names, without the program's name, which messages call ``prog``; returns the exit
+    status: 0 done, 1 stopped, 2 bad input, 130 interrupted.
     """
     if not words or words[0] in ('-h', '--help'):
         print(usage(prog), end='')
