@@ -122,7 +122,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The dict in a weight file, ``.safetensors`` or by ``torch.save``, its fields checked; no code in it is run.
 
     That is a training checkpoint (``arch``, ``state_dict``, ...) or a bare state dict. The options under ``args`` are
-    a dict, also where timm's script wrote a Namespace. ``BadInput``: it is missing, truncated, of another kind, a pickle
+    a dict, also where timm's script wrote a Namespace. ``BadInput``: it is missing, cut off, of another kind, a pickle
     that would run code, larger inside than outside, has a field of the wrong kind, or is not what its hash says.
     ``Stopped``: the disk cannot read it, or there is no memory for it.
     """

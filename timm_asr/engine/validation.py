@@ -57,7 +57,7 @@ def scores(pairs: torch.Tensor, average: str) -> dict[str, float]:
 
 
 def by_class(pairs: torch.Tensor, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """For each class in the pairs (2, N) of true and predicted ones: ``class``, ``images``, ``top1`` (percent right)."""
+    """For each class of the true and predicted ones (2, N): ``class``, ``images``, ``top1`` (percent right)."""
     target, predicted = pairs
     counts = torch.bincount(target)
     hits = torch.bincount(target[target == predicted], minlength=len(counts))
