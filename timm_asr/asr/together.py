@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..gates.passes import begin, end, find, uncounted, version
+from ..gates.passes import begin, end, find, uncounted, version, within
 from .scaled import has_hooks, owner_of, scaled_names, stacks, stand_in
 from .wrapper import ASR
 
@@ -110,7 +110,7 @@ class _Joined:
         self.again: torch.Tensor | None = None
 
     def join(self) -> torch.Tensor:
-        flat = torch.cat([t.reshape(-1) for t in self.tensors])
+        flat = torch.cat([t if t.ndim == 1 else t.reshape(-1) for t in self.tensors])
         self.flat = weakref.ref(flat)
         return flat
 
@@ -206,7 +206,7 @@ def _start(network: nn.Module, args: Any) -> None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or getattr(network, '_is_replica', False):
         return
     end(network)  # a pass that was interrupted
-    if any(isinstance(m, ASR) and find(m) for m in network.modules()):
+    if within() and any(isinstance(m, ASR) and find(m) for m in network.modules()):  # of a network around this one
         return
     device = next((p.device.type for p in network.parameters()), 'cpu')
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():

@@ -45,8 +45,7 @@ def compare(model: nn.Module, others: Sequence[nn.Module], loader: Iterable, dev
 
 def compare_forms(model: nn.Module, facts: Mapping[str, Any], loader: Iterable, device: torch.device,
                   what: str) -> tuple[dict[str, Any], nn.Module]:
-    """The content of ``metrics.json`` for a trained network, after all its forms have seen all images of a loader; and
-    its inference form.
+    """What ``metrics.json`` holds of a trained network, whose forms see all images of a loader; and its inference form.
 
     The keys of the folded network, which an export writes, end in ``_folded``, those of the inference form, where that
     is another, in ``_inference``; ``facts`` are those of the checkpoint, which errors call ``what``. ``Stopped``:

@@ -51,6 +51,11 @@ def find(module: nn.Module) -> Pass | None:
     return next((current for current in reversed(_running.stack) if module in current.tensors), None)
 
 
+def within() -> bool:
+    """Whether a pass runs in this thread."""
+    return bool(_running.stack)
+
+
 def begin(owner: object, tensors: dict[nn.Module, dict[str, Tensor]], made_of: dict[nn.Module, Tensor]) -> None:
     """Let modules find their tensors until :func:`end`; ``made_of`` has one of the parameters for each module."""
     stamps = {module: (p, version(p)) for module, p in made_of.items()}
