@@ -41,7 +41,7 @@ def split_name(name: str) -> tuple[str, str | None, str | None]:
 
 
 def saved_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
-    """Bytes that autograd keeps from a forward pass (with its loss) for the backward pass; each storage counts once, and
+    """Bytes that autograd keeps from a forward pass (with its loss) for the backward pass. Each storage counts once;
     parameters and buffers of the model, which are there anyway, do not.
     """
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
