@@ -1,10 +1,10 @@
 """One thread a worker: two workers share the machine, and small models are faster so. And a Hub on loopback."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +19,12 @@ torch.set_num_threads(1)
 
 # What depends on torch, timm, huggingface_hub and safetensors most, and needs no extra.
 CORE = {'gates', 'asr', 'inference', 'models', 'checkpoints', 'freeze', 'export'}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without the extras, the files of other folders cannot even be imported."""
+    here = collection_path.parent == Path(__file__).parent and collection_path.is_dir()
+    return True if here and collection_path.name not in CORE and config.option.markexpr == 'core' else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

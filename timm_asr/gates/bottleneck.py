@@ -115,7 +115,7 @@ def _between(gate: BottleneckGate, connections: Sequence[nn.Module]) -> list[nn.
 
     def again(connection: nn.Module) -> Callable[[Tensor], Tensor]:
         norm = doubled(connection)
-        return lambda u: gate.hidden(gate.pool(norm(u)[:, :, None, None]))
+        return lambda u: gate.hidden(gate.pool(norm(u)[..., None, None]))
 
     deeper = [layer(before, partial(dense, weight=after.weight, bias=after.bias))
               for (_, before), (after, _) in pairwise(pairs)]

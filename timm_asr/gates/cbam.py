@@ -50,7 +50,7 @@ class CBAM(ChannelGate, CbamModule):
 
     def scale(self, x: Tensor, v: Tensor) -> Tensor:
         """Channel weights first, then timm's spatial attention: (B, C, H, W), (B, C) -> (B, C, H, W)."""
-        return self.spatial(x * v[:, :, None, None])
+        return self.spatial(x * v[..., None, None])
 
     @torch.jit.ignore
     def as_unit(self, shared_norm: bool = False) -> SharedGate:
@@ -81,6 +81,6 @@ class SharedCBAM(SharedGate):
         return nn.Sequential(*norm, nn.Sigmoid())
 
     def forward(self, a: Tensor, state: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        a = a * self.gate.excite(self.pool(a))[:, :, None, None]
+        a = a * self.gate.excite(self.pool(a))[..., None, None]
         z = torch.cat([a.mean(1, keepdim=True), a.amax(1, keepdim=True)], dim=1)
         return a, self.gate.spatial.conv(z), state

@@ -98,7 +98,7 @@ class ChannelGate(nn.Module):
 
     def scale(self, x: Tensor, v: Tensor) -> Tensor:
         """Multiply the feature map (B, C, H, W) by its channel weights (B, C): Eq. 4."""
-        return weigh(x, v[:, :, None, None])
+        return weigh(x, v[..., None, None])
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The feature map as ``scale``, and nothing else, may take it, and its descriptor, ``pool(x)``."""

@@ -68,7 +68,7 @@ class IEBN2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         u = average_pool(x).flatten(1)
         scale = self.weight * torch.addcmul(self.gate_bias, u, self.gate_weight).sigmoid()
-        return torch.addcmul(self.bias[:, None, None], self.norm(x), scale[:, :, None, None])
+        return torch.addcmul(self.bias[:, None, None], self.norm(x), scale[..., None, None])
 
     @torch.jit.ignore
     @torch.no_grad()

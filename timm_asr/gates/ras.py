@@ -129,7 +129,7 @@ class Recurrent(ChannelGate):
         u = self.gate.logits(u)
         for _ in range(self.passes):
             for connection in self.connections:
-                u = self.gate.logits(self.gate.pool(connection(u)[:, :, None, None]))
+                u = self.gate.logits(self.gate.pool(connection(u)[..., None, None]))
         return u
 
     def squash(self, z: Tensor) -> Tensor:

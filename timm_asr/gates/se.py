@@ -66,7 +66,7 @@ class SE(BottleneckGate):
 
 def _squeeze_excite(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
     x, u = average_of(x)
-    return weigh(x, dense(dense(u, w1, b1).relu(), w2, b2).sigmoid()[:, :, None, None])
+    return weigh(x, dense(dense(u, w1, b1).relu(), w2, b2).sigmoid()[..., None, None])
 
 
 @in_training_for(_squeeze_excite)
@@ -88,7 +88,7 @@ class _SqueezeExcite(torch.autograd.Function):
             h = dense(u, w1, b1).relu_()
         v = dense(h, w2, b2).sigmoid_()
         ctx.save_for_backward(x, w1, b1, w2, b2, u, h, v)
-        return x * v[:, :, None, None]
+        return x * v[..., None, None]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
@@ -96,11 +96,11 @@ class _SqueezeExcite(torch.autograd.Function):
         if torch.is_grad_enabled():
             return gradients_of(_squeeze_excite, tuple(inputs), grad)
         x, w1, _, w2, _ = inputs
-        v4, pixels = v[:, :, None, None], x.shape[2] * x.shape[3]
+        v4, pixels = v[..., None, None], x.shape[2] * x.shape[3]
         contiguous = x.is_contiguous() and grad.is_contiguous() and x.numel() > 0
         of_x, of_v = factors(grad, x, v4) if contiguous else (grad, (grad * x).sum((2, 3)))
         of_z = torch.ops.aten.sigmoid_backward(of_v.flatten(1), v)
         of_h = torch.ops.aten.threshold_backward(of_z @ w2.flatten(1), h, 0)
-        of_u = torch.addmm(u, of_h, w1.flatten(1), beta=0, alpha=1 / pixels)[:, :, None, None]
+        of_u = torch.addmm(u, of_h, w1.flatten(1), beta=0, alpha=1 / pixels)[..., None, None]
         of_x = of_x.add_(of_u) if contiguous else torch.addcmul(of_u, grad, v4)
         return of_x, (of_h.t() @ u).view_as(w1), of_h.sum(0), (of_z.t() @ h).view_as(w2), of_z.sum(0)

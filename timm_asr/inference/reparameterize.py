@@ -86,7 +86,7 @@ class InferenceGate(InferenceForm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         u = F.adaptive_avg_pool2d(x, 1).flatten(1) if self.pool is None else self.pool(x)
-        return x * self.gate(u)[:, :, None, None]
+        return x * self.gate(u)[..., None, None]
 
 
 @torch.no_grad()

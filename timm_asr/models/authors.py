@@ -49,7 +49,7 @@ def our_names(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
         if key.endswith(_VECTORS):
             tensor = tensor.flatten()
         elif key.endswith(_MATRICES) and tensor.ndim == 2:
-            tensor = tensor[:, :, None, None]
+            tensor = tensor[..., None, None]
         found[key] = tensor
     return found
 
