@@ -5,7 +5,6 @@ from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-
 import pytest
 import torch
 from hub import HUB, Hub  # before huggingface_hub, which reads its environment when it is imported
