@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from train_helpers import make_images, start
 
 from timm_asr.checkpoints.read import read_checkpoint
@@ -92,11 +93,13 @@ def check(folder: Path, kills: int, processes: int, seed: int = 0, more: Sequenc
     assert codes == [0] * processes, (folder / 'log0').read_text()
     whole, seconds = outcome(folder / 'whole' / 'run'), time.monotonic() - began
     moments, done, killed = random.Random(seed), 0, 0
+    shown = tqdm(total=kills, unit='kill', disable=None)
     while killed < kills or not done:
         limit = moments.uniform(0, seconds) if killed < kills else 300
         codes = go([*argv, '--output', folder / 'killed'], folder, processes, limit)
         if -signal.SIGKILL in codes:
             killed += 1
+            shown.update()
             continue
         assert codes == [0] * processes, (folder / 'log0').read_text()
         assert_same(whole, outcome(folder / 'killed' / 'run'), f'after {killed} kills')
