@@ -17,7 +17,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +162,10 @@ def kernels(args: Any, table: Table, backbone: str) -> None:
             break
         torch._dynamo.reset()
         model = build('cpu', shallow=True).train()
-        with generated_code() as code:
+        # Kernels that do nothing leave positions of a maximum without meaning, at which a backward pass may break off.
+        with generated_code() as code, suppress(RuntimeError):
             loss_of(torch.compile(model), model, x).backward()
+        assert len(code) >= 2, f'{name}: no code of both passes'
         text = '\n'.join(code)
         fused = len(re.findall(r'^ +cpp_fused\w*\(', text, re.MULTILINE))
         library = len(re.findall(r'^ +(?:\w+ = )?(?:extern_kernels\.|torch\.ops\.(?!inductor))', text, re.MULTILINE))
