@@ -15,6 +15,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import shutil
 import statistics
 import sys
@@ -176,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (folder / 'search').is_dir():
         found = [row for part, place in parts('search', folder) for row in read_results(part, place)]
         write_results(HERE / 'study' / 'search.csv', found)
-        sections.append(ranking(search, folder / 'search').replace('# ', '## ', 1).rstrip())
+        sections.append(re.sub('(?m)^#', '##', ranking(search, folder / 'search')).rstrip())
     else:
         missing.append('`study/search.yaml`')
     if missing:
