@@ -36,6 +36,15 @@ def test_operations_of_a_training_step(method, plain):
     assert count_step(model, x).total / plain <= MOST[method]
 
 
+def test_a_replaced_activation_trains_as_it_is_evaluated():
+    gate, x = SE(16).double(), torch.randn(3, 16, 5, 2, dtype=torch.float64, requires_grad=True)
+    assert relative_error(gate(x).detach(), gate(x.detach())) < 1e-12
+    gate.act = torch.nn.SiLU()
+    with torch.no_grad():
+        expected = gate(x)
+    assert relative_error(expected, gate(x)) < 1e-12
+
+
 def test_the_counter_counts_and_leaves_views_out():
     a, b = torch.randn(2, 3), torch.randn(3)
     with OperationCounter() as counter:

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from .bottleneck import BottleneckGate, dense
 from .fused import MixPool, alike, average_of, average_pool, check_mix, factors, gradients_of, in_training_for, weigh
 
-MAX_DEPTH = 4
-
 
 class SE(BottleneckGate):
     """Squeeze-and-excitation, v = sigmoid(W2 relu(W1 u + b1) + b2), u = GAP(x).
@@ -40,12 +38,11 @@ class SE(BottleneckGate):
     def __init__(
             self, channels: int, *args: Any, pooling: str | float = 'average', depth: int = 1, **kwargs: Any) -> None:
         super().__init__(channels, *args, **kwargs)
-        if not 1 <= depth <= MAX_DEPTH:
-            raise ValueError(f'se_depth is {depth}; SE is 1 to {MAX_DEPTH} deep.')
+        if not 1 <= depth <= 4:
+            raise ValueError(f'se_depth is {depth}; SE is 1 to 4 deep.')
         if pooling != 'average':
             self.pooling, self.averages = MixPool(check_mix(pooling, 'se_pool')), False
         self.deeper = nn.ModuleList(SE(channels, *args, **kwargs) for _ in range(depth - 1))
-        self.usual = type(self) is SE and self.averages and depth == 1 and isinstance(self.act, nn.ReLU)
 
     def logits(self, u: Tensor) -> Tensor:
         u = dense(self.act(self.hidden(u)), self.fc2.weight, self.fc2.bias)
@@ -54,10 +51,14 @@ class SE(BottleneckGate):
         return u
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.usual and torch.is_grad_enabled():
+        if not torch.jit.is_scripting() and torch.is_grad_enabled() and self._joined():
             return squeeze_excite(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         x, u = self.read(x)
         return self.scale(x, self.excite(u))
+
+    @torch.jit.ignore
+    def _joined(self) -> bool:  # asked at each call in training, since a layer may be replaced by then
+        return type(self) is SE and self.averages and not self.deeper and type(self.act) is nn.ReLU
 
     @torch.jit.ignore
     def layer_pairs(self) -> list[tuple[Any, Any]]:
