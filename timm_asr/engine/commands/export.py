@@ -25,7 +25,7 @@ OPTIONS: list[Option] = [
         'What to write',
         value('--output', str, '', 'folder for the folded weights, as timm loads it', '-o', metavar='FOLDER'),
         switch('--keep-trainable', 'also write the unfolded model, into the folder trainable inside'),
-        value('--onnx', str, '', 'ONNX file of the inference form', metavar='FILE'),
+        value('--onnx', str, '', 'ONNX file of the folded network', metavar='FILE'),
         value('--int8', str, '', 'the same network in int8, quantized from the file of --onnx with norms folded and '
               'calibrated on training images', metavar='FILE'),
         value('--samples', int, 512, 'images to calibrate on, chosen at random where they can be'),
