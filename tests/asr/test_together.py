@@ -293,6 +293,9 @@ def test_linear_layers_without_bias_and_nothing_of_their_weights_kept(computed):
     own = {p.data_ptr() for p in model.parameters()}
     scaled = {t.untyped_storage().data_ptr() for t in kept if t.shape[-2:] == (16, 16) and t.data_ptr() not in own}
     assert len(scaled) == 2  # the weights that the layers run with: those of three in one tensor, that of one alone
+    own = {key: p.detach() for key, p in model.named_parameters()}
+    _, slope = torch.func.jvp(lambda own: functional_call(model, own, (x,)).square().sum(), (own,), (own,))
+    assert relative_error(sum((p.grad * p).sum() for p in model.parameters()).detach(), slope) < 1e-12
 
 
 def test_the_joined_parameters_are_not_kept_for_the_backward_pass(model, monkeypatch):

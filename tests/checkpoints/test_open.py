@@ -53,6 +53,15 @@ def test_a_checkpoint_says_itself_which_model_it_holds(tmp_path: Path) -> None:
     assert timm_asr.has_asr(loaded)
 
 
+@pytest.mark.parametrize(('name', 'kwargs', 'args'), [
+    ('mobilenetv1_100_cifar_asr_se', {'bn_eps': 0.1}, {'bn_eps': 0.1}),
+    (NAME, {'global_pool': 'max'}, {'gp': None, 'model_kwargs': {'global_pool': 'max'}})])
+def test_options_that_change_the_function_and_no_weight(tmp_path: Path, name: str, kwargs: dict, args: dict) -> None:
+    model = make(name, **kwargs)
+    path = save(tmp_path / 'a.pth.tar', model, name, args={'model': name, **args})
+    assert torch.equal(logits(load_model('', path)), logits(model))
+
+
 @pytest.mark.parametrize(('prefix', 'more'), [
     ('module.', {}), ('module._orig_mod.', {}), ('model.', {'criterion.weight': torch.ones(7)}),
     ('model._orig_mod.', {}), ('net.', {}), ('model.module.', {})])

@@ -13,7 +13,8 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 from timm.utils import ModelEma, ModelEmaV3, freeze
 from torch import nn
 
-from timm_asr import attach_asr, has_asr, save_fused
+from timm_asr import attach_asr, create_model, has_asr, load_trainable, save_fused
+from timm_asr.checkpoints.open import open_source
 from timm_asr.errors import BadInput
 
 FRESH = """
@@ -187,6 +188,21 @@ def test_saving_again_replaces_the_files_only_when_told(tmp_path):
         'config.json', 'model.safetensors', 'modeling_timm_asr.py', 'notes.txt']
     modes = {p.name: p.stat().st_mode for p in tmp_path.iterdir()}
     assert modes['model.safetensors'] == modes['config.json']  # readable by whoever reads the folder
+
+
+@pytest.mark.parametrize(('name', 'kwargs'), [
+    ('resnet20_dia_lstm', {'rd_ratio': 0.5}),
+    ('vit_tiny_patch16_224', {'asr': 'se', 'reg_tokens': 4, 'depth': 2, 'img_size': 32})])
+def test_every_argument_of_the_constructor_is_written(name, kwargs, tmp_path):
+    model = randomize(create_model(name, num_classes=3, **kwargs)).eval()
+    folder = save_fused(model, tmp_path / 'a', keep_trainable=has_asr(model))
+    x = images(model)
+    assert relative_error(model(x), reload(folder)(x)) < 1e-5
+    assert relative_error(model(x), load_trainable(folder).eval()(x)) < 1e-5
+    if has_asr(model):
+        assert open_source(folder / 'trainable', drop_rate=0.3).model.head_drop.p == 0.3
+        with pytest.raises(BadInput, match='cannot be loaded'):
+            open_source(folder / 'trainable', in_chans=1)
 
 
 def test_keep_trainable(tmp_path):

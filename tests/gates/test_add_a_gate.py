@@ -9,7 +9,9 @@ from helpers import images, randomize, relative_error, small
 from pages import parts
 
 import timm_asr
+from timm_asr.gates.eca import ECA
 from timm_asr.gates.gate import ChannelGate
+from timm_asr.gates.se import SE
 from timm_asr.gates.table import GATES, list_gates, list_units
 
 BLOCKS = [part.text for part in parts('docs/add_a_gate.md') if part.kind == 'python']
@@ -24,6 +26,20 @@ def gate():
     yield space['Tanh']
     GATES.clear()
     GATES.update(before)
+
+
+@pytest.mark.parametrize('kind', [ECA, SE])
+def test_a_gate_that_does_not_multiply(kind, gate):
+    class Adds(kind):
+        def scale(self, x, v):
+            return x + v[..., None, None]
+
+    GATES['adds'] = Adds
+    adds, x = randomize(Adds(16)).double(), torch.randn(2, 16, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: (x.cos() + adds(x.sin())).square(), x)
+    network = built(gate='adds')
+    x = images(network)
+    assert relative_error(network(x), copy.deepcopy(network).reparameterize()(x)) < 1e-12
 
 
 def built(**kwargs):

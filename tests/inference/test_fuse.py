@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from helpers import KEYWORD_KINDS, asr_layers, clone, images, kinds, randomize, relative_error, small
+from timm.layers import freeze_batch_norm_2d
 from timm.utils import reparameterize_model
 from torch import nn
 
@@ -95,6 +96,17 @@ def test_fold_bn_on_other_timm_models(name):
     with torch.no_grad():
         expected = model(x)
         assert relative_error(expected, reparameterize(model, fold_bn=True)(x)) < 1e-12
+
+
+@pytest.mark.parametrize('name', ['mobilenetv3_small_050', 'resnet18'])
+def test_fold_bn_takes_frozen_norms_in_training_mode_too(name):
+    model = freeze_batch_norm_2d(randomize(timm.create_model(name, num_classes=3, dtype=torch.float64)).eval())
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(x)
+        folded = reparameterize(model.train(), fold_bn=True)
+        assert not [m for m in folded.modules() if 'Frozen' in type(m).__name__]
+        assert relative_error(expected, folded.eval()(x)) < 1e-12
 
 
 @pytest.mark.parametrize('name', ['levit_128s', 'tiny_vit_5m_224', 'resnet20_ras_se', 'resnet83_dia_lstm'])

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from ..gates.passes import begin, end, find, uncounted, version, within
@@ -204,6 +205,8 @@ def _start(network: nn.Module, args: Any) -> None:
     """Forward pre-hook: compute what the sites of the network need."""
     # A compiler joins small operations by itself; a tracer takes what one site does for all that there is.
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or getattr(network, '_is_replica', False):
+        return
+    if forward_ad._current_level >= 0:  # _ScaledStack has no forward-mode derivative
         return
     end(network)  # a pass that was interrupted
     if within() and any(isinstance(m, ASR) and find(m) for m in network.modules()):  # of a network around this one

@@ -20,7 +20,6 @@ from torch import nn
 
 from ..asr.attach import ASR_KEYWORDS
 from ..errors import BadInput
-from ..gates.table import gate_options
 from ..models.create import create_model
 from .find import FOLDER_PREFIX, HUB_PREFIXES, check_model_name, source_of
 from .names import ARGS, ATTENTION, BEST, CURVE, KEY, METRICS, SUMMARY, WEIGHT_SUFFIXES, WEIGHTS
@@ -34,13 +33,10 @@ CFG_KEYS = frozenset((
     'architecture', 'tag', 'num_classes', 'input_size', 'fixed_input_size', 'min_input_size', 'interpolation',
     'crop_pct', 'crop_mode', 'mean', 'std', 'pool_size', 'first_conv', 'classifier', 'label_names',
     'label_descriptions'))
-_MODEL_ARGUMENTS = frozenset((
-    'in_chans', 'global_pool', 'img_size', 'drop_rate', 'drop_path_rate', 'proj_drop_rate', 'attn_drop_rate',
-    *ASR_KEYWORDS, *gate_options(), 'gate', 'dia', 'dia_act', 'dia_cell', 'dia_cells', 'dia_stages', 'dia_shared_norm',
-    'no_norm', 'no_skip', 'last_norm_init', 'layers', 'channels', 'depth', 'depths', 'dims', 'embed_dim', 'num_heads',
-    'mlp_ratio', 'patch_size', 'depth_multiplier', 'width', 'stem_width', 'stem_type', 'stem_chs', 'output_stride',
-    'cardinality', 'base_width', 'avg_down', 'class_token', 'init_values', 'ls_init_value', 'act_layer', 'norm_layer',
-    'dynamic_img_size', 'qk_norm', 'pre_norm'))
+#: Arguments of timm's ``create_model`` and builder that a configuration has no say in.
+_NOT_ITS_OWN = frozenset((
+    'model_name', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_strict', 'checkpoint_path',
+    'cache_dir', 'device', 'dtype', 'scriptable', 'exportable', 'no_jit', 'features_only', 'num_classes'))
 
 
 def as_source(what: nn.Module | str | os.PathLike | Source, use_ema: bool = False) -> Source:
@@ -132,18 +128,20 @@ def _open_folder(folder: Path, use_ema: bool, shape: Mapping[str, Any], kwargs: 
     facts = {key: value for key, value in (config.get(KEY) or {}).items() if key not in (
         'weights_sha256', 'created', 'exported_with', 'files', 'format', 'code', 'dtype')}
     attached = facts.get('form') == 'trainable' and facts.get('asr')
-    model = create_trainable(folder) if attached else _create(f'{FOLDER_PREFIX}{folder}', True, shape, kwargs)
+    model = (create_trainable(folder, shape, **kwargs) if attached else
+             _create(f'{FOLDER_PREFIX}{folder}', True, shape, kwargs))
     facts = facts or {'model': name_of(model)}
     return Source(model, facts, label_names=label_names_of(model, config), metrics=read_metrics(folder),
                   files=_files_beside(folder, {}, True))
 
 
-def create_trainable(folder: str | Path) -> nn.Module:
+def create_trainable(folder: str | Path, shape: Mapping[str, Any] | None = None, **kwargs: Any) -> nn.Module:
     """The model of a folder that :func:`timm_asr.save_fused` wrote, or of ``trainable`` inside it, in train mode.
 
     ASR that is registered under a name of its own comes with that name; ASR that was attached to another model's name
     is attached again. Of the configuration, which may come from the Hub, the registered architecture, plain values as
     its arguments and the keywords of ASR are used; the weights are those of this folder, wherever it says others are.
+    ``shape`` and ``kwargs`` are those that :func:`open_source` was asked for.
     ``BadInput``: the folder is not one of weights, or they do not fit.
     """
     folder = Path(folder)
@@ -151,13 +149,15 @@ def create_trainable(folder: str | Path) -> nn.Module:
     name, section = config['architecture'], config.get(KEY) or {}
     check_model_name(name)
     args = {key: value for key, value in (config.get('model_args') or {}).items()
-            if key in _MODEL_ARGUMENTS and not isinstance(value, Mapping)}
+            if key not in _NOT_ITS_OWN and not isinstance(value, Mapping)}
     asr = (section.get('asr') or {}) if section.get('form') == 'trainable' else {}
     args |= {key: value for key, value in asr.items() if key in ASR_KEYWORDS}
     said = {**(config.get('pretrained_cfg') or {}), **{key: config[key] for key in ('label_names',) if key in config}}
     cfg = {key: value for key, value in said.items() if key in CFG_KEYS}
     try:
-        model = create_model(name, num_classes=config.get('num_classes', cfg.get('num_classes')), **args)
+        classes = config.get('num_classes', cfg.get('num_classes'))
+        asked = {'num_classes': classes, **args, **{key: value for key, value in kwargs.items() if value is not None}}
+        model = create_model(**resolve_model_input_args(name, dict(shape or {}), **asked))
         model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
     except Exception as error:  # constructors raise whatever they like
         raise BadInput(f'{folder} cannot be loaded ({first_line(error)})') from None
@@ -186,7 +186,8 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 def trained_as(content: Mapping[str, Any]) -> dict[str, Any]:
     """What a training checkpoint says about its model: ``model`` and the options that shaped it; empty if nothing."""
     args = content.get('args') or {}
-    keys = ('num_classes', 'in_chans', 'img_size', 'input_size', 'gp', 'model_kwargs', 'asr', 'last_norm_init')
+    keys = ('num_classes', 'in_chans', 'img_size', 'input_size', 'gp', 'bn_eps', 'model_kwargs', 'asr',
+            'last_norm_init')
     found = {key: args[key] for key in keys if args.get(key) not in (None, '', {})}
     name = content.get('arch') or args.get('model')
     return {'model': name, **found} if isinstance(name, str) else found
@@ -208,8 +209,8 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any]
         shape = {**shape, 'img_size': said.get('img_size'), 'input_size': said.get('input_size')}
     if shape['in_chans'] is None and shape['input_size'] is None:
         shape['in_chans'] = said.get('in_chans') or (said.get('input_size') or [None])[0]
-    kwargs = {**(said.get('model_kwargs') or {}), 'global_pool': said.get('gp'), 'asr': said.get('asr'),
-              **{key: value for key, value in kwargs.items() if value is not None}}
+    kwargs = {'global_pool': said.get('gp'), 'bn_eps': said.get('bn_eps'), 'asr': said.get('asr'),
+              **(said.get('model_kwargs') or {}), **{key: value for key, value in kwargs.items() if value is not None}}
     if kwargs['asr']:
         # The weights know their sites, whatever is found by default.
         kwargs.setdefault('asr_sites', list(dict.fromkeys(

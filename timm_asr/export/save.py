@@ -24,6 +24,7 @@ from ..checkpoints.provenance import file_sha256, provenance_of
 from ..checkpoints.source import Source, class_names, models_inside, name_of, to_float32
 from ..gates.forms import InferenceForm
 from ..gates.gate import ChannelGate
+from ..gates.shared import SharedUnit
 from ..gates.table import gate_options
 from ..inference.compare import random_images, relative_difference, same_function, tolerance
 from ..models.counts import count_parameters
@@ -169,7 +170,7 @@ def _cfg(model: nn.Module) -> dict[str, Any]:
 def _plain_arguments(model: nn.Module) -> dict[str, Any]:
     """Constructor arguments of the plain architecture, those of ASR dropped."""
     drop = ('asr', 'last_norm_init', *VECTOR_KEYWORDS)
-    if not any(isinstance(m, ChannelGate) for m in model.modules()):
+    if not any(isinstance(m, ChannelGate | SharedUnit) for m in model.modules()):
         drop += tuple(gate_options())  # they were those of ASR's gates alone
     return {name: value for name, value in get_model_args(model).items() if name not in drop}
 

@@ -77,8 +77,9 @@ class ChannelGate(nn.Module):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: ``pool`` is global average pooling, or averages over ``grids``, and so commutes with a layer of one pixel.
-        self.averages = type(self).pool is ChannelGate.pool
+        #: ``pool`` is global average pooling, or averages over ``grids``, and so commutes with a layer of one pixel;
+        #: and ``scale`` multiplies.
+        self.averages = type(self).pool is ChannelGate.pool and type(self).scale is ChannelGate.scale
 
     def pool(self, x: Tensor) -> Tensor:
         """Global average pooling, (B, C, H, W) -> (B, C): Eq. 3."""

@@ -69,12 +69,3 @@ class IEBN2d(nn.Module):
         u = average_pool(x).flatten(1)
         scale = self.weight * torch.addcmul(self.gate_bias, u, self.gate_weight).sigmoid()
         return torch.addcmul(self.bias[:, None, None], self.norm(x), scale[..., None, None])
-
-    @torch.jit.ignore
-    @torch.no_grad()
-    def without_attention(self, v: Tensor) -> nn.BatchNorm2d:
-        """The BatchNorm that is left where the attention is a constant v, (C,): gamma * v in the place of gamma."""
-        plain = nn.BatchNorm2d(
-            len(self.weight), self.norm.eps, self.norm.momentum, device=self.weight.device, dtype=self.weight.dtype)
-        plain.load_state_dict({**self.norm.state_dict(), 'weight': self.weight * v, 'bias': self.bias})
-        return plain.train(self.training)

@@ -199,7 +199,7 @@ class SPE(ChannelGate):
             return None
         if self.reweight not in ('shared', 'none'):
             return GateForm('output', MaxMinPool(), Excite(self))
-        high, low = (self.fixed_mix, 1 - self.fixed_mix) if self.mix is None else self.shares().double()
+        high, low = (self.fixed_mix, 1 - self.fixed_mix) if self.mix is None else double(self.shares())
         w = double(self.exc_weight)
         weights, biases = [torch.stack([high * w, low * w])], [double(self.exc_bias)]
         if self.rew_weight is not None:

@@ -29,7 +29,8 @@ class Tracer(fx.Tracer):
         self.leaves = set(leaves)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self.leaves or isinstance(m, self.kinds) or super().is_leaf_module(m, module_qualified_name)
+        return (m in self.leaves or isinstance(m, (*self.kinds, FrozenBatchNorm2d))
+                or super().is_leaf_module(m, module_qualified_name))
 
 
 def foldable(conv: nn.Module, bn: nn.Module) -> bool:
@@ -86,7 +87,7 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
     for conv_name, bn_name in find_pairs(module):
         conv, bn = module.get_submodule(conv_name), module.get_submodule(bn_name)
         mode = conv.training
-        folded = fuse_conv_bn_eval(conv.eval(), bn).train(mode)
+        folded = fuse_conv_bn_eval(conv.eval(), bn.eval()).train(mode)
         module.set_submodule(conv_name, PointwiseConv2d.of(folded) if PointwiseConv2d.fits(folded) else folded)
         act = nn.Sequential(bn.drop, bn.act) if isinstance(bn, BatchNormAct2d | FrozenBatchNormAct2d) else nn.Identity()
         module.set_submodule(bn_name, act.train(mode))

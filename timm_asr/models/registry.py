@@ -9,7 +9,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import nn
 
-from ..gates.table import list_gates, list_units
+from ..gates.table import list_gates, list_units, takers
 from .authors import checkpoint_filter_fn
 from .pretrained import with_shipped
 
@@ -109,7 +109,8 @@ def _build(backbone: Backbone, name: str, pretrained: bool, **kwargs: Any) -> nn
     if 'block_args' in own:
         kwargs['block_args'] = {**own['block_args'], **(kwargs.get('block_args') or {})}
     kwargs = {**own, **kwargs}
-    for gate in (kwargs.get('gate'), kwargs.get('asr'), kwargs.get('dia')):
+    gates = [kwargs[key] for key in ('gate', 'asr', 'dia') if kwargs.get(key)]
+    for gate in gates if set(gates) <= set(takers('rd_ratio')) else ():
         if gate in backbone.rd_ratios:
             kwargs.setdefault('rd_ratio', backbone.rd_ratios[gate])
     kwargs.setdefault('pretrained_filter_fn', checkpoint_filter_fn)
