@@ -95,12 +95,13 @@ def section(plan: Plan, rows: Sequence[dict[str, Any]], margin: float) -> str:
 
 
 def conclusion(plan: Plan, whole: Sequence[dict[str, Any]], margin: float) -> list[str]:
-    """The verdicts, with a line above them; nothing where there is no control or one seed alone."""
+    """The verdicts, with a line above them; nothing where there is no control."""
     control = better_control(plan, whole)
     if control is None or not whole:
         return []
-    if len(whole) < 2 * len(plan.arms):
-        return [f'{plan.name}: one seed so far, which decides nothing.']
+    seeds = len(whole) // len(plan.arms)
+    if seeds < 5:
+        return [f'{plan.name}: {seeds} seed{"s" * (seeds > 1)}, which describe{"s" * (seeds == 1)} and cannot decide.']
     return [f'{plan.name}: against the better control, {control!r}, by the rule of the plan:',
             '\n'.join(verdicts(plan, whole, control, margin))]
 

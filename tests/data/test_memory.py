@@ -123,6 +123,12 @@ def test_images_to_train_on_and_images_held_out(archive, tmp_path):
         loaders(archive, tmp_path, '--train-images', 900, '--holdout', 200)
 
 
+def test_grey_images_with_an_axis_for_their_one_channel(tmp_path):
+    arrays = {'x': np.zeros((9, 8, 8, 1), np.uint8), 'y': np.arange(9) % 2}
+    np.savez(tmp_path / 'a.npz', **{f'{key}_{part}': a for key, a in arrays.items() for part in ('train', 'test')})
+    assert loaders(tmp_path / 'a.npz', tmp_path, '--batch-size', 4).train.images.shape == (9, 3, 10, 10)
+
+
 @pytest.mark.parametrize(('arrays', 'reason'), [
     ({'x': 1}, "no array 'x_train', only x"),
     ({'x_train': np.zeros((2, 8, 8, 3)), 'y_train': np.zeros(2)}, 'in float64'),

@@ -47,6 +47,19 @@ def test_keeps_last_best_and_the_best_few(options, metrics, best, kept, tmp_path
     assert find_checkpoint(tmp_path)[0] == tmp_path / 'last.pth.tar'
 
 
+@pytest.mark.parametrize(('keep', 'best'), [(3, {'model_best.pth.tar': 1}), (0, {})])
+def test_going_on_from_an_older_checkpoint(keep, best, tmp_path):
+    saver = Saver(tmp_path, keep=keep)
+    for epoch, metric in enumerate((10.0, 20.0, 15.0, 40.0)):
+        saver.save(state(epoch), epoch, metric)
+        if epoch == 2:
+            older = saver.state_dict()
+    again = Saver(tmp_path, keep=keep)
+    again.load_state_dict(older)
+    again.settle_best()
+    assert {name: epoch for name, epoch in epochs_of(tmp_path).items() if name == 'model_best.pth.tar'} == best
+
+
 @pytest.mark.parametrize('when', range(1, 13))
 def test_killed_at_any_call_of_a_save(when, tmp_path):
     """SIGKILL at the n-th system call that matters; afterwards the saver catches up as if nothing had happened."""
@@ -160,9 +173,11 @@ def test_another_runs_checkpoints_stay(folder):
         open_run_folder(options(folder.parent, experiment='run'), 16)
     assert '--overwrite' in str(error.value)
     assert {path.name: path.read_bytes() for path in folder.glob('*.pth.tar')} == before
+    for name in ('model.safetensors', 'config.json', 'metrics.json', 'curve.png'):
+        (folder / name).touch()
     *_, lock = open_run_folder(options(folder.parent, experiment='run', overwrite=True), 16)
     lock.close()
-    assert not list(folder.glob('*.pth.tar'))
+    assert [path.name for path in folder.iterdir()] == ['.lock']
 
 
 def test_a_folder_of_this_second_gets_a_number(tmp_path, monkeypatch):

@@ -89,6 +89,7 @@ def test_what_is_wrong_in_yaml_is_said(text, said, tmp_path, capsys):
 
 @pytest.mark.parametrize(('argv', 'said'), [
     (['--batchsize', '3'], 'unknown option --batchsize; did you mean --batch-size?'),
+    (['--conf', 'c.yaml'], 'unknown option --conf; did you mean --config?'),
     (['a', 'b'], "'b' belongs to no option"), (['--lr', 'x'], "argument --lr: invalid float value: 'x'"),
     (['--clip-mode', 'agc'], 'invalid choice')])
 def test_what_is_wrong_on_the_line_is_said(argv, said, capsys):

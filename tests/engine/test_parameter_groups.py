@@ -15,7 +15,7 @@ from timm_asr.errors import BadInput
 
 def optimizer(model, **changes):
     options = {'opt': 'sgd', 'lr': 0.1, 'weight_decay': 0.0, 'momentum': 0.9, 'decay_all': False, 'psi_lr': None,
-               'site_lr': None, 'layer_decay': None, 'opt_kwargs': {'nesterov': False}}
+               'site_lr': None, 'layer_decay': None, 'sched': 'cosine', 'opt_kwargs': {'nesterov': False}}
     return make_optimizer(model, argparse.Namespace(**options | changes))
 
 
@@ -40,6 +40,8 @@ def test_sites_learn_at_their_own_rate(decay_all):
         assert sum(len(group['params']) for group in found.param_groups) == len(list(model.parameters()))
     with pytest.raises(BadInput, match='layer-decay'):
         optimizer(model, site_lr=0.25, layer_decay=0.9)
+    with pytest.raises(BadInput, match='--sched none'):
+        optimizer(model, site_lr=0.25, sched='none')
 
 
 def test_psi_learns_at_its_own_rate():

@@ -3,6 +3,7 @@
 import csv
 import logging
 import random
+import shutil
 import sys
 import tarfile
 import types
@@ -57,10 +58,21 @@ def test_a_class_map_orders_the_classes(images, tmp_path):
     assert loaders.classes_of(job.datasets[0]) == {'class2': 0, 'class0': 1, 'class1': 2}
 
 
+def test_classes_of_both_splits_have_the_same_numbers(images, tmp_path):
+    folder = shutil.copytree(images, tmp_path / 'images')
+    shutil.rmtree(folder / 'validation' / 'class1')
+    with pytest.raises(BadInput, match="'class2', which the training data has as 2 instead of 1: give both"):
+        train(['--data-dir', folder], tmp_path)
+    (tmp_path / 'map.txt').write_text('class0\nclass1\nclass2\n')
+    train(['--data-dir', folder, '--class-map', tmp_path / 'map.txt'], tmp_path)
+
+
 def test_iterable_data(tmp_path, monkeypatch):
     """A reader that only iterates, as those of hfids/, tfds/ and wds/ do."""
     class Reader:
         epochs = []
+        class_to_idx = {}
+        root = str(tmp_path)
 
         def __iter__(self):
             for index in range(14):
@@ -93,12 +105,6 @@ def test_no_prefetcher_and_pin_mem(images, tmp_path, monkeypatch):
     assert job.training.loaders.mixer is not None
     metrics = job.fuse()
     assert metrics['top1'] == metrics['top1_folded']
-
-
-def test_multi_epochs_loader(images, tmp_path):
-    job = train(['--data-dir', images, '--use-multi-epochs-loader', '-j', 1, '--epochs', 2], tmp_path)
-    assert type(job.training.loaders.train.loader).__name__ == 'MultiEpochsDataLoader'
-    assert len(rows(tmp_path)) == 2
 
 
 def test_wandb_gets_every_row(images, tmp_path, monkeypatch, caplog):

@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
+from timm_asr.engine.commands.train import parse_args
 from timm_asr.errors import BadInput
-from timm_asr.experiment.plan import find_plan, read_plan
+from timm_asr.experiment.plan import _DEFAULTS, find_plan, read_plan
 
 PLAN = {
     'name': 'x', 'baseline': 'plain', 'seeds': [0, 1, 2, 3],
@@ -49,6 +50,10 @@ def test_a_budget_scales_epochs_images_and_seeds(write):
     assert plan.seeds == (0,)
     assert plan.budget == 0.25
     assert read_plan(write(base={'train_images': 1000, 'epochs': 3}), 0.5).arms[0].options['train_images'] == 500
+    assert read_plan(write(base={'train_images': 0.5}), 0.5).arms[0].options['train_images'] == 0.25
+    said = {key: value for key, value in vars(parse_args(['--model', 'resnet20'])).items() if key in _DEFAULTS}
+    assert said == _DEFAULTS
+    assert read_plan(write(base={'epochs': 100}), 0.05).arms[0].options['warmup_epochs'] == 0
     for budget in (0, 1.5):
         with pytest.raises(BadInput, match='--budget'):
             read_plan(write(), budget)

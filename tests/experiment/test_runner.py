@@ -153,7 +153,7 @@ def test_a_run_that_diverges_is_counted_and_not_repeated(tmp_path, capsys):
     assert re.search(r'\| wild +\| +0 +\|', shown)
     row = next(csv.DictReader((tmp_path / 'runs' / 'results.csv').open()))
     assert (row['budget'], row['images']) == ('0.5', '80')
-    with pytest.raises(BadInput, match=r"begun with another train_images \(80 instead of 160\)"):
+    with pytest.raises(BadInput, match=r"plain-0 was begun with another decay_epochs \(45 instead of None\)"):
         command(plan, tmp_path / 'runs')
 
 
@@ -168,5 +168,7 @@ def test_faults_are_found_before_the_first_run(tmp_path, capsys):
     with pytest.raises(BadInput, match='--output'):
         experiment.main([str(plan)])
     write(plan, {'plain': {}}, [0])
+    assert command(plan, tmp_path / 'other', '--check') == 0  # nothing was begun there
+    capsys.readouterr()
     assert command(plan, tmp_path / 'third', '--check') == 0
     assert capsys.readouterr().out == 'plain-0\n'

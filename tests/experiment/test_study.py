@@ -75,4 +75,5 @@ def test_only_seeds_that_all_arms_have_are_compared():
     found = rows(plan, {}, seeds=3)[:-1]  # seed 2 lacks the last arm
     assert {row['seed'] for row in study.balanced(plan, found)} == {0, 1}
     assert 'seeds' in study.section(plan, found, 1.0)
+    assert '2 seeds, which describe and cannot decide' in study.section(plan, found, 1.0)
     assert 'no seed by all arms' in study.section(plan, found[:2], 1.0)

@@ -203,10 +203,10 @@ def _scaled_by_site(network: nn.Module) -> dict[ASR, dict[str, torch.Tensor]]:
 
 def _start(network: nn.Module, args: Any) -> None:
     """Forward pre-hook: compute what the sites of the network need."""
-    # A compiler joins small operations by itself; a tracer takes what one site does for all that there is.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or getattr(network, '_is_replica', False):
-        return
-    if forward_ad._current_level >= 0:  # _ScaledStack has no forward-mode derivative
+    # A compiler joins small operations by itself; a tracer takes what one site does for all that there is; and
+    # _ScaledStack has no derivative in forward mode.
+    if (torch.compiler.is_compiling() or torch.jit.is_tracing() or forward_ad._current_level >= 0
+            or getattr(network, '_is_replica', False)):
         return
     end(network)  # a pass that was interrupted
     if within() and any(isinstance(m, ASR) and find(m) for m in network.modules()):  # of a network around this one

@@ -54,6 +54,7 @@ class Npz(Arrays):
             if missing:
                 raise ValueError(f'it has no array {min(missing)!r}, only {", ".join(sorted(arrays)) or "none"}')
             images, labels = arrays[f'x_{part}'], arrays[f'y_{part}'].reshape(-1)
+        images = images[..., 0] if images.shape[3:] == (1,) else images
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
             raise ValueError(f'x_{part} must be (N, H, W) or (N, H, W, C) in uint8 with a label an image, not '
                              f'{images.shape} in {images.dtype} with {len(labels)} labels')

@@ -189,6 +189,8 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Op
     if args.decay_all or args.site_lr is not None or args.psi_lr is not None:
         if args.layer_decay is not None:
             raise BadInput('--layer-decay excludes --decay-all, --site-lr and --psi-lr: each groups the parameters')
+        if args.sched == 'none' and (args.site_lr, args.psi_lr) != (None, None):
+            raise BadInput('--site-lr and --psi-lr work by a schedule, which --sched none is not')
         keywords['param_group_fn'] = partial(parameter_groups, args=args)
     try:
         return create_optimizer_v2(model, **keywords)

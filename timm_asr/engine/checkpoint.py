@@ -19,9 +19,10 @@ import torch
 import torch.distributed as dist
 from timm.models import safe_model_name
 
-from ..checkpoints.names import BEST, LAST, SUMMARY
+from ..checkpoints.names import ATTENTION, BEST, CURVE, LAST, SUMMARY
 from ..checkpoints.read import HASH, hash_of, read_checkpoint
 from ..errors import BadInput, NotACheckpoint, Stopped
+from ..export.place import remove_export
 from .build import title_of
 
 try:
@@ -93,8 +94,8 @@ def _link(source: Path, target: Path) -> None:
 class Saver:
     """Keeps the last checkpoint, the best one (a smaller metric is better if ``decreasing``), and the best ``keep``.
 
-    With ``keep`` 0 no numbered ones stay, and after :meth:`close` the best alone. What cannot be written raises
-    ``SaveFailed``; the checkpoint before it is whole.
+    With ``keep`` 0 no numbered ones stay. What cannot be written raises ``SaveFailed``; the checkpoint before it is
+    whole.
     """
 
     def __init__(self, folder: str | Path, decreasing: bool = False, keep: int = 10) -> None:
@@ -163,6 +164,12 @@ class Saver:
             if stale or (recovery is not None and int(recovery[1]) <= epoch):
                 path.unlink(missing_ok=True)
 
+    def settle_best(self) -> None:
+        """After going on from an older checkpoint: a best one that came later is not of this run."""
+        best, numbered = self.folder / BEST, self.folder / f'checkpoint-{self.best_epoch}.pth.tar'
+        if best.exists() and read_checkpoint(best).get('epoch') != self.best_epoch:
+            _link(numbered, best) if numbered.exists() else best.unlink()
+
     def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> None:
         """Write the state in the middle of an epoch, and drop the one before it."""
         name = f'recovery-{epoch}-{update}.pth.tar'
@@ -172,11 +179,6 @@ class Saver:
     def _write(self, name: str, content: dict[str, Any]) -> None:
         content = {**content, 'version': 2}
         write_atomically(self.folder / name, lambda file: torch.save({**content, HASH: hash_of(content)}, file))
-
-    def close(self) -> None:
-        """The run is done: with ``keep`` 0, one checkpoint is enough."""
-        if self.keep == 0 and (self.folder / BEST).exists():
-            (self.folder / LAST).unlink(missing_ok=True)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -271,8 +273,9 @@ def open_run_folder(args: Any, size: int) -> tuple[Path, Found | None, IO[str]]:
             raise BadInput(f'{folder} holds the checkpoints of another run: go on with it (--resume auto), replace it '
                            '(--overwrite), or name another folder (--experiment)')
         else:
-            for path in [*there, folder / SUMMARY]:
+            for path in [*there, *(folder / name for name in (SUMMARY, CURVE, ATTENTION))]:
                 path.unlink(missing_ok=True)
+            remove_export(folder)
     except OSError as error:
         raise BadInput(f'cannot write into the folder {folder or output} ({error.strerror or error})') from None
     return folder, found, lock

@@ -7,13 +7,8 @@ from ..errors import BadInput
 
 def available_devices() -> list[str]:
     """Device types that this process can compute on, the fastest first; ``cpu`` is always the last."""
-    found = []
-    for name in ('cuda', 'xpu', 'npu', 'hpu', 'mps'):
-        backend = getattr(torch, name, None) if name != 'mps' else torch.backends.mps
-        is_available = getattr(backend, 'is_available', None)
-        if is_available is not None and is_available():
-            found.append(name)
-    return [*found, 'cpu']
+    there = {name: getattr(torch, name, None) for name in ('cuda', 'xpu', 'npu', 'hpu')} | {'mps': torch.backends.mps}
+    return [*(name for name, backend in there.items() if getattr(backend, 'is_available', bool)()), 'cpu']
 
 
 def find_device(name: str | None = None) -> torch.device:

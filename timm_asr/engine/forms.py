@@ -89,7 +89,7 @@ def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_co
     if args.channels_last:
         source.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     figures, inference = compare_forms(source.model, source.facts, loader, device, str(checkpoint))
-    metrics = {**figures, 'split': args.val_split}
+    metrics = {**figures, 'split': f'held out of {args.train_split}' if args.holdout else args.val_split}
     for row in read_summary(folder / SUMMARY)[-1:]:  # the last epoch, beside that which was chosen by its accuracy
         metrics |= {f'{key}_last': float(row[f'eval_{key}']) for key in ('top1', 'top5') if row.get(f'eval_{key}')}
         metrics['epoch_last'] = int(row['epoch'])

@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 #: Options that have timm's name for them.
 _SAME = ('no_aug', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob', 'grayscale_prob',
-         'gaussian_blur_prob', 'worker_seeding', 'use_multi_epochs_loader')
+         'gaussian_blur_prob', 'worker_seeding')
 
 
 @dataclass
@@ -42,7 +42,7 @@ def classes_of(dataset: Any) -> dict[str, int] | None:
     """Class names and indices of a data set, or None if it does not say."""
     for holder in (getattr(dataset, 'reader', None), dataset):
         mapping = getattr(holder, 'class_to_idx', None)
-        if isinstance(mapping, dict):
+        if isinstance(mapping, dict) and mapping:  # readers of shards have an empty one
             return mapping
     names = getattr(dataset, 'classes', None)
     return {str(name): index for index, name in enumerate(names)} if names else None
@@ -98,10 +98,11 @@ def check_classes(args: argparse.Namespace, train: Any, evaluation: Any) -> None
                        f'use --num-classes {count}')
     if count < args.num_classes:
         _logger.warning(f'The data has {count} classes, the model {args.num_classes} outputs (--num-classes).')
-    other = classes_of(evaluation) if evaluation is not None else None
-    if other is not None and set(other) - set(known):
-        extra = sorted(set(other) - set(known))[0]
-        raise BadInput(f'the validation data has the class {extra!r}, which the training data has not')
+    other = (classes_of(evaluation) if evaluation is not None else None) or {}
+    wrong = next((name for name in sorted(other) if other[name] != known.get(name)), None)
+    if wrong is not None:
+        raise BadInput(f'the validation data has the class {wrong!r}, which the training data has ' + (
+            f'as {known[wrong]} instead of {other[wrong]}: give both --class-map' if wrong in known else 'not'))
 
 
 def open_datasets(args: argparse.Namespace, channels: int) -> tuple[Any, Any]:
@@ -111,8 +112,9 @@ def open_datasets(args: argparse.Namespace, channels: int) -> tuple[Any, Any]:
     train = open_dataset(args, True, img_mode)
     # Opened again where a part of it is held out, since that part is not augmented.
     evaluation = open_dataset(args, bool(args.holdout), img_mode) if args.val_split or args.holdout else None
+    # Other data sets than folders, NAME/..., have one root and splits of their own in it.
     roots = [getattr(getattr(dataset, 'reader', None), 'root', None) for dataset in (train, evaluation)]
-    if roots[0] is not None and roots[0] == roots[1] and not args.holdout:
+    if '/' not in (args.dataset or '') and roots[0] is not None and roots[0] == roots[1] and not args.holdout:
         raise BadInput(f'{args.data_dir} has no splits {args.train_split} and {args.val_split}: training and '
                        'validation would be on the same images; --holdout N keeps N of them for validation')
     check_classes(args, train, evaluation)
@@ -191,15 +193,13 @@ def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets
     quiet_workers(train_loader)
     if pad and not args.no_aug:
         pad_and_crop(train_loader.dataset.transform, data_config['input_size'][1:])
-    if args.use_multi_epochs_loader:
-        _logger.warning('--use-multi-epochs-loader reads ahead of the epoch: a resumed run will not repeat it exactly.')
     if not iterable and not len(train_loader):
         raise BadInput(f'{len(train)} training images do not fill one batch of {args.batch_size}; '
                        'use a smaller --batch-size')
     batch_size = float(args.batch_size)
     if args.train_img_sizes:
         batch_size = train_loader.batch_sampler.average_batch_size
-    elif not (mixer or splits or args.distributed or args.use_multi_epochs_loader):
+    elif not (mixer or splits or args.distributed):
         train_loader = in_memory(train_loader, data_config['input_size'], True, args.seed) or train_loader
     eval_loader = None
     if evaluation is not None:

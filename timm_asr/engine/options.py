@@ -103,12 +103,12 @@ CONFIG_OPTIONS = [
     switch('--print-config', 'print everything as resolved, as YAML, and stop'),
 ]
 #: Options that the ``args.yaml`` of an older run may have.
-_GONE = ('fuse_every', 'log_tensorboard')
+_GONE = ('fuse_every', 'log_tensorboard', 'use_multi_epochs_loader')
 
 
 def build_parser(options: Sequence[Option], prog: str | None = None, description: str = '') -> Parser:
     """The ``argparse`` parser of these options, grouped by heading."""
-    parser = Parser(prog=prog, description=description)
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
     groups: dict[str, Any] = {}
     for option in options:
         if option.group not in groups:
@@ -151,9 +151,10 @@ def _read_config(path: Path, options: Sequence[Option], parser: Parser, refuse: 
     keys = []
     for name, value in content.items():
         key = str(name).replace('-', '_')
+        if value:
+            refuse('--' + key.replace('_', '-'))
         if key in _GONE:
             continue
-        refuse('--' + key.replace('_', '-'))
         if key not in known:
             parser.error(f'unknown key {name!r}; did you mean {nearest(key, list(known))[0]!r}?')
         if isinstance(value, list | dict) and known[key].keywords.get('nargs') in (None, '?'):

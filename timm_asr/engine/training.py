@@ -52,8 +52,7 @@ def start_device(args: argparse.Namespace) -> torch.device:
     args.device = str(find_device(args.device))
     device = init_distributed_device(args)
     fast_matmul(device)
-    if args.fast_norm:
-        set_fast_norm()
+    set_fast_norm(args.fast_norm)
     random_seed(args.seed, args.rank)
     return device
 
@@ -159,6 +158,8 @@ class Run:
             _logger.info(f'Going on from {checkpoint} at epoch {first}.')
             if saver.last is not None and checkpoint.samefile(saver.last):
                 saver.settle(content['epoch'])
+            else:
+                saver.settle_best()
         self.wandb = start_wandb(args, self.folder.name)
         if args.save_images:
             training.save_images = self.folder
@@ -249,7 +250,6 @@ class Run:
         if self.saver.best_metric is not None:
             _logger.info(f'Best {self.metric}: {self.saver.best_metric:.4f} in epoch {self.saver.best_epoch}.')
         metrics = None if self.args.no_fuse else self.fuse()
-        self.saver.close()
         plot_run(self.folder, open_source(best, self.use_ema).model.float().eval() if best is not None else None)
         list_in_manifest(self.folder, (ARGS, SUMMARY, CURVE, ATTENTION))
         if metrics is not None:

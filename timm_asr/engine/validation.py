@@ -21,20 +21,9 @@ from ..checkpoints.find import expand_names
 from ..checkpoints.read import is_folder_of_weights
 from ..errors import BadInput
 from ..models.counts import count_parameters
+from . import inputs
 from .device import find_device
 from .evaluate import Totals, evaluate
-from .inputs import (
-    DTYPES,
-    autocast,
-    check_noise,
-    compiled,
-    fast_matmul,
-    inference_form,
-    open_data,
-    open_model,
-    settle_data,
-    with_smaller_batches,
-)
 from .interrupt import deferred_interrupts
 from .loaders import label_names, make_eval_loader
 from .progress import setup_logging
@@ -67,7 +56,7 @@ def by_class(pairs: torch.Tensor, names: Sequence[str] | None = None) -> list[di
 
 def _check(args: argparse.Namespace) -> torch.device:
     """Everything about the options that can be wrong before a model is made."""
-    check_noise(args)
+    inputs.check_noise(args)
     device = find_device(args.device)
     check_results_file(args.results_file)
     if args.amp and args.model_dtype not in (None, 'float32'):
@@ -79,7 +68,7 @@ def _check(args: argparse.Namespace) -> torch.device:
         raise BadInput('--metrics-avg needs scikit-learn: pip install scikit-learn')
     if args.batch_size < 1 or args.log_freq < 1:
         raise BadInput('--batch-size and --log-freq must be at least 1')
-    settle_data(args)
+    inputs.settle_data(args)
     return device
 
 
@@ -107,19 +96,19 @@ def _real_labels(path: str, dataset: Any) -> RealLabelsImagenet | None:
 
 def validate(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Validate one model; returns the row of timm's script. ``BadInput``: options, weights or data cannot work."""
-    fast_matmul(device)
-    dtype = DTYPES[args.model_dtype] if args.model_dtype else torch.float32
+    inputs.fast_matmul(device)
+    dtype = inputs.DTYPES[args.model_dtype] if args.model_dtype else torch.float32
     timm.utils.random_seed(args.seed)
     set_fast_norm(args.fast_norm)
 
-    model, data_config = open_model(args)
+    model, data_config = inputs.open_model(args)
     name = args.model or args.checkpoint
-    model = inference_form(model, name, args.reparam, args.fold_bn)
+    model = inputs.inference_form(model, name, args.reparam, args.fold_bn)
     param_count = count_parameters(model)
     _logger.info(f'Model {name} created, param count: {param_count}')
     num_classes = model.num_classes
     valid_labels = _valid_labels(args.valid_labels, num_classes)
-    dataset = open_data(args, data_config, len(valid_labels) if valid_labels else num_classes)
+    dataset = inputs.open_data(args, data_config, len(valid_labels) if valid_labels else num_classes)
     if args.test_pool:
         model, changed = apply_test_time_pool(model, data_config)
         data_config = data_config | ({'crop_pct': 1.0} if changed else {})
@@ -128,7 +117,7 @@ def validate(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     model = model.to(device=device, dtype=dtype)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    model = compiled(model, args)
+    model = inputs.compiled(model, args)
     if args.num_gpu > 1:
         model = nn.DataParallel(model, device_ids=list(range(args.num_gpu)))
     _logger.info(f'Validating in {args.amp_dtype + " mixed precision" if args.amp else dtype}.')
@@ -148,9 +137,10 @@ def validate(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             _logger.info(f'Test: [{index:>4d}/{len(loader)}]  ({rate:>7.2f}/s)  '
                          f'Loss: {now["loss"]:>6.4f}  Acc@1: {now["top1"]:>7.3f}  Acc@5: {now["top5"]:>7.3f}')
 
+    amp = inputs.DTYPES[args.amp_dtype] if args.amp else None
     with deferred_interrupts():
         figures = evaluate(model, loader, nn.CrossEntropyLoss().to(device), device=device, dtype=dtype,
-                           amp_autocast=autocast(device, DTYPES[args.amp_dtype] if args.amp else None, args.bn_noise),
+                           amp_autocast=inputs.autocast(device, amp, args.bn_noise),
                            channels_last=args.channels_last, valid_labels=valid_labels, on_output=on_output,
                            on_batch=on_batch)
     if not math.isfinite(figures['loss']):
@@ -177,7 +167,7 @@ def _try(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         return validate(args, device)
 
     try:
-        row = with_smaller_batches(run, args.batch_size, 'validation')
+        row = inputs.with_smaller_batches(run, args.batch_size, 'validation')
     except BadInput as error:
         row = {'error': str(error)}
     if 'error' in row:

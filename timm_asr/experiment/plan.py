@@ -26,7 +26,10 @@ TABLES = Path(__file__).resolve().parent / 'tables'
 _KEYS = ('name', 'base', 'arms', 'seeds', 'baseline', 'note', 'halving')
 #: Options that count epochs, which a budget scales, and the least of each.
 _EPOCHS = {'epochs': 1, 'warmup_epochs': 0, 'cooldown_epochs': 0, 'decay_epochs': 0, 'decay_milestones': 1,
-           'patience_epochs': 1}
+           'patience_epochs': 1, 'mixup_off_epoch': 0}
+#: What ``train.py`` takes of them where neither plan nor recipe says it.
+_DEFAULTS = {'epochs': 300, 'warmup_epochs': 5, 'decay_epochs': 90.0, 'decay_milestones': [90, 180, 270],
+             'patience_epochs': 10}
 #: What every run has unless the plan says otherwise: only its last epoch is measured.
 QUIET = {'val_interval': 10 ** 6, 'log_interval': 10 ** 6, 'no_fuse': True, 'no_progress': True}
 
@@ -151,8 +154,8 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
         options.pop('config', None)
         if budget != 1:
             images = options.get('train_images') or 1
-            options = scale_epochs(options, budget)
-            options['train_images'] = round(images * budget) if images > 1 else budget
+            options = scale_epochs({**_DEFAULTS, **options}, budget)
+            options['train_images'] = round(images * budget) if images > 1 else images * budget
         found.append(Arm(name, options, '' if name == against else against, own.get('reported')))
     rounds, keep = _halving(path, content['halving'], found) if content.get('halving') else ((), 0.5)
     plan = Plan(str(content.get('name', Path(path).stem)), tuple(found),

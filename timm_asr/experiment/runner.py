@@ -54,9 +54,9 @@ def check_plan(plan: Plan, folder: Path, parse_args: Parse) -> None:
 
 
 def _write_options(run: Run, place: Path) -> None:
-    """Write the options of a run into its folder, or see that it was made with the same ones."""
+    """Write the options of a run into its folder, or see that it was begun with the same ones."""
     path = place / OPTIONS
-    if path.is_file():
+    if path.is_file() and any(other != path for other in place.iterdir()):
         before = read_yaml(path)
         differing = sorted(key for key in {*before, *run.options} if before.get(key) != run.options.get(key))
         if differing:

@@ -169,14 +169,13 @@ OPTIONS: list[Option] = [
         value('--log-interval', int, 50, 'updates between log lines'),
         value('--val-interval', int, 1, 'epochs between validations'),
         value('--recovery-interval', int, 0, 'updates between checkpoints inside an epoch; 0 for none'),
-        value('--checkpoint-hist', int, 10, 'best checkpoints to keep; 0 leaves one file when the run is done'),
+        value('--checkpoint-hist', int, 10, 'best checkpoints to keep beside the last and model_best'),
         *pick('workers pin-mem no-prefetcher'),
         switch('--save-images', 'save a batch of training images at every log line'),
         value('--output', str, '', 'folder of the run folders; ./output/train if empty', metavar='DIR'),
         value('--experiment', str, '', 'name of the run folder; time, model and size if empty'),
         switch('--overwrite', 'replace the run that is in the folder of --experiment'),
         value('--eval-metric', str, 'top1', 'what makes a checkpoint the best', choices=('top1', 'top5', 'loss')),
-        switch('--use-multi-epochs-loader', 'keep the loader running between epochs'),
         switch('--log-wandb', 'log to Weights & Biases'),
         value('--wandb-project', str, None, 'its project'),
         value('--wandb-tags', str, [], 'its tags', nargs='+', metavar='TAG'),
@@ -207,6 +206,7 @@ _DISTILL = f'knowledge distillation {_TIMMS}'
 REFUSED = {
     '--fuser': "PyTorch's JIT fusers are superseded; use --torchcompile",
     '--tta': "timm's loaders make no oversampled copies, so the factor would average different images",
+    '--use-multi-epochs-loader': 'loading workers live on between epochs without it',
     '--naflex-*': f'NaFlex loading {_TIMMS}',
     '--kd-*': _DISTILL, '--distill-loss-weight': _DISTILL, '--task-loss-weight': _DISTILL,
 }
