@@ -86,7 +86,7 @@ def plot_arms(title: str, values: Mapping[str, Sequence[float]], path: Path, cap
         error = runs.std(ddof=1) / len(runs) ** 0.5 if len(runs) > 1 else 0
         axes.errorbar(runs.mean(), row, xerr=error, fmt='|', color='black', markersize=14, capsize=3)
     axes.set_yticks(range(len(shown)), [f'{name} ({len(runs)})' for name, runs in shown.items()])
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel('top-1 of the last epoch, % (bar: mean ± standard error)')
     save(figure, path, title, caption)
 
