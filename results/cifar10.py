@@ -110,7 +110,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     pooled, degrees, half = significance(rows)
     images = rows[0]['images']
-    sampling = 100 * math.sqrt(0.91 * 0.09 / images)
+    right = statistics.mean(row['top1'] for row in rows) / 100
+    sampling = 100 * math.sqrt(right * (1 - right) / images)
     shown = [{key: value for key, value in row.items() if key != 'checkpoint_sha256'} for row in rows]
     return f"""# Small models on CIFAR-10
 

@@ -75,15 +75,16 @@ def test_stripes_over_the_epochs_of_a_run(command, tmp_path):
 
 
 def test_stripes_of_a_detector(command, tmp_path):
-    model = create_detector('retinanet', 'resnet18_se', num_classes=4)
+    model = create_detector('retinanet', 'resnet18_se', 4, fpn_channels=32, backbone_kwargs={'se_bias': False})
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'detector.pth')
     for number in range(3):
-        path = tmp_path / 'data' / 'validation' / f'class{number % 2}' / f'{number}.png'
+        path = tmp_path / 'data' / f'{number}.png'  # as COCO's val2017
         path.parent.mkdir(parents=True, exist_ok=True)
         # Wide, so that the detector does not make it large.
         Image.new('RGB', (600 + 10 * number, 10), (number, 99, 30)).save(path)
     _, folder = command(
-        'stripes --detector retinanet --model resnet18_se --checkpoint TMP/detector.pth --data-dir TMP/data -j 0')
+        'stripes --detector retinanet --model resnet18_se --model-kwargs se_bias=False --checkpoint TMP/detector.pth '
+        '--data-dir TMP/data -j 0')
     told = json.loads((folder / 'stripes.json').read_text())
     assert (told['model'], told['images'], len(told['gates'])) == ('retinanet on resnet18_se', 3, 8)
     images = [torch.tensor([n, 99, 30]).view(3, 1, 1).expand(3, 10, 600 + 10 * n) / 255 for n in range(3)]
@@ -95,6 +96,10 @@ def test_gradcam(command, tmp_path):
     pytest.importorskip('pytorch_grad_cam')
     for seed in (0, 1):
         checkpoint_of('resnet20', tmp_path / f'{seed}.pth.tar', seed)
+    _, folder = command(f'gradcam --checkpoint TMP/0.pth.tar TMP/1.pth.tar {DATA} --images 22 --samples 0')
+    shown = [(row['image'], row['model']) for row in json.loads((folder / 'gradcam.json').read_text())['scores']]
+    assert shown == [
+        (i, name) for name in ('resnet20', 'resnet20 (2)') for i in range(22)]
     _, folder = command(
         f'gradcam --checkpoint TMP/0.pth.tar TMP/1.pth.tar --labels one two {DATA} --images 3 --samples 25')
     assert files(folder) == {'gradcam.csv', 'gradcam.json', 'gradcam.png'}
@@ -135,11 +140,11 @@ def test_curves_and_scatter(command, tmp_path):
     run_folder(tmp_path / 'a', 'resnet20', 90.0)
     run_folder(tmp_path / 'b', 'resnet20_se', 91.0)
     before = dict(matplotlib.rcParams)
-    _, folder = command('curves TMP/a TMP/b')
+    _, folder = command('curves TMP/a TMP/b TMP/a')
     assert dict(matplotlib.rcParams) == before
     assert files(folder) == {'curves.csv', 'curves.json', 'curves.png'}
     assert [row['run'] for row in csv.DictReader((folder / 'curves.csv').open())] == ['resnet20'] * 3 + [
-        'resnet20_se'] * 3
+        'resnet20_se'] * 3 + ['resnet20 (2)'] * 3
     (tmp_path / 'speed.csv').write_text(
         'model,infer_samples_per_sec,infer_time_ratio,param_count\n'
         'resnet20,100.5,1,0.27\nresnet20_se+reparam,90,1.25,0.28\nother,1,,1\n')
@@ -165,6 +170,7 @@ def test_figures_without_matplotlib_and_of_little(tmp_path, monkeypatch):
      'No module of this ASRCifarResNet weighs channels'),
     ('gradcam --model a b --checkpoint c --dataset digits', '2 names and 1 checkpoints'),
     (f'gradcam --model resnet20.cifar10 {DATA} --layer layer9', "has no module 'layer9'"),
+    (f'gradcam --model resnet20.cifar10 {DATA} --labels a b', '2 labels for 1 models'),
     ('curves TMP', 'no summary.csv in'),
     ('scatter TMP', 'no speeds: give the results file of a benchmark')])
 def test_errors(line, sentence, command):

@@ -49,6 +49,11 @@ def read(text, tmp_path, *argv):
     return parse(OPTIONS, {'--fuser': 'it is gone'}, ['--config', str(config), *argv], prog='x')
 
 
+def test_a_refused_key_that_is_not_set_is_passed_over(tmp_path):
+    """timm's own args.yaml has a key for every flag."""
+    assert read('fuser: ""\nlr: 0.5\n', tmp_path).lr == 0.5
+
+
 def test_command_line():
     args = parse(OPTIONS, {}, ['-b', '4', '--lr=1e-3', '--amp', '--torchcompile', '--model-kwargs', 'a=1', 'b=x'])
     assert (args.batch_size, args.lr, args.amp, args.torchcompile) == (4, 1e-3, True, 'inductor')

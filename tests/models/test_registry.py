@@ -110,11 +110,6 @@ def test_keywords(kwargs, check):
     assert check(timm.create_model('resnet20_asr_se', **kwargs))
 
 
-@pytest.mark.parametrize(('name', 'kwargs'), [('wrn52_4_ie', {'asr': 'se'}), ('wrn52_4_asr_se', {'gate': 'ie'})])
-def test_a_ratio_of_the_backbone_is_no_argument_of_a_gate_without_one(name, kwargs):
-    assert timm.create_model(name, device='meta', **kwargs)
-
-
 def test_keywords_without_meaning_are_refused():
     for keywords in ({'asr_depth': 2}, {'asr_constant': True}):
         with pytest.raises(TypeError, match=f'{next(iter(keywords))} is for models with ASR'):

@@ -29,7 +29,7 @@ def look_layer(model: nn.Module) -> str:
     Of a transformer it is the first norm of the last block: behind it only the class token reaches the classifier.
     """
     blocks = getattr(model, 'blocks', None)
-    if hasattr(model, 'num_prefix_tokens') and hasattr(blocks[-1], 'norm1'):
+    if blocks is not None and hasattr(model, 'num_prefix_tokens') and hasattr(blocks[-1], 'norm1'):
         return f'blocks.{len(blocks) - 1}.norm1'
     return stage_names(model)[-1]
 

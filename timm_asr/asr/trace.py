@@ -60,8 +60,7 @@ class Graph(TorchDispatchMode):
             if isinstance(result, torch.Tensor):
                 index = self._index[id(result)] = len(self.nodes)
                 self._alive.append(result)
-                self.nodes.append(
-                    Node(op, known, tuple(result.shape), before | 1 << index, self._scopes[-1], **where))
+                self.nodes.append(Node(op, known, tuple(result.shape), before | 1 << index, self._scopes[-1], **where))
 
     def members(self, bits: int) -> Iterator[tuple[int, Node]]:
         """The nodes of a set, in order."""

@@ -116,6 +116,7 @@ class Step:
     def _measured(self) -> dict[str, float]:
         if self.device.type != 'cuda':
             return {}
+        self.eager.zero_grad()  # gradients of the step before
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)

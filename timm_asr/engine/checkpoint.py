@@ -105,6 +105,7 @@ class Saver:
         self.best_metric: float | None = None
         self.best_epoch: int | None = None
         self.ranked: list[tuple[int, float | None]] = []  # (epoch, metric), best first
+        self.goes_back = False  #: to an older checkpoint than the last: a best one that came later is not of this run
 
     @property
     def last(self) -> Path | None:
@@ -155,6 +156,10 @@ class Saver:
         last = self.folder / LAST
         if self.best_epoch == epoch:
             _link(last, self.folder / BEST)
+        elif self.goes_back:
+            best = self.folder / f'checkpoint-{self.best_epoch}.pth.tar'
+            _link(best, self.folder / BEST) if best.exists() else (self.folder / BEST).unlink(missing_ok=True)
+        self.goes_back = False
         kept = {number for number, _ in self.ranked}
         if epoch in kept:
             _link(last, self.folder / f'checkpoint-{epoch}.pth.tar')
@@ -163,12 +168,6 @@ class Saver:
             stale = numbered is not None and int(numbered[1]) <= epoch and int(numbered[1]) not in kept
             if stale or (recovery is not None and int(recovery[1]) <= epoch):
                 path.unlink(missing_ok=True)
-
-    def settle_best(self) -> None:
-        """After going on from an older checkpoint: a best one that came later is not of this run."""
-        best, numbered = self.folder / BEST, self.folder / f'checkpoint-{self.best_epoch}.pth.tar'
-        if best.exists() and read_checkpoint(best).get('epoch') != self.best_epoch:
-            _link(numbered, best) if numbered.exists() else best.unlink()
 
     def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> None:
         """Write the state in the middle of an epoch, and drop the one before it."""
@@ -273,9 +272,10 @@ def open_run_folder(args: Any, size: int) -> tuple[Path, Found | None, IO[str]]:
             raise BadInput(f'{folder} holds the checkpoints of another run: go on with it (--resume auto), replace it '
                            '(--overwrite), or name another folder (--experiment)')
         else:
-            for path in [*there, *(folder / name for name in (SUMMARY, CURVE, ATTENTION))]:
+            for path in [*there, folder / SUMMARY, *([folder / CURVE, folder / ATTENTION] if args.overwrite else [])]:
                 path.unlink(missing_ok=True)
-            remove_export(folder)
+            if args.overwrite:
+                remove_export(folder)
     except OSError as error:
         raise BadInput(f'cannot write into the folder {folder or output} ({error.strerror or error})') from None
     return folder, found, lock

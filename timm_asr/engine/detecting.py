@@ -138,8 +138,7 @@ class DetectionRun(Run):
         load_weights(model, best, state_dict_of(read_checkpoint(best), path=best), self.args.model)
         model = model.to(self.device).eval()
         folded = fold_asr(copy.deepcopy(model))
-        metrics: dict[str, Any] = {
-            'parameters': count_parameters(model), 'parameters_folded': count_parameters(folded)}
+        metrics: dict[str, Any] = {'parameters': count_parameters(model), 'parameters_folded': count_parameters(folded)}
         if self.datasets[1] is not None:
             loader = eval_loader(self.args, self.datasets[1])
             before, after = self.figures(model, loader), self.figures(folded, loader)

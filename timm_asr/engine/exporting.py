@@ -17,7 +17,7 @@ from ..checkpoints.names import GATES, GATES_PLOT, PROGRAM, WEIGHTS
 from ..checkpoints.open import open_source
 from ..checkpoints.provenance import dataset_name, file_sha256
 from ..checkpoints.read import first_line
-from ..checkpoints.source import Source, data_config_of, used_data_config
+from ..checkpoints.source import Source, used_data_config
 from ..errors import BadInput, Stopped
 from ..export.graph import check_packages, export_onnx, export_program
 from ..export.int8 import onnx_top1, quantize_onnx
@@ -28,7 +28,7 @@ from ..freeze import FreezeReport, freeze_attention
 from .device import find_device
 from .flags import DATA, IMAGE
 from .forms import compare_forms
-from .inputs import mix, open_data
+from .inputs import data_config_of, mix, open_data
 from .interrupt import deferred_interrupts, stoppable
 from .loaders import label_names, make_eval_loader
 from .progress import setup_logging
@@ -49,9 +49,8 @@ class _Opened:
         step(command, _described(source))
         if args.output:
             refuse_taken(Path(args.output), args.force, {*source.files, *taken})
-        given = {key: getattr(args, key) for key in ('mean', 'std', 'crop_pct', 'interpolation') if getattr(args, key)}
-        self.config = data_config_of(source.model, {**(source.data_config or {}), **given})
-        if source.data_config or given:
+        self.config = data_config_of(args, source.model, source.data_config)
+        if source.data_config or args.mean or args.std or args.crop_pct or args.interpolation:
             source.data_config = used_data_config(self.config)
         if not args.dataset and not args.data_dir and source.model.num_classes == 10:
             args.dataset = 'digits' if source.args.get('dataset') == 'digits' else ''  # which come with this package
@@ -64,7 +63,7 @@ class _Opened:
         dataset = open_data(every, self.config, self.source.model.num_classes)
         if self.source.label_names is None:
             self.source.label_names = label_names(dataset, self.source.model.num_classes)
-        return make_eval_loader(every, {**self.config, 'crop_mode': None}, dataset, self.device, None)
+        return make_eval_loader(every, self.config, dataset, self.device, None)
 
 
 def step(name: str, text: str) -> None:

@@ -112,9 +112,10 @@ def open_datasets(args: argparse.Namespace, channels: int) -> tuple[Any, Any]:
     train = open_dataset(args, True, img_mode)
     # Opened again where a part of it is held out, since that part is not augmented.
     evaluation = open_dataset(args, bool(args.holdout), img_mode) if args.val_split or args.holdout else None
-    # Other data sets than folders, NAME/..., have one root and splits of their own in it.
+    # These have one root, and splits of their own in it.
     roots = [getattr(getattr(dataset, 'reader', None), 'root', None) for dataset in (train, evaluation)]
-    if '/' not in (args.dataset or '') and roots[0] is not None and roots[0] == roots[1] and not args.holdout:
+    inside = (args.dataset or '').startswith(('hfds/', 'hfids/', 'tfds/', 'wds/'))
+    if not inside and roots[0] is not None and roots[0] == roots[1] and not args.holdout:
         raise BadInput(f'{args.data_dir} has no splits {args.train_split} and {args.val_split}: training and '
                        'validation would be on the same images; --holdout N keeps N of them for validation')
     check_classes(args, train, evaluation)

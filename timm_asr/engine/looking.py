@@ -19,6 +19,7 @@ from ..analysis.gradients import stage_gradients
 from ..analysis.stripes import measure_stripes, stripe_differences
 from ..checkpoints.read import first_line, read_checkpoint
 from ..checkpoints.weights import state_dict_of
+from ..data import create_dataset
 from ..detection import create_detector
 from ..errors import BadInput
 from ..figures import gates as draw
@@ -26,9 +27,9 @@ from ..figures.looking import plot_feature_integration, plot_gradients, plot_loo
 from .device import find_device
 from .inputs import mix, open_images, open_model, settle_data
 from .interrupt import deferred_interrupts
-from .loaders import classes_of, open_dataset
+from .loaders import classes_of
 from .progress import setup_logging
-from .runs import caption_of, output_folder, write_tables
+from .runs import caption_of, output_folder, unlike, write_tables
 
 
 def _look(work: Callable[[Namespace, torch.device, Path, str], None]) -> Callable[..., None]:
@@ -44,8 +45,7 @@ def _look(work: Callable[[Namespace, torch.device, Path, str], None]) -> Callabl
                 work(args, device, folder, caption_of(prog, words))
         except (AssertionError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise BadInput(first_line(error) or type(error).__name__) from None
-        for path in sorted(folder.iterdir()):
-            print(f'written {path}')
+        print(f'Results: {folder}')
     return command
 
 
@@ -62,13 +62,17 @@ def _opened(args: Namespace, device: torch.device, count: int | None, untrained:
     if names and files and len(names) != len(files):
         raise BadInput(f'{len(names)} names and {len(files)} checkpoints: give one checkpoint for each name, or the '
                        'names alone')
-    labels = getattr(args, 'labels', None) or []
+    labels: list[str] = getattr(args, 'labels', None) or []
+    taken: list[str] = []
+    if labels and len(labels) != max(len(names), len(files)):
+        raise BadInput(f'{len(labels)} labels for {max(len(names), len(files))} models')
     for index, (name, file) in enumerate(zip_longest(names or [''], files, fillvalue='')):
         model, config = open_model(_with(args, model=name, checkpoint=file), untrained)
         known = name or (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
         loader = open_images(args, model.to(device), config, device)
         mix(loader, count)
-        yield labels[index] if index < len(labels) else known, model, loader, config
+        taken.append(unlike(labels[index] if labels else known, taken))
+        yield taken[-1], model, loader, config
 
 
 def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
@@ -76,10 +80,12 @@ def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
     state = state_dict_of(read_checkpoint(args.checkpoint), args.use_ema, args.checkpoint) if args.checkpoint else {}
     heads = {'roi_heads.box_predictor.cls_score.bias': 1, 'head.classification_head.cls_logits.bias': 9}  # anchors
     classes = next((len(state[key]) // each for key, each in heads.items() if key in state), args.num_classes or 91)
-    model = create_detector(args.detector, args.model, classes, pretrained=args.pretrained, asr=args.asr)
+    pyramid = {'fpn_channels': len(state['backbone.fpn.layer_blocks.0.0.bias'])} if state else {}
+    model = create_detector(args.detector, args.model, classes, pretrained=args.pretrained, asr=args.asr,
+                            backbone_kwargs=args.model_kwargs, **pyramid)
     if state:
         model.load_state_dict(state)
-    dataset = open_dataset(_with(args, val_split=args.split, val_num_samples=args.num_samples), False, 'RGB')
+    dataset = create_dataset(args.dataset, args.data_dir, args.split, input_img_mode='RGB')
     loader = DataLoader(dataset, min(args.batch_size, 4), num_workers=args.workers,
                         collate_fn=lambda batch: ([to_tensor(image) for image, _ in batch], None))
     mix(loader, args.samples)
@@ -109,10 +115,9 @@ def _differences(args: Namespace, device: torch.device, folder: Path, caption: s
         raise BadInput(f'--checkpoints {args.checkpoints}: there are {len(files)} files checkpoint-N.pth.tar, and a '
                        'difference takes two; train with --checkpoint-hist 1000 to keep all')
     epochs = [int(path.name.split('-')[1].split('.')[0]) for path in files]
-    label, _, loader, _ = next(_opened(_with(args, checkpoint=str(files[0])), device, 3))
+    label, _, loader, _ = next(_opened(_with(args, checkpoint=str(files[0]), batch_size=3), device, 3))
     images = next(iter(loader))[0][:3]
-    found = stripe_differences(
-        (open_model(_with(args, checkpoint=str(file)))[0].to(device) for file in files), images)
+    found = stripe_differences((open_model(_with(args, checkpoint=str(file)))[0].to(device) for file in files), images)
     rows = [{'gate': name, 'epoch': epoch, 'image': image, 'mean difference': values[step, image].mean().item()}
             for name, values in found.items() for step, epoch in enumerate(epochs[1:])
             for image in range(len(images))]
@@ -126,6 +131,7 @@ def _differences(args: Namespace, device: torch.device, folder: Path, caption: s
 def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
     """gradcam.png, gradcam.csv and gradcam.json for some images and the average over more."""
     looks, averages, rows = {}, {}, []
+    args.batch_size = max(args.batch_size, args.images)
     shown: Any = None
     for label, model, loader, config in _opened(args, device, max(args.images, args.samples)):
         images, labels = (batch[:args.images] for batch in next(iter(loader)))
@@ -166,8 +172,7 @@ def integration(args: Namespace, device: torch.device, folder: Path, caption: st
     """integration.png, integration.csv and integration.json."""
     label, model, loader, _ = next(_opened(args, device, args.samples))
     maps = {}
-    for stage, weights in collect_attention(
-            model, loader, samples=args.samples, progress=not args.no_progress).items():
+    for stage, weights in collect_attention(model, loader, samples=args.samples, progress=not args.no_progress).items():
         if weights.shape[1] > 1:
             images, blocks, channels = weights.shape
             print(f'{stage}: {images} images, {blocks} blocks, {channels} channels', flush=True)

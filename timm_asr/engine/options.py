@@ -80,11 +80,11 @@ def value(name: str, type: Callable[[str], Any], default: Any, help: str, *alias
     return Option(name, {'metavar': metavar, 'type': type, 'default': default, 'help': help}, aliases).but(**more)
 
 
-def switch(name: str, help: str, **more: Any) -> Option:
+def switch(name: str, help: str, *aliases: str, **more: Any) -> Option:
     """An option that is on or off, off unless given; ``--no-NAME`` undoes what a YAML file says."""
     # A flag that is itself a negation keeps its one spelling.
     action = 'store_true' if name.startswith('--no-') else argparse.BooleanOptionalAction
-    return Option(name, {'action': action, 'default': False, 'help': help}).but(**more)
+    return Option(name, {'action': action, 'default': False, 'help': help}, aliases).but(**more)
 
 
 def pairs(name: str, help: str) -> Option:
@@ -103,7 +103,7 @@ CONFIG_OPTIONS = [
     switch('--print-config', 'print everything as resolved, as YAML, and stop'),
 ]
 #: Options that the ``args.yaml`` of an older run may have.
-_GONE = ('fuse_every', 'log_tensorboard', 'use_multi_epochs_loader')
+_GONE = ('fuse_every', 'log_tensorboard')
 
 
 def build_parser(options: Sequence[Option], prog: str | None = None, description: str = '') -> Parser:
@@ -139,7 +139,7 @@ def _words(option: Option, value: Any) -> list[str]:
     return [f'{option.name}={values[0]}'] if len(values) == 1 else [option.name, *values]
 
 
-def _read_config(path: Path, options: Sequence[Option], parser: Parser, refuse: Callable[[str], None]) -> dict:
+def _read_config(path: Path, options: Sequence[Option], parser: Parser, refuse: Callable[..., bool]) -> dict:
     """The content of a YAML file, as ``{key: value}``; ends the program with one sentence if it is wrong."""
     from ..checkpoints.read import read_yaml  # imports torch, which help does without
     try:
@@ -151,9 +151,7 @@ def _read_config(path: Path, options: Sequence[Option], parser: Parser, refuse: 
     keys = []
     for name, value in content.items():
         key = str(name).replace('-', '_')
-        if value:
-            refuse('--' + key.replace('_', '-'))
-        if key in _GONE:
+        if key in _GONE or refuse('--' + key.replace('_', '-'), bool(value)):
             continue
         if key not in known:
             parser.error(f'unknown key {name!r}; did you mean {nearest(key, list(known))[0]!r}?')
@@ -191,10 +189,11 @@ def parse(options: Sequence[Option], refused: Mapping[str, str] | None = None, a
     options = [*CONFIG_OPTIONS, *options]
     parser = build_parser(options, prog, description)
 
-    def refuse(name: str) -> None:
-        for pattern, reason in (refused or {}).items():
-            if fnmatchcase(name, pattern):
-                parser.error(f'{name}: {reason}')
+    def refuse(name: str, wanted: bool = True) -> bool:
+        reasons = [reason for pattern, reason in (refused or {}).items() if fnmatchcase(name, pattern)]
+        if reasons and wanted:
+            parser.error(f'{name}: {reasons[0]}')
+        return bool(reasons)
 
     for word in argv:
         refuse(word.split('=')[0])

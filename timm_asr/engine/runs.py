@@ -5,7 +5,8 @@ import json
 import shlex
 import statistics
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ def output_folder(args: Namespace) -> Path:
 def caption_of(prog: str, words: Sequence[str]) -> str:
     """The command of a figure, as a user would type it."""
     return shlex.join(['timm-asr', prog.split()[-1], *words])
+
+
+def unlike(label: str, taken: Collection[str]) -> str:
+    """The label, numbered where it is taken: ``resnet20 (2)``."""
+    return next(name for name in chain([label], (f'{label} ({n})' for n in count(2))) if name not in taken)
 
 
 def write_tables(folder: Path, name: str, rows: list[dict[str, Any]], caption: str, **content: Any) -> None:
@@ -59,8 +65,7 @@ def curves(args: Namespace, words: Sequence[str], prog: str) -> None:
     runs: dict[str, Any] = {}
     for index, path in enumerate(args.runs):
         name, rows = _read_run(Path(path))
-        label = args.labels[index] if args.labels else name
-        runs[label if label not in runs else Path(path).name] = rows
+        runs[unlike(args.labels[index] if args.labels else name, runs)] = rows
     folder, caption = output_folder(args), caption_of(prog, words)
     write_tables(folder, 'curves', [{'run': label, **row} for label, rows in runs.items() for row in rows], caption,
                  runs=runs)

@@ -125,6 +125,7 @@ class Run:
         self.saver = Saver(self.folder, decreasing=self.metric == 'loss', keep=args.checkpoint_hist)
         if found and found[0].resolve().parent == self.folder.resolve():  # in another folder, ranks start anew
             self.saver.load_state_dict(content.get('saver', {}))
+            self.saver.goes_back = 'saver' in content and found[0].name.startswith('checkpoint-')
         if self.primary:
             self._open_folder(found, first)
         return first, epochs
@@ -158,8 +159,6 @@ class Run:
             _logger.info(f'Going on from {checkpoint} at epoch {first}.')
             if saver.last is not None and checkpoint.samefile(saver.last):
                 saver.settle(content['epoch'])
-            else:
-                saver.settle_best()
         self.wandb = start_wandb(args, self.folder.name)
         if args.save_images:
             training.save_images = self.folder

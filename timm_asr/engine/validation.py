@@ -172,7 +172,7 @@ def _try(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         row = {'error': str(error)}
     if 'error' in row:
         row = {'model': args.model, **row}
-        _logger.error(f'{args.model} failed to validate ({row["error"]}).')
+        _logger.error(f'{args.model or args.checkpoint} failed to validate ({row["error"]}).')
     return row
 
 

@@ -26,7 +26,7 @@ TABLES = Path(__file__).resolve().parent / 'tables'
 _KEYS = ('name', 'base', 'arms', 'seeds', 'baseline', 'note', 'halving')
 #: Options that count epochs, which a budget scales, and the least of each.
 _EPOCHS = {'epochs': 1, 'warmup_epochs': 0, 'cooldown_epochs': 0, 'decay_epochs': 0, 'decay_milestones': 1,
-           'patience_epochs': 1, 'mixup_off_epoch': 0}
+           'patience_epochs': 1, 'mixup_off_epoch': 1}
 #: What ``train.py`` takes of them where neither plan nor recipe says it.
 _DEFAULTS = {'epochs': 300, 'warmup_epochs': 5, 'decay_epochs': 90.0, 'decay_milestones': [90, 180, 270],
              'patience_epochs': 10}
@@ -117,7 +117,7 @@ def scale_epochs(options: dict[str, Any], factor: float) -> dict[str, Any]:
         if isinstance(found[key], list):
             found[key] = [max(_EPOCHS[key], round(value * factor)) for value in found[key]]
         else:
-            found[key] = max(_EPOCHS[key], round(found[key] * factor))
+            found[key] = found[key] and max(_EPOCHS[key], round(found[key] * factor))
     return found
 
 
@@ -154,7 +154,7 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
         options.pop('config', None)
         if budget != 1:
             images = options.get('train_images') or 1
-            options = scale_epochs({**_DEFAULTS, **options}, budget)
+            options = scale_epochs({**({} if content.get('halving') else _DEFAULTS), **options}, budget)
             options['train_images'] = round(images * budget) if images > 1 else images * budget
         found.append(Arm(name, options, '' if name == against else against, own.get('reported')))
     rounds, keep = _halving(path, content['halving'], found) if content.get('halving') else ((), 0.5)

@@ -115,8 +115,7 @@ def _publish(found: Publication, files: Sequence[CommitOperationAdd], token: str
             raise BadInput(f'{repo_id} exists and is public: --private is for a new repository; change it at '
                            f'{found.url}/settings')
         there = {file.rfilename: file for file in info.siblings or [] if file.rfilename != _UNTOUCHED}
-        new = [file for file in files
-               if file.path_in_repo not in there or not _is_same(file, there[file.path_in_repo])]
+        new = [file for file in files if file.path_in_repo not in there or not _is_same(file, there[file.path_in_repo])]
         found.kept, found.commit = sorted(set(there) - {path for path, _ in found.files}), info.sha
         other = sorted([*found.kept, *(file.path_in_repo for file in new if file.path_in_repo in there)])
         if other and new and not overwrite:

@@ -13,6 +13,9 @@ from .style import new, save, styled
 def _chosen(names: Sequence[str], gates: int | Sequence[str]) -> list[str]:
     """The gates of these names, or so many, from the first to the last at equal distances."""
     if not isinstance(gates, int):
+        unknown = [name for name in gates if name not in names]
+        if unknown:
+            raise ValueError(f'There is no gate {unknown[0]!r} to draw; there are {", ".join(names)}.')
         return list(gates)
     count = min(gates, len(names))
     return [names[round(i * (len(names) - 1) / max(count - 1, 1))] for i in range(count)]
@@ -91,7 +94,7 @@ def plot_differences(
             axes.set(title=f'{name}, image {index + 1}', ylabel='channel' if index == 0 else '')
         figure.colorbar(image, ax=list(row), pad=0.02)
     for axes in panels[-1]:
-        axes.set_xlabel('epoch')
+        axes.set_xlabel('checkpoint')
         axes.locator_params(axis='x', integer=True)
     save(figure, path, title, caption)
 

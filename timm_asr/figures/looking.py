@@ -84,7 +84,7 @@ def plot_looks(
             axes.spines[:].set_visible(False)
         row[0].set_ylabel(name)
         for axes, (look, score) in zip(row[1:], shown, strict=True):
-            axes.imshow(look.numpy(), cmap='inferno', alpha=0.6, vmin=0, vmax=1)
+            axes.imshow(look.numpy(), cmap='inferno', alpha=0.6, vmin=0, vmax=1, extent=axes.images[0].get_extent())
             axes.set_title(f'{score:.2f}', fontsize=8)
     for axes, label in zip(panels[0, 1:], looks, strict=True):
         axes.set_title(f'{label}\n{axes.get_title()}', fontsize=8)

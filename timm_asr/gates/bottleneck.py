@@ -16,8 +16,7 @@ from .fused import average_pool
 from .gate import ChannelGate
 
 
-def hidden_width(
-        channels: float, rd_ratio: float = 1 / 16, rd_channels: int | None = None, rd_divisor: int = 1) -> int:
+def hidden_width(channels: float, rd_ratio: float = 1 / 16, rd_channels: int | None = None, rd_divisor: int = 1) -> int:
     """R, by timm's rule: ``rd_channels``, or C * ``rd_ratio`` rounded to a multiple of ``rd_divisor``.
 
     Raises:
@@ -55,7 +54,7 @@ class BottleneckGate(ChannelGate):
             act_layer: type[nn.Module] = nn.ReLU, bias: bool = True, device: torch.device | str | None = None,
             dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.averages = type(self).pool is BottleneckGate.pool and type(self).scale is ChannelGate.scale
+        self.averages = type(self).pool is BottleneckGate.pool
         #: Instead of global average pooling; None for that.
         self.pooling: nn.Module | None = None
         width = hidden_width(channels, rd_ratio, rd_channels, rd_divisor)
@@ -83,11 +82,8 @@ class BottleneckGate(ChannelGate):
         return [(self.fc1, self.fc2)]
 
     @torch.jit.ignore
-    def inference_form(
-            self, conv: nn.Module | None = None, connections: Sequence[nn.Module] = ()) -> GateForm | None:
+    def inference_form(self, conv: nn.Module | None = None, connections: Sequence[nn.Module] = ()) -> GateForm | None:
         """As in the base class; ``connections`` stand between further applications of the gate to its own output."""
-        if type(self).scale is not ChannelGate.scale:
-            return None
         inner = _between(self, connections)
         (fc1, *_), (*_, fc2) = self.layer_pairs()[0], self.layer_pairs()[-1]
         last = linear(fc2.weight.flatten(1), fc2.bias, like=fc2.weight)

@@ -36,8 +36,7 @@ class CBAM(ChannelGate, CbamModule):
     def __init__(
             self, channels: int, rd_ratio: float = 1 / 16, rd_channels: int | None = None, rd_divisor: int = 1,
             **kwargs: Any) -> None:
-        super().__init__(
-            channels, rd_channels=hidden_width(channels, rd_ratio, rd_channels, rd_divisor), **kwargs)
+        super().__init__(channels, rd_channels=hidden_width(channels, rd_ratio, rd_channels, rd_divisor), **kwargs)
 
     def pool(self, x: Tensor) -> Tensor:
         """Average and maximum of every channel, (B, C, H, W) -> (B, 2C), all averages first."""

@@ -77,9 +77,10 @@ class ChannelGate(nn.Module):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: ``pool`` is global average pooling, or averages over ``grids``, and so commutes with a layer of one pixel;
-        #: and ``scale`` multiplies.
-        self.averages = type(self).pool is ChannelGate.pool and type(self).scale is ChannelGate.scale
+        #: ``scale`` is the product, whose gradients and inference form are known.
+        self.multiplies = type(self).scale is ChannelGate.scale
+        #: ``pool`` is global average pooling, or averages over ``grids``, and so commutes with a layer of one pixel.
+        self.averages = type(self).pool is ChannelGate.pool
 
     def pool(self, x: Tensor) -> Tensor:
         """Global average pooling, (B, C, H, W) -> (B, C): Eq. 3."""
@@ -103,7 +104,7 @@ class ChannelGate(nn.Module):
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The feature map as ``scale``, and nothing else, may take it, and its descriptor, ``pool(x)``."""
-        if self.averages:
+        if self.averages and self.multiplies:
             return average_of(x)
         return x, self.pool(x)
 

@@ -123,7 +123,7 @@ class Recurrent(ChannelGate):
         return self.gate.pool(x)
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.gate.read(x)
+        return self.gate.read(x) if self.multiplies else (x, self.pool(x))
 
     def logits(self, u: Tensor) -> Tensor:
         u = self.gate.logits(u)

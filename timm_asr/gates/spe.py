@@ -104,7 +104,7 @@ class SPE(ChannelGate):
         return torch.cat([u, average_pool(x).flatten(1)], 1) if self.average else u
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return (x, self.pool(x)) if self.average else extremes_of(x)
+        return extremes_of(x) if self.multiplies and not self.average else (x, self.pool(x))
 
     def describe(self, psi: Tensor) -> Tensor:
         return torch.cat([psi, psi]).unsqueeze(0)

@@ -89,8 +89,7 @@ class SharedSRM(SharedGate):
     @torch.jit.ignore
     def make_own(self) -> nn.Module:
         weight = self.gate.cfc
-        return nn.Sequential(
-            nn.BatchNorm2d(weight.shape[0], device=weight.device, dtype=weight.dtype), nn.Sigmoid())
+        return nn.Sequential(nn.BatchNorm2d(weight.shape[0], device=weight.device, dtype=weight.dtype), nn.Sigmoid())
 
 
 class MeanStdPool(nn.Module):

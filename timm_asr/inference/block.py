@@ -112,7 +112,8 @@ def _last_convolution(block: nn.Module, layers: tuple[str, ...]) -> nn.Module:
 def block_maker(block: nn.Module) -> Callable[[], nn.Module] | None:
     """What makes the inference form of a block in eval mode, whose layers are taken over; None where it has none."""
     layers = facts_of(block).layers
-    if not _folds(block, layers) or not isinstance(block.se, ChannelGate) or block.se.inference_form() is None:
+    if (not _folds(block, layers) or not isinstance(block.se, ChannelGate) or not block.se.multiplies
+            or block.se.inference_form() is None):
         return None
 
     def make() -> nn.Module:

@@ -95,7 +95,7 @@ def _maker(module: nn.Module) -> Callable[[], nn.Module] | None:
     if isinstance(module, SharedUnit):  # in a stage of other blocks
         shared = module.inference_form([])
         return shared and (lambda: shared.gate)
-    form = module.inference_form() if isinstance(module, ChannelGate) else None
+    form = module.inference_form() if isinstance(module, ChannelGate) and module.multiplies else None
     return stage_maker(module) or block_maker(module) or (form and (lambda: InferenceGate(form)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import nn
 
-from ..gates.table import list_gates, list_units, takers
+from ..gates.table import list_gates, list_units
 from .authors import checkpoint_filter_fn
 from .pretrained import with_shipped
 
@@ -109,8 +109,7 @@ def _build(backbone: Backbone, name: str, pretrained: bool, **kwargs: Any) -> nn
     if 'block_args' in own:
         kwargs['block_args'] = {**own['block_args'], **(kwargs.get('block_args') or {})}
     kwargs = {**own, **kwargs}
-    gates = [kwargs[key] for key in ('gate', 'asr', 'dia') if kwargs.get(key)]
-    for gate in gates if set(gates) <= set(takers('rd_ratio')) else ():
+    for gate in (kwargs.get('gate'), kwargs.get('asr'), kwargs.get('dia')):
         if gate in backbone.rd_ratios:
             kwargs.setdefault('rd_ratio', backbone.rd_ratios[gate])
     kwargs.setdefault('pretrained_filter_fn', checkpoint_filter_fn)

@@ -124,7 +124,7 @@ OPTIONS: list[Option] = [
         value('--aa', str, None, 'AutoAugment policy: original, v0, rand-m9-mstd0.5, augmix-m5-w4-d2, ...'),
         value('--aug-repeats', float, 0.0, 'augmented copies of each image in a batch, over several processes'),
         value('--aug-splits', int, 0, 'differently augmented parts of each batch, 0 or at least 2'),
-        switch('--jsd-loss', 'Jensen-Shannon divergence over the parts of --aug-splits'),
+        switch('--jsd-loss', 'Jensen-Shannon divergence over the parts of --aug-splits', '--jsd'),
         switch('--bce-loss', 'binary cross entropy instead of cross entropy'),
         switch('--bce-sum', 'sum it over classes'),
         value('--bce-target-thresh', float, None, 'make its targets 0 or 1 at this threshold'),
