@@ -124,7 +124,7 @@ def test_the_first_run(tmp_path, capsys, monkeypatch):
     assert {path.name for path in folder.iterdir()} >= {
         'model.safetensors', 'config.json', 'metrics.json', 'summary.csv', 'curve.png', 'attention.png', 'args.yaml',
         'model_best.pth.tar'}
-    assert [path.name for path in folder.glob('*.pth.tar')] == ['model_best.pth.tar']
+    assert {path.name for path in folder.glob('*.pth.tar')} == {'model_best.pth.tar', 'last.pth.tar'}
     for words in ('top-1 on 359 images', 'largest logit difference', 'parameters', 'training step', 'not trained'):
         assert words in table
     line = next(line for line in table.splitlines() if line.startswith('inference, folded'))

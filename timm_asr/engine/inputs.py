@@ -41,7 +41,9 @@ def open_model(args: argparse.Namespace, untrained: bool = False) -> tuple[nn.Mo
                         global_pool=args.gp, scriptable=getattr(args, 'torchscript', False) or None, asr=args.asr,
                         model_kwargs=args.model_kwargs)
     model = found.model.eval()
-    return model, data_config_of(args, model, found.data_config)
+    config = data_config_of(args, model, found.data_config)
+    _logger.info('Data: ' + ', '.join(f'{key} {value}' for key, value in config.items()))
+    return model, config
 
 
 def data_config_of(args: argparse.Namespace, model: nn.Module, trained: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -55,9 +57,7 @@ def data_config_of(args: argparse.Namespace, model: nn.Module, trained: Mapping[
     if 'img_size' in given or 'input_size' in given:
         known.pop('input_size', None)
     test_size = not (known or getattr(args, 'use_train_size', False))
-    config = source.data_config_of(model, {**known, **given}, test_size)
-    _logger.info('Data: ' + ', '.join(f'{key} {value}' for key, value in config.items()))
-    return config
+    return source.data_config_of(model, {**known, **given}, test_size)
 
 
 def settle_data(args: argparse.Namespace) -> None:
