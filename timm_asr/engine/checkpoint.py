@@ -156,9 +156,8 @@ class Saver:
         last = self.folder / LAST
         if self.best_epoch == epoch:
             _link(last, self.folder / BEST)
-        elif self.goes_back:
-            best = self.folder / f'checkpoint-{self.best_epoch}.pth.tar'
-            _link(best, self.folder / BEST) if best.exists() else (self.folder / BEST).unlink(missing_ok=True)
+        elif self.goes_back and (best := self.folder / f'checkpoint-{self.best_epoch}.pth.tar').exists():
+            _link(best, self.folder / BEST)
         self.goes_back = False
         kept = {number for number, _ in self.ranked}
         if epoch in kept:

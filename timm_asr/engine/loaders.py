@@ -64,8 +64,8 @@ def check_data(args: argparse.Namespace, more: str = '') -> None:
         raise BadInput(f'no data at {args.data_dir}')
 
 
-def open_dataset(args: argparse.Namespace, training: bool, img_mode: str) -> Any:
-    """The training or validation set that checked options name; BadInput if there is none, or only one class in it."""
+def open_dataset(args: argparse.Namespace, training: bool, img_mode: str, labelled: bool = True) -> Any:
+    """The training or validation set that checked options name; BadInput if there is none, or labels of one class."""
     split = args.train_split if training else args.val_split
     keywords = {'seed': args.seed, 'repeats': args.epoch_repeats} if training else {}
     try:
@@ -78,7 +78,7 @@ def open_dataset(args: argparse.Namespace, training: bool, img_mode: str) -> Any
         where = args.dataset or args.data_dir
         raise BadInput(f'cannot open the {split!r} split of {where}: {first_line(error)}') from None
     classes = classes_of(dataset)
-    if classes is not None and len(classes) < 2:
+    if labelled and classes is not None and len(classes) < 2:
         raise BadInput(f'{args.data_dir or args.dataset} ({split}) has only one class, '
                        f'{next(iter(classes), "none")!r}; there must be a sub-folder for each of at least two classes')
     return dataset if isinstance(dataset, IterableDataset) else Images(dataset)
@@ -112,8 +112,8 @@ def open_datasets(args: argparse.Namespace, channels: int) -> tuple[Any, Any]:
     train = open_dataset(args, True, img_mode)
     # Opened again where a part of it is held out, since that part is not augmented.
     evaluation = open_dataset(args, bool(args.holdout), img_mode) if args.val_split or args.holdout else None
-    # These have one root, and splits of their own in it.
     roots = [getattr(getattr(dataset, 'reader', None), 'root', None) for dataset in (train, evaluation)]
+    # These have one root, and splits of their own in it.
     inside = (args.dataset or '').startswith(('hfds/', 'hfids/', 'tfds/', 'wds/'))
     if not inside and roots[0] is not None and roots[0] == roots[1] and not args.holdout:
         raise BadInput(f'{args.data_dir} has no splits {args.train_split} and {args.val_split}: training and '

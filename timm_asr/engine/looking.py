@@ -19,7 +19,6 @@ from ..analysis.gradients import stage_gradients
 from ..analysis.stripes import measure_stripes, stripe_differences
 from ..checkpoints.read import first_line, read_checkpoint
 from ..checkpoints.weights import state_dict_of
-from ..data import create_dataset
 from ..detection import create_detector
 from ..errors import BadInput
 from ..figures import gates as draw
@@ -27,7 +26,7 @@ from ..figures.looking import plot_feature_integration, plot_gradients, plot_loo
 from .device import find_device
 from .inputs import mix, open_images, open_model, settle_data
 from .interrupt import deferred_interrupts
-from .loaders import classes_of
+from .loaders import classes_of, open_dataset
 from .progress import setup_logging
 from .runs import caption_of, output_folder, unlike, write_tables
 
@@ -85,7 +84,7 @@ def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
                             backbone_kwargs=args.model_kwargs, **pyramid)
     if state:
         model.load_state_dict(state)
-    dataset = create_dataset(args.dataset, args.data_dir, args.split, input_img_mode='RGB')
+    dataset = open_dataset(_with(args, val_split=args.split, val_num_samples=args.num_samples), False, 'RGB', False)
     loader = DataLoader(dataset, min(args.batch_size, 4), num_workers=args.workers,
                         collate_fn=lambda batch: ([to_tensor(image) for image, _ in batch], None))
     mix(loader, args.samples)
