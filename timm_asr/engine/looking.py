@@ -63,9 +63,10 @@ def _opened(args: Namespace, device: torch.device, count: int | None, untrained:
                        'names alone')
     labels: list[str] = getattr(args, 'labels', None) or []
     taken: list[str] = []
-    if labels and len(labels) != max(len(names), len(files)):
-        raise BadInput(f'{len(labels)} labels for {max(len(names), len(files))} models')
-    for index, (name, file) in enumerate(zip_longest(names or [''], files, fillvalue='')):
+    models = list(zip_longest(names or [''], files, fillvalue=''))
+    if labels and len(labels) != len(models):
+        raise BadInput(f'{len(labels)} labels for {len(models)} models')
+    for index, (name, file) in enumerate(models):
         model, config = open_model(_with(args, model=name, checkpoint=file), untrained)
         known = name or (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
         loader = open_images(args, model.to(device), config, device)
@@ -130,7 +131,7 @@ def _differences(args: Namespace, device: torch.device, folder: Path, caption: s
 def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
     """gradcam.png, gradcam.csv and gradcam.json for some images and the average over more."""
     looks, averages, rows = {}, {}, []
-    args.batch_size = max(args.batch_size, args.images)
+    args = _with(args, batch_size=max(args.batch_size, args.images))
     shown: Any = None
     for label, model, loader, config in _opened(args, device, max(args.images, args.samples)):
         images, labels = (batch[:args.images] for batch in next(iter(loader)))
