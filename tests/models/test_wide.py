@@ -9,6 +9,7 @@ import torch
 from helpers import randomize, relative_error
 from torch import nn
 
+import timm_asr
 from timm_asr.models.residual import NoShortcut
 
 WIDE = {'layers': (2, 1, 2), 'channels': (8, 8, 16), 'num_classes': 5, 'dtype': torch.float64}
@@ -40,6 +41,12 @@ def test_pruning_drops_the_final_norm_with_the_last_stage():
     assert relative_error(taps[2], pruned.forward_features(x)) < 1e-12
     model.prune_intermediate_layers([3], prune_norm=True)
     assert relative_error(taps[3], model.forward_features(x)) < 1e-12
+
+
+def test_asr_by_call_is_as_wide_as_by_name():
+    by_name, by_call = timm.create_model('wrn52_4_asr_se', **WIDE), timm_asr.create_model('wrn52_4', asr='se', **WIDE)
+    assert by_name.layer1[0].conv2.vectors[0].gate.fc1.out_channels == 2
+    assert sum(map(torch.numel, by_name.parameters())) == sum(map(torch.numel, by_call.parameters()))
 
 
 NAMES = ['resnet20', 'resnet83_se', 'resnet83_dia_lstm', 'resnet18_dia_lstm', 'wrn52_4_dia_lstm', 'resnext101_8x32d']

@@ -271,10 +271,11 @@ def open_run_folder(args: Any, size: int) -> tuple[Path, Found | None, IO[str]]:
             raise BadInput(f'{folder} holds the checkpoints of another run: go on with it (--resume auto), replace it '
                            '(--overwrite), or name another folder (--experiment)')
         else:
-            for path in [*there, folder / SUMMARY, *([folder / CURVE, folder / ATTENTION] if args.overwrite else [])]:
-                path.unlink(missing_ok=True)
             if args.overwrite:
+                there += [folder / CURVE, folder / ATTENTION]
                 remove_export(folder)
+            for path in [*there, folder / SUMMARY]:
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise BadInput(f'cannot write into the folder {folder or output} ({error.strerror or error})') from None
     return folder, found, lock

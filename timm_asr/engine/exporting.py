@@ -30,7 +30,7 @@ from .flags import DATA, IMAGE
 from .forms import compare_forms
 from .inputs import data_config_of, mix, open_data
 from .interrupt import deferred_interrupts, stoppable
-from .loaders import label_names, make_eval_loader
+from .loaders import label_names, make_eval_loader, one_split
 from .progress import setup_logging
 
 _NAME_THEM = 'give the folder of the images (--data-dir DIR) or the name of a data set (--dataset NAME)'
@@ -117,19 +117,18 @@ def _compare(opened: _Opened) -> None:
 
 def _calibration(opened: _Opened) -> tuple[Iterable, str]:
     """The images that int8 is calibrated on, and which they are: of the training split, where there is one."""
-    args, split = opened.args, 'train'
+    args = opened.args
     if opened.loader is None:
         raise BadInput(f'no images to calibrate int8 on: {_NAME_THEM}')
     try:
-        loader = opened.images(split)
-        roots = [getattr(getattr(one.dataset, 'reader', None), 'root', None) for one in (loader, opened.loader)]
-        if roots[0] is not None and roots[0] == roots[1]:  # a folder without splits is there under every name
-            split = args.split
+        loader = opened.images('train')
+        same = args.split == 'train' or one_split(args, loader.dataset, opened.loader.dataset)
     except BadInput as error:
         step('int8', f'no training images: {error}')
-        split, loader = args.split, opened.images(args.split)
+        loader, same = opened.images(args.split), True
     mix(loader, args.samples)
-    return loader, f'images of the split {split}' + ', on which accuracy is measured too' * (split == args.split)
+    split = f'{args.split}, on which accuracy is measured too' if same else 'train'
+    return loader, f'images of the split {split}'
 
 
 def _quantize(opened: _Opened, calibration: tuple[Iterable, str]) -> None:

@@ -84,6 +84,14 @@ def open_dataset(args: argparse.Namespace, training: bool, img_mode: str, labell
     return dataset if isinstance(dataset, IterableDataset) else Images(dataset)
 
 
+def one_split(args: argparse.Namespace, *datasets: Any) -> bool:
+    """Whether these two are the same images: a folder without splits is there under every name."""
+    roots = [getattr(getattr(dataset, 'reader', None), 'root', None) for dataset in datasets]
+    # These have one root, and splits of their own in it.
+    inside = (args.dataset or '').startswith(('hfds/', 'hfids/', 'tfds/', 'wds/'))
+    return not inside and roots[0] is not None and roots[0] == roots[1]
+
+
 def check_classes(args: argparse.Namespace, train: Any, evaluation: Any) -> None:
     """Set ``args.num_classes`` if it is unset; BadInput if the sets have different classes, or more than that."""
     known = classes_of(train)
@@ -112,10 +120,7 @@ def open_datasets(args: argparse.Namespace, channels: int) -> tuple[Any, Any]:
     train = open_dataset(args, True, img_mode)
     # Opened again where a part of it is held out, since that part is not augmented.
     evaluation = open_dataset(args, bool(args.holdout), img_mode) if args.val_split or args.holdout else None
-    roots = [getattr(getattr(dataset, 'reader', None), 'root', None) for dataset in (train, evaluation)]
-    # These have one root, and splits of their own in it.
-    inside = (args.dataset or '').startswith(('hfds/', 'hfids/', 'tfds/', 'wds/'))
-    if not inside and roots[0] is not None and roots[0] == roots[1] and not args.holdout:
+    if not args.holdout and one_split(args, train, evaluation):
         raise BadInput(f'{args.data_dir} has no splits {args.train_split} and {args.val_split}: training and '
                        'validation would be on the same images; --holdout N keeps N of them for validation')
     check_classes(args, train, evaluation)

@@ -28,8 +28,8 @@ def create_model(
         pretrained: Load the weights that belong to the name.
         asr: Name of a foldable gate, or ``free``, ``scale`` or ``scalar`` for vectors without one; None for no ASR,
             which makes this ``timm.create_model``.
-        rd_ratio: Hidden width of the gate over its channels, for gates with a hidden layer. Without ``asr`` it goes to
-            the model, as everything else does.
+        rd_ratio: Hidden width of the gate over its channels, for gates with a hidden layer; by default that of the
+            name with this ASR, or the gate's own. Without ``asr`` it goes to the model, as everything else does.
         asr_sites: Names or patterns of the layers to scale; by default those that are found (:func:`attach_asr`).
         preserve: Divide each scaled layer by the initial v, so that the model computes what its weights did before.
             By default where weights are loaded, since v, about 0.5, would change what they do.
@@ -47,22 +47,24 @@ def create_model(
         TypeError: Keywords of ASR without ``asr``, a site that cannot be scaled, or ``last_norm_init`` where a site
             is no norm or where weights are loaded.
     """
+    variant = variant_of(model_name)
+    if variant is not None and rd_ratio is None:
+        rd_ratio = variant.backbone.rd_ratios.get(asr or '')
     options = {
         'asr': asr, 'rd_ratio': rd_ratio, **{key: kwargs.pop(key) for key in VECTOR_KEYWORDS if key in kwargs},
         'asr_sites': [asr_sites] if isinstance(asr_sites, str) else asr_sites and list(asr_sites)}
     options = {key: value for key, value in options.items() if value is not None}
-    ours = variant_of(model_name) is not None
     loads = pretrained or bool(kwargs.get('checkpoint_path'))
     if last_norm_init is not None and loads:
         raise TypeError('last_norm_init is where training starts, and loaded weights bring their own; leave one out.')
     if asr is None:
-        own = [key for key in options if key != 'rd_ratio' and (key == 'asr_sites' or not ours)]
+        own = [key for key in options if key != 'rd_ratio' and (key == 'asr_sites' or variant is None)]
         if own or preserve:
             raise TypeError(f"{own[0] if own else 'preserve'} goes with ASR; name its gate, e.g. asr='se'.")
         model = timm.create_model(model_name, pretrained=pretrained, **options, **kwargs)
         return model if last_norm_init is None else init_last_norms(model, last_norm_init)
     gate = vector_maker(asr, rd_ratio)  # complains before anything is built or downloaded
-    if ours and plain_architecture(model_name) != model_name.partition('.')[0]:
+    if variant is not None and plain_architecture(model_name) != model_name.partition('.')[0]:
         raise ValueError(f"'{model_name}' has ASR already, by its name; leave asr out, or name the plain "
                          f"'{plain_architecture(model_name)}'.")
     if preserve is None:
