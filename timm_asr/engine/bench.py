@@ -89,14 +89,15 @@ class Step:
         model.to(device=device, dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
         model.train(self.training)
         self.num_classes = model.num_classes
-        self.param_count = count_parameters(model)
+        count = count_parameters(model)
+        self.millions = round(count / 1e6, 2)
         self.input_size = tuple(data_config_of(args, model, source.data_config)['input_size'])
         self.images = torch.randn((batch_size, *self.input_size), device=device, dtype=dtype)
         self.images = self.images.contiguous(memory_format=layout)
         self.eager = model
         self._prepare(args)
         self.model = compiled(model, args)
-        _logger.info(f'Model {name} created, param count: {self.param_count}')
+        _logger.info(f'Model {name} created, param count: {count}')
 
     def _prepare(self, args: argparse.Namespace) -> None:
         """What a kind of step needs besides the model, before that is compiled."""
@@ -246,12 +247,8 @@ def _measure(kind: type[Step], names: Sequence[str], args: argparse.Namespace, d
         figures = {'samples_per_sec': round(batch_size / seconds, 2), 'step_time': round(1000 * seconds, 3),
                    **{key: round(value, 4) for key, value in over}, **steps[name].about()}
         found[name] = {f'{kind.prefix}_{key}': value for key, value in figures.items()} | {
-            'param_count': _millions(steps[name])}
+            'param_count': steps[name].millions}
     return found
-
-
-def _millions(step: Step) -> float:
-    return round(step.param_count / 1e6, 2)
 
 
 def ratio_table(rows: Sequence[dict[str, Any]], rounds: int) -> str:
@@ -326,7 +323,7 @@ def _bulk(names: Sequence[str], args: argparse.Namespace, device: torch.device, 
             try:
                 if args.bench == 'profile':
                     step = InferenceStep(name, args, device, 1)
-                    rows.append({'model': name, **step.about(), 'param_count': _millions(step)})
+                    rows.append({'model': name, **step.about(), 'param_count': step.millions})
                 else:
                     rows += measure([name], args, device)
             except BadInput as error:
