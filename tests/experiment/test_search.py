@@ -42,3 +42,7 @@ def test_a_search_needs_held_out_images_and_rounds(tmp_path):
         read_plan(write(tmp_path / 'plan.yaml', holdout=0))
     with pytest.raises(BadInput, match='epochs of each round'):
         read_plan(write(tmp_path / 'plan.yaml', halving={'epochs': 3}))
+    plan = read_plan(write(tmp_path / 'plan.yaml', halving={'epochs': [8, 20]}), budget=0.5)
+    (part, _), = search.rounds(plan, tmp_path / 'runs')
+    assert plan.halving == (4, 10)
+    assert [part.arms[0].options[key] for key in ('epochs', 'decay_epochs', 'train_images')] == [4, 90, 500]

@@ -143,6 +143,7 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
     if versus is not None and versus not in arms:
         raise BadInput(f'--versus {versus}: the arms are {", ".join(map(repr, arms))}')
     baseline = str(content.get('baseline', '')) if versus is None else versus
+    rounds, keep = _halving(path, content['halving']) if content.get('halving') else ([], 0.5)
     found = []
     for name, own in arms.items():
         against = baseline if versus is not None else str(own.get('versus', baseline))
@@ -152,28 +153,29 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
         below = read_yaml(find_recipe(str(recipe))) if recipe else {}
         options = _merge(below, base, {k: v for k, v in own.items() if k not in ('versus', 'reported')})
         options.pop('config', None)
+        if rounds and not options.get('holdout'):
+            raise BadInput(f'{path}: a search chooses, so it needs images held out of the training set (holdout), '
+                           f'which the arm {name!r} has not')
+        if rounds or budget != 1:
+            whole = {'epochs': rounds[-1]} if rounds else {}
+            options = scale_epochs({**_DEFAULTS, **whole, **options}, budget)
         if budget != 1:
             images = options.get('train_images') or 1
-            options = scale_epochs({**({} if content.get('halving') else _DEFAULTS), **options}, budget)
             options['train_images'] = round(images * budget) if images > 1 else images * budget
         found.append(Arm(name, options, '' if name == against else against, own.get('reported')))
-    rounds, keep = _halving(path, content['halving'], found) if content.get('halving') else ((), 0.5)
     plan = Plan(str(content.get('name', Path(path).stem)), tuple(found),
                 tuple(dict.fromkeys(seeds))[:max(1, math.ceil(len(seeds) * budget))], baseline,
-                str(content.get('note', '')).strip(), budget, rounds, keep)
+                str(content.get('note', '')).strip(), budget,
+                tuple(max(1, round(epochs * budget)) for epochs in rounds), keep)
     if len({run.name for run in plan.runs}) < len(plan.runs):
         raise BadInput(f'{path}: two arms would share a folder; give them names that differ in letters or digits')
     return plan
 
 
-def _halving(path: str | Path, said: Any, arms: list[Arm]) -> tuple[tuple[int, ...], float]:
-    """Rounds and share of a search, which must not choose on test images."""
+def _halving(path: str | Path, said: Any) -> tuple[list[int], float]:
+    """The epochs of each round of a search, and the share of the arms that goes on."""
     epochs, keep = (said.get('epochs'), said.get('keep', 0.5)) if isinstance(said, dict) else (None, 0)
     if not isinstance(epochs, list) or not epochs or not all(type(e) is int for e in epochs) or not 0 < keep < 1:
         raise BadInput(f'{path}: halving is {{epochs: [2, 4, 8], keep: 0.5}}: the epochs of each round, and the share '
                        'of the arms that it leaves')
-    lacking = [arm.name for arm in arms if not arm.options.get('holdout')]
-    if lacking:
-        raise BadInput(f'{path}: a search chooses, so it needs images held out of the training set (holdout), which '
-                       f'the arm {lacking[0]!r} has not')
-    return tuple(epochs), float(keep)
+    return epochs, float(keep)

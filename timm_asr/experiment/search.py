@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..engine.reports import as_markdown
-from .plan import Arm, Plan, scale_epochs
+from .plan import Plan, scale_epochs
 from .runner import missing_runs, read_results, values_of
 
 
@@ -23,9 +23,7 @@ def _scores(plan: Plan, folder: Path) -> dict[str, float]:
 
 def rounds(plan: Plan, output: Path) -> list[tuple[Plan, Path]]:
     """The rounds that are known: those whose runs are all made, and the one after them, if there is one."""
-    arms: tuple[Arm, ...] = tuple(
-        replace(arm, options={'epochs': plan.halving[-1], **arm.options}) for arm in plan.arms)
-    found = []
+    arms, found = plan.arms, []
     for number, epochs in enumerate(plan.halving, 1):
         part = replace(plan, name=f'{plan.name}, round {number}: {epochs} epochs', halving=(), arms=tuple(
             replace(arm, options=scale_epochs(arm.options, epochs / arm.options['epochs'])) for arm in arms))
