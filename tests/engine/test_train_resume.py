@@ -4,11 +4,14 @@ import os
 import signal
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import kill_runs
 import pytest
 import torch
 from train_helpers import children_of, run, start
+
+from timm_asr.engine.training import Run
 
 COMMON = ['--model', 'resnet20_asr_se', '--num-classes', 3, '--img-size', 16, '-b', 6, '--epochs', 5, '--no-fuse',
           '--lr', 0.05, '--warmup-epochs', 1, '--experiment', 'run', '--checkpoint-hist', 2]
@@ -75,3 +78,11 @@ def test_recovery_inside_an_epoch(images, tmp_path):
     assert 'recovery-0-' in more.text
     assert 'at epoch 0' in more.text
     assert not list((tmp_path / 'run').glob('recovery-0-*.pth.tar'))  # the epoch's own checkpoint replaced it
+
+
+def test_the_command_that_goes_on_starts_as_many_processes(monkeypatch):
+    job = SimpleNamespace(argv=['--epochs', '3', '--resume', 'auto'], prog='timm-asr train',
+                          saver=SimpleNamespace(last='last.pth.tar'))
+    assert Run.command(job) == 'timm-asr train --epochs 3 --resume last.pth.tar'
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    assert Run.command(job) == 'torchrun --nproc-per-node=2 -m timm_asr train --epochs 3 --resume last.pth.tar'

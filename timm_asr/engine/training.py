@@ -260,7 +260,10 @@ class Run:
         """The command that goes on from the last checkpoint."""
         words = [word for i, word in enumerate(self.argv) if not (
             word == '--resume' or word.startswith('--resume=') or (i and self.argv[i - 1] == '--resume'))]
-        start = f'python {shlex.quote(sys.argv[0])}' if self.prog.endswith('.py') else self.prog
+        script = shlex.quote(sys.argv[0]) if self.prog.endswith('.py') else ''
+        start = f'python {script}' if script else self.prog
+        if count := os.environ.get('LOCAL_WORLD_SIZE'):  # torchrun's
+            start = f'torchrun --nproc-per-node={count} {script or f"-m timm_asr {self.prog.split()[-1]}"}'
         return f'{start} {shlex.join([*words, "--resume", str(self.saver.last)])}'
 
 
