@@ -10,7 +10,7 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,15 @@ _FACTS = ('model', 'package_version', 'timm_version', 'torch_version', 'git_comm
           'epoch', 'weights')
 
 
-def _read_metrics(run: Path, epoch: int | None) -> dict[str, Any]:
+def _read_metrics(run: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     try:
         metrics = json.loads((run / 'metrics.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
         raise BadInput(f'{run} has no metrics.json: the run has not come to its end') from None
-    if metrics.get('epoch') != epoch:
-        raise BadInput(f'{run}/metrics.json is of epoch {metrics.get("epoch")}, the checkpoint of epoch {epoch}: '
-                       'name the checkpoint that was measured')
+    for key in ('epoch', 'weights'):
+        if metrics.get(key) != facts.get(key):
+            raise BadInput(f'{run}/metrics.json is of {key} {metrics.get(key)}, the checkpoint of {key} '
+                           f'{facts.get(key)}: name the checkpoint that was measured')
     return metrics
 
 
@@ -75,14 +76,15 @@ def ship(run: Path, tag: str, checkpoint: str = 'model_best.pth.tar', use_ema: b
         raise BadInput(f'{path} does not say which model it is and how it was trained')
     if not tag.isidentifier():
         raise BadInput(f'--tag {tag!r} cannot be part of a name; use letters, digits and _, as in cifar10')
-    extra = source.args.get('model_kwargs') or {}
+    extra = {**(source.args.get('model_kwargs') or {}),
+             **{key: source.args[key] for key in ('asr', 'gp', 'bn_eps', 'img_size') if source.args.get(key)}}
     if extra:
         raise BadInput(f'{path} was built with {", ".join(extra)}, which the name {name}.{tag} does not say')
     if labels and len(labels) != source.model.num_classes:
         raise BadInput(f'--label-names has {len(labels)} names for {source.model.num_classes} classes')
     state = {key: value.float() if value.is_floating_point() else value
              for key, value in state_of(source.model).items()}
-    log, metrics = _read_log(run), _read_metrics(run, facts.get('epoch'))
+    log, metrics = _read_log(run), _read_metrics(run, facts)
     metrics = {key: value for key, value in metrics.items()
                if key.startswith(('top', 'images', 'logit', 'parameters')) and not key.startswith('images_per_second')}
     cfg = {**(source.data_config or {}), 'num_classes': source.model.num_classes}

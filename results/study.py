@@ -150,12 +150,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--begin', action='store_true', help='make the folders of the runs that have a row already')
     args = parser.parse_args(argv)
     folder = args.runs
-    if args.begin:
-        for name in (*ORDER, 'search'):
-            begin(name, folder)
-        return 0
-    if not folder.is_dir():
+    if not args.begin and not folder.is_dir():
         raise BadInput(f'no folder at {folder}')
+    for name in (*ORDER, 'search'):  # without --begin too: no row is lost where RUNS has some of the runs alone
+        begin(name, folder)
+    if args.begin:
+        return 0
     sections, columns, missing, words, shown = [], {}, [], [], None
     for name in ORDER:
         plan = read_plan(HERE / 'study' / f'{name}.yaml')

@@ -11,7 +11,7 @@ from train_helpers import run
 
 from timm_asr.checkpoints.read import HASH
 from timm_asr.engine.commands.train import main
-from timm_asr.errors import run_main
+from timm_asr.errors import Stopped, run_main
 
 
 @pytest.fixture
@@ -70,6 +70,12 @@ def checkpoint(images, tmp_path_factory):
     (('--model', 'resnet20_asr_se', '--data-dir', 'nowhere'), 'no data at nowhere'),
     ((*DIGITS, '--resume', 'nowhere'), '--resume nowhere: no such file'),
     ((*DIGITS, '--initial-checkpoint', 'nowhere'), 'no checkpoint at nowhere'),
+    ((*DIGITS, '--seed', -1), '--seed must be at least 0, not -1'),
+    ((*DIGITS, '--smoothing', 2), '--smoothing must be at least 0 and below 1, not 2'),
+    ((*DIGITS, '--decay-epochs', 0), '--decay-epochs must be above 0, not 0'),
+    ((*DIGITS, '--sched', 'wsd'), '--sched wsd cannot be made with these options: '),
+    ((*DIGITS, '--opt', 'adamw', '--opt-betas', 0.9), '--opt adamw cannot be made with these options: '),
+    ((*DIGITS, '--train-batches-per-epoch', 3), '--train-batches-per-epoch goes with --train-img-sizes'),
     ((*DIGITS, '--lrr', 1), 'unknown option --lrr; did you mean --lr\\?')])
 def test_refused(argv, said, refused):
     assert re.search(said, refused(*argv))
@@ -84,6 +90,7 @@ def test_checkpoints_that_do_not_fit(refused, images, checkpoint, tmp_path):
     for option in ('--resume', '--initial-checkpoint'):
         assert 'was trained for 3 classes, but 4 were asked for' in said(checkpoint, '--num-classes', 4, option=option)
     assert 'its optimizer does not fit --opt sgd' in said(checkpoint, '--layer-decay', 0.5)
+    assert 'it was trained with --asr-gain 1, not with --asr-gain 2' in said(checkpoint, '--asr-gain', 2)
     path, data = tmp_path / 'changed.pth.tar', checkpoint.read_bytes()
     for content, reason in ((data[:len(data) // 2], 'is truncated'), (b'not a checkpoint', 'is not a checkpoint')):
         path.write_bytes(content)
@@ -95,6 +102,15 @@ def test_checkpoints_that_do_not_fit(refused, images, checkpoint, tmp_path):
             ({'saver': {'ranked': [1]}}, "is malformed: 'ranked' is '[1]', where epochs and their")):
         torch.save({**whole, **change}, path)
         assert reason in said(path)
+
+
+def test_too_little_memory_is_said_in_a_sentence(tmp_path, monkeypatch):
+    def forward(*_):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')
+
+    monkeypatch.setattr('timm_asr.engine.build.Task.forward', forward)
+    with pytest.raises(Stopped, match='too little memory for --batch-size .*CUDA out.*; no checkpoint was written'):
+        main(['--config', 'digits', '--device', 'cpu', '--workers', '0', '--output', str(tmp_path)])
 
 
 def test_a_checkpoint_that_would_run_code(refused, tmp_path):

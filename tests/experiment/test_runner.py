@@ -161,6 +161,12 @@ def test_faults_are_found_before_the_first_run(tmp_path, capsys):
     plan = write(tmp_path / 'plan.yaml', {'plain': {}, 'odd': {'model': 'resnet21'}}, [0])
     with pytest.raises(BadInput, match=r"arm 'odd': .*resnet20"):
         command(plan, tmp_path / 'runs')
+    for odd, sentence in (({'opt_kwargs': {'foo': 1}}, '--opt'), ({'val_split': ''}, 'no images to measure on'),
+                          ({'sched': 'plateau'}, 'measures at the end'), ({'sched': 'wsd'}, '--sched wsd'),
+                          ({'model': 'wrn52_4', 'last_norm_init': 0.5}, 'last_norm_init')):
+        write(plan, {'plain': {}, 'odd': odd}, [0])
+        with pytest.raises(BadInput, match=f"arm 'odd': .*{sentence}"):
+            command(plan, tmp_path / 'runs')
     write(plan, {'plain': {}, 'odd': {'learning_rate': 1}}, [0])
     with pytest.raises(SystemExit):
         command(plan, tmp_path / 'other')

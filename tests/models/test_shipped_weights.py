@@ -72,12 +72,14 @@ def test_a_run_becomes_weights_with_their_history(tmp_path):
 
 
 @pytest.mark.parametrize(('spoil', 'sentence'), [
-    (None, 'was built with no_skip, which the name resnet20_asr_se.cifar10 does not say'),
+    ({'gp': 'max'}, 'was built with gp,'),
+    ({'model_kwargs': {'no_skip': False}}, 'was built with no_skip, which the name resnet20_asr_se.cifar10 does'),
     (lambda run: (run / 'metrics.json').unlink(), 'has no metrics.json: the run has not come to its end'),
-    (lambda run: (run / 'metrics.json').write_text('{"epoch": 2}'), 'is of epoch 2, the checkpoint of epoch 3')])
+    (lambda run: (run / 'metrics.json').write_text('{"epoch": 2}'), 'is of epoch 2, the checkpoint of epoch 3'),
+    (lambda run: (run / 'metrics.json').write_text('{"epoch": 3, "weights": "ema"}'), 'of weights ema, .*weights raw')])
 def test_what_is_no_finished_run_of_its_name_is_refused(tmp_path, spoil, sentence):
-    _run_folder(tmp_path / 'run', **({} if spoil else {'model_kwargs': {'no_skip': False}}))
-    if spoil:
+    _run_folder(tmp_path / 'run', **({} if callable(spoil) else spoil))
+    if callable(spoil):
         spoil(tmp_path / 'run')
     with pytest.raises(BadInput, match=sentence):
         ship_weights.ship(tmp_path / 'run', 'cifar10', folder=tmp_path)

@@ -108,7 +108,8 @@ def _is_fresh(model: nn.Module) -> bool:
     """Whether a model looks untrained: running statistics as they start, norms and layer scales with equal weights."""
     for name, t in (*model.named_buffers(), *model.named_parameters()):
         leaf = name.rpartition('.')[2]
-        affine = leaf in ('weight', 'gamma', 'gain') and t.squeeze().ndim == 1 and '.vectors.' not in name
+        # Those of norms, of layer scales and of NFNets' convolutions; no weights of a layer with one output.
+        affine = ((leaf == 'weight' and t.ndim == 1) or leaf in ('gamma', 'gain')) and '.vectors.' not in name
         if (affine or leaf in ('running_mean', 'running_var')) and not t.is_meta and (t != t.flatten()[:1]).any():
             return False
     return True

@@ -10,6 +10,7 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import resolve_model_input_args
 from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import nn
@@ -48,9 +49,8 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
         'num_classes': args.num_classes, 'drop_rate': args.drop,
         'drop_path_rate': args.drop_connect if args.drop_path is None else args.drop_path,
         'drop_block_rate': args.drop_block, 'global_pool': args.gp, 'bn_momentum': args.bn_momentum,
-        'bn_eps': args.bn_eps, 'scriptable': args.torchscript, 'asr': args.asr}
-    if weights:
-        keywords['last_norm_init'] = args.last_norm_init
+        'bn_eps': args.bn_eps, 'scriptable': args.torchscript, 'asr': args.asr,
+        'last_norm_init': args.last_norm_init}
     pretrained = weights and bool(args.pretrained or args.pretrained_path)
     if args.pretrained_path and weights:
         read_checkpoint(args.pretrained_path)  # says what is wrong with the file, if anything is
@@ -194,5 +194,15 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Op
         keywords['param_group_fn'] = partial(parameter_groups, args=args)
     try:
         return create_optimizer_v2(model, **keywords)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, IndexError) as error:
         raise BadInput(f'--opt {args.opt} cannot be made with these options: {first_line(error)}') from None
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, args: argparse.Namespace, updates_per_epoch: int,
+                  decreasing: bool = False) -> tuple[Any, int]:
+    """timm's schedule of that name, or None, and the epochs of the run; ``decreasing``: a lower metric is better."""
+    try:
+        return create_scheduler_v2(optimizer, **scheduler_kwargs(args, decreasing_metric=decreasing),
+                                   updates_per_epoch=updates_per_epoch)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise BadInput(f'--sched {args.sched} cannot be made with these options: {first_line(error)}') from None

@@ -237,7 +237,7 @@ def _hold(folder: Path) -> IO[str]:
             # A lock of the process: workers that outlive it do not keep it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise BadInput(f'another run is writing into {folder}; name another one with --experiment') from None
+            raise BadInput(f'another run is writing into {folder}: wait for it, or name another folder') from None
     return file
 
 

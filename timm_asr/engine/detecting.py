@@ -19,12 +19,10 @@ from torch.utils.data.distributed import DistributedSampler
 from torchvision.transforms import v2
 
 from ..asr.fold import fold_asr
-from ..checkpoints.names import CURVE, SUMMARY
 from ..checkpoints.read import read_checkpoint
 from ..checkpoints.weights import load_weights, state_dict_of
 from ..detection import CocoSet, collate, create_detector, evaluate_coco
 from ..errors import BadInput, Stopped
-from ..figures.training import plot_curve
 from ..models.auxiliary import auxiliary_loss
 from ..models.counts import count_parameters
 from .build import Task, make_optimizer, resolve_learning_rate
@@ -32,7 +30,7 @@ from .loaders import Loaders
 from .loop import Training
 from .progress import Progress, setup_logging
 from .seeding import Images
-from .summary import read_summary
+from .summary import plot_run
 from .training import Run, carry_out
 
 _logger = logging.getLogger(__name__)
@@ -131,9 +129,8 @@ class DetectionRun(Run):
         """Fold the best detector, check that its figures stay, and write it."""
         best = self.saver.best
         assert best is not None
-        rows = read_summary(self.folder / SUMMARY)
-        plot_curve(rows, self.folder / CURVE, {'eval_AP': 'AP', 'eval_AP50': 'AP50', 'eval_mask_AP': 'mask AP'},
-                   'average precision')
+        plot_run(self.folder, None, {'eval_AP': 'AP', 'eval_AP50': 'AP50', 'eval_mask_AP': 'mask AP'},
+                 'average precision')
         model = build_detector(self.args, self.args.num_classes, weights=False)
         load_weights(model, best, state_dict_of(read_checkpoint(best), path=best), self.args.model)
         model = model.to(self.device).eval()

@@ -174,6 +174,8 @@ def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets
         raise BadInput('--aug-repeats works over several processes (torchrun) and not with iterable data sets')
     if pad and args.train_img_sizes:
         raise BadInput('--train-crop-mode pad and --train-img-sizes exclude each other')
+    if args.train_batches_per_epoch and not args.train_img_sizes:
+        raise BadInput('--train-batches-per-epoch goes with --train-img-sizes')
     if not iterable:
         train.seed_workers(args.seed, args.rank, numpy=args.worker_seeding == 'all')
     if splits:

@@ -235,6 +235,9 @@ def restore(training: Training, found: Found) -> None:
         raise BadInput(f'--resume {path}: it is a checkpoint of {content.get("arch")}, not of {args.model}')
     had, asked = (f'with --asr {gate}' if gate else 'without --asr'
                   for gate in (trained_as(content).get('asr'), args.asr))
+    gains = [(of.get('model_kwargs') or {}).get('asr_gain') or 1.0 for of in (trained_as(content), vars(args))]
+    if gains[0] != gains[1]:  # the one keyword that no parameter shows
+        had, asked = (f'with --asr-gain {gain:g}' for gain in gains)
     if had != asked:
         raise BadInput(f'--resume {path}: it was trained {had}, not {asked}')
     load_weights(training.task.get_trainable_module(), path, state_dict_of(content, path=path), args.model)

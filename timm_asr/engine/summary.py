@@ -51,8 +51,9 @@ def start_wandb(args: argparse.Namespace, name: str) -> Any:
     return wandb
 
 
-def plot_run(folder: Path, model: nn.Module | None) -> None:
-    """Write ``curve.png`` from ``summary.csv``, and ``attention.png`` from a model with ASR.
+def plot_run(folder: Path, model: nn.Module | None, *curve: Any) -> None:
+    """Write ``curve.png`` from ``summary.csv`` by :func:`plot_curve`, which takes ``curve`` besides, and
+    ``attention.png`` from a model with ASR.
 
     Without matplotlib (the extra ``plot``) one line says so.
     """
@@ -66,7 +67,7 @@ def plot_run(folder: Path, model: nn.Module | None) -> None:
     try:
         rows = read_summary(folder / SUMMARY)
         if len(rows) > 1:
-            plot_curve(rows, folder / CURVE)
+            plot_curve(rows, folder / CURVE, *curve)
         if model is not None and any(isinstance(m, ASR) for m in model.modules()):
             plot_attention(model, folder / ATTENTION)
     except OSError as error:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from timm.layers import set_fast_norm
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import NativeScaler, distribute_bn, init_distributed_device, random_seed
 from torch import nn
 
 from ..checkpoints.names import ARGS, ATTENTION, CURVE, SUMMARY
 from ..checkpoints.open import open_source
+from ..checkpoints.read import first_line
 from ..checkpoints.source import data_config_of
 from ..errors import BadInput, Stopped
 from ..export.place import list_in_manifest
@@ -115,9 +115,8 @@ class Run:
         args, training = self.args, self.training
         self.folder, found, self.lock = locate(args, self.data_config['input_size'][-1])
         self.wrap(found)
-        training.scheduler, epochs = create_scheduler_v2(
-            training.optimizer, **scheduler_kwargs(args, decreasing_metric=self.metric == 'loss'),
-            updates_per_epoch=training.updates_per_epoch)
+        training.scheduler, epochs = build.make_schedule(
+            training.optimizer, args, training.updates_per_epoch, decreasing=self.metric == 'loss')
         content = found[1] if found else {'epoch': -1}
         first = content['epoch'] + (0 if content.get('recovery') else 1)
         first = first if args.start_epoch is None else args.start_epoch
@@ -295,8 +294,11 @@ def carry_out(job: Run) -> int:
             _logger.info(f'Stopped. The last checkpoint is {last}; go on with\n  {job.command()}' if last else
                          'Stopped before the first checkpoint.')
         return 130
-    except Stopped as stopped:
-        last, text = job.saver.last, str(stopped)
+    except (Stopped, torch.OutOfMemoryError) as stopped:
+        last = job.saver.last
+        text = str(stopped) if isinstance(stopped, Stopped) else (
+            f'too little memory for --batch-size {job.args.batch_size}: use a smaller one with --grad-accum-steps, or '
+            f'--grad-checkpointing ({first_line(stopped)[:120]})')
         raise Stopped(f'{text}; the last checkpoint is {last}' if last else
                       f'{text}; no checkpoint was written') from None
     finally:

@@ -25,11 +25,10 @@ from ..errors import BadInput, nearest
 TABLES = Path(__file__).resolve().parent / 'tables'
 _KEYS = ('name', 'base', 'arms', 'seeds', 'baseline', 'note', 'halving')
 #: Options that count epochs, which a budget scales, and the least of each.
-_EPOCHS = {'epochs': 1, 'warmup_epochs': 0, 'cooldown_epochs': 0, 'decay_epochs': 0, 'decay_milestones': 1,
-           'patience_epochs': 1, 'mixup_off_epoch': 1}
+_EPOCHS = {'epochs': 1, 'warmup_epochs': 0, 'cooldown_epochs': 0, 'decay_epochs': 1, 'decay_milestones': 1,
+           'mixup_off_epoch': 1}
 #: What ``train.py`` takes of them where neither plan nor recipe says it.
-_DEFAULTS = {'epochs': 300, 'warmup_epochs': 5, 'decay_epochs': 90.0, 'decay_milestones': [90, 180, 270],
-             'patience_epochs': 10}
+_DEFAULTS = {'epochs': 300, 'warmup_epochs': 5, 'decay_epochs': 90.0, 'decay_milestones': [90, 180, 270]}
 #: What every run has unless the plan says otherwise: only its last epoch is measured.
 QUIET = {'val_interval': 10 ** 6, 'log_interval': 10 ** 6, 'no_fuse': True, 'no_progress': True}
 
@@ -116,8 +115,8 @@ def scale_epochs(options: dict[str, Any], factor: float) -> dict[str, Any]:
     for key in found.keys() & _EPOCHS.keys():
         if isinstance(found[key], list):
             found[key] = [max(_EPOCHS[key], round(value * factor)) for value in found[key]]
-        else:
-            found[key] = found[key] and max(_EPOCHS[key], round(found[key] * factor))
+        elif (found[key] or 0) >= 1:  # a smaller one is a share, as decay_epochs may be
+            found[key] = max(_EPOCHS[key], round(found[key] * factor))
     return found
 
 
@@ -175,7 +174,8 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
 def _halving(path: str | Path, said: Any) -> tuple[list[int], float]:
     """The epochs of each round of a search, and the share of the arms that goes on."""
     epochs, keep = (said.get('epochs'), said.get('keep', 0.5)) if isinstance(said, dict) else (None, 0)
-    if not isinstance(epochs, list) or not epochs or not all(type(e) is int for e in epochs) or not 0 < keep < 1:
+    if not isinstance(epochs, list) or not epochs or not all(type(e) is int for e in epochs) or not (
+            isinstance(keep, float) and 0 < keep < 1):
         raise BadInput(f'{path}: halving is {{epochs: [2, 4, 8], keep: 0.5}}: the epochs of each round, and the share '
                        'of the arms that it leaves')
     return epochs, float(keep)

@@ -19,8 +19,9 @@ import yaml
 from ..checkpoints.names import BEST, SUMMARY
 from ..checkpoints.read import read_yaml
 from ..engine import training
-from ..engine.build import build_model, title_of
+from ..engine.build import build_model, make_optimizer, make_schedule, resolve_learning_rate, title_of
 from ..engine.checkpoint import SaveFailed, write_atomically
+from ..engine.flags import CORES
 from ..engine.progress import setup_logging
 from ..engine.summary import read_summary
 from ..errors import BadInput, Stopped
@@ -39,16 +40,22 @@ def argv_of(run: Run, folder: Path, output: Path, device: str | None = None) -> 
 
 
 def check_plan(plan: Plan, folder: Path, parse_args: Parse) -> None:
-    """Parse the options of every arm and build its model, without memory for the weights. ``BadInput``: which arm, and
-    what ``train.py`` says of it; SystemExit after its own sentence about an option.
+    """Parse the options of every arm and make its model, without memory for the weights, optimizer and schedule.
+    ``BadInput``: which arm, and what ``train.py`` says of it; SystemExit after its own sentence about an option.
     """
     for run in plan.runs[:len(plan.arms)]:
         place = folder / run.name
         _write_options(run, place)
         try:
             args = parse_args(argv_of(run, place, folder))
+            if args.sched == 'plateau':
+                raise BadInput('sched plateau follows validation, and an experiment measures at the end alone')
+            if not args.val_split and not args.holdout:
+                raise BadInput('no images to measure on: give val_split or holdout')
             with torch.device('meta'):
-                build_model(args, weights=False)
+                model = build_model(args, weights=False)
+            resolve_learning_rate(args, args.batch_size)
+            make_schedule(make_optimizer(model, args), args, 1)
         except BadInput as error:
             raise BadInput(f'arm {run.arm.name!r}: {error}') from None
 
@@ -77,6 +84,8 @@ def make_run(run: Run, output: Path, parse_args: Parse, device: str | None, budg
     A run whose loss stops being finite has an outcome too: it is written down as stopped, and not made again.
     """
     place = output / run.name
+    if (place / RESULT).is_file():  # made by another process meanwhile
+        return
     _write_options(run, place)
     argv = argv_of(run, place, output, device)
     row: dict[str, Any] = {'arm': run.arm.name, 'seed': run.seed, 'status': 'done'}
@@ -125,7 +134,7 @@ def make_runs(plan: Plan, output: Path, parse_args: Parse, parallel: int = 1, de
         for run in runs:
             make(run)
         return
-    threads = max(1, (os.cpu_count() or 1) // parallel)
+    threads = max(1, CORES // parallel)
     # Fresh processes: forked ones could not use a GPU.
     with ProcessPoolExecutor(parallel, get_context('spawn'), _end_with_parent, (os.getpid(), threads)) as pool:
         try:

@@ -113,8 +113,8 @@ OPTIONS: list[Option] = [
         switch('--no-aug', 'train without any augmentation'),
         value('--train-crop-mode', str, None, "how training crops: timm's rrc, rkrc or rkrr; or pad: zeros on each "
               'side, an eighth of it, and a random crop (CIFAR)', choices=('rrc', 'rkrc', 'rkrr', 'pad')),
-        value('--scale', float, [0.08, 1.0], 'range of the area of random crops', nargs='+'),
-        value('--ratio', float, [3 / 4, 4 / 3], 'range of the aspect ratio of random crops', nargs='+'),
+        value('--scale', float, [0.08, 1.0], 'range of the area of random crops', nargs=2),
+        value('--ratio', float, [3 / 4, 4 / 3], 'range of the aspect ratio of random crops', nargs=2),
         value('--hflip', float, 0.5, 'probability of a horizontal flip'),
         value('--vflip', float, 0.0, 'probability of a vertical flip'),
         value('--color-jitter', float, 0.4, 'strength of colour jitter'),
@@ -135,7 +135,7 @@ OPTIONS: list[Option] = [
         switch('--resplit', 'do not erase in the first, clean part of --aug-splits'),
         value('--mixup', float, 0.0, 'alpha of mixup, which is on if positive'),
         value('--cutmix', float, 0.0, 'alpha of cutmix, which is on if positive'),
-        value('--cutmix-minmax', float, None, 'cutmix, replacing parts of at least and at most this', nargs='+'),
+        value('--cutmix-minmax', float, None, 'cutmix, replacing parts of at least and at most this', nargs=2),
         value('--mixup-prob', float, 1.0, 'probability of mixing at all'),
         value('--mixup-switch-prob', float, 0.5, 'probability of cutmix where both are on'),
         value('--mixup-mode', str, 'batch', 'mix per batch, pair or elem', choices=('batch', 'pair', 'elem', 'half')),
@@ -236,9 +236,13 @@ def parse_args(argv: Sequence[str], prog: str = 'timm-asr train') -> argparse.Na
         if getattr(args, key) not in (None, False):
             args.model_kwargs = {**args.model_kwargs, key: getattr(args, key)}
     args.grad_accum_steps = max(1, args.grad_accum_steps)
-    for name in ('batch_size', 'epochs', 'val_interval', 'log_interval'):
-        if getattr(args, name) < 1:
-            raise BadInput(f'--{name.replace("_", "-")} must be at least 1, not {getattr(args, name)}')
+    for name, least in (('batch_size', 1), ('epochs', 1), ('val_interval', 1), ('log_interval', 1), ('seed', 0)):
+        if getattr(args, name) < least:
+            raise BadInput(f'--{name.replace("_", "-")} must be at least {least}, not {getattr(args, name)}')
+    if args.decay_epochs <= 0:
+        raise BadInput(f'--decay-epochs must be above 0, not {args.decay_epochs:g}')
+    if not 0 <= args.smoothing < 1:
+        raise BadInput(f'--smoothing must be at least 0 and below 1, not {args.smoothing:g}')
     if args.aug_splits == 1:
         raise BadInput('--aug-splits must be 0 or at least 2')
     if args.amp and args.model_dtype not in (None, 'float32'):
