@@ -45,7 +45,8 @@ def next_round(plan: Plan, output: Path) -> tuple[Plan, Path] | None:
 
 def ranking(plan: Plan, output: Path) -> str:
     """The finished rounds as Markdown, the best arm of each first."""
-    text = [f'# {plan.name}', f'{plan.note} Top-1 is on images held out of the training set.'.strip()]
+    title = f'{plan.name}, budget {plan.budget:g}' if plan.budget != 1 else plan.name
+    text = [f'# {title}', f'{plan.note} Top-1 is on images held out of the training set.'.strip()]
     for part, folder in rounds(plan, output):
         if missing_runs(part, folder):
             text.append(f'{part.name}: {len(missing_runs(part, folder))} of {len(part.runs)} runs are missing.')
