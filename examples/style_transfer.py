@@ -82,7 +82,7 @@ class PerceptualLoss(nn.Module):
     def __init__(self, style: torch.Tensor, pretrained: bool = False, weight: float = 1e5) -> None:
         super().__init__()
         self.vgg = timm.create_model('vgg16', pretrained=pretrained, features_only=True, out_indices=(0, 1, 2, 3))
-        self.vgg.eval().requires_grad_(False)
+        self.vgg.eval().requires_grad_(False).to(style.device)
         config = self.vgg.pretrained_cfg
         self.normalize = v2.Normalize(config['mean'], config['std'])
         self.weight = weight
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--norms', nargs='+', choices=list(NORMS), default=list(NORMS))
     parser.add_argument('--pretrained', action='store_true', help='load the weights of the VGG')
     parser.add_argument('--steps', type=int, default=200)
-    parser.add_argument('--size', type=int, default=128, help='side of the images, a multiple of 4')
+    parser.add_argument('--size', type=int, default=128, help='side of the images, a multiple of 16')
     parser.add_argument('--width', type=int, default=16, help='channels of the first layer (32 in the paper)')
     parser.add_argument('--batch-size', type=int, default=4)
     parser.add_argument('--seed', type=int, default=42)
@@ -180,6 +180,8 @@ def main(argv: list[str] | None = None) -> int:
     for path in (args.images, args.style):
         if path is not None and not path.exists():
             parser.error(f'there is no {path}')
+    if args.size % 16:
+        parser.error(f'--size {args.size} is no multiple of 16')
     args.output.mkdir(parents=True, exist_ok=True)
     images = read_images(args.images, args.size)
     if not images:

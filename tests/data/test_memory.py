@@ -132,8 +132,14 @@ def test_grey_images_with_an_axis_for_their_one_channel(tmp_path):
 @pytest.mark.parametrize(('arrays', 'reason'), [
     ({'x': 1}, "no array 'x_train', only x"),
     ({'x_train': np.zeros((2, 8, 8, 3)), 'y_train': np.zeros(2)}, 'in float64'),
-    ({'x_train': np.zeros((2, 8, 8, 3), np.uint8), 'y_train': np.zeros(3)}, 'with 3 labels')])
+    ({'x_train': np.zeros((2, 8, 8, 3), np.uint8), 'y_train': np.zeros(3)}, 'with 3 labels'),
+    ({'x_train': np.zeros((2, 3, 8, 8), np.uint8), 'y_train': np.zeros(2, int)}, r'\(N, H, W, C\) in uint8'),
+    ({'x_train': np.zeros((2, 8, 8), np.uint8), 'y_train': np.array([-1, 1])}, 'whole numbers from 0 on'),
+    ({'x_train': np.zeros((2, 8, 8), np.uint8), 'y_train': np.array(['a', 'b'])}, 'whole numbers from 0 on')])
 def test_archives_that_are_not_images(tmp_path, arrays, reason):
     np.savez(tmp_path / 'a.npz', **arrays)
     with pytest.raises(BadInput, match=reason):
+        loaders(tmp_path / 'a.npz', tmp_path)
+    (tmp_path / 'a.npz').write_bytes((tmp_path / 'a.npz').read_bytes()[:99])
+    with pytest.raises(BadInput, match='no whole NumPy archive'):
         loaders(tmp_path / 'a.npz', tmp_path)

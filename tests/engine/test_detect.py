@@ -50,11 +50,13 @@ def test_resumed_is_as_if_never_stopped(drawn):
     metrics = json.loads((folder / 'metrics.json').read_text())
     assert metrics['folded'] == pytest.approx(metrics['trained'], abs=1e-3)
     assert metrics['parameters_folded'] < metrics['parameters']
-    plain = create_detector('maskrcnn', 'resnet18', num_classes=4, fpn_channels=32,
-                            backbone_kwargs={'layers': (1, 1, 1, 1), 'channels': (16, 16, 32, 32)})
+    told = json.loads((folder / 'detector.json').read_text())
+    assert told.pop('trained')['backbone'] == 'resnet18_asr_se'
+    assert told.pop('categories') == {'1': '0', '2': '1', '3': '2'}
+    plain = create_detector(told.pop('detector'), told.pop('backbone'), **told.pop('detector_kwargs'), **told)
     plain.load_state_dict(load_file(folder / 'detector.safetensors'), strict=True)
-    assert json.loads((folder / 'detector.json').read_text())['categories'] == {'1': '0', '2': '1', '3': '2'}
-    assert (folder / 'curve.png').stat().st_size > 5000
+    assert (folder / 'detector.safetensors').stat().st_mode & 0o044
+    assert (drawn / 'whole' / 'curve.png').stat().st_size > 5000
 
 
 @pytest.mark.slow

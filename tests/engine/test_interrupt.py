@@ -5,12 +5,13 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from timm_asr.engine.interrupt import GRACE, deferred_interrupts, quiet_workers, stoppable
+from timm_asr.engine.interrupt import GRACE, Stoppable, deferred_interrupts, quiet_workers, stoppable
 
 
 def send(number):
@@ -36,6 +37,13 @@ def test_a_signal_inside_a_step_stops_before_the_next(number, capfd):
         run(range(5), step)
     assert done == [0, 1, 2]
     assert 'Stopping after this step' in capfd.readouterr().err
+
+
+def test_a_stoppable_loader_stops_whoever_reads_it():
+    loader = Stoppable(DataLoader(list(range(5)), batch_size=1))
+    assert (len(loader), loader.batch_size, len(list(loader))) == (5, 1, 5)
+    with pytest.raises(KeyboardInterrupt), deferred_interrupts():
+        deque(send(signal.SIGINT) for _ in loader)
 
 
 def test_the_second_signal_stops_at_once():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from timm_asr.engine.commands import benchmark, train, validate
+from timm_asr.engine.commands import benchmark, export, train, validate
 from timm_asr.engine.flags import CORES
 from timm_asr.engine.options import pairs, parse, switch, value
 
@@ -120,3 +120,13 @@ def test_defaults_are_not_shared():
     first.scale.append(2)
     first.model_kwargs['a'] = 1
     assert (second.scale, second.model_kwargs) == ([0.08, 1.0], {})
+
+
+def test_yaml_may_go_with_a_positional_or_name_it(tmp_path):
+    (tmp_path / 'c.yaml').write_text('output: x\n')
+    args = parse(export.OPTIONS, {}, ['run.pth', '--config', str(tmp_path / 'c.yaml')])
+    assert (args.checkpoint, args.output) == ('run.pth', 'x')
+    (tmp_path / 'c.yaml').write_text('checkpoint: run.pth\n')
+    assert parse(export.OPTIONS, {}, ['--config', str(tmp_path / 'c.yaml')]).checkpoint == 'run.pth'
+    with pytest.raises(SystemExit):
+        parse(export.OPTIONS, {}, [])

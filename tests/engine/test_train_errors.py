@@ -67,6 +67,7 @@ def checkpoint(images, tmp_path_factory):
     ((*DIGITS, '--aa', 'nonsense'), 'do not go together'),
     ((*DIGITS, '--device-modules', 'no_such_module'), '--device-modules no_such_module: No module'),
     (('--model', 'resnet20_asr_se'), 'no data: give the folder'),
+    (('--model', 'resnet20_asr_se', '--dataset', 'torch/cifar10'), 'torch/cifar10 needs a folder: --data-dir DIR'),
     (('--model', 'resnet20_asr_se', '--data-dir', 'nowhere'), 'no data at nowhere'),
     ((*DIGITS, '--resume', 'nowhere'), '--resume nowhere: no such file'),
     ((*DIGITS, '--initial-checkpoint', 'nowhere'), 'no checkpoint at nowhere'),

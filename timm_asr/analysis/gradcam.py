@@ -91,16 +91,18 @@ class AverageLook:
 
 
 def average_cam(
-        model: nn.Module, loader: Iterable[Any], *, samples: int | None = 500, layer: str = '', progress: bool = True,
+        model: nn.Module, loader: Iterable[Any], *, samples: int | None = 500, layer: str = '', labelled: bool = True,
+        progress: bool = True,
 ) -> AverageLook:
     """The mean of Grad-CAM's maps over images: the region that a network looks at on average (ASR paper, Figure 6).
 
-    ``loader`` and ``samples`` as :class:`Images` has them; without labels, the predicted class is the target.
+    ``loader`` and ``samples`` as :class:`Images` has them. The target is the label, or the predicted class where there
+    is none or ``labelled`` is off.
     """
     images = Images(loader, model, samples, progress)
     total, image, score = torch.zeros(()), torch.zeros(()), 0.0
     for batch, labels in images.batches('Grad-CAM'):
-        maps, scores = grad_cam(model, batch, labels, layer)
+        maps, scores = grad_cam(model, batch, labels if labelled else None, layer)
         total = total + maps.double().sum(0)
         image = image + batch.sum(0)
         score += scores.sum().item()

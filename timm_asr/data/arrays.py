@@ -4,6 +4,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
@@ -49,15 +50,20 @@ class Npz(Arrays):
 
     def __init__(self, path: str | Path, split: str = 'train', input_img_mode: str = 'RGB') -> None:
         part = 'train' if is_training_split(split, str(path)) else 'test'
-        with np.load(path) as arrays:
-            missing = {f'x_{part}', f'y_{part}'} - set(arrays)
-            if missing:
-                raise ValueError(f'it has no array {min(missing)!r}, only {", ".join(sorted(arrays)) or "none"}')
-            images, labels = arrays[f'x_{part}'], arrays[f'y_{part}'].reshape(-1)
+        try:
+            with np.load(path) as arrays:
+                missing = {f'x_{part}', f'y_{part}'} - set(arrays)
+                if missing:
+                    raise ValueError(f'it has no array {min(missing)!r}, only {", ".join(sorted(arrays)) or "none"}')
+                images, labels = arrays[f'x_{part}'], arrays[f'y_{part}'].reshape(-1)
+        except (BadZipFile, TypeError) as error:
+            raise ValueError(f'it is no whole NumPy archive ({error})') from None
         images = images[..., 0] if images.shape[3:] == (1,) else images
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
+        if images.dtype != np.uint8 or images.shape[3:] not in ((), (3,), (4,)) or len(images) != len(labels):
             raise ValueError(f'x_{part} must be (N, H, W) or (N, H, W, C) in uint8 with a label an image, not '
                              f'{images.shape} in {images.dtype} with {len(labels)} labels')
+        if labels.dtype.kind not in 'iub' or labels.min(initial=0) < 0:
+            raise ValueError(f'y_{part} must be whole numbers from 0 on, not {labels[:3]} in {labels.dtype}')
         super().__init__(images, labels, input_img_mode)
         self.classes = [str(label) for label in range(int(labels.max()) + 1)]
 

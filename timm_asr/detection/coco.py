@@ -55,7 +55,7 @@ class CocoSet(Dataset):
         except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             reason = f'there is no {error}' if isinstance(error, KeyError) else error
             raise ValueError(f"{annotations} is not in COCO's format: {reason}.") from None
-        self.masks, self.coco = masks, plain.coco
+        self.masks, self.coco, self.ids, self.folder = masks, plain.coco, plain.ids, images
         plain.coco = copy.copy(plain.coco)  # the truth to evaluate against has all of them
         plain.coco.imgToAnns = {
             image: [one for one in found if not one.get('iscrowd') and min(one['bbox'][2:]) > 0]
@@ -66,6 +66,11 @@ class CocoSet(Dataset):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def filename(self, index: int, absolute: bool = False) -> str:
+        """Path of an image, as timm's data sets give it: below the folder of the images, or ``absolute``."""
+        name = self.coco.imgs[self.ids[index]]['file_name']
+        return os.path.join(self.folder, name) if absolute else name
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
         image, target = self.dataset[index]

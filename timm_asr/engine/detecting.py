@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.utils import unwrap_model
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, Subset
@@ -23,8 +23,10 @@ from ..checkpoints.read import read_checkpoint
 from ..checkpoints.weights import load_weights, state_dict_of
 from ..detection import CocoSet, collate, create_detector, evaluate_coco
 from ..errors import BadInput, Stopped
+from ..export.place import write_whole
 from ..models.auxiliary import auxiliary_loss
 from ..models.counts import count_parameters
+from ..models.registry import plain_architecture
 from .build import Task, make_optimizer, resolve_learning_rate
 from .loaders import Loaders
 from .loop import Training
@@ -144,12 +146,17 @@ class DetectionRun(Run):
                 raise Stopped(f'folding changed a figure by {apart:.1e}: no detector is written')
             metrics |= {'epoch': self.saver.best_epoch, 'trained': before, 'folded': after}
             print(f'AP {before["AP"]:.4f} as trained, {after["AP"]:.4f} folded; AP50 {after["AP50"]:.4f}')
-        save_file({key: value.contiguous() for key, value in folded.state_dict().items()}, self.folder / WEIGHTS)
-        names = ('detector', 'backbone', 'asr', 'frozen_bn', 'strides', 'fpn_channels', 'backbone_kwargs',
-                 'detector_kwargs')
-        description = {name: getattr(self.args, name) for name in names}
-        for name, content in ((CONFIG, {**description, 'categories': self.categories}), (METRICS, metrics)):
-            (self.folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+        state = {key: value.contiguous() for key, value in folded.state_dict().items()}
+        write_whole(self.folder / WEIGHTS, save(state))
+        names = ('detector', 'frozen_bn', 'strides', 'fpn_channels', 'detector_kwargs')
+        description = {  # of the folded detector
+            **{name: getattr(self.args, name) for name in names}, 'backbone': plain_architecture(self.args.backbone),
+            'backbone_kwargs': {key: value for key, value in self.args.backbone_kwargs.items()
+                                if not key.startswith('asr')},
+            'trained': {name: getattr(self.args, name) for name in ('backbone', 'asr', 'backbone_kwargs')},
+            'num_classes': self.args.num_classes + 1, 'categories': self.categories}
+        for name, content in ((CONFIG, description), (METRICS, metrics)):
+            write_whole(self.folder / name, json.dumps(content, indent=2).encode() + b'\n')
         print(f'Results: {self.folder}')
         return 0
 

@@ -29,7 +29,7 @@ from .device import find_device
 from .flags import DATA, IMAGE
 from .forms import compare_forms
 from .inputs import data_config_of, mix, open_data
-from .interrupt import deferred_interrupts, stoppable
+from .interrupt import Stoppable, deferred_interrupts, stoppable
 from .loaders import label_names, make_eval_loader, one_split
 from .progress import setup_logging
 
@@ -213,13 +213,14 @@ def freeze(args: argparse.Namespace, *_: Any) -> None:
         raise BadInput(f'no images to measure the gates on: {_NAME_THEM}')
     if args.samples is not None or args.recalibrate_bn:
         mix(opened.loader, args.samples)
-    held_out = opened.images(args.eval_split) if args.eval_split not in ('', args.split) else None
+    held_out = Stoppable(opened.images(args.eval_split)) if args.eval_split not in ('', args.split) else None
     opened.source.model.float().eval().to(opened.device)
     try:
         with deferred_interrupts():
             report = freeze_attention(
-                opened.source.model, opened.loader, threshold=args.threshold, recalibrate_bn=args.recalibrate_bn,
-                samples=args.samples, progress=not args.no_progress, eval_loader=held_out, thresholds=args.thresholds)
+                opened.source.model, Stoppable(opened.loader), threshold=args.threshold, samples=args.samples,
+                recalibrate_bn=args.recalibrate_bn, progress=not args.no_progress, eval_loader=held_out,
+                thresholds=args.thresholds)
     except (RuntimeError, TypeError, ValueError) as error:
         raise BadInput(first_line(error)) from None
     print(f'\n{report}\n', flush=True)

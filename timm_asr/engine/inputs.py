@@ -154,10 +154,10 @@ def check_noise(args: argparse.Namespace) -> None:
         parse_noise(args.bn_noise)
     except ValueError as error:
         raise BadInput(f'--bn-noise: {error}') from None
-    for name in ('torchcompile', 'torchscript', 'grad_checkpointing', 'sync_bn'):
+    for name in ('torchcompile', 'torchscript', 'grad_checkpointing', 'sync_bn', 'fold_bn'):
         if getattr(args, name, None):
-            raise BadInput(f'--bn-noise does not go with --{name.replace("_", "-")}, which runs BatchNorms out of its '
-                           'reach')
+            raise BadInput(f'--bn-noise does not go with --{name.replace("_", "-")}, after which BatchNorms are '
+                           'out of its reach')
 
 
 def fast_matmul(device: torch.device) -> None:

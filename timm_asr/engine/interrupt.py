@@ -66,6 +66,22 @@ def stoppable(batches: Iterable[Any]) -> Iterator[Any]:
         raise KeyboardInterrupt
 
 
+class Stoppable:
+    """A loader whose every reading is :func:`stoppable`."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return stoppable(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+
 def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     if not issubclass(kind, ConnectionError | EOFError):  # of a reader that is gone: nobody needs it from each worker
         sys.__excepthook__(kind, error, trace)

@@ -24,6 +24,8 @@ _logger = logging.getLogger(__name__)
 #: Options that have timm's name for them.
 _SAME = ('no_aug', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob', 'grayscale_prob',
          'gaussian_blur_prob', 'worker_seeding')
+#: How the names of timm's data sets in shards begin.
+_SHARDS = ('hfds/', 'hfids/', 'tfds/', 'wds/')
 
 
 @dataclass
@@ -60,6 +62,9 @@ def check_data(args: argparse.Namespace, more: str = '') -> None:
     if not args.dataset and not args.data_dir:
         raise BadInput('no data: give the folder of the images (--data-dir DIR) or the name of a data set '
                        f'(--dataset NAME){more}')
+    if args.dataset and not args.data_dir and args.dataset != 'digits' and not args.dataset.startswith(
+            ('npz:', *_SHARDS)):
+        raise BadInput(f'--dataset {args.dataset} needs a folder: --data-dir DIR')
     if not args.dataset and not os.path.exists(args.data_dir):
         raise BadInput(f'no data at {args.data_dir}')
 
@@ -88,7 +93,7 @@ def one_split(args: argparse.Namespace, *datasets: Any) -> bool:
     """Whether these two are the same images: a folder without splits is there under every name."""
     roots = [getattr(getattr(dataset, 'reader', None), 'root', None) for dataset in datasets]
     # These have one root, and splits of their own in it.
-    inside = (args.dataset or '').startswith(('hfds/', 'hfids/', 'tfds/', 'wds/'))
+    inside = (args.dataset or '').startswith(_SHARDS)
     return not inside and roots[0] is not None and roots[0] == roots[1]
 
 

@@ -25,7 +25,7 @@ from ..figures import gates as draw
 from ..figures.looking import plot_feature_integration, plot_gradients, plot_looks
 from .device import find_device
 from .inputs import mix, open_images, open_model, settle_data
-from .interrupt import deferred_interrupts
+from .interrupt import Stoppable, deferred_interrupts
 from .loaders import classes_of, open_dataset
 from .progress import setup_logging
 from .runs import caption_of, output_folder, unlike, write_tables
@@ -72,7 +72,7 @@ def _opened(args: Namespace, device: torch.device, count: int | None, untrained:
         loader = open_images(args, model.to(device), config, device)
         mix(loader, count)
         taken.append(unlike(labels[index] if labels else known, taken))
-        yield taken[-1], model, loader, config
+        yield taken[-1], model, Stoppable(loader), config
 
 
 def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
@@ -87,9 +87,13 @@ def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
         model.load_state_dict(state)
     dataset = open_dataset(_with(args, val_split=args.split, val_num_samples=args.num_samples), False, 'RGB', False)
     loader = DataLoader(dataset, min(args.batch_size, 4), num_workers=args.workers,
-                        collate_fn=lambda batch: ([to_tensor(image) for image, _ in batch], None))
+                        collate_fn=_images_alone)
     mix(loader, args.samples)
-    return f'{args.detector} on {args.model}', model, loader
+    return f'{args.detector} on {args.model}', model, Stoppable(loader)
+
+
+def _images_alone(batch: Sequence[Any]) -> tuple[list[torch.Tensor], None]:
+    return [to_tensor(image) for image, _ in batch], None
 
 
 @_look
@@ -138,7 +142,8 @@ def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -
         looks[label] = grad_cam(model, images, labels if args.target == 'label' else None, args.layer)
         if args.samples:
             averages[label] = average_cam(
-                model, loader, samples=args.samples, layer=args.layer, progress=not args.no_progress)
+                model, loader, samples=args.samples, layer=args.layer, labelled=args.target == 'label',
+                progress=not args.no_progress)
         if shown is None:
             mean, std = (torch.tensor(config[key], device=device).view(-1, 1, 1) for key in ('mean', 'std'))
             shown = images * std + mean, averages[label].image * std + mean if args.samples else None

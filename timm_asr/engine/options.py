@@ -160,7 +160,12 @@ def _read_config(path: Path, options: Sequence[Option], parser: Parser, refuse: 
         said = _words(known[key], value)
         words = words + said if known[key].name.startswith('-') else said + words
         keys.append(key)
+    positional = [action for action in parser._actions if not action.option_strings]
+    for action in positional:  # it may stand on the line alone
+        action.required = False
     read = vars(parser.parse_args(words))
+    for action in positional:
+        action.required = action.dest not in keys
     return {key: read[key] for key in keys}
 
 

@@ -1,6 +1,7 @@
 """What ``timm-asr curves`` and ``timm-asr scatter`` do: figures from the files that runs and benchmarks left."""
 
 import csv
+import importlib.util
 import json
 import shlex
 import statistics
@@ -20,10 +21,15 @@ from .summary import read_summary
 
 
 def output_folder(args: Namespace) -> Path:
-    """The folder of ``--output``, made if it is not there."""
+    """The folder of ``--output``, made if it is not there. ``BadInput``: it cannot be, or nothing could be drawn."""
     folder = Path(args.output)
     refuse_file(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if importlib.util.find_spec('matplotlib') is None:
+        raise BadInput('figures need matplotlib: pip install matplotlib')
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f'--output {folder}: {error.strerror}') from None
     return folder
 
 

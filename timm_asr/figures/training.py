@@ -47,7 +47,7 @@ def plot_curves(
     figure, (panels,) = new(1, len(shown), 3.0)
     for axes, (key, label) in zip(panels, shown.items(), strict=True):
         for name, rows in runs.items():
-            axes.plot(*_column(rows, key), label=name)
+            axes.plot(*_column(rows, key), label=name, marker='.')
         axes.set(xlabel='epoch', ylabel=label)
         axes.locator_params(axis='x', integer=True)
     legend_above(figure, panels[0])
