@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from timm_asr.checkpoints.read import read_checkpoint, read_config, read_json, read_yaml
+from timm_asr.checkpoints.weights import state_dict_of
 from timm_asr.errors import BadInput
 
 TEXT, COUNT, LIST = [1, [], {}], ['x', -1, 1.5, True, 10**30], [[], ['a'], 'x', 0.5]
@@ -86,3 +87,7 @@ def test_large_or_foreign_text(tmp_path):
         read_config(tmp_path)
 
 
+def test_a_prefix_that_the_model_has_is_no_wrappers():
+    own = {**{f'backbone.{index}.weight': torch.ones(1) for index in range(20)}, 'head.weight': torch.ones(1)}
+    assert state_dict_of({'state_dict': own}, own=own).keys() == own.keys()
+    assert state_dict_of({'state_dict': {f'module.{key}': value for key, value in own.items()}}, own=own) == own

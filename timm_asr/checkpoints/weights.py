@@ -1,7 +1,7 @@
 """The weights inside a checkpoint, under the names that a model has for them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from ..models.authors import our_names
 _WRAPPERS = ('module', '_orig_mod', 'model', 'net', 'network', 'backbone', 'encoder', '_forward_module')
 
 
-def state_dict_of(content: Mapping[str, Any], use_ema: bool = False, path: str | Path = '') -> dict[str, torch.Tensor]:
+def state_dict_of(content: Mapping[str, Any], use_ema: bool = False, path: str | Path = '',
+                  own: Iterable[str] = ()) -> dict[str, torch.Tensor]:
     """The weights in what ``read_checkpoint`` returned, without the prefix that a wrapper put before all their names.
 
+    A prefix that is in ``own``, the names that the model has, stays: that of a detector's backbone, for example.
     Weights of the papers' authors get the names that they have here. ``BadInput``, which names ``path``, says that
     there are no weights, or with ``use_ema`` no averaged ones.
     """
@@ -29,7 +31,7 @@ def state_dict_of(content: Mapping[str, Any], use_ema: bool = False, path: str |
             or not any(isinstance(value, torch.Tensor) for value in weights.values())):
         raise BadInput(f'{path} holds no weights: no state_dict inside')
     weights = dict(weights)
-    while prefix := _prefix_of(weights):
+    while (prefix := _prefix_of(weights)) and not any(key.startswith(prefix) for key in own):
         weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     return dict(our_names(weights))
 

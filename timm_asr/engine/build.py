@@ -80,7 +80,7 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
 @torch.no_grad()
 def _start_weights(model: nn.Module, args: argparse.Namespace) -> None:
     if path := args.initial_checkpoint:
-        found = state_dict_of(read_checkpoint(path), path=path)
+        found = state_dict_of(read_checkpoint(path), path=path, own=model.state_dict())
         if args.asr and not any('.vectors.' in key for key in found):
             raise BadInput(f'--initial-checkpoint {path} has no ASR vectors; --pretrained-path {path} puts ASR on '
                            'plain weights')

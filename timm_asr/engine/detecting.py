@@ -134,7 +134,8 @@ class DetectionRun(Run):
         plot_run(self.folder, None, {'eval_AP': 'AP', 'eval_AP50': 'AP50', 'eval_mask_AP': 'mask AP'},
                  'average precision')
         model = build_detector(self.args, self.args.num_classes, weights=False)
-        load_weights(model, best, state_dict_of(read_checkpoint(best), path=best), self.args.model)
+        found = state_dict_of(read_checkpoint(best), path=best, own=model.state_dict())
+        load_weights(model, best, found, self.args.model)
         model = model.to(self.device).eval()
         folded = fold_asr(copy.deepcopy(model))
         metrics: dict[str, Any] = {'parameters': count_parameters(model), 'parameters_folded': count_parameters(folded)}

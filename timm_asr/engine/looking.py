@@ -77,7 +77,8 @@ def _opened(args: Namespace, device: torch.device, count: int | None, untrained:
 
 def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
     """``--detector``: the detector over the backbone of ``--model``, and its images, from 0 to 1 in their own size."""
-    state = state_dict_of(read_checkpoint(args.checkpoint), args.use_ema, args.checkpoint) if args.checkpoint else {}
+    state = state_dict_of(read_checkpoint(args.checkpoint), args.use_ema, args.checkpoint,
+                          own=('backbone.',)) if args.checkpoint else {}
     heads = {'roi_heads.box_predictor.cls_score.bias': 1, 'head.classification_head.cls_logits.bias': 9}  # anchors
     classes = next((len(state[key]) // each for key, each in heads.items() if key in state), args.num_classes or 91)
     pyramid = {'fpn_channels': len(state['backbone.fpn.layer_blocks.0.0.bias'])} if state else {}

@@ -240,10 +240,11 @@ def restore(training: Training, found: Found) -> None:
         had, asked = (f'with --asr-gain {gain:g}' for gain in gains)
     if had != asked:
         raise BadInput(f'--resume {path}: it was trained {had}, not {asked}')
-    load_weights(training.task.get_trainable_module(), path, state_dict_of(content, path=path), args.model)
+    model = training.task.get_trainable_module()
+    own = tuple(model.state_dict())
+    load_weights(model, path, state_dict_of(content, path=path, own=own), args.model)
     if ema is not None:
-        load_weights(ema.module, path, state_dict_of(content, use_ema='state_dict_ema' in content, path=path),
-                     args.model)
+        load_weights(ema.module, path, state_dict_of(content, 'state_dict_ema' in content, path, own), args.model)
         if 'ema_generator' in content:
             ema._sr_generator.set_state(content['ema_generator'].cpu())
     if args.no_resume_opt:
