@@ -50,8 +50,7 @@ class _Opened:
         if args.output:
             refuse_taken(Path(args.output), args.force, {*source.files, *taken})
         self.config = data_config_of(args, source.model, source.data_config)
-        if source.data_config or args.img_size or args.mean or args.std or args.crop_pct or (
-                args.interpolation):
+        if source.data_config or any((args.img_size, args.mean, args.std, args.crop_pct, args.interpolation)):
             source.data_config = used_data_config(self.config)
         if not args.dataset and not args.data_dir and source.model.num_classes == 10:
             args.dataset = 'digits' if source.args.get('dataset') == 'digits' else ''  # which come with this package
@@ -95,11 +94,11 @@ def _check(args: argparse.Namespace) -> None:
             raise BadInput(f'--{name.replace("_", "-")} goes with {needs}')
     if args.samples < 1:
         raise BadInput('--samples takes one image or more')
-    files = [Path(path).resolve() for path in (args.onnx, args.int8, args.torch_export) if path]
-    if len(set(files)) < len(files):
+    files = [Path(path) for path in (args.onnx, args.int8, args.torch_export) if path]
+    if len({path.resolve() for path in files}) < len(files):
         raise BadInput('--onnx, --int8 and --torch-export write a file each; give them different names')
-    for path in (args.onnx, args.int8, args.torch_export):
-        if path and Path(path).exists() and not args.force:
+    for path in files:
+        if path.exists() and not args.force:
             raise BadInput(f'{path} is there already; choose another name, or replace it (--force)')
     if args.onnx:
         check_packages()
