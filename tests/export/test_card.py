@@ -182,6 +182,16 @@ def test_the_figures_are_those_of_the_network_in_the_folder(tmp_path):
     assert '`resnet20`, these weights | 91.25' in model_card(write(tmp_path / 'old', metrics=old), REPO)
 
 
+def test_a_network_whose_gates_were_frozen_is_told_from_the_one_that_was_trained(tmp_path):
+    for name, title in (('regnety_002', ''), ('resnet20_se', ' as `resnet20_se`')):
+        folder = write(tmp_path / name, {'architecture': 'resnet20' if title else name},
+                       {'images': 100, 'top1': 70.0, 'top1_folded': 60.0}, model=name, frozen_gates=9)
+        card = model_card(folder, REPO)
+        assert f'trained{title}; its 9 gates were replaced by constants afterwards.' in card
+        assert [row[1] for row in table(card, 'Results')] == ['70.00', '60.00']
+        assert 'Folding' not in card
+
+
 EVIL = '](http://evil) <script>x</script> `code` | cell\n---\n# head *b* [a](b)'
 
 

@@ -85,6 +85,14 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
     assert (tmp_path / 'there' / 'config.json').is_file()
 
 
+def test_the_working_directory_stays_the_same_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for label in ('a', 'b'):
+        save_fused(model(1), '.', label_names=[label, 'x', 'y'], check=False, overwrite=True)
+        assert os.path.samefile(tmp_path, '.')
+    assert json.loads((tmp_path / 'config.json').read_text())['label_names'][0] == 'b'
+
+
 def test_the_list_has_every_file_and_takes_later_ones(tmp_path):
     folder = save_fused(model(1), tmp_path / 'net', keep_trainable=True, metrics={'top1': 50.0}, check=False)
     assert set(manifest_of(folder)) == {

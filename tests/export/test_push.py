@@ -1,5 +1,7 @@
 """push_to_hub and `timm-asr publish`, with the real client, against a Hub on loopback."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -8,6 +10,7 @@ import pytest
 import timm
 from hub import OTHER, READ, WRITE
 from hub_helpers import change_section, contents, make_folder
+from huggingface_hub import HfApi
 
 import timm_asr
 from timm_asr.engine.commands.publish import main
@@ -54,9 +57,11 @@ def test_one_commit_holds_everything_and_a_second_one_is_not_made(hub, publish, 
     assert not hub.repos[REPO].private
     held, here = hub.files(REPO), contents(folder)
     assert sorted(held) == PUBLISHED
-    for name in set(PUBLISHED) - {'README.md', 'args.yaml'}:
+    for name in set(PUBLISHED) - {'README.md', 'args.yaml', 'config.json'}:
         assert held[name] == here[name]
     assert held['args.yaml'] == b'lr: 0.1\nmodel: resnet20_asr_se\n'
+    for name, expected in json.loads(held['config.json'])['timm_asr']['files'].items():
+        assert hashlib.sha256(held[name]).hexdigest() == expected
     assert not any(text in b''.join(held.values()) for text in (WRITE.encode(), b'/home/me', b'pickle', b'a key'))
     for name in PUBLISHED:
         assert re.search(rf'^{re.escape(name)} +{len(held[name]):,} bytes$', out, re.MULTILINE), out
@@ -120,7 +125,7 @@ def test_a_repository_with_other_content_is_left_alone(hub, publish, folder):
     hub.faults.clear()
     assert 'there from before, and still there: notes.txt' in publish(folder, '--overwrite')
     assert hub.files(REPO)['notes.txt'] == b'kept'
-    assert hub.files(REPO)['config.json'] == contents(folder)['config.json']
+    assert hub.files(REPO)['model.safetensors'] == contents(folder)['model.safetensors']
 
 
 def test_the_trainable_form_of_other_weights_is_not_taken_for_that_of_these(publish, folder, tmp_path):
@@ -139,13 +144,18 @@ def test_somebody_commits_meanwhile(hub, publish, folder):
     assert hub.files(REPO) == {'other.txt': b'other'}
 
 
-def test_private(hub, publish, folder):
-    publish(folder, '--private')
+def test_private(hub, publish, folder, tmp_path, monkeypatch):
+    (tmp_path / 'link').symlink_to(folder)
+    publish(tmp_path / 'link', '--private')
     assert hub.repos[REPO].private
     hub.create('alice/open')
     publish(folder, '--private', repo='alice/open', refused=['exists and is public'], status=2)
     publish(folder, token=OTHER, refused=['(403'])
     assert len(hub.repos[REPO].commits) == 2
+    asked = []
+    monkeypatch.setattr(HfApi, 'create_repo', lambda self, repo_id, **words: asked.append(words['private']))
+    publish(folder)
+    assert asked == [None]  # an organisation may make new repositories private by default
 
 
 def _link(path):

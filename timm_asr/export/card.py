@@ -45,7 +45,7 @@ def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_n
     facts: dict[str, Any] = config[KEY]
     architecture, classes = config['architecture'], config.get('num_classes') or 0
     model = facts.get('model') or architecture
-    folded = model != architecture or bool(facts.get('asr'))
+    folded = model != architecture or bool(facts.get('asr') or facts.get('frozen_gates'))
     variant = variant_of(model)
     asr, gate, dia = (getattr(variant, part, '') for part in ('asr', 'gate', 'dia'))
     asr = str((facts.get('asr') or {}).get('asr') or '') or asr
@@ -56,7 +56,7 @@ def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_n
     dataset = dataset_name or metrics.get('dataset') or facts.get('dataset')
     known, _, name = (dataset or '').partition('/')
     public = name if known in ('torch', 'tfds', 'hfds', 'hfids') else None  # a folder's name says nothing elsewhere
-    trained = code_text(model) + ' with ASR attached' * (model == architecture)
+    trained = code_text(model) + ' with ASR attached' * bool(facts.get('asr') and model == architecture)
     weights, form = f'{code_text(architecture)}, these weights', 'its inference form (`timm_asr.reparameterize`)'
     rows = [(f'{trained}, as trained', ''), (weights, '_folded')] if folded else [(weights, '')]
     rows += [(form, '_inference')] * ('top1_inference' in metrics)

@@ -71,7 +71,8 @@ def placed(folder: Path) -> Iterator[Path]:
     place = folder.resolve()
     # A folder that holds an export and nothing else can be renamed.
     alone = not place.is_dir() or (
-        files_in(place) <= _listed(place) and not place.is_mount() and os.access(place.parent, os.W_OK))
+        files_in(place) <= _listed(place) and not place.is_mount() and os.access(place.parent, os.W_OK)
+        and place not in (Path.cwd(), *Path.cwd().parents))
     aside = (place.parent if alone else place) / f'.{place.name}.{secrets.token_hex(4)}.part'
     try:
         aside.mkdir(parents=True)

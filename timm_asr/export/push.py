@@ -1,6 +1,7 @@
 """From a folder of weights to a repository on the Hub: one commit, in which nothing is ever deleted."""
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -108,7 +109,7 @@ def _publish(found: Publication, files: Sequence[CommitOperationAdd], token: str
                        f'permission to write ({constants.ENDPOINT}/settings/tokens)')
     api, repo_id, step = HfApi(token=token, **LIBRARY), found.repo_id, f'making {found.repo_id}'
     try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
         step = f'reading what {repo_id} has'
         info = api.model_info(repo_id, files_metadata=True)
         if private and not info.private:
@@ -152,7 +153,7 @@ def _collect(folder: Path) -> tuple[list[CommitOperationAdd], list[str]]:
     Published is what the list in ``config.json`` names, each a regular file with the hash that the list has, and a
     ``README.md`` of your own.
     """
-    again = 'write the folder again'
+    again, folder = 'write the folder again', folder.resolve()
     config = read_config(folder)
     check_weights(folder, config, again)
     listed: dict[str, str | None] = dict((config.get(KEY) or {}).get('files') or {})
@@ -165,8 +166,12 @@ def _collect(folder: Path) -> tuple[list[CommitOperationAdd], list[str]]:
             raise BadInput(f'{path} is to be published, and is no regular file in this folder; {again}')
         if listed[name] and file_sha256(path) != listed[name]:
             raise BadInput(f'{path} was altered since the folder was written; {again}')
-    files = [CommitOperationAdd(name, public_yaml(read_yaml(folder / name)) if name == ARGS else folder / name)
-             for name in sorted(listed)]
+    made: dict[str, bytes] = {}
+    if ARGS in listed:  # without what is private in it, under the hash of what is left
+        made[ARGS] = public_yaml(read_yaml(folder / ARGS))
+        config[KEY]['files'][ARGS] = hashlib.sha256(made[ARGS]).hexdigest()
+        made[CONFIG] = json.dumps(config, indent=2).encode()
+    files = [CommitOperationAdd(name, made.get(name, folder / name)) for name in sorted(listed)]
     return files, sorted(name for name in files_in(folder) - set(listed) if not name.startswith('.'))
 
 

@@ -97,7 +97,7 @@ def load_trainable(name: str | Path, *, num_classes: int | None = None, revision
 
     Args:
         name: ``OWNER/NAME`` on the Hub (``OWNER/NAME@REVISION``, or with ``hf-hub:``), or a folder.
-        num_classes: Give the model a new classifier for this many classes; 0 for none.
+        num_classes: Another count than that of the weights gives the model a new classifier; 0 for none.
         revision: Branch, tag or commit.
         token: For private repositories; by default the one that huggingface_hub finds.
         cache_dir: Another cache than huggingface_hub's.
