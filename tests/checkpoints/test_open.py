@@ -10,6 +10,7 @@ import timm
 import torch
 
 import timm_asr
+from timm_asr.checkpoints import open as opening
 from timm_asr.checkpoints.find import expand_names, source_of
 from timm_asr.checkpoints.open import open_source
 from timm_asr.errors import BadInput
@@ -72,6 +73,22 @@ def test_the_prefix_of_a_wrapper_is_removed(tmp_path: Path, prefix: str, more: d
     torch.save({'pytorch-lightning_version': '2.5', 'state_dict': weights, 'hyper_parameters': {'lr': 0.1}, 'epoch': 3,
                 'global_step': 10, 'callbacks': {}, 'loops': {}}, tmp_path / 'a.ckpt')
     assert torch.equal(logits(load_model('resnet20', tmp_path / 'a.ckpt')), logits(model))
+
+
+def test_a_prefix_of_the_network_itself_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrapped(torch.nn.Module):  # as timm's qwen3_vit
+        num_classes, pretrained_cfg = 7, {'architecture': 'wrapped'}
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = torch.nn.Sequential(*map(torch.nn.BatchNorm2d, 5 * [3])), torch.nn.Linear(3, 7)
+
+    monkeypatch.setattr(opening, 'check_model_name', lambda name: None)
+    monkeypatch.setattr(opening, '_create', lambda *_: Wrapped())
+    for prefix in ('', 'module.'):
+        weights = {f'{prefix}{key}': value + 2 for key, value in Wrapped().state_dict().items()}
+        torch.save({'arch': 'wrapped', 'state_dict': weights}, tmp_path / 'a.pth.tar')
+        assert open_source(tmp_path / 'a.pth.tar').model.backbone[1].weight[0] == 3
 
 
 def test_a_run_whose_model_was_a_folder(tmp_path: Path) -> None:

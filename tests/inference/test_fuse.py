@@ -109,6 +109,14 @@ def test_fold_bn_takes_frozen_norms_in_training_mode_too(name):
         assert relative_error(expected, folded.eval()(x)) < 1e-12
 
 
+@pytest.mark.parametrize('name', ['repvgg_a0_asr_se', 'mobileone_s0'])
+def test_branches_that_end_in_frozen_norms_are_merged(name):
+    model = freeze_batch_norm_2d(randomize(timm.create_model(name, num_classes=3, dtype=torch.float64)).eval())
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_error(model(x), reparameterize(clone(model))(x)) < 1e-12
+
+
 @pytest.mark.parametrize('name', ['levit_128s', 'tiny_vit_5m_224', 'resnet20_ras_se', 'resnet83_dia_lstm'])
 def test_the_inference_form_keeps_the_dtype(name):
     model = randomize(timm.create_model(name, num_classes=3)).eval()

@@ -9,7 +9,7 @@ Everything that can be wrong with a name or a file is said in one sentence, befo
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +195,13 @@ def trained_as(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any], kwargs: dict[str, Any]) -> Source:
     content = read_checkpoint(path)
-    # Split BN keeps the statistics of the augmented parts beside those that inference uses.
-    weights = {key: value for key, value in state_dict_of(content, use_ema, path).items() if '.aux_bn.' not in key}
+
+    def read(own: Iterable[str] = ()) -> dict[str, Any]:
+        # Split BN keeps the statistics of the augmented parts beside those that inference uses.
+        found = state_dict_of(content, use_ema, path, own)
+        return {key: value for key, value in found.items() if '.aux_bn.' not in key}
+
+    weights = read()
     said = trained_as(content)
     name = name or said.get('model', '')
     if not name:
@@ -218,7 +223,7 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any]
     if 'num_classes' not in kwargs:
         kwargs['num_classes'] = classes_in(weights, getattr(known, 'classifier', None)) or said.get('num_classes')
     model = _create(name, False, shape, kwargs)
-    load_weights(model, path, weights, name)
+    load_weights(model, path, read(model.state_dict()), name)  # a few of timm's networks have a 'backbone' inside
     facts = checkpoint_facts(path, content, use_ema)
     facts |= {'model': name_of(model), 'asr': getattr(model, 'asr_options', None)}
     metrics = read_metrics(path.parent)

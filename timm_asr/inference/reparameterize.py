@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
+from timm.layers import unfreeze_batch_norm_2d
 from timm.models import reparameterize_model
 from torch import nn
 
@@ -56,6 +57,8 @@ def reparameterize(module: nn.Module, fold_bn: bool = False) -> nn.Module:
         check_batch_norm_eval(module)
     module = fold_asr(module)
     if merging:
+        for m in merging:  # timm merges norms that are not frozen; in eval mode they are the same
+            unfreeze_batch_norm_2d(m).eval()
         module = _merge(module, module in merging)
     if fold_bn:
         module = fold_batch_norm(module)
