@@ -92,9 +92,10 @@ def test_timms_own_scripts(tmp_path, timm_scripts):
 @pytest.mark.slow
 def test_timms_train_ends_with_the_folded_model(tmp_path, timm_scripts):
     images = make_images(tmp_path / 'images')
+    (tmp_path / 'mine.yaml').write_text(f'output: {tmp_path / "out"}\nexperiment: x\nmodel: {NAME}\n')
     command = [sys.executable, '-m', 'timm_asr', 'run', timm_scripts / 'train.py', '--data-dir', images, '--device',
-               'cpu', '--model', NAME, '--num-classes', 3, '--img-size', 32, '-b', 6, '-j', 0, '--epochs', 1, '--lr',
-               '0.1', '--output', tmp_path / 'out', '--experiment', 'x']
+               'cpu', '-c', tmp_path / 'mine.yaml', '--num-classes', 3, '--img-size', 32, '-b', 6, '-j', 0,
+               '--epochs', 1, '--lr', '0.1']
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'top-1 on 12 images' in done.stdout

@@ -190,7 +190,17 @@ def test_a_split_that_is_not_there_names_those_that_are(images):
 def test_training_images_are_not_taken_for_validation(images, tmp_path):
     (tmp_path / 'half').mkdir()
     (tmp_path / 'half' / 'train').symlink_to(images / 'train')
-    for data, said in ((tmp_path / 'half', 'its folders are train'),
-                       (images / 'train', 'training and validation would be on the same images')):
+    same = 'training and validation would be on the same images'
+    for data, words, said in ((tmp_path / 'half', [], 'its folders are train'), (images / 'train', [], same),
+                              (images / 'train', ['--dataset', 'torch/image_folder'], same)):
         with pytest.raises(BadInput, match=said):
-            train(['--data-dir', data], tmp_path)
+            train(['--data-dir', data, *words], tmp_path)
+
+
+def test_images_of_torchvisions_sets_come_in_the_mode_of_the_model(images):
+    for mode in ('L', 'RGB'):
+        found = create_dataset('torch/image_folder', str(images), 'train', input_img_mode=mode)
+        image, label = found[0]
+        assert (image.mode, label, len(found), len(found.classes)) == (mode, 0, 24, 3)
+        found.transform = lambda image: image.mode
+        assert found[0] == (mode, 0)

@@ -178,6 +178,21 @@ def test_a_list_of_models(run, model, folder, tmp_path, checkpoint):
     assert len((tmp_path / 'all.csv').read_text().splitlines()) == 3
 
 
+def test_an_interrupt_keeps_the_models_that_are_done(folder, tmp_path, monkeypatch, capsys):
+    def interrupted(args, device):
+        if args.checkpoint.endswith('b.pth'):
+            raise KeyboardInterrupt
+        return {'model': 'a', 'top1': 50.0}
+
+    monkeypatch.setattr(validation, 'validate', interrupted)
+    for name in ('a.pth', 'b.pth', 'c.pth'):
+        (tmp_path / name).write_bytes(b'')
+    words = ['--data-dir', str(folder), '--checkpoint', str(tmp_path), '--results-file', str(tmp_path / 'all.csv')]
+    assert validate.main(words) == 130
+    assert len((tmp_path / 'all.csv').read_text().splitlines()) == 2
+    assert [row['model'] for row in json.loads(capsys.readouterr().out.split('--result\n')[1])] == ['a']
+
+
 def test_accuracy_of_each_class(folder, checkpoint, capsys):
     validate.main(['--data-dir', str(folder), '--checkpoint', str(checkpoint), '-j', '0', '-b', '8', '--device', 'cpu',
                    '--per-class', '--metrics-avg', 'micro'])

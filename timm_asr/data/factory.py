@@ -1,9 +1,11 @@
 """``timm.data.create_dataset``, and three more names: ``digits``, ``npz:FILE`` and ``torch/stl10``."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm.data
+from torch.utils.data import Dataset
 from torchvision.datasets import STL10
 
 from .arrays import HELD_OUT_SPLITS, TRAIN_SPLITS, Digits, Npz, is_training_split
@@ -52,5 +54,30 @@ def create_dataset(name: str, root: str | None = None, split: str = 'validation'
     if name.startswith('npz:'):
         return Npz(name.removeprefix('npz:'), split, mode)
     if name.lower() == 'torch/stl10':
-        return STL10(root, split='train' if split in TRAIN_SPLITS else 'test', download=bool(kwargs.get('download')))
-    return timm.data.create_dataset(name, root=root, split=split, **kwargs)
+        dataset: Any = STL10(root, split='train' if split in TRAIN_SPLITS else 'test',
+                             download=bool(kwargs.get('download')))
+    else:
+        dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
+    return InMode(dataset, mode) if name.lower().startswith('torch/') else dataset
+
+
+class InMode(Dataset):
+    """A data set of torchvision whose images come in one PIL mode, which timm asks of its own readers alone."""
+
+    transform: Callable[[Any], Any] | None = None
+
+    def __init__(self, dataset: Any, mode: str) -> None:
+        self.dataset, self.mode = dataset, mode
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        image, label = self.dataset[index]
+        image = image.convert(self.mode)
+        return image if self.transform is None else self.transform(image), label
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__') or name == 'dataset':
+            raise AttributeError(name)
+        return getattr(self.dataset, name)

@@ -91,10 +91,11 @@ def open_dataset(args: argparse.Namespace, training: bool, img_mode: str, labell
 
 def one_split(args: argparse.Namespace, *datasets: Any) -> bool:
     """Whether these two are the same images: a folder without splits is there under every name."""
-    roots = [getattr(getattr(dataset, 'reader', None), 'root', None) for dataset in datasets]
+    places = [getattr(getattr(dataset, 'reader', None), 'root', None) or getattr(dataset, 'samples', None)
+              for dataset in datasets]
     # These have one root, and splits of their own in it.
     inside = (args.dataset or '').startswith(_SHARDS)
-    return not inside and roots[0] is not None and roots[0] == roots[1]
+    return not inside and places[0] is not None and places[0] == places[1]
 
 
 def check_classes(args: argparse.Namespace, train: Any, evaluation: Any) -> None:

@@ -195,6 +195,7 @@ def main(args: argparse.Namespace) -> int:
     device = _check(args)
     runs = _runs(args)
     results: Any
+    interrupted = False
     if runs is not None:
         _logger.info(f'Running bulk validation of {len(runs)} models on {device}.')
         rows: list[dict[str, Any]] = []
@@ -204,6 +205,7 @@ def main(args: argparse.Namespace) -> int:
                 rows.append(row | {key: value for key, value in run.items() if key == 'checkpoint'})
         except KeyboardInterrupt:
             _logger.warning(f'Interrupted: {len(rows)} of {len(runs)} models are validated.')
+            interrupted = True
         results = sorted((row for row in rows if 'error' not in row), key=lambda row: row['top1'], reverse=True)
         failed = not results
     else:
@@ -217,4 +219,4 @@ def main(args: argparse.Namespace) -> int:
         write_results(args.results_file, results, args.results_format)
     # The delimiter is what timm's bulk_runner.py looks for.
     print(f'--result\n{json.dumps(results, indent=4)}')
-    return int(failed)
+    return 130 if interrupted else int(failed)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...checkpoints.names import BEST
+from ...checkpoints.read import read_yaml
 from ...errors import BadInput
-from ..options import build_parser
+from ..options import CONFIG_OPTIONS, build_parser
 from . import export
 from .train import OPTIONS
 
@@ -51,7 +52,10 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr run') -> int:
 
 def export_best(arguments: Sequence[str], started: float, prog: str) -> int:
     """Export the best checkpoint that timm's ``train.py``, with these arguments, wrote since then; the exit status."""
-    args = build_parser(OPTIONS, prog).parse_known_args(arguments)[0]
+    parser = build_parser([*OPTIONS, *CONFIG_OPTIONS], prog)
+    if file := parser.parse_known_args(arguments)[0].config:
+        parser.set_defaults(**read_yaml(file))
+    args = parser.parse_known_args(arguments)[0]
     found = [path for path in Path(args.output or './output/train').glob(f'{args.experiment or "*"}/{BEST}')
              if path.stat().st_mtime >= started]
     if not found:
