@@ -75,8 +75,10 @@ def test_stripes_over_the_epochs_of_a_run(command, tmp_path):
 
 
 def test_stripes_of_a_detector(command, tmp_path):
-    model = create_detector('retinanet', 'resnet18_se', 4, fpn_channels=32, backbone_kwargs={'se_bias': False})
-    torch.save({'state_dict': model.state_dict()}, tmp_path / 'detector.pth')
+    as_trained = {'strides': [8, 16], 'frozen_bn': True}
+    model = create_detector('retinanet', 'resnet18_se', 4, fpn_channels=32, backbone_kwargs={'se_bias': False},
+                            **as_trained)
+    torch.save({'state_dict': model.state_dict(), 'args': as_trained}, tmp_path / 'detector.pth')
     for number in range(3):
         path = tmp_path / 'data' / f'{number}.png'  # as COCO's val2017
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,8 @@ def test_the_best_arm_survives_and_is_trained_longest(tmp_path, capsys, monkeypa
     (tmp_path / 'runs' / 'round2' / 'plain-1' / 'result.json').unlink()
     assert command(plan, tmp_path / 'runs', '--report') == 0
     assert 'round 2: 2 epochs: 1 of 4 runs are missing.' in capsys.readouterr().out
+    with pytest.raises(BadInput, match='compare arms, and a search ranks them'):
+        command(plan, tmp_path / 'runs', '--report', '--dia-format')
 
 
 def test_a_search_needs_held_out_images_and_rounds(tmp_path):

@@ -77,13 +77,15 @@ def _opened(args: Namespace, device: torch.device, count: int | None, untrained:
 
 def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
     """``--detector``: the detector over the backbone of ``--model``, and its images, from 0 to 1 in their own size."""
-    state = state_dict_of(read_checkpoint(args.checkpoint), args.use_ema, args.checkpoint,
-                          own=('backbone.',)) if args.checkpoint else {}
+    content = read_checkpoint(args.checkpoint) if args.checkpoint else {}
+    state = state_dict_of(content, args.use_ema, args.checkpoint, own=('backbone.',)) if content else {}
+    said = content.get('args') or {}  # of `timm-asr detect`
     heads = {'roi_heads.box_predictor.cls_score.bias': 1, 'head.classification_head.cls_logits.bias': 9}  # anchors
     classes = next((len(state[key]) // each for key, each in heads.items() if key in state), args.num_classes or 91)
     pyramid = {'fpn_channels': len(state['backbone.fpn.layer_blocks.0.0.bias'])} if state else {}
     model = create_detector(args.detector, args.model, classes, pretrained=args.pretrained, asr=args.asr,
-                            backbone_kwargs=args.model_kwargs, **pyramid)
+                            backbone_kwargs=args.model_kwargs, strides=said.get('strides'),
+                            frozen_bn=bool(said.get('frozen_bn')), **pyramid)
     if state:
         model.load_state_dict(state)
     dataset = open_dataset(_with(args, val_split=args.split, val_num_samples=args.num_samples), False, 'RGB', False)
@@ -150,10 +152,10 @@ def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -
             shown = images * std + mean, averages[label].image * std + mean if args.samples else None
             classes = {index: name for name, index in (classes_of(loader.dataset) or {}).items()}
             names = [str(classes.get(index, index)) for index in labels.tolist()]
-        rows += [{'image': index, 'class': name, 'model': label, 'softmax score': score.item()}
+        rows += [{'image': index, 'true class': name, 'model': label, 'softmax score': score.item()}
                  for index, (name, score) in enumerate(zip(names, looks[label][1], strict=True))]
         if args.samples:
-            rows.append({'image': f'mean of {averages[label].images}', 'class': '', 'model': label,
+            rows.append({'image': f'mean of {averages[label].images}', 'true class': '', 'model': label,
                          'softmax score': averages[label].score})
     write_tables(folder, 'gradcam', rows, caption, scores=rows,
                  average={name: look.map.tolist() for name, look in averages.items()})

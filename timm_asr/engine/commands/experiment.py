@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr experiment') -
     from ..progress import setup_logging
     from .train import parse_args
     setup_logging()
+    if plan.halving and (args.dia_format or args.versus):
+        raise BadInput('--dia-format and --versus compare arms, and a search ranks them; leave them out')
     if plan.halving:
         return _search(plan, output, args)
     if args.report:
