@@ -1,5 +1,6 @@
 """What the user names becomes a model, or one sentence."""
 
+import argparse
 import json
 import zipfile
 from pathlib import Path
@@ -106,6 +107,15 @@ def test_a_run_whose_model_was_a_folder(tmp_path: Path) -> None:
     (folder / 'config.json').unlink()
     with pytest.raises(BadInput, match='there is no folder of weights at .*net; name the architecture'):
         open_source(path)
+
+
+def test_a_checkpoint_of_deit_names_a_side(tmp_path: Path) -> None:
+    model = make('vit_tiny_patch16_224', img_size=48)
+    torch.save({'model': model.state_dict(), 'args': argparse.Namespace(model='vit_tiny_patch16_224', input_size=48)},
+               tmp_path / 'best_checkpoint.pth')
+    source = open_source(tmp_path / 'best_checkpoint.pth')
+    assert source.model.patch_embed.img_size == (48, 48)
+    assert source.data_config['input_size'] == (3, 48, 48)
 
 
 def test_averaged_weights_are_taken_only_when_asked_for(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """mini-ImageNet out of a drawn ImageNet folder, by command."""
 
+import shutil
+
 import pytest
 from timm.data import create_dataset
 
@@ -52,6 +54,23 @@ def test_what_is_missing_is_said_and_nothing_is_written(imagenet, tmp_path, caps
     assert make(imagenet, tmp_path / 'out', *words) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
+
+
+def test_an_interrupt_leaves_no_half_a_set(imagenet, tmp_path, monkeypatch):
+    copyfile, copied = shutil.copyfile, []
+
+    def interrupted(source, target):
+        copied.append(source)
+        if len(copied) == 700:
+            raise KeyboardInterrupt
+        copyfile(source, target)
+
+    monkeypatch.setattr(shutil, 'copyfile', interrupted)
+    for _ in range(2):
+        make(imagenet, tmp_path / 'out', '--classes', imagenet / 'classes.txt', '--copy')
+        assert (tmp_path / 'out').exists() == (len(copied) > 700)
+    assert [path.name for path in tmp_path.iterdir()] == ['out']
+    assert len(drawn(tmp_path / 'out')) == 1200
 
 
 def test_another_folder_is_left_alone(imagenet, tmp_path, capsys):

@@ -187,6 +187,9 @@ def test_a_folder_and_a_bare_state_dict(model, tmp_path, capsys):
     assert (status, err) == (0, '')
     assert read_provenance(first)['source']['sha256'] == file_sha256(tmp_path / 'weights.safetensors')
     assert timm.data.resolve_model_data_config(reload(first))['crop_pct'] == 0.9
+    status, _, err = export(capsys, first, '--output', first, '--force')
+    assert status == 2
+    assert 'is the folder that is read, and its trainable form would be lost; name another one' in err
     assert export(capsys, first, '--output', second)[0] == 0
     a, b = (json.loads((f / 'config.json').read_text()) for f in (first, second))
     assert a == b

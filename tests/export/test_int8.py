@@ -97,7 +97,10 @@ def test_int8_of_trained_weights_keeps_the_accuracy(tmp_path):
 def test_without_images(tmp_path):
     with pytest.raises(BadInput, match='needs images to calibrate on'):
         quantize_onnx(tmp_path / 'float.onnx', tmp_path / 'int8.onnx', [])
-    assert not list(tmp_path.iterdir())
+    (tmp_path / 'file').write_bytes(b'')
+    with pytest.raises(BadInput, match=r'int8.onnx cannot be written \('):
+        quantize_onnx(tmp_path / 'float.onnx', tmp_path / 'file' / 'int8.onnx', [torch.zeros(1, 3, 32, 32)])
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
 def test_the_command_without_images(tmp_path, capsys):

@@ -141,6 +141,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise BadInput(f'{path} holds a {type(content).__name__}, not a checkpoint or a state dict')
     if isinstance(content.get('args'), argparse.Namespace):
         content['args'] = vars(content['args'])
+    args = content.get('args')
+    if isinstance(args, dict) and isinstance(args.get('input_size'), int):  # DeiT's is a side
+        content['args'] = {**args, 'img_size': args['input_size'], 'input_size': None}
     check(content, CHECKPOINT, str(path))
     return content
 

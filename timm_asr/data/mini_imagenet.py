@@ -31,7 +31,7 @@ def make_mini_imagenet(imagenet: str | Path, output: str | Path, classes: Sequen
         ValueError: A class is named twice, is not there or has too few images, or the output is not empty. Nothing is
             written then.
     """
-    source, output, suffixes = Path(imagenet).resolve(), Path(output), get_img_extensions(as_set=True)
+    source, output, suffixes = Path(imagenet).resolve(), Path(output).resolve(), get_img_extensions(as_set=True)
     source = source / 'train' if (source / 'train').is_dir() else source
     if absent := [name for name in classes if not (source / name).is_dir()]:
         raise ValueError(f'{source} has no folder for {len(absent)} of {len(classes)} classes: {", ".join(absent[:8])}')
@@ -46,11 +46,14 @@ def make_mini_imagenet(imagenet: str | Path, output: str | Path, classes: Sequen
             raise ValueError(f'{source / name} has {len(images)} images, fewer than {TRAIN + VAL}')
         images.sort(key=lambda path: hashlib.sha256(f'{seed}/{path.parent.name}/{path.name}'.encode()).digest())
         drawn[name] = {'train': images[:TRAIN], 'val': images[TRAIN:TRAIN + VAL]}
+    part = output.with_name(f'.{output.name}.part')  # half a set has another name
+    shutil.rmtree(part, ignore_errors=True)
     with tqdm(total=len(classes) * (TRAIN + VAL), unit='image', disable=not progress) as bar:
         for name, splits in drawn.items():
             for split, images in splits.items():
-                folder = output / split / name
+                folder = part / split / name
                 folder.mkdir(parents=True)
                 for path in images:
                     shutil.copyfile(path, folder / path.name) if copy else (folder / path.name).symlink_to(path)
                     bar.update()
+    part.replace(output)

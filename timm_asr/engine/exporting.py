@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..checkpoints.find import FOLDER_PREFIX
 from ..checkpoints.names import GATES, GATES_PLOT, PROGRAM, WEIGHTS
 from ..checkpoints.open import open_source
 from ..checkpoints.provenance import dataset_name, file_sha256
@@ -48,7 +49,11 @@ class _Opened:
             img_size=args.img_size, model_kwargs=args.model_kwargs)
         step(command, _described(source))
         if args.output:
-            refuse_taken(Path(args.output), args.force, {*source.files, *taken})
+            folder = Path(args.output)
+            if folder.is_dir() and folder.resolve() == Path(args.checkpoint.removeprefix(FOLDER_PREFIX)).resolve():
+                raise BadInput(f'--output {folder} is the folder that is read, and its trainable form would be '
+                               'lost; name another one')
+            refuse_taken(folder, args.force, {*source.files, *taken})
         self.config = data_config_of(args, source.model, source.data_config)
         if source.data_config or any((args.img_size, args.mean, args.std, args.crop_pct, args.interpolation)):
             source.data_config = used_data_config(self.config)

@@ -24,7 +24,8 @@ def quantize_onnx(file: str | Path, target: str | Path, batches: Iterable[torch.
         batches: Calibration images (B, C, H, W), float32, normalized as for the network. Some hundred images suffice.
 
     Raises:
-        BadInput: A package of the extra ``onnx`` is missing, or there are no images.
+        BadInput: A package of the extra ``onnx`` is missing, or there are no images, or the file cannot be
+            written.
     """
     check_packages()
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
@@ -39,13 +40,16 @@ def quantize_onnx(file: str | Path, target: str | Path, batches: Iterable[torch.
             return feeds.pop(0) if feeds else None
 
     target = Path(target)
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{target.stem}.', dir=target.absolute().parent) as folder:
-        prepared, part = Path(folder) / 'prepared.onnx', Path(folder) / 'int8.onnx'
-        quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)
-        quantize_static(str(prepared), str(part), Reader(), per_channel=True, activation_type=QuantType.QInt8,
-                        weight_type=QuantType.QInt8, extra_options={'ActivationSymmetric': True})
-        part.replace(target)
+    try:
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f'.{target.stem}.', dir=target.absolute().parent) as folder:
+            prepared, part = Path(folder) / 'prepared.onnx', Path(folder) / 'int8.onnx'
+            quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)
+            quantize_static(str(prepared), str(part), Reader(), per_channel=True, activation_type=QuantType.QInt8,
+                            weight_type=QuantType.QInt8, extra_options={'ActivationSymmetric': True})
+            part.replace(target)
+    except OSError as error:
+        raise BadInput(f'{target} cannot be written ({error.strerror or error})') from None
     return target
 
 
