@@ -14,6 +14,10 @@ class NotACheckpoint(BadInput):
     """A file that is certainly no whole checkpoint: empty, cut off, or of another kind."""
 
 
+class InUse(BadInput):
+    """A folder of a run that another process is making."""
+
+
 class OwnBadInput(BadInput):
     """What one process of several met alone, such as an image of its part of the data: it says so itself."""
 

@@ -16,7 +16,7 @@ from timm_asr.checkpoints.open import open_source
 from timm_asr.checkpoints.read import read_checkpoint
 from timm_asr.engine import checkpoint as module
 from timm_asr.engine.checkpoint import SaveFailed, Saver, find_checkpoint, open_run_folder, write_atomically
-from timm_asr.errors import BadInput, Stopped
+from timm_asr.errors import BadInput, InUse, Stopped
 
 
 def state(epoch: int) -> dict:
@@ -204,7 +204,7 @@ def test_a_live_run_holds_its_folder(folder):
     process = context.Process(target=hold, args=(ready,))
     process.start()
     ready.wait()
-    with pytest.raises(BadInput, match='another run is writing into'):
+    with pytest.raises(InUse, match='another run is writing into'):
         open_run_folder(options(folder.parent, experiment='run', resume='auto'), 16)
     process.kill()
     process.join()

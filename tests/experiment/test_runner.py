@@ -13,8 +13,9 @@ import torch
 import yaml
 from train_helpers import _CONTEXT, children_of
 
+from timm_asr.engine import checkpoint
 from timm_asr.engine.commands import experiment
-from timm_asr.errors import BadInput
+from timm_asr.errors import BadInput, InUse, Stopped
 from timm_asr.experiment import runner
 from timm_asr.experiment.plan import read_plan
 
@@ -82,9 +83,25 @@ def test_nothing_is_done_twice(finished, monkeypatch):
     assert command(*finished) == 0
 
 
+def test_two_processes_share_a_folder(tmp_path, monkeypatch):
+    plan, folder = write(tmp_path / 'plan.yaml', {'plain': {}}, [0, 1], epochs=1), tmp_path / 'runs'
+    hold = checkpoint._hold
+
+    def held(folder):
+        if folder.name == 'plain-0':
+            raise InUse
+        return hold(folder)
+
+    monkeypatch.setattr(checkpoint, '_hold', held)
+    with pytest.raises(Stopped, match='1 runs, such as plain-0, are being made by another process'):
+        command(plan, folder)
+    assert (folder / 'plain-1' / 'result.json').is_file()
+    monkeypatch.setattr(checkpoint, '_hold', hold)
+    assert command(plan, folder) == 0
+
+
 def _child(argv, at):
     """Run the command and kill it at the at-th file that is flushed, as kill -9 does."""
-    import timm_asr.engine.checkpoint as checkpoint
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     count, flush = [0], os.fsync

@@ -21,7 +21,7 @@ from timm.models import safe_model_name
 
 from ..checkpoints.names import ATTENTION, BEST, CURVE, LAST, SUMMARY
 from ..checkpoints.read import HASH, hash_of, read_checkpoint
-from ..errors import BadInput, NotACheckpoint, Stopped
+from ..errors import BadInput, InUse, NotACheckpoint, Stopped
 from ..export.place import remove_export
 from .build import title_of
 
@@ -237,7 +237,7 @@ def _hold(folder: Path) -> IO[str]:
             # A lock of the process: workers that outlive it do not keep it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise BadInput(f'another run is writing into {folder}: wait for it, or name another folder') from None
+            raise InUse(f'another run is writing into {folder}: wait for it, or name another folder') from None
     return file
 
 

@@ -24,7 +24,7 @@ from ..engine.checkpoint import SaveFailed, write_atomically
 from ..engine.flags import CORES
 from ..engine.progress import setup_logging
 from ..engine.summary import read_summary
-from ..errors import BadInput, Stopped
+from ..errors import BadInput, InUse, Stopped
 from ..models.counts import count_parameters
 from ..version import __version__
 from .plan import Plan, Run
@@ -79,7 +79,7 @@ def _write_options(run: Run, place: Path) -> None:
 
 
 def make_run(run: Run, output: Path, parse_args: Parse, device: str | None, budget: float) -> None:
-    """Begin a run or go on with it, and write down its last epoch.
+    """Begin a run or go on with it, and write down its last epoch. One that another process is making is left to it.
 
     A run whose loss stops being finite has an outcome too: it is written down as stopped, and not made again.
     """
@@ -99,6 +99,8 @@ def make_run(run: Run, output: Path, parse_args: Parse, device: str | None, budg
         last = read_summary(place / SUMMARY)[-1]
         row |= {'top1': float(last['eval_top1']), 'top5': float(last['eval_top5']), 'nll': float(last['eval_loss']),
                 'train_loss': float(last['train_loss'])}
+    except InUse:
+        return
     except Stopped as stopped:
         if 'the loss became' not in str(stopped):
             raise
@@ -127,23 +129,29 @@ def missing_runs(plan: Plan, output: Path) -> list[Run]:
 
 
 def make_runs(plan: Plan, output: Path, parse_args: Parse, parallel: int = 1, device: str | None = None) -> None:
-    """Make every run that has no result, ``parallel`` at once, on the cores or on the one GPU that they share."""
+    """Make every run that has no result, ``parallel`` at once, on the cores or on the one GPU that they share.
+
+    ``Stopped``: the last ones are being made by other processes, which may share a folder.
+    """
     runs = missing_runs(plan, output)
     make = partial(make_run, output=output, parse_args=parse_args, device=device, budget=plan.budget)
     if parallel == 1:
         for run in runs:
             make(run)
-        return
-    threads = max(1, CORES // parallel)
-    # Fresh processes: forked ones could not use a GPU.
-    with ProcessPoolExecutor(parallel, get_context('spawn'), _end_with_parent, (os.getpid(), threads)) as pool:
-        try:
-            list(pool.map(make, runs))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in active_children():  # asked to end, one would begin the next run; its epochs are saved
-                worker.kill()
-            raise
+    else:
+        threads = max(1, CORES // parallel)
+        # Fresh processes: forked ones could not use a GPU.
+        with ProcessPoolExecutor(parallel, get_context('spawn'), _end_with_parent, (os.getpid(), threads)) as pool:
+            try:
+                list(pool.map(make, runs))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for worker in active_children():  # asked to end, one would begin the next run; its epochs are saved
+                    worker.kill()
+                raise
+    if rest := missing_runs(plan, output):
+        raise Stopped(f'{len(rest)} runs, such as {rest[0].name}, are being made by another process; start this again '
+                      'when it has ended')
 
 
 def read_results(plan: Plan, output: Path) -> list[dict[str, Any]]:
