@@ -59,6 +59,20 @@ def test_going_on_from_an_older_checkpoint(tmp_path):
     assert epochs_of(tmp_path)['model_best.pth.tar'] == 1
 
 
+def test_numbered_checkpoints_of_timms_run_keep_their_ranks(tmp_path):
+    saver = Saver(tmp_path)
+    for epoch, metric in enumerate((10.0, 20.0, 15.0, 40.0, 30.0)):
+        saver.save(state(epoch), epoch, metric)
+    timms = {'checkpoint_files': [('checkpoint-3.pth.tar', 40.0), ('checkpoint-1.pth.tar', 20.0)], 'best_epoch': 3,
+             'best_metric': 40.0, 'pending': (4, 30.0)}
+    for held, kept in (({}, {0, 1, 2, 3, 4}), (timms, {1, 3, 4})):  # an older one of timm's holds nothing
+        again = Saver(tmp_path)
+        again.load_state_dict(held)
+        again.settle(4)
+        assert {epoch for name, epoch in epochs_of(tmp_path).items() if name.startswith('checkpoint-')} == kept
+    assert [epoch for epoch, _ in again.ranked] == [3, 4, 1]
+
+
 @pytest.mark.parametrize('when', range(1, 13))
 def test_killed_at_any_call_of_a_save(when, tmp_path):
     """SIGKILL at the n-th system call that matters; afterwards the saver catches up as if nothing had happened."""

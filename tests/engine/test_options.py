@@ -26,7 +26,7 @@ def test_every_flag_of_timm_with_its_default(name):
                                                for name in FLAGS[key]['refused']])
 def test_naming_a_refused_flag_ends_with_its_sentence(command, name, capsys, tmp_path):
     config = tmp_path / 'c.yaml'
-    config.write_text(f'{name.lstrip("-").replace("-", "_")}: 1\n')
+    config.write_text(f'{name.lstrip("-").replace("-", "_")}: true\n')
     for argv in ([name], [name, '1'], [f'{name}=1'], ['-c', str(config)]):
         with pytest.raises(SystemExit) as ended:
             command.main(argv, 'x.py')
@@ -46,12 +46,15 @@ OPTIONS = [
 def read(text, tmp_path, *argv):
     config = tmp_path / 'config.yaml'
     config.write_text(text)
-    return parse(OPTIONS, {'--fuser': 'it is gone'}, ['--config', str(config), *argv], prog='x')
+    refused = dict.fromkeys(('--fuser', '--kd-model-name', '--kd-*'), 'it is gone')
+    return parse(OPTIONS, refused, ['--config', str(config), *argv], prog='x')
 
 
 def test_a_refused_key_that_is_not_set_is_passed_over(tmp_path):
     """timm's own args.yaml has a key for every flag."""
-    assert read('fuser: ""\nlr: 0.5\n', tmp_path).lr == 0.5
+    assert read('fuser: ""\nkd_loss_type: kl\nlr: 0.5\n', tmp_path).lr == 0.5
+    with pytest.raises(SystemExit):
+        read('kd_model_name: resnet50\n', tmp_path)
 
 
 def test_command_line():

@@ -81,8 +81,8 @@ def test_recovery_inside_an_epoch(images, tmp_path):
 
 
 def test_the_command_that_goes_on_starts_as_many_processes(monkeypatch):
-    job = SimpleNamespace(argv=['--epochs', '3', '--resume', 'auto'], prog='timm-asr train',
-                          saver=SimpleNamespace(last='last.pth.tar'))
+    argv = ['--epochs', '3', '--resume', 'auto', '--start-epoch=1', '--no-resume-opt']
+    job = SimpleNamespace(argv=argv, prog='timm-asr train', furthest='last.pth.tar')
     assert Run.command(job) == 'timm-asr train --epochs 3 --resume last.pth.tar'
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
     assert Run.command(job) == 'torchrun --nproc-per-node=2 -m timm_asr train --epochs 3 --resume last.pth.tar'

@@ -1,6 +1,7 @@
 """Planted effects are found, and none where there is none."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -51,6 +52,16 @@ def test_exact_permutation_of_few_seeds():
     assert compare(arm(95, 2), arm(90, 2)).permutation == pytest.approx(2 / 6)
     assert math.isnan(compare(arm(95, 2), arm(90, 2)).low)
     assert compare(arm(95, 1), arm(90, 5)) is None
+
+
+def test_differences_that_tie_count_as_equal():
+    """Top-1 is a share of so many images, so that many exchanges give the very same difference."""
+    for draw in range(10):
+        right = np.random.default_rng(draw).integers(320, 330, 12).tolist()
+        sums = [sum(chosen) for chosen in combinations(right, 6)]
+        exact = np.mean([abs(2 * one - sum(right)) >= abs(2 * sum(right[:6]) - sum(right)) for one in sums])
+        a, b = (dict(enumerate(100 * n / 359 for n in part)) for part in (right[:6], right[6:]))
+        assert compare(a, b).permutation == pytest.approx(exact)
 
 
 def test_the_detectable_difference_is_detected_in_eighty_of_a_hundred():

@@ -50,6 +50,10 @@ MAPPING: Rule = (_is_mapping, 'a mapping with texts as keys')
 NAMES: Rule = (lambda value: _is_list(value, _is_text) or _is_mapping(value), 'a name for each class')
 RANKED: Rule = (lambda value: _is_list(value, lambda entry: _is_list(entry, lambda _: True, 2, 2) and _is_count(
     entry[0]) and (entry[1] is None or _is_number(entry[1]))), 'epochs and their metrics')
+TIMM_RANKED: Rule = (lambda value: _is_list(value, lambda entry: _is_list(entry, lambda _: True, 2, 2) and _is_text(
+    entry[0]) and (entry[1] is None or _is_number(entry[1]))), 'files and their metrics')
+PENDING: Rule = (lambda value: _is_list(value, lambda part: part is None or _is_number(part), 2, 2),
+                 'an epoch and its metric')
 GROUPS: Rule = (lambda value: _is_list(value, _is_mapping), 'a list of mappings')
 TENSOR: Rule = (lambda value: isinstance(value, torch.Tensor), 'a tensor')
 
@@ -57,7 +61,8 @@ _ASR: Rules = {'asr': TEXT, 'asr_depth': COUNT, 'asr_sites': TEXTS, 'rd_ratio': 
 CHECKPOINT: Rules = {
     'arch': TEXT, 'epoch': COUNT, 'metric': NUMBER, 'label_names': NAMES, 'made_by': MAPPING,
     'ema_generator': TENSOR, 'optimizer': {'param_groups': GROUPS},
-    'saver': {'best_metric': NUMBER, 'best_epoch': COUNT, 'ranked': RANKED},
+    'saver': {'best_metric': NUMBER, 'best_epoch': COUNT, 'ranked': RANKED,
+              'checkpoint_files': TIMM_RANKED, 'pending': PENDING},
     'plateau': {'best': NUMBER, 'num_bad_epochs': COUNT, 'cooldown_counter': COUNT, 'last_epoch': NUMBER,
                 'restore_lr': NUMBERS},
     'args': {

@@ -25,6 +25,7 @@ from ..checkpoints.open import open_source
 from ..errors import BadInput
 from ..models.auxiliary import auxiliary_loss
 from ..models.counts import count_operations, count_parameters
+from .build import checkpoint_gradients
 from .device import find_device, synchronize
 from .inputs import DTYPES, autocast, compiled, data_config_of, fast_matmul, inference_form, with_smaller_batches
 from .progress import setup_logging
@@ -152,9 +153,7 @@ class TrainStep(Step):
 
     def _prepare(self, args: argparse.Namespace) -> None:
         if args.grad_checkpointing:
-            if not hasattr(self.eager, 'set_grad_checkpointing'):
-                raise BadInput(f'--grad-checkpointing: {self.name} has no such mode')
-            self.eager.set_grad_checkpointing(True)  # type: ignore[operator]
+            checkpoint_gradients(self.eager, self.name)
         options = {'momentum': args.momentum, 'weight_decay': args.weight_decay, 'eps': args.opt_eps,
                    'betas': args.opt_betas}
         try:

@@ -80,16 +80,21 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
 @torch.no_grad()
 def _start_weights(model: nn.Module, args: argparse.Namespace) -> None:
     if path := args.initial_checkpoint:
-        found = state_dict_of(read_checkpoint(path), path=path, own=model.state_dict())
+        content = read_checkpoint(path)
+        averaged = bool({'state_dict_ema', 'model_ema'} & content.keys())  # which timm takes too
+        found = state_dict_of(content, averaged, path, model.state_dict())
+        _logger.info(f'{path}: {"averaged" if averaged else "raw"} weights.')
         if args.asr and not any('.vectors.' in key for key in found):
             raise BadInput(f'--initial-checkpoint {path} has no ASR vectors; --pretrained-path {path} puts ASR on '
                            'plain weights')
         load_weights(model, path, found, args.model)
-    if args.head_init_scale is not None:
-        for parameter in model.get_classifier().parameters():  # type: ignore[operator]
-            parameter.mul_(args.head_init_scale)
-    if args.head_init_bias is not None:
-        nn.init.constant_(model.get_classifier().bias, args.head_init_bias)  # type: ignore[operator]
+    heads = model.get_classifier()  # type: ignore[operator]
+    for head in heads if isinstance(heads, tuple) else (heads,):  # a distilled network has two
+        if args.head_init_scale is not None:
+            for parameter in head.parameters():
+                parameter.mul_(args.head_init_scale)
+        if args.head_init_bias is not None:
+            nn.init.constant_(head.bias, args.head_init_bias)
 
 
 def prepare_model(model: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:
@@ -99,10 +104,7 @@ def prepare_model(model: nn.Module, args: argparse.Namespace, device: torch.devi
     if args.split_bn and args.aug_splits < 2 and not args.resplit:
         raise BadInput('--split-bn needs --aug-splits of at least 2, or --resplit')
     if args.grad_checkpointing:
-        try:
-            model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
-        except (AttributeError, AssertionError):
-            raise BadInput(f'{args.model} has no gradient checkpointing (--grad-checkpointing)') from None
+        checkpoint_gradients(model, args.model)
     if args.split_bn:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
     model.to(device=device, dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
@@ -114,6 +116,14 @@ def prepare_model(model: nn.Module, args: argparse.Namespace, device: torch.devi
     return torch.jit.script(model) if args.torchscript else model
 
 
+def checkpoint_gradients(model: nn.Module, name: str) -> None:
+    """``--grad-checkpointing``; ``BadInput`` where the model has none."""
+    try:
+        model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):
+        raise BadInput(f'{name} has no gradient checkpointing (--grad-checkpointing)') from None
+
+
 def make_loss(args: argparse.Namespace, mixing: bool) -> nn.Module:
     """The training loss, chosen as timm chooses it."""
     if args.jsd_loss:
@@ -121,10 +131,10 @@ def make_loss(args: argparse.Namespace, mixing: bool) -> nn.Module:
             raise BadInput('--jsd-loss needs --aug-splits of at least 2')
         return JsdCrossEntropy(num_splits=args.aug_splits, smoothing=args.smoothing)
     bce = {'target_threshold': args.bce_target_thresh, 'sum_classes': args.bce_sum, 'pos_weight': args.bce_pos_weight}
-    if mixing:  # which smooths the labels itself
-        return BinaryCrossEntropy(**bce) if args.bce_loss else SoftTargetCrossEntropy()
     if args.bce_loss:
         return BinaryCrossEntropy(smoothing=args.smoothing, **bce)
+    if mixing:  # which smooths the labels itself
+        return SoftTargetCrossEntropy()
     return LabelSmoothingCrossEntropy(smoothing=args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
 
 

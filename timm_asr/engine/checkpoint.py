@@ -124,9 +124,17 @@ class Saver:
         return {'best_metric': self.best_metric, 'best_epoch': self.best_epoch, 'ranked': list(self.ranked)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state that a checkpoint holds."""
+        """Go on from a state that a checkpoint holds; numbered files of a run of timm's keep their ranks."""
         self.best_metric, self.best_epoch = state.get('best_metric'), state.get('best_epoch')
         self.ranked = [(int(epoch), metric) for epoch, metric in state.get('ranked', [])]
+        if 'ranked' not in state:
+            there = [(path.name, None) for path in checkpoints_in(self.folder)]
+            for name, metric in state.get('checkpoint_files', there):
+                if match := _NUMBERED.fullmatch(name):
+                    self._rank(int(match[1]), metric)
+            epoch, metric = state.get('pending', (None, None))
+            if epoch is not None:
+                self._rank(epoch, metric)
 
     def _place(self, entry: tuple[int, float | None]) -> tuple[float, int]:
         # Of equal metrics the older comes first; epochs without a metric come last, the newest of them first.

@@ -22,7 +22,7 @@ def find_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise BadInput(f'--device {name}: not a device; available here: {", ".join(available)}') from None
-    if device.type not in available and device.type != 'meta':
+    if device.type not in available:
         raise BadInput(f'--device {name}: there is none on this machine; available here: {", ".join(available)}')
     if device.type == 'cuda' and device.index is not None and device.index >= torch.cuda.device_count():
         raise BadInput(f'--device {name}: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}')

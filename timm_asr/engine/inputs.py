@@ -18,7 +18,7 @@ from ..checkpoints import source
 from ..checkpoints.open import open_source
 from ..errors import BadInput
 from ..inference.reparameterize import is_foldable, reparameterize
-from .loaders import check_data, classes_of, make_eval_loader, open_dataset
+from .loaders import check_data, classes_of, img_mode_of, make_eval_loader, open_dataset
 
 _logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def settle_data(args: argparse.Namespace) -> None:
 def open_data(args: argparse.Namespace, data_config: dict[str, Any], num_outputs: int) -> Any:
     """The data set; ``BadInput`` if it cannot be opened, or has more classes than a model of so many outputs."""
     settle_data(args)
-    img_mode = args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
+    img_mode = img_mode_of(args, data_config['input_size'][0])
     named = argparse.Namespace(**vars(args), val_split=args.split, val_num_samples=args.num_samples)
     dataset = open_dataset(named, False, img_mode)
     count = max((classes_of(dataset) or {}).values(), default=num_outputs - 1) + 1

@@ -119,9 +119,16 @@ def check_classes(args: argparse.Namespace, train: Any, evaluation: Any) -> None
             f'as {known[wrong]} instead of {other[wrong]}: give both --class-map' if wrong in known else 'not'))
 
 
+def img_mode_of(args: argparse.Namespace, channels: int) -> str:
+    """The PIL mode of images for a model; ``BadInput`` where none is named and its channels are not one or three."""
+    if not args.input_img_mode and channels not in (1, 3):
+        raise BadInput(f'the model takes {channels} channels; --input-img-mode names a mode of images that has so many')
+    return args.input_img_mode or ('RGB' if channels == 3 else 'L')
+
+
 def open_datasets(args: argparse.Namespace, channels: int) -> tuple[Any, Any]:
     """The training and the validation set (or None), checked against each other and the model."""
-    img_mode = args.input_img_mode or ('RGB' if channels == 3 else 'L')
+    img_mode = img_mode_of(args, channels)
     check_data(args, ', or take a recipe (--config digits)')
     train = open_dataset(args, True, img_mode)
     # Opened again where a part of it is held out, since that part is not augmented.
@@ -152,18 +159,25 @@ def pad_and_crop(transform: Any, size: tuple[int, int]) -> None:
     steps[at:at + 1] = [Resize(min(size)), RandomCrop(size, padding=min(size) // 8)]
 
 
-def _mixer(args: argparse.Namespace, splits: int) -> Any:
+def _mixer(args: argparse.Namespace) -> Any:
     """Mixup and cutmix, in the workers or without timm's prefetcher on the device; None where both are off."""
     if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
         return None
     if args.batch_size % 2:
         raise BadInput(f'mixup and cutmix need an even --batch-size, not {args.batch_size}')
-    if splits and not args.no_prefetcher:
-        raise BadInput('--aug-splits and mixup or cutmix need --no-prefetcher together')
     return (Mixup if args.no_prefetcher else FastCollateMixup)(
         mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
         switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
         num_classes=args.num_classes)
+
+
+def _timms_loader(dataset: Any, **options: Any) -> Any:
+    """timm's ``create_loader``; ``BadInput`` where its options cannot work."""
+    try:
+        return create_loader(dataset, **options)
+    except (ValueError, AssertionError, TypeError, NotImplementedError, KeyError) as error:
+        said = f'there is no {error}' if isinstance(error, KeyError) else error or type(error).__name__
+        raise BadInput(f'these data options do not go together: {said}') from None
 
 
 def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets: tuple[Any, Any], device: torch.device,
@@ -173,7 +187,9 @@ def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets
     """
     train, evaluation = datasets
     splits = args.aug_splits if args.aug_splits > 1 else 0
-    mixer = _mixer(args, splits)
+    mixer = _mixer(args)
+    if splits and (mixer or args.no_prefetcher):
+        raise BadInput('--aug-splits goes neither with mixup or cutmix nor with --no-prefetcher')
     iterable = isinstance(train, IterableDataset)
     pad = args.train_crop_mode == 'pad'
     if args.aug_repeats and (not args.distributed or iterable):
@@ -186,8 +202,7 @@ def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets
         train.seed_workers(args.seed, args.rank, numpy=args.worker_seeding == 'all')
     if splits:
         train = AugMixDataset(train, num_splits=splits)
-    try:
-        train_loader = create_loader(
+    train_loader = _timms_loader(
             train, batch_size=args.batch_size, num_workers=args.workers, is_training=True, re_prob=args.reprob,
             re_mode=args.remode, re_count=args.recount, re_split=args.resplit,
             train_crop_mode=None if pad else args.train_crop_mode,
@@ -202,8 +217,6 @@ def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets
             batch_schedule_random_mix=args.train_size_random_mix, num_batches=args.train_batches_per_epoch,
             **{name: getattr(args, name) for name in _SAME},
             **_common(args, data_config, device, dtype, args.distributed))
-    except (ValueError, AssertionError, TypeError, NotImplementedError) as error:
-        raise BadInput(f'these data options do not go together: {error or type(error).__name__}') from None
     quiet_workers(train_loader)
     if pad and not args.no_aug:
         pad_and_crop(train_loader.dataset.transform, data_config['input_size'][1:])
@@ -230,7 +243,7 @@ def make_eval_loader(args: argparse.Namespace, data_config: dict[str, Any], data
     """
     # Fewer workers of an iterable set, less padding.
     few = distributed and ('tfds' in args.dataset or 'wds' in args.dataset)
-    loader = create_loader(
+    loader = _timms_loader(
         dataset, batch_size=getattr(args, 'validation_batch_size', None) or args.batch_size, is_training=False,
         interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
         crop_mode=data_config['crop_mode'], crop_border_pixels=getattr(args, 'crop_border_pixels', None),

@@ -276,3 +276,7 @@ def place_schedule(training: Training, content: Mapping[str, Any], start_epoch: 
         # timm's constructor set the warm-up rate; the optimizer's own state has the true one.
         for group, saved in zip(training.optimizer.param_groups, content['optimizer']['param_groups'], strict=True):
             group['lr'] = saved['lr']
+    elif start_epoch <= scheduler.warmup_t:
+        scheduler.step(start_epoch)
+    else:
+        scheduler.update_groups(scheduler.base_values)

@@ -151,7 +151,7 @@ def _read_config(path: Path, options: Sequence[Option], parser: Parser, refuse: 
     keys = []
     for name, value in content.items():
         key = str(name).replace('-', '_')
-        if key in _GONE or refuse('--' + key.replace('_', '-'), bool(value)):
+        if key in _GONE or refuse('--' + key.replace('_', '-'), value):
             continue
         if key not in known:
             parser.error(f'unknown key {name!r}; did you mean {nearest(key, list(known))[0]!r}?')
@@ -194,9 +194,10 @@ def parse(options: Sequence[Option], refused: Mapping[str, str] | None = None, a
     options = [*CONFIG_OPTIONS, *options]
     parser = build_parser(options, prog, description)
 
-    def refuse(name: str, wanted: bool = True) -> bool:
+    def refuse(name: str, value: Any = True) -> bool:
         reasons = [reason for pattern, reason in (refused or {}).items() if fnmatchcase(name, pattern)]
-        if reasons and wanted:
+        # In a file, patterns stand for settings of what another key turns on: timm writes all of them.
+        if reasons and (value is True or (value and name in refused)):  # type: ignore[operator]
             parser.error(f'{name}: {reasons[0]}')
         return bool(reasons)
 

@@ -13,6 +13,8 @@ from torch import nn
 
 from ..asr.wrapper import ASR
 from ..checkpoints.names import ATTENTION, CURVE, SUMMARY
+from ..checkpoints.read import first_line
+from ..errors import BadInput
 from .checkpoint import write_atomically
 
 _logger = logging.getLogger(__name__)
@@ -47,7 +49,10 @@ def start_wandb(args: argparse.Namespace, name: str) -> Any:
         _logger.warning('--log-wandb: the package wandb is not installed (pip install wandb); nothing is logged there.')
         return None
     resume = {'resume': 'must', 'id': args.wandb_resume_id} if args.wandb_resume_id else {}
-    wandb.init(project=args.wandb_project, name=name, config=vars(args), tags=args.wandb_tags, **resume)
+    try:
+        wandb.init(project=args.wandb_project, name=name, config=vars(args), tags=args.wandb_tags, **resume)
+    except Exception as error:  # no account, no network: it raises whatever it likes
+        raise BadInput(f'--log-wandb: {first_line(error)}') from None
     return wandb
 
 

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ..errors import BadInput, Stopped
 from ..export.place import list_in_manifest
 from ..models.counts import count_parameters
 from . import build, side_by_side
-from .checkpoint import Found, SaveFailed, Saver, locate, write_atomically
+from .checkpoint import Found, SaveFailed, Saver, checkpoints_in, locate, write_atomically
 from .device import find_device
 from .evaluate import evaluate
 from .forms import export_run
@@ -119,10 +120,15 @@ class Run:
             training.optimizer, args, training.updates_per_epoch, decreasing=self.metric == 'loss')
         content = found[1] if found else {'epoch': -1}
         first = content['epoch'] + (0 if content.get('recovery') else 1)
-        first = first if args.start_epoch is None else args.start_epoch
+        own = bool(found) and found[0].resolve().parent == self.folder.resolve()
+        if args.start_epoch is not None:
+            if own and args.start_epoch < first:
+                raise BadInput(f'--start-epoch {args.start_epoch}: {self.folder} goes on at epoch {first}, and its '
+                               'checkpoints would be replaced; name another folder (--experiment)')
+            first = args.start_epoch
         place_schedule(training, content, first)
         self.saver = Saver(self.folder, decreasing=self.metric == 'loss', keep=args.checkpoint_hist)
-        if found and found[0].resolve().parent == self.folder.resolve():  # in another folder, ranks start anew
+        if own:  # in another folder, ranks start anew
             self.saver.load_state_dict(content.get('saver', {}))
             self.saver.goes_back = 'saver' in content and found[0].name.startswith('checkpoint-')
         if self.primary:
@@ -256,14 +262,20 @@ class Run:
         return 0
 
     def command(self) -> str:
-        """The command that goes on from the last checkpoint."""
+        """The command that goes on from the furthest checkpoint."""
+        once = ('--resume', '--start-epoch')
         words = [word for i, word in enumerate(self.argv) if not (
-            word == '--resume' or word.startswith('--resume=') or (i and self.argv[i - 1] == '--resume'))]
+            word.split('=')[0] in (*once, '--no-resume-opt') or (i and self.argv[i - 1] in once))]
         script = shlex.quote(sys.argv[0]) if self.prog.endswith('.py') else ''
         start = f'python {script}' if script else self.prog
         if count := os.environ.get('LOCAL_WORLD_SIZE'):  # torchrun's
             start = f'torchrun --nproc-per-node={count} {script or f"-m timm_asr {self.prog.split()[-1]}"}'
-        return f'{start} {shlex.join([*words, "--resume", str(self.saver.last)])}'
+        return f'{start} {shlex.join([*words, "--resume", str(self.furthest)])}'
+
+    @property
+    def furthest(self) -> Path | None:
+        """The checkpoint that a run goes on from."""
+        return next(iter(checkpoints_in(self.folder)), None)
 
 
 def main(args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-asr train') -> int:
@@ -290,12 +302,12 @@ def carry_out(job: Run) -> int:
             return job.train(first, epochs)
     except KeyboardInterrupt:
         if job.primary:
-            last = job.saver.last
+            last = job.furthest
             _logger.info(f'Stopped. The last checkpoint is {last}; go on with\n  {job.command()}' if last else
                          'Stopped before the first checkpoint.')
         return 130
     except (Stopped, torch.OutOfMemoryError) as stopped:
-        last = job.saver.last
+        last = job.furthest
         text = str(stopped) if isinstance(stopped, Stopped) else (
             f'too little memory for --batch-size {job.args.batch_size}: use a smaller one with --grad-accum-steps, or '
             f'--grad-checkpointing ({first_line(stopped)[:120]})')

@@ -148,6 +148,9 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
         against = baseline if versus is not None else str(own.get('versus', baseline))
         if against not in ('', *arms):
             raise BadInput(f'{path}: there is no arm {against!r} to compare {name!r} with')
+        if not isinstance(own.get('reported'), int | float | None):
+            raise BadInput(f'{path}: reported, the figure of a paper, is a number, and the arm {name!r} has '
+                           f'{own["reported"]!r}')
         recipe = own.get('config', base.get('config'))
         below = read_yaml(find_recipe(str(recipe))) if recipe else {}
         options = _merge(below, base, {k: v for k, v in own.items() if k not in ('versus', 'reported')})

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from ..checkpoints.names import BEST, SUMMARY
-from ..checkpoints.read import read_yaml
+from ..checkpoints.read import read_json, read_yaml
 from ..engine import training
 from ..engine.build import build_model, make_optimizer, make_schedule, resolve_learning_rate, title_of
 from ..engine.checkpoint import SaveFailed, write_atomically
@@ -161,7 +161,7 @@ def read_results(plan: Plan, output: Path) -> list[dict[str, Any]]:
         path = output / run.name / RESULT
         if path.is_file():
             _write_options(run, path.parent)  # which complains about a result of other options
-            rows.append(json.loads(path.read_text(encoding='utf-8')))
+            rows.append(read_json(path))
     return rows
 
 

@@ -18,7 +18,8 @@ _FROM_TRAIN = {
     **dict.fromkeys((
         'amp', 'amp_dtype', 'device', 'local_rank', 'opt', 'momentum', 'clip_grad', 'clip_mode', 'decay_all', 'psi_lr',
         'site_lr', 'opt_kwargs', 'lr', 'decay_rate', 'grad_accum_steps', 'seed', 'log_interval', 'recovery_interval',
-        'workers', 'output', 'experiment', 'no_progress', 'resume')),
+        'workers', 'output', 'experiment', 'no_progress', 'resume', 'no_resume_opt',
+        'overwrite')),
     'weight_decay': 1e-4, 'sched': 'multistep', 'lr_base': 0.02, 'lr_base_size': 16, 'warmup_lr': 0.0, 'epochs': 12,
     'decay_milestones': [8, 11], 'checkpoint_hist': 1,
 }

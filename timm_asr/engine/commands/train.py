@@ -207,8 +207,8 @@ REFUSED = {
     '--fuser': "PyTorch's JIT fusers are superseded; use --torchcompile",
     '--tta': "timm's loaders make no oversampled copies, so the factor would average different images",
     '--use-multi-epochs-loader': 'loading workers live on between epochs without it',
-    '--naflex-*': f'NaFlex loading {_TIMMS}',
-    '--kd-*': _DISTILL, '--distill-loss-weight': _DISTILL, '--task-loss-weight': _DISTILL,
+    **dict.fromkeys(('--naflex-loader', '--naflex-*'), f'NaFlex loading {_TIMMS}'),
+    '--kd-model-name': _DISTILL, '--kd-*': _DISTILL, '--distill-loss-weight': _DISTILL, '--task-loss-weight': _DISTILL,
 }
 
 _DATA_OR_MODEL = ('--config', '-c', '--data-dir', '--dataset', '--model')

@@ -9,7 +9,7 @@ DEFAULT_MODEL = 'dpn92'
 
 OPTIONS: list[Option] = [
     *DATA, *IMAGE,
-    *pick('model', default=DEFAULT_MODEL, help='registry name, hf-hub: name, folder with config.json, training '
+    *pick('model', help='registry name, hf-hub: name, folder with config.json, training '
           'checkpoint, wildcard, all, or a text file of names'),
     *(option for option in MODEL if option.key not in ('model', 'checkpoint', 'pretrained')),
     *pick('pretrained', help='load the pretrained weights (always, where no checkpoint is named)'),
@@ -39,14 +39,13 @@ FUSER = "PyTorch's JIT fusers are superseded; use --torchcompile"
 AOT = 'it hands the graph to a JIT fuser, which is superseded; use --torchcompile, or --torchcompile aot_eager'
 _NOT_HERE = 'it is not part of this engine; use `timm-asr run TIMM/validate.py`'
 #: Flags of timm's validate.py that are left out on purpose, each with the sentence that says so.
-REFUSED = {'--fuser': FUSER, '--aot-autograd': AOT, '--naflex-loader': _NOT_HERE, '--naflex-max-seq-len': _NOT_HERE,
+REFUSED = {'--fuser': FUSER, '--aot-autograd': AOT, '--naflex-loader': _NOT_HERE, '--naflex-*': _NOT_HERE,
            '--tf-preprocessing': _NOT_HERE}
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr validate') -> int:
     """Run the command; returns the exit status."""
     args = parse(OPTIONS, REFUSED, argv, prog, __doc__)
-    if args.checkpoint and args.model == DEFAULT_MODEL:
-        args.model = ''  # the checkpoint says what it is
+    args.model = args.model or ('' if args.checkpoint else DEFAULT_MODEL)  # a checkpoint says what it is
     from .. import validation
     return validation.main(args)
