@@ -31,7 +31,8 @@ def test_attention_of_units_and_of_gates_in_the_blocks(name):
     assert model.training
     images = torch.cat([batch for _, (batch, _) in zip(range(3), loader(), strict=False)])[:40]
     own = {gate.name: gate.kept[1] for gate in measure_stripes(model, [images], keep=40).gates}
-    assert torch.equal(attention['layer3'][:, 2], own[f'layer3.2.{"se" if name == "resnet20_se" else "own"}'])
+    expected = own[f'layer3.2.{"se" if name == "resnet20_se" else "own"}']
+    assert torch.allclose(attention['layer3'][:, 2], expected, atol=1e-6)  # SE in training is one operation
 
 
 def test_algorithm_1():

@@ -6,10 +6,12 @@ import pytest
 import timm
 import torch
 from helpers import asr_sites, relative_error
+from timm.models.byobnet import RepVggBlock
 from torch import nn
 
 from timm_asr import attach_asr, fold_asr, has_asr
 from timm_asr.gates.se import SE
+from timm_asr.gates.sge import SGE
 
 
 def resnet(**kwargs):
@@ -50,6 +52,7 @@ class Wrong(SE):
     (TypeError, "ASR does not fit the site 'act1': A ReLU cannot be scaled", {'sites': ['bn1', 'act1']}),
     (ValueError, "does not fit the site 'layer1.0.bn2'.*weights of shape .32,. where the layer has 64", {
         'gate': Wrong}),
+    (TypeError, "does not fit the site 'layer1.0.bn2': A SGE is no gate whose weights are constants", {'gate': SGE}),
     (TypeError, "'ie' has no hidden layer and takes no rd_ratio", {'gate': 'ie', 'rd_ratio': 0.5}),
     (TypeError, 'rd_ratio goes with a gate given by name', {'gate': SE, 'rd_ratio': 0.5})])
 def test_errors_name_the_cause_and_leave_the_model_alone(error, sentence, kwargs):
@@ -61,6 +64,15 @@ def test_errors_name_the_cause_and_leave_the_model_alone(error, sentence, kwargs
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize('name', ['resnet18', 'repvgg_a0'])
+def test_a_fresh_model_starts_as_by_its_name(name):
+    """RepVGG's norms start with weights that differ."""
+    model = timm.create_model(name, num_classes=3)
+    before = [m.weight.abs().mean() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    attach_asr(model, 'se')
+    assert before == [m.weight.abs().mean() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
 def test_attaching_twice_is_refused():
     model = attach_asr(resnet(), depth=2)
     before = copy.deepcopy(model.state_dict())
@@ -70,6 +82,8 @@ def test_attaching_twice_is_refused():
 
 
 def test_a_model_without_known_sites_says_what_was_looked_for():
+    with pytest.raises(ValueError, match='The model itself is the site'):
+        attach_asr(RepVggBlock(8, 8))
     with pytest.raises(ValueError, match=r'No place for ASR is known in a Sequential: it has no pretrained_cfg.*'
                                          r'known class .*BasicBlock.*sites='):
         attach_asr(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))

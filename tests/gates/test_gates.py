@@ -1,10 +1,15 @@
 """Every gate against a plain re-statement of its formula, in float64, with random parameters and statistics."""
 
+import copy
+
 import pytest
 import timm
 import torch
 from helpers import randomize, relative_error
+from torch import nn
+from torch.nn.utils import prune
 
+from timm_asr import reparameterize
 from timm_asr.gates.cbam import CBAM
 from timm_asr.gates.se import SE
 from timm_asr.gates.sem import SEM
@@ -87,6 +92,31 @@ def test_timm_checkpoints_fit(name):
     ours.load_state_dict(timm_module.state_dict())
     x = features(2, 256)
     assert relative_error(timm_module(x), ours(x)) < 1e-12
+
+
+@pytest.mark.parametrize('name', ['se', 'spa', 'sem', 'ras_se', 'cbam', 'dia_se', 'dia_lstm', 'dia_lstm_light'])
+def test_what_is_done_to_the_layers_of_a_gate_counts(name):
+    """Pruning works by hooks, LoRA and fake quantisation by other layers."""
+    model = randomize(timm.create_model(f'resnet20_{name}', layers=(2, 1, 1), dtype=torch.float64)).eval()
+    layers = [(key, m) for key, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    pruned, zeroed = copy.deepcopy(model), copy.deepcopy(model)
+    for key, layer in layers:
+        zero = torch.rand_like(layer.weight) < 0.3
+        prune.custom_from_mask(pruned.get_submodule(key), 'weight', ~zero)
+        zeroed.get_submodule(key).weight.data[zero] = 0
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    for _ in range(2):  # the second is a step whose weights are made anew
+        assert relative_error(zeroed(x), pruned(x)) < 1e-12
+        pruned(x).sum().backward()
+    with torch.no_grad():
+        assert relative_error(zeroed(x), reparameterize(pruned, fold_bn=True)(x)) < 1e-12
+    model.requires_grad_(False)
+    for key, layer in layers:
+        model.set_submodule(key, nn.Sequential(layer))
+        model.get_submodule(key).weight = layer.weight  # as wrappers have it
+        layer.register_forward_hook(lambda module, args, output: 2 * output)
+        zeroed.get_submodule(key).load_state_dict({k: 2 * v for k, v in layer.state_dict().items()})
+    assert relative_error(zeroed(x), model(x)) < 1e-12
 
 
 def test_srm_with_fixed_statistics_is_affine():

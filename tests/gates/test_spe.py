@@ -91,6 +91,21 @@ def test_the_penalty_is_in_the_gradient_where_nobody_asks_for_it(copied):
         assert relative_error(a, b) < 1e-12
 
 
+@pytest.mark.parametrize('change', [
+    lambda gate: gate.load_state_dict(gate.state_dict(), assign=True),
+    lambda gate: SPE(C, device='meta').to_empty(device='cpu'),
+    lambda gate: copy.deepcopy(gate.requires_grad_(False)).requires_grad_(True),
+    lambda gate: torch.no_grad()(gate.penalty)()], ids=['assigned', 'meta', 'frozen copy', 'logged'])
+def test_the_penalty_stays_in_the_gradient(change):
+    gate = SPE(C)
+    found = change(gate)
+    gate = found if isinstance(found, SPE) else gate
+    torch.nn.init.constant_(gate.mix, 0.5)
+    torch.nn.init.zeros_(gate.exc_weight)
+    gate(torch.randn(2, C, 3, 3)).sum().backward()
+    assert torch.allclose(gate.mix.grad, torch.tensor([0.1, 0.1]))
+
+
 def test_a_loss_scaled_for_float16_is_refused_where_nobody_asks_for_the_penalty():
     model, x = timm.create_model('resnet20_spe', layers=(1, 1, 1)), torch.randn(2, 3, 8, 8)
 

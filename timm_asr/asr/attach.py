@@ -92,6 +92,9 @@ def attach_asr(
 
     # A layer that several parents share is wrapped in all of them: they will share the folded parameters too.
     children = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
+    if model in made:
+        raise ValueError('The model itself is the site, and nothing around it could hold the wrapper; put it into an '
+                         'nn.Sequential first.')
     for layer, asr in made.items():
         asr.train(layer.training)
         if preserve:
@@ -105,11 +108,11 @@ def attach_asr(
 
 @torch.no_grad()
 def _is_fresh(model: nn.Module) -> bool:
-    """Whether a model looks untrained: running statistics as they start, norms and layer scales with equal weights."""
-    for name, t in (*model.named_buffers(), *model.named_parameters()):
-        leaf = name.rpartition('.')[2]
+    """Whether a model looks untrained: running statistics as they start; without any, norms and layer scales with equal
+    weights. (RepVGG's norms start with weights that are drawn.)
+    """
+    told = [t for name, t in model.named_buffers() if name.endswith(('running_mean', 'running_var'))] or [
         # Those of norms, of layer scales and of NFNets' convolutions; no weights of a layer with one output.
-        affine = ((leaf == 'weight' and t.ndim == 1) or leaf in ('gamma', 'gain')) and '.vectors.' not in name
-        if (affine or leaf in ('running_mean', 'running_var')) and not t.is_meta and (t != t.flatten()[:1]).any():
-            return False
-    return True
+        t for name, t in model.named_parameters() if '.vectors.' not in name and (
+            (name.endswith('weight') and t.ndim == 1) or name.endswith(('gamma', 'gain')))]
+    return not any((t != t.flatten()[:1]).any() for t in told if not t.is_meta)

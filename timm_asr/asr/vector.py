@@ -29,6 +29,7 @@ class ASRVector(nn.Module):
     Raises:
         ValueError: ``init`` is malformed, out of range, or leaves a hidden unit inactive; ``gain`` is not positive; or
             the gate does not fit C channels.
+        TypeError: The constructor makes no gate that folds.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class ASRVector(nn.Module):
             raise ValueError(f'asr_gain is {gain!r}; it takes a positive number, such as 2.')
         self.gain = float(gain)
         self.gate = gate(channels, device=device, dtype=dtype)
+        if not isinstance(self.gate, ChannelGate) or not self.gate.foldable:
+            raise TypeError(f'A {type(self.gate).__name__} is no gate whose weights are constants of a vector.')
         match = re.fullmatch(r'([CN])?_?(-?\d*\.?\d+(?:e-?\d+)?)', str(init), re.IGNORECASE)
         if init is not None and match is None:
             raise ValueError(
@@ -63,7 +66,7 @@ class ASRVector(nn.Module):
     def _check_and_revive(self, channels: int, init: float | str) -> None:
         try:
             v = self()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f'The gate {type(self.gate).__name__} does not fit {channels} channels: {error}') from None
         if v.shape != (channels,):
             raise ValueError(

@@ -12,7 +12,7 @@ from timm.layers import create_act_layer, make_divisible
 from torch import Tensor, nn
 
 from .forms import Excitation, GateForm, PointwiseConv2d, affine_map, doubled, linear, swallow
-from .fused import average_pool
+from .fused import average_pool, is_plain
 from .gate import ChannelGate
 
 
@@ -66,7 +66,17 @@ class BottleneckGate(ChannelGate):
         return average_pool(x).flatten(1) if self.pooling is None else self.pooling(x)
 
     def hidden(self, u: Tensor) -> Tensor:
-        return dense(u, self.fc1.weight, self.fc1.bias)
+        if torch.jit.is_scripting():
+            return dense(u, self.fc1.weight, self.fc1.bias)
+        else:  # noqa: RET505 - TorchScript compiles what follows a return
+            return through(self.fc1, u)
+
+    def second(self, h: Tensor) -> Tensor:
+        """The layer after the hidden one, (B, R) -> (B, C)."""
+        if torch.jit.is_scripting():
+            return dense(h, self.fc2.weight, self.fc2.bias)
+        else:  # noqa: RET505
+            return through(self.fc2, h)
 
     def flip_hidden(self, rows: Tensor) -> None:
         self.fc1.weight[rows] *= -1
@@ -74,7 +84,7 @@ class BottleneckGate(ChannelGate):
             self.fc1.bias[rows] *= -1
 
     def logits(self, u: Tensor) -> Tensor:
-        return dense(self.act(self.hidden(u)), self.fc2.weight, self.fc2.bias)
+        return self.second(self.act(self.hidden(u)))
 
     @torch.jit.ignore
     def layer_pairs(self) -> list[tuple[Any, Any]]:
@@ -100,6 +110,14 @@ def dense(u: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     The convolution computes the same several times slower on the CPU.
     """
     return F.linear(u, weight.flatten(1), bias)
+
+
+def through(layer: Any, u: Tensor) -> Tensor:
+    """:func:`dense` by a layer's own weights, or the layer itself where there is more to it, (..., D) -> (..., R)."""
+    if is_plain(layer):
+        return dense(u, layer.weight, layer.bias)
+    rows = u.reshape(-1, u.shape[-1])
+    return layer(rows if layer.weight.ndim == 2 else rows[..., None, None]).view(*u.shape[:-1], -1)
 
 
 def _between(gate: BottleneckGate, connections: Sequence[nn.Module]) -> list[nn.Linear]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.layers.cbam import CbamModule
 from torch import Tensor, nn
 
-from .bottleneck import dense, hidden_width
+from .bottleneck import dense, hidden_width, through
 from .fused import average_pool
 from .gate import ChannelGate
 from .shared import SharedGate
@@ -44,8 +44,11 @@ class CBAM(ChannelGate, CbamModule):
 
     def logits(self, u: Tensor) -> Tensor:
         u = u.unflatten(1, (2, -1))  # the MLP is shared by both halves, and its last layer is linear
-        u = self.channel.act(dense(u, self.channel.fc1.weight, self.channel.fc1.bias))
-        return dense(u, self.channel.fc2.weight, self.channel.fc2.bias).sum(1)
+        if torch.jit.is_scripting():
+            u = self.channel.act(dense(u, self.channel.fc1.weight, self.channel.fc1.bias))
+            return dense(u, self.channel.fc2.weight, self.channel.fc2.bias).sum(1)
+        else:  # noqa: RET505 - TorchScript compiles what follows a return
+            return through(self.channel.fc2, self.channel.act(through(self.channel.fc1, u))).sum(1)
 
     def scale(self, x: Tensor, v: Tensor) -> Tensor:
         """Channel weights first, then timm's spatial attention: (B, C, H, W), (B, C) -> (B, C, H, W)."""

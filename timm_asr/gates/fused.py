@@ -45,6 +45,11 @@ def needs_gradient(args: Sequence[Any]) -> bool:
     return any(isinstance(x, Tensor) and x.requires_grad for x in args)
 
 
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer does nothing but multiply by its weight and add its bias: no subclass, no hooks (pruning)."""
+    return type(layer) in (nn.Conv2d, nn.Linear) and not layer._forward_hooks and not layer._forward_pre_hooks
+
+
 def alike(*tensors: Tensor) -> bool:
     """Whether tensors are ordinary ones of one dtype, outside of autocast and of ``torch.func``."""
     return (

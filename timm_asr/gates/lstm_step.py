@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import alike, gradients_of, needs_gradient
+from .fused import alike, gradients_of, is_plain, needs_gradient
 from .passes import version
 
 
@@ -44,10 +44,10 @@ def parameters_of(cell: nn.Module) -> list[Tensor]:
 
 def can_join(cell: nn.Module, x: Tensor) -> bool:
     """Whether a training step begins with x, the input of a stage, that :class:`Joined` can make cheaper."""
+    if not all(map(is_plain, cell.layers())):
+        return False
     parameters = parameters_of(cell)
-    return (
-        needs_gradient([x, *parameters]) and alike(x, *parameters)
-        and all(type(layer) is nn.Linear for layer in cell.layers()))
+    return needs_gradient([x, *parameters]) and alike(x, *parameters)
 
 
 class Joined:

@@ -7,7 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from .bottleneck import BottleneckGate, dense
-from .fused import MixPool, alike, average_of, average_pool, check_mix, factors, gradients_of, in_training_for, weigh
+from .fused import (
+    MixPool,
+    alike,
+    average_of,
+    average_pool,
+    check_mix,
+    factors,
+    gradients_of,
+    in_training_for,
+    is_plain,
+    weigh,
+)
 
 
 class SE(BottleneckGate):
@@ -45,7 +56,7 @@ class SE(BottleneckGate):
         self.deeper = nn.ModuleList(SE(channels, *args, **kwargs) for _ in range(depth - 1))
 
     def logits(self, u: Tensor) -> Tensor:
-        u = dense(self.act(self.hidden(u)), self.fc2.weight, self.fc2.bias)
+        u = self.second(self.act(self.hidden(u)))
         for gate in self.deeper:
             u = gate.logits(u)
         return u
@@ -58,7 +69,8 @@ class SE(BottleneckGate):
 
     @torch.jit.ignore
     def _joined(self) -> bool:  # asked at each call in training, since a layer may be replaced by then
-        return type(self) is SE and self.averages and not self.deeper and type(self.act) is nn.ReLU
+        return type(self) is SE and self.averages and not self.deeper and type(self.act) is nn.ReLU and (
+            is_plain(self.fc1) and is_plain(self.fc2))
 
     @torch.jit.ignore
     def layer_pairs(self) -> list[tuple[Any, Any]]:

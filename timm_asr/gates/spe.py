@@ -139,6 +139,7 @@ class SPE(ChannelGate):
         assert p is not None
         if torch.compiler.is_compiling():
             return shares(p, self.eps)
+        self._watch()
         handed = take(self, p)
         with uncounted():
             found = shares(p, self.eps) if handed is None else handed['shares']
@@ -177,7 +178,9 @@ class SPE(ChannelGate):
         self._watch()
 
     def _watch(self) -> None:
-        if self.mix is not None and self.mix.requires_grad:
+        """See that this parameter, which may have taken the place of another, adds the penalty to its gradient."""
+        if isinstance(self.mix, nn.Parameter) and self.mix.requires_grad and not any(
+                getattr(hook, '__self__', None) is self for hook in (self.mix._backward_hooks or {}).values()):
             self.mix.register_hook(self._with_penalty)
 
     def _with_penalty(self, gradient: Tensor | None) -> Tensor | None:
@@ -190,7 +193,7 @@ class SPE(ChannelGate):
 
         Who asks adds it to the loss: from then on its gradient is not added here.
         """
-        self.collected = True
+        self.collected = self.collected or torch.is_grad_enabled()  # who only logs it adds it to nothing
         return None if self.mix is None else (self.eta, self.mix)
 
     @torch.jit.ignore

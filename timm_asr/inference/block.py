@@ -75,6 +75,8 @@ class InferenceBlock(InferenceBranch):
 class InferenceStage(InferenceForm):
     """Residual blocks in a row that share a unit, (B, C', H', W') -> (B, C, H, W); see :class:`SharedUnit`."""
 
+    grad_checkpointing = False  #: of the stage that it stands for; without a meaning here
+
     def __init__(self, blocks: list[InferenceBranch], form: GateForm) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from ..asr.scaled import has_hooks
 from ..gates.forms import PointwiseConv2d
 
 # Exact types: a weight-standardised convolution would normalise the folded scale away.
@@ -34,9 +35,9 @@ class Tracer(fx.Tracer):
 
 
 def foldable(conv: nn.Module, bn: nn.Module) -> bool:
-    """Whether a norm can be folded into a convolution that it alone reads."""
+    """Whether a norm can be folded into a convolution that it alone reads; not where hooks would be lost (pruning)."""
     return (type(conv) in _CONVS and type(bn) in _NORMS and bn.running_mean is not None
-            and not parametrize.is_parametrized(conv))
+            and not parametrize.is_parametrized(conv) and not has_hooks(conv) and not has_hooks(bn))
 
 
 def find_pairs(module: nn.Module) -> list[tuple[str, str]]:

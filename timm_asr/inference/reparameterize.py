@@ -9,10 +9,11 @@ from timm.models import reparameterize_model
 from torch import nn
 
 from ..asr.fold import fold_asr, has_asr
+from ..asr.scaled import has_hooks
 from ..asr.wrapper import ASR
 from ..gates.forms import GateForm, InferenceForm
 from ..gates.gate import ChannelGate
-from ..gates.shared import SharedUnit
+from ..gates.shared import SharedStage, SharedUnit
 from .block import block_maker, stage_maker
 from .fold_bn import check_batch_norm_eval, fold_batch_norm
 
@@ -94,7 +95,11 @@ class InferenceGate(InferenceForm):
 
 @torch.no_grad()
 def _maker(module: nn.Module) -> Callable[[], nn.Module] | None:
-    """What makes the inference form of this very module; None where it has none, whatever is inside."""
+    """What makes the inference form of this very module; None where it has none, whatever is inside, or where hooks
+    would be lost, those of pruning say.
+    """
+    if has_hooks(module):
+        return None
     if isinstance(module, SharedUnit):  # in a stage of other blocks
         shared = module.inference_form([])
         return shared and (lambda: shared.gate)
@@ -107,7 +112,8 @@ def _attention(module: nn.Module, name: str = '') -> Iterator[tuple[str, nn.Modu
     make = _maker(module)
     if make is not None:
         yield name, module, torch.no_grad()(make)
-    elif not isinstance(module, ASR | ChannelGate | SharedUnit | InferenceForm):
+    elif not isinstance(module, ASR | ChannelGate | SharedUnit | InferenceForm) and not (
+            isinstance(module, SharedStage) and has_hooks(module)):
         for key, child in module._modules.items():  # named_children() skips a module met twice
             if child is not None:
                 yield from _attention(child, f'{name}.{key}' if name else key)

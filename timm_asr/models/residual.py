@@ -68,7 +68,7 @@ class ResidualModel(ZooModel):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade computation for memory in the backward pass."""
         # A stage with a unit must not be flattened into its blocks, as timm does: such stages checkpoint themselves.
-        own = [m for m in self.children() if isinstance(m, SharedStage | PlainStage)]  # type: ignore[attr-defined]
+        own = [m for m in self.children() if hasattr(m, 'grad_checkpointing')]  # type: ignore[attr-defined]
         super().set_grad_checkpointing(enable and not own)  # type: ignore[misc]
         for stage in own:
             stage.grad_checkpointing = enable
