@@ -5,7 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from helpers import asr_sites, relative_error
+from helpers import asr_sites, randomize, relative_error
 from timm.models.byobnet import RepVggBlock
 from torch import nn
 
@@ -71,6 +71,26 @@ def test_a_fresh_model_starts_as_by_its_name(name):
     before = [m.weight.abs().mean() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     attach_asr(model, 'se')
     assert before == [m.weight.abs().mean() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+class Tilted(SE):
+    """A gate with a private setting, another at each site."""
+
+    made = 0
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        Tilted.made += 1
+        self._tilt = Tilted.made
+
+    def squash(self, z):
+        return (z + self._tilt).sigmoid()
+
+
+def test_gates_with_other_private_settings_are_not_alike():
+    model = randomize(attach_asr(resnet(), Tilted)).eval()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    assert relative_error(model(x), fold_asr(copy.deepcopy(model))(x)) < 1e-12
 
 
 def test_attaching_twice_is_refused():

@@ -132,6 +132,8 @@ def test_fx_feature_extraction(name):
     extract = create_feature_extractor(model, nodes)
     assert 'stage' not in nodes.values() or relative_error(stages[2], extract(x)['stage']) < 1e-12
     assert has_asr(extract)
+    with pytest.raises(TypeError, match='torch.fx cannot look into ASR'):
+        torch.fx.symbolic_trace(model)
     graph = small(name, features_only=True, feature_cls='fx').eval()
     assert len(graph(x)) == len(stages)
 

@@ -167,13 +167,17 @@ def _compute(groups: list[tuple[_Group, list[_Tensors]]]) -> dict[ASR, dict[str,
 _groups: 'weakref.WeakKeyDictionary[nn.Module, list[_Group]]' = weakref.WeakKeyDictionary()
 
 
+_OWN = vars(nn.Module()).keys()
+
+
 def _key(site: ASR) -> Any:
     """Sites with the same key form a group, whose vectors one of them can compute; None for one that stays alone."""
     places = {name: owner_of(site.layer, name) for name in scaled_names(site.layer)}
     if (has_hooks(site.vectors) or next(site.vectors.buffers(), None) is not None
             or not all(stacks(owner) for owner, _ in places.values())):
         return None
-    settings = [(name, type(module), sorted((key, repr(value)) for key, value in vars(module).items() if key[0] != '_'))
+    settings = [(name, type(module), sorted((key, repr(value)) for key, value in vars(module).items()
+                                           if key == 'training' or key not in _OWN))
                 for name, module in site.vectors.named_modules()]
     tensors = [*site.vectors.named_parameters(), *((name, getattr(*place)) for name, place in places.items())]
     return repr(settings), *((name, t.shape, t.dtype, t.device) for name, t in tensors)

@@ -70,6 +70,9 @@ class ASR(nn.Module):
 
     @torch.jit.ignore
     def _run(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(x, torch.fx.Proxy):
+            raise TypeError('torch.fx cannot look into ASR: call timm_asr.fold_asr(model) first, or trace by '
+                            'timm.models.create_feature_extractor.')
         compiling = torch.compiler.is_compiling()
         tensors = None if compiling else take(self, self.vectors[0].psi)  # type: ignore[arg-type]
         if tensors is None:

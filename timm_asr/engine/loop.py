@@ -120,10 +120,8 @@ def _update(training: Training, loss: torch.Tensor, need_update: bool) -> None:
     """Backward, and the optimizer's step where one is due."""
     args, optimizer = training.args, training.optimizer
     second_order = bool(getattr(optimizer, 'is_second_order', False))
-    clipped = None
-    if args.clip_grad is not None:
-        clipped = list(training.task.get_trainable_module().parameters())
-        clipped = clipped[:-2] if args.clip_mode == 'agc' else clipped  # not the classifier
+    clipped = None if args.clip_grad is None else list(
+        training.task.get_clip_parameters(exclude_head=args.clip_mode == 'agc'))
     if training.scaler is not None:
         training.scaler(loss, optimizer, clip_grad=args.clip_grad, clip_mode=args.clip_mode, parameters=clipped,
                         create_graph=second_order, need_update=need_update)

@@ -186,7 +186,7 @@ class Run:
             return found
 
         metrics = run(task.get_eval_model(), '')
-        if task.has_ema() and not args.model_ema_force_cpu:
+        if self.use_ema:
             if args.distributed and args.dist_bn:
                 distribute_bn(task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
             metrics = run(task.get_eval_model(ema=True), ' of the averaged weights')

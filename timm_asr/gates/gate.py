@@ -59,8 +59,6 @@ class ChannelGate(nn.Module):
     per_channel = True
     #: Channels are weighed first and positions afterwards, in one module (of a unit too).
     positions_after = False
-    #: Smallest and largest possible weight.
-    bounds = (0.0, 1.0)
     #: The blocks of a stage can share the gate (DIA).
     shareable = True
     #: The gate has a BatchNorm that stays each block's own where the rest is shared.
@@ -91,11 +89,11 @@ class ChannelGate(nn.Module):
         raise NotImplementedError
 
     def squash(self, z: Tensor) -> Tensor:
-        """Logits to channel weights within ``bounds``: the sigmoid."""
+        """Logits to channel weights, by default between 0 and 1: the sigmoid."""
         return z.sigmoid()
 
     def excite(self, u: Tensor) -> Tensor:
-        """Descriptor (B, D) to channel weights (B, C) within ``bounds``."""
+        """Descriptor (B, D) to channel weights (B, C)."""
         return self.squash(self.logits(u))
 
     def scale(self, x: Tensor, v: Tensor) -> Tensor:

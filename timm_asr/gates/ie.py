@@ -39,8 +39,9 @@ class IE(ChannelGate):
 class IEBN2d(nn.Module):
     """y = x^ * gamma * sigmoid(w * GAP(x) + b) + beta, with x^ the normalised feature map: (B, C, H, W) -> the same.
 
-    ``timm.create_model('resnet20', norm_layer='iebn')``, or ``norm_layer=IEBN2d`` for any model of timm. w starts at
-    0 and b at -1, so the scale starts at 0.27 gamma. The shift beta is not weighed.
+    ``timm.create_model('resnet20', norm_layer='iebn')``, or ``norm_layer=IEBN2d`` for models of timm whose norms have
+    no activation inside (ResNet). w starts at 0 and b at -1, so the scale starts at 0.27 gamma. The shift beta is not
+    weighed.
 
     Liang et al.: Instance Enhancement Batch Normalization, AAAI 2020, https://arxiv.org/abs/1908.04008.
 

@@ -116,7 +116,7 @@ class Recurrent(ChannelGate):
         self.gate = self.kind(channels, device=device, dtype=dtype, **kwargs)
         self.connections, self.passes = connections(
             channels, steps, connect, share, fixed_stats=False, device=device, dtype=dtype)
-        self.grids, self.bounds, self.averages = self.gate.grids, self.gate.bounds, self.gate.averages
+        self.grids, self.averages = self.gate.grids, self.gate.averages
         self.affine = self.gate.affine and are_norms(self.connections)
 
     def pool(self, x: Tensor) -> Tensor:

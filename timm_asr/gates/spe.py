@@ -80,7 +80,6 @@ class SPE(ChannelGate):
             raise ValueError(f"SPE's eta is {eta}; the factor of a penalty is not negative.")
         dd = {'device': device, 'dtype': dtype}
         self.reweight = reweight
-        self.bounds = {'b': (float('-inf'), float('inf')), 'd': (0.0, 2.0)}.get(reweight, (0.0, 1.0))
         self.eta = eta
         # Makes the mix 1/2 where both its parameters are zero; changes it by less than 1e-12 where one exceeds 0.1.
         self.eps = 1e-14

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ..errors import nearest
+from ..errors import did_you_mean
 from .cbam import CBAM
 from .dia_lstm import SharedLightLSTM, SharedLSTM
 from .eca import ECA
@@ -144,6 +144,4 @@ def gate_arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(what: str, name: str, names: list[str]) -> None:
     if name not in names:
-        near = nearest(name, names)
-        hint = f", did you mean '{near[0]}'" if near else ''
-        raise ValueError(f"Unknown {what} '{name}'{hint}; known {what}s: {', '.join(names)}.")
+        raise ValueError(f"Unknown {what} '{name}'{did_you_mean(name, names)}; known {what}s: {', '.join(names)}.")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...checkpoints.names import BEST
-from ...checkpoints.read import read_yaml
 from ...errors import BadInput
 from ..options import CONFIG_OPTIONS, build_parser
 from . import export
@@ -52,6 +51,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr run') -> int:
 
 def export_best(arguments: Sequence[str], started: float, prog: str) -> int:
     """Export the best checkpoint that timm's ``train.py``, with these arguments, wrote since then; the exit status."""
+    from ...checkpoints.read import read_yaml  # imports torch, which help does without
     parser = build_parser([*OPTIONS, *CONFIG_OPTIONS], prog)
     if file := parser.parse_known_args(arguments)[0].config:
         parser.set_defaults(**read_yaml(file))
