@@ -93,14 +93,20 @@ def model():
 
 def test_a_part_that_runs_alone(model, computed):
     x = images(model)
-    h = model.act1(model.bn1(model.conv1(x)))
-    expected = model(x)
+    h, expected = model.act1(model.bn1(model.conv1(x))), model(x)
     assert len(computed) == 1
     h = model.layer3(model.layer2(model.layer1(h)))
     assert relative_error(expected, model.forward_head(h)) < 1e-12
     assert relative_error(expected, model.forward_head(model.forward_features(x))) < 1e-12
     net = randomize(small('resnet20_asr_se', features_only=True)).eval()
     assert relative_error(net(x)[-1], timm_asr.fold_asr(net)(x)[-1]) < 1e-12
+
+
+def test_sites_that_a_network_is_pruned_of(model, computed):
+    model(x := images(model))
+    model.layer1 = model.layer1[:1]
+    assert relative_error(model(x), timm_asr.fold_asr(clone(model))(x)) < 1e-12
+    assert computed[:2] == [7, 4]  # of three alike one is left, and stays alone
 
 
 def test_psi_between_two_passes(model):

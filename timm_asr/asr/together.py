@@ -31,7 +31,8 @@ class _Group:
     """Sites that are alike, and where their tensors are."""
 
     def __init__(self, sites: list[ASR]) -> None:
-        self.sites, self.layers = sites, [site.layer for site in sites]
+        self._sites = [weakref.ref(site) for site in sites]  # of which a network may be pruned
+        self.layers = [site.layer for site in sites]
         self.vectors = list(sites[0].vectors)  # they compute those of all others
         names = scaled_names(sites[0].layer)
         # Scaled tensors with one value a channel, and those with more, such as the weights of linear layers.
@@ -45,10 +46,15 @@ class _Group:
             *([owner_of(site.vectors, name) for site in sites] for name in inside),
             *([owner_of(layer, name) for layer in self.layers] for name in (*self.rows, *self.blocks))]
 
+    @property
+    def sites(self) -> list[ASR]:
+        return [site for ref in self._sites if (site := ref()) is not None]
+
     def read(self) -> list[_Tensors] | None:
         """The tensors as they are now; None where the sites are no longer what they were when they were grouped."""
-        if any(site.layer is not layer or len(site.vectors) != len(self.vectors)
-               for site, layer in zip(self.sites, self.layers, strict=True)):
+        if len(sites := self.sites) < len(self.layers) or any(
+               site.layer is not layer or len(site.vectors) != len(self.vectors)
+               for site, layer in zip(sites, self.layers, strict=True)):
             return None
         tensors = [[getattr(module, leaf) for module, leaf in places] for places in self.places]
         like = tensors[0][0]
