@@ -79,6 +79,8 @@ def checkpoint(images, tmp_path_factory):
     ((*DIGITS, '--seed', -1), '--seed must be at least 0, not -1'),
     ((*DIGITS, '--smoothing', 2), '--smoothing must be at least 0 and below 1, not 2'),
     ((*DIGITS, '--decay-epochs', 0), '--decay-epochs must be above 0, not 0'),
+    ((*DIGITS, '--drop-path', 2), '--drop-path must be at least 0 and below 1, not 2'),
+    ((*DIGITS, '--validation-batch-size', -1), '--validation-batch-size must be at least 1, not -1'),
     ((*DIGITS, '--sched', 'wsd'), '--sched wsd cannot be made with these options: '),
     ((*DIGITS, '--opt', 'adamw', '--opt-betas', 0.9), '--opt adamw cannot be made with these options: '),
     ((*DIGITS, '--train-batches-per-epoch', 3), '--train-batches-per-epoch goes with --train-img-sizes'),

@@ -211,6 +211,12 @@ REFUSED = {
     '--kd-model-name': _DISTILL, '--kd-*': _DISTILL, '--distill-loss-weight': _DISTILL, '--task-loss-weight': _DISTILL,
 }
 
+#: Options, and the numbers that they take.
+_RANGES = (
+    ('batch_size validation_batch_size epochs val_interval log_interval', lambda n: n >= 1, 'at least 1'),
+    ('seed start_epoch', lambda n: n >= 0, 'at least 0'),
+    ('decay_epochs lr_cycle_mul crop_pct', lambda x: x > 0, 'above 0'),
+    ('smoothing drop drop_connect drop_path drop_block', lambda x: 0 <= x < 1, 'at least 0 and below 1'))
 _DATA_OR_MODEL = ('--config', '-c', '--data-dir', '--dataset', '--model')
 
 
@@ -236,13 +242,11 @@ def parse_args(argv: Sequence[str], prog: str = 'timm-asr train') -> argparse.Na
         if getattr(args, key) not in (None, False):
             args.model_kwargs = {**args.model_kwargs, key: getattr(args, key)}
     args.grad_accum_steps = max(1, args.grad_accum_steps)
-    for name, least in (('batch_size', 1), ('epochs', 1), ('val_interval', 1), ('log_interval', 1), ('seed', 0)):
-        if getattr(args, name) < least:
-            raise BadInput(f'--{name.replace("_", "-")} must be at least {least}, not {getattr(args, name)}')
-    if args.decay_epochs <= 0:
-        raise BadInput(f'--decay-epochs must be above 0, not {args.decay_epochs:g}')
-    if not 0 <= args.smoothing < 1:
-        raise BadInput(f'--smoothing must be at least 0 and below 1, not {args.smoothing:g}')
+    for names, fits, what in _RANGES:
+        for name in names.split():
+            value = getattr(args, name)
+            if value is not None and not fits(value):
+                raise BadInput(f'--{name.replace("_", "-")} must be {what}, not {value:g}')
     if args.aug_splits == 1:
         raise BadInput('--aug-splits must be 0 or at least 2')
     if args.amp and args.model_dtype not in (None, 'float32'):
