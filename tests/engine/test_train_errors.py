@@ -99,6 +99,8 @@ def test_checkpoints_that_do_not_fit(refused, images, checkpoint, tmp_path):
         assert 'was trained for 3 classes, but 4 were asked for' in said(checkpoint, '--num-classes', 4, option=option)
     assert 'its optimizer does not fit --opt sgd' in said(checkpoint, '--layer-decay', 0.5)
     assert 'it was trained with --asr-gain 1, not with --asr-gain 2' in said(checkpoint, '--asr-gain', 2)
+    assert 'goes on at epoch 1, and its checkpoints would be replaced; name another folder' in refused(
+        '--data-dir', images, *SMALL[:-2], '--resume', checkpoint, '--start-epoch', 0)
     path, data = tmp_path / 'changed.pth.tar', checkpoint.read_bytes()
     for content, reason in ((data[:len(data) // 2], 'is truncated'), (b'not a checkpoint', 'is not a checkpoint')):
         path.write_bytes(content)

@@ -15,6 +15,7 @@ from timm.layers import SplitBatchNorm2d
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, SoftTargetCrossEntropy
 from train_helpers import make_images
 
+from timm_asr.engine.build import build_model
 from timm_asr.engine.commands.train import parse_args
 from timm_asr.engine.progress import Progress
 from timm_asr.engine.side_by_side import TURNS
@@ -290,3 +291,19 @@ def test_auxiliary_terms_reach_the_loss(train, monkeypatch):
     monkeypatch.undo()
     without = train('--lr 1e-3 --warmup-epochs 0 --overwrite')
     assert not without.training.task.has_auxiliary
+
+
+def test_plateau_that_starts_late_has_its_own_rate(train):
+    run = train('--sched plateau --warmup-epochs 1 --lr 0.05 --start-epoch 1')
+    assert run.seen.rates[0] == pytest.approx([0.05] * len(run.seen.rates[0]))
+
+
+def test_weights_to_start_from(tmp_path):
+    """Averaged ones where there are any, as timm; both heads of a distilled network."""
+    raw, averaged = (timm.create_model('resnet20', num_classes=3) for _ in range(2))
+    torch.save({'state_dict': raw.state_dict(), 'state_dict_ema': averaged.state_dict()}, tmp_path / 'a.pth')
+    line = f'--model resnet20 --num-classes 3 --initial-checkpoint {tmp_path / "a.pth"}'
+    assert torch.equal(build_model(parse_args(line.split())).fc.weight, averaged.fc.weight)
+    line = '--model deit_tiny_distilled_patch16_224 --head-init-bias 0.25 --model-kwargs depth=1'
+    for head in build_model(parse_args(line.split())).get_classifier():
+        assert head.bias.eq(0.25).all()
