@@ -111,8 +111,11 @@ def _is_fresh(model: nn.Module) -> bool:
     """Whether a model looks untrained: running statistics as they start; without any, norms and layer scales with equal
     weights. (RepVGG's norms start with weights that are drawn.)
     """
-    told = [t for name, t in model.named_buffers() if name.endswith(('running_mean', 'running_var'))] or [
+    def leaf(name: str) -> str:
+        return name.rpartition('.')[2]
+
+    told = [t for name, t in model.named_buffers() if leaf(name) in ('running_mean', 'running_var')] or [
         # Those of norms, of layer scales and of NFNets' convolutions; no weights of a layer with one output.
         t for name, t in model.named_parameters() if '.vectors.' not in name and (
-            (name.endswith('weight') and t.ndim == 1) or name.endswith(('gamma', 'gain')))]
+            (leaf(name) == 'weight' and t.ndim == 1) or leaf(name) in ('gamma', 'gain'))]
     return not any((t != t.flatten()[:1]).any() for t in told if not t.is_meta)

@@ -26,7 +26,7 @@ from .names import ARGS, ATTENTION, BEST, CURVE, KEY, METRICS, SUMMARY, WEIGHT_S
 from .provenance import base_model_of, checkpoint_facts, git_commit, public_name, public_yaml
 from .read import first_line, is_folder_of_weights, is_regular, read_checkpoint, read_config, read_json, read_yaml
 from .source import Source, data_config_of, label_names_of, name_of, unwrap, used_data_config
-from .weights import classes_in, load_weights, state_dict_of
+from .weights import averaged_in, classes_in, load_weights, state_dict_of
 
 #: What a configuration may say of the model and its images; addresses, files, devices and code are not among it.
 CFG_KEYS = frozenset((
@@ -232,5 +232,5 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any]
     args = dict(content.get('args') or {})
     data = used_data_config(data_config_of(model, args)) if args else None
     return Source(model, facts, data, label_names_of(model, content), metrics if fits else None, args,
-                  has_ema='state_dict_ema' in content or 'model_ema' in content,
+                  has_ema=averaged_in(content) is not None,
                   files=_files_beside(path.parent, args, fits or path.name == BEST))

@@ -25,17 +25,16 @@ _OPTIONS = """
 dataset train_split val_split train_images holdout split_seed model asr last_norm_init pretrained num_classes gp
 img_size in_chans input_size crop_pct mean std interpolation batch_size validation_batch_size grad_accum_steps
 model_kwargs head_init_scale head_init_bias amp amp_dtype model_dtype opt opt_eps opt_betas momentum weight_decay
-clip_grad clip_mode layer_decay layer_decay_min_scale
-layer_decay_no_opt_scale decay_all site_lr psi_lr opt_kwargs sched sched_on_updates lr lr_base
-lr_base_size lr_base_scale lr_noise lr_noise_pct lr_noise_std lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay
-warmup_lr min_lr epochs epoch_repeats decay_milestones decay_epochs warmup_epochs warmup_prefix cooldown_epochs
-patience_epochs decay_rate no_aug train_crop_mode scale ratio hflip vflip color_jitter color_jitter_prob
-grayscale_prob gaussian_blur_prob aa aug_repeats aug_splits jsd_loss bce_loss bce_sum bce_target_thresh
-bce_pos_weight reprob remode recount resplit mixup cutmix cutmix_minmax mixup_prob mixup_switch_prob mixup_mode
-mixup_off_epoch smoothing train_interpolation drop drop_connect drop_path drop_block bn_momentum bn_eps sync_bn
-bn_noise dist_bn split_bn model_ema model_ema_decay model_ema_warmup seed eval_metric train_img_sizes train_batch_sizes
-train_size_probs train_size_schedule train_size_schedule_spread train_size_random_mix variable_batch_loss_scale
-train_batches_per_epoch
+clip_grad clip_mode layer_decay layer_decay_min_scale layer_decay_no_opt_scale decay_all site_lr psi_lr opt_kwargs
+sched sched_on_updates lr lr_base lr_base_size lr_base_scale lr_noise lr_noise_pct lr_noise_std lr_cycle_mul
+lr_cycle_decay lr_cycle_limit lr_k_decay warmup_lr min_lr epochs epoch_repeats decay_milestones decay_epochs
+warmup_epochs warmup_prefix cooldown_epochs patience_epochs decay_rate no_aug train_crop_mode scale ratio hflip vflip
+color_jitter color_jitter_prob grayscale_prob gaussian_blur_prob aa aug_repeats aug_splits jsd_loss bce_loss bce_sum
+bce_target_thresh bce_pos_weight reprob remode recount resplit mixup cutmix cutmix_minmax mixup_prob mixup_switch_prob
+mixup_mode mixup_off_epoch smoothing train_interpolation drop drop_connect drop_path drop_block bn_momentum bn_eps
+sync_bn bn_noise dist_bn split_bn model_ema model_ema_decay model_ema_warmup seed eval_metric train_img_sizes
+train_batch_sizes train_size_probs train_size_schedule train_size_schedule_spread train_size_random_mix
+variable_batch_loss_scale train_batches_per_epoch
 """
 #: The options of a run that may be published; whatever is not in this list stays on the machine.
 PUBLIC_OPTIONS = frozenset(_OPTIONS.split())

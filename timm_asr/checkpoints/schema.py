@@ -39,6 +39,11 @@ def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping) and all(map(_is_text, value))
 
 
+def _is_ranked(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return _is_list(value, lambda entry: _is_list(entry, lambda _: True, 2, 2) and fits(entry[0]) and (
+        entry[1] is None or _is_number(entry[1])))
+
+
 TEXT: Rule = (_is_text, 'text')
 TEXTS: Rule = (lambda value: _is_list(value, _is_text), 'a list of texts')
 COUNT: Rule = (_is_count, 'a whole number, 0 or more')
@@ -48,10 +53,8 @@ SIZE: Rule = (lambda value: _is_list(value, _is_side, 3, 3), 'a channel count, a
 SIDE: Rule = (lambda value: _is_side(value) or _is_list(value, _is_side), 'a number of pixels')
 MAPPING: Rule = (_is_mapping, 'a mapping with texts as keys')
 NAMES: Rule = (lambda value: _is_list(value, _is_text) or _is_mapping(value), 'a name for each class')
-RANKED: Rule = (lambda value: _is_list(value, lambda entry: _is_list(entry, lambda _: True, 2, 2) and _is_count(
-    entry[0]) and (entry[1] is None or _is_number(entry[1]))), 'epochs and their metrics')
-TIMM_RANKED: Rule = (lambda value: _is_list(value, lambda entry: _is_list(entry, lambda _: True, 2, 2) and _is_text(
-    entry[0]) and (entry[1] is None or _is_number(entry[1]))), 'files and their metrics')
+RANKED: Rule = (lambda value: _is_ranked(value, _is_count), 'epochs and their metrics')
+TIMM_RANKED: Rule = (lambda value: _is_ranked(value, _is_text), 'files and their metrics')
 PENDING: Rule = (lambda value: _is_list(value, lambda part: part is None or _is_number(part), 2, 2),
                  'an epoch and its metric')
 GROUPS: Rule = (lambda value: _is_list(value, _is_mapping), 'a list of mappings')

@@ -15,6 +15,11 @@ from ..models.authors import our_names
 _WRAPPERS = ('module', '_orig_mod', 'model', 'net', 'network', 'backbone', 'encoder', '_forward_module')
 
 
+def averaged_in(content: Mapping[str, Any]) -> Any:
+    """The averaged weights in what ``read_checkpoint`` returned, None where there are none."""
+    return content.get('state_dict_ema', content.get('model_ema'))
+
+
 def state_dict_of(content: Mapping[str, Any], use_ema: bool = False, path: str | Path = '',
                   own: Iterable[str] = ()) -> dict[str, torch.Tensor]:
     """The weights in what ``read_checkpoint`` returned, without the prefix that a wrapper put before all their names.
@@ -23,7 +28,7 @@ def state_dict_of(content: Mapping[str, Any], use_ema: bool = False, path: str |
     Weights of the papers' authors get the names that they have here. ``BadInput``, which names ``path``, says that
     there are no weights, or with ``use_ema`` no averaged ones.
     """
-    ema = content.get('state_dict_ema', content.get('model_ema'))
+    ema = averaged_in(content)
     if use_ema and ema is None:
         raise BadInput(f'{path} has no averaged weights; leave out --use-ema (use_ema) to take those it has')
     weights = ema if use_ema else content.get('state_dict', content.get('model', content))

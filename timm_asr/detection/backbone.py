@@ -14,7 +14,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from ..asr.fold import has_asr
 from ..checkpoints.read import read_checkpoint
-from ..checkpoints.weights import state_dict_of
+from ..checkpoints.weights import averaged_in, state_dict_of
 from ..errors import BadInput
 from ..models.create import create_model
 
@@ -87,7 +87,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f'There is no checkpoint of the backbone at {path}.')
     try:
         content = read_checkpoint(path)
-        return state_dict_of(content, any(key in content for key in ('state_dict_ema', 'model_ema')), path)
+        return state_dict_of(content, averaged_in(content) is not None, path)
     except BadInput as error:
         raise ValueError(f'{error}.') from None
 

@@ -19,7 +19,7 @@ from ..asr.sites import known_sites
 from ..asr.wrapper import ASR
 from ..checkpoints.find import check_model_name
 from ..checkpoints.read import first_line, read_checkpoint
-from ..checkpoints.weights import load_weights, state_dict_of
+from ..checkpoints.weights import averaged_in, load_weights, state_dict_of
 from ..errors import BadInput, nearest
 from ..models.auxiliary import auxiliary_loss
 from ..models.create import create_model
@@ -81,7 +81,7 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
 def _start_weights(model: nn.Module, args: argparse.Namespace) -> None:
     if path := args.initial_checkpoint:
         content = read_checkpoint(path)
-        averaged = bool({'state_dict_ema', 'model_ema'} & content.keys())  # which timm takes too
+        averaged = averaged_in(content) is not None  # which timm takes too
         found = state_dict_of(content, averaged, path, model.state_dict())
         _logger.info(f'{path}: {"averaged" if averaged else "raw"} weights.')
         if args.asr and not any('.vectors.' in key for key in found):

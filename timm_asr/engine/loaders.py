@@ -203,20 +203,20 @@ def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets
     if splits:
         train = AugMixDataset(train, num_splits=splits)
     train_loader = _timms_loader(
-            train, batch_size=args.batch_size, num_workers=args.workers, is_training=True, re_prob=args.reprob,
-            re_mode=args.remode, re_count=args.recount, re_split=args.resplit,
-            train_crop_mode=None if pad else args.train_crop_mode,
-            auto_augment=args.aa, num_aug_repeats=args.aug_repeats, num_aug_splits=splits,
-            interpolation=(not args.no_aug and args.train_interpolation) or data_config['interpolation'],
-            collate_fn=mixer if isinstance(mixer, FastCollateMixup) else None,
-            input_size_choices=args.train_img_sizes, batch_size_choices=args.train_batch_sizes,
-            batch_choice_weights=args.train_size_probs, batch_choice_seed=args.seed,
-            batch_choice_schedule=args.train_size_schedule,
-            batch_schedule_epochs=args.epochs if args.train_size_schedule == 'progressive' else None,
-            batch_schedule_spread=args.train_size_schedule_spread,
-            batch_schedule_random_mix=args.train_size_random_mix, num_batches=args.train_batches_per_epoch,
-            **{name: getattr(args, name) for name in _SAME},
-            **_common(args, data_config, device, dtype, args.distributed))
+        train, batch_size=args.batch_size, num_workers=args.workers, is_training=True, re_prob=args.reprob,
+        re_mode=args.remode, re_count=args.recount, re_split=args.resplit,
+        train_crop_mode=None if pad else args.train_crop_mode,
+        auto_augment=args.aa, num_aug_repeats=args.aug_repeats, num_aug_splits=splits,
+        interpolation=(not args.no_aug and args.train_interpolation) or data_config['interpolation'],
+        collate_fn=mixer if isinstance(mixer, FastCollateMixup) else None,
+        input_size_choices=args.train_img_sizes, batch_size_choices=args.train_batch_sizes,
+        batch_choice_weights=args.train_size_probs, batch_choice_seed=args.seed,
+        batch_choice_schedule=args.train_size_schedule,
+        batch_schedule_epochs=args.epochs if args.train_size_schedule == 'progressive' else None,
+        batch_schedule_spread=args.train_size_schedule_spread,
+        batch_schedule_random_mix=args.train_size_random_mix, num_batches=args.train_batches_per_epoch,
+        **{name: getattr(args, name) for name in _SAME},
+        **_common(args, data_config, device, dtype, args.distributed))
     quiet_workers(train_loader)
     if pad and not args.no_aug:
         pad_and_crop(train_loader.dataset.transform, data_config['input_size'][1:])
