@@ -28,32 +28,19 @@ def test_metrics():
         {'class': 2, 'images': 2, 'top1': 0.0}]
 
 
-def loader_of(images, target, sampler):
-    data = torch.utils.data.TensorDataset(images, target)
-    return torch.utils.data.DataLoader(data, batch_size=2, sampler=sampler)
-
-
-class Known(nn.Module):
-    """Logits that are the input itself."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(1)
-
-
-def known_data(count=7):
-    generator = torch.Generator().manual_seed(3)
-    return torch.randn(count, 8, 1, 1, generator=generator), torch.randint(8, (count,), generator=generator)
-
-
 def test_the_padding_of_the_last_batch_is_not_counted():
-    images, target = known_data()
-    whole = evaluate(Known(), loader_of(images, target, None), nn.CrossEntropyLoss(), device=torch.device('cpu'))
+    generator = torch.Generator().manual_seed(3)
+    images, target = torch.randn(7, 8, 1, 1, generator=generator), torch.randint(8, (7,), generator=generator)
+    data = torch.utils.data.TensorDataset(images, target)
+
+    def evaluated(sampler=None):
+        loader = torch.utils.data.DataLoader(data, batch_size=2, sampler=sampler)
+        return evaluate(nn.Flatten(), loader, nn.CrossEntropyLoss(), device=torch.device('cpu'))
+
+    whole = evaluated()
     assert whole['count'] == 7
     assert whole['loss'] == pytest.approx(nn.functional.cross_entropy(images.flatten(1), target).item(), rel=1e-6)
-    parts = [
-        evaluate(Known(), loader_of(images, target, OrderedDistributedSampler(images, num_replicas=4, rank=rank)),
-                 nn.CrossEntropyLoss(), device=torch.device('cpu'))
-        for rank in range(4)]
+    parts = [evaluated(OrderedDistributedSampler(data, num_replicas=4, rank=rank)) for rank in range(4)]
     assert [part['count'] for part in parts] == [2, 2, 2, 1]
     for key in ('loss', 'top1', 'top5'):
         assert sum(part[key] * part['count'] for part in parts) / 7 == pytest.approx(whole[key], rel=1e-6)
