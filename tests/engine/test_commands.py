@@ -3,17 +3,15 @@
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from pages import ROOT
 
 from timm_asr.engine.commands import dispatch, names, summary
 
-ROOT = Path(__file__).parents[2]
 
-
-def call(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, check=False)
+def call(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_every_file_is_a_command_that_says_what_it_does() -> None:

@@ -5,17 +5,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from pages import ROOT
 from safetensors.torch import load_file
 
 from timm_asr.detection import create_detector
 from timm_asr.engine.commands import run_command
 
 pytest.importorskip('faster_coco_eval', reason='the extra `detection` is not installed')
-sys.path.insert(0, str(Path(__file__).parents[2] / 'examples'))
+sys.path.insert(0, str(ROOT / 'examples'))
 from draw_coco import draw_coco
 
 SLIM = ['--backbone-kwargs', 'layers=(1,1,1,1)', 'channels=(16,16,32,32)', '--fpn-channels', '32',
@@ -65,8 +65,8 @@ def test_torchrun(drawn):
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'timm_asr',
                'detect', '--data-dir', drawn / 'drawn', '--output', drawn, *SLIM, '--detector', 'maskrcnn',
                '--backbone', 'resnet18_asr_se', '--epochs', 1, '--warmup-steps', 2, '--experiment', 'two']
-    done = subprocess.run([str(word) for word in command], cwd=Path(__file__).parents[2], text=True,
-                          capture_output=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    done = subprocess.run([str(word) for word in command], cwd=ROOT, text=True, capture_output=True,
+                          timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr[-3000:]
     row, = csv.DictReader((drawn / 'two' / 'summary.csv').open())
     alone = json.loads((drawn / 'two' / 'metrics.json').read_text())['trained']

@@ -1,15 +1,15 @@
 """The example of style transfer, end to end, and its folding in float64."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from helpers import randomize, relative_error
+from pages import ROOT
 
 import timm_asr
 
-sys.path.insert(0, str(Path(__file__).parents[2] / 'examples'))
+sys.path.insert(0, str(ROOT / 'examples'))
 import style_transfer
 
 
