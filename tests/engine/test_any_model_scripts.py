@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from helpers import asr_layers, randomize, relative_error
-from train_helpers import make_images, run
+from train_helpers import run
 
 import timm_asr
 from timm_asr.checkpoints.open import open_source
@@ -83,19 +83,18 @@ def test_features_only(name):
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-    """The data set, and the folder of a run of one epoch, with what it printed."""
+def trained(images, tmp_path_factory):
+    """The folder of a run of one epoch, and what it printed."""
     root = tmp_path_factory.mktemp('asr')
-    images = make_images(root / 'images')
     result = run([*COMMON, '--data-dir', images, '--asr', 'se', '--model-kwargs', 'asr_depth=2', '--epochs', 1,
                   '--output', root / 'out'], root / 'log')
     assert result.code == 0, result.text
     folder, = (root / 'out').iterdir()
-    return images, folder, result.text
+    return folder, result.text
 
 
 def test_a_run_is_named_and_folded(trained):
-    _, folder, text = trained
+    folder, text = trained
     assert folder.name.endswith('-test_convnext_asr_se-32')
     metrics = json.loads((folder / 'metrics.json').read_text())
     assert (metrics['model'], metrics['asr'], metrics['plain']) == ('test_convnext', 'se', 'test_convnext')
@@ -112,9 +111,8 @@ def test_a_run_is_named_and_folded(trained):
     assert list(model.state_dict()) == list(plain.state_dict())
 
 
-def test_the_checkpoint_knows_its_asr(trained, capsys):
-    images, folder, _ = trained
-    checkpoint = folder / 'last.pth.tar'
+def test_the_checkpoint_knows_its_asr(trained, images, capsys):
+    checkpoint = trained[0] / 'last.pth.tar'
     model = open_source(checkpoint).model
     assert model.asr_options['asr'] == 'se'
     assert [len(asr.vectors) for asr in asr_layers(model)] == [2] * len(asr_layers(model))
@@ -128,8 +126,8 @@ def test_the_checkpoint_knows_its_asr(trained, capsys):
         open_source(checkpoint, name='test_convnext', asr='eca')
 
 
-def test_a_run_goes_on_with_its_own_asr_alone(trained, tmp_path):
-    images, folder, _ = trained
+def test_a_run_goes_on_with_its_own_asr_alone(trained, images, tmp_path):
+    folder, _ = trained
     words = [*COMMON, '--data-dir', images, '--no-fuse', '--output', tmp_path]
     last = folder / 'last.pth.tar'
     for more, said in ((['--asr', 'eca'], 'with --asr eca'), ([], 'without --asr')):
@@ -141,8 +139,8 @@ def test_a_run_goes_on_with_its_own_asr_alone(trained, tmp_path):
     assert 'Going on' not in result.text
 
 
-def test_refusals_of_the_script(trained, tmp_path):
-    images, folder, _ = trained
+def test_refusals_of_the_script(trained, images, tmp_path):
+    folder, _ = trained
     for words, sentence in (
             (['--asr', 'sa'], "test_convnext_asr_sa cannot be made with these options: Unknown gate 'sa'"),
             (['--asr', 'se', '--initial-checkpoint', folder / 'model.safetensors'],

@@ -25,16 +25,10 @@ open(sys.argv[1], 'w').write(json.dumps(dict(argv=sys.argv, classes=model.num_cl
 """
 
 
-@pytest.fixture
-def script(tmp_path):
+def test_a_script_gets_its_arguments_unchanged(tmp_path):
     (tmp_path / 'neighbour.py').write_text('')
-    path = tmp_path / 'measure.py'
-    path.write_text(SCRIPT)
-    return path
-
-
-def test_a_script_gets_its_arguments_unchanged(script, tmp_path):
-    out = tmp_path / 'out.json'
+    script, out = tmp_path / 'measure.py', tmp_path / 'out.json'
+    script.write_text(SCRIPT)
     before = list(sys.argv), list(sys.path)
     arguments = [str(out), '--model', 'x', '-h', '--fold-bn']
     assert run.main([str(script), *arguments]) == 0
@@ -90,8 +84,7 @@ def test_timms_own_scripts(tmp_path, timm_scripts):
 
 
 @pytest.mark.slow
-def test_timms_train_ends_with_the_folded_model(tmp_path, timm_scripts):
-    images = make_images(tmp_path / 'images')
+def test_timms_train_ends_with_the_folded_model(images, tmp_path, timm_scripts):
     (tmp_path / 'mine.yaml').write_text(f'output: {tmp_path / "out"}\nexperiment: x\nmodel: {NAME}\n')
     command = [sys.executable, '-m', 'timm_asr', 'run', timm_scripts / 'train.py', '--data-dir', images, '--device',
                'cpu', '-c', tmp_path / 'mine.yaml', '--num-classes', 3, '--img-size', 32, '-b', 6, '-j', 0,

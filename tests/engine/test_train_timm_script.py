@@ -6,13 +6,12 @@ import sys
 
 import pytest
 import torch
-from train_helpers import make_images, run
+from train_helpers import run
 
 pytestmark = pytest.mark.slow
 
 
-def test_each_goes_on_from_the_other(tmp_path, timm_scripts):
-    images = make_images(tmp_path / 'images')
+def test_each_goes_on_from_the_other(images, tmp_path, timm_scripts):
     common = ['--data-dir', images, '--num-classes', 3, '--img-size', 32, '-b', 6, '-j', 0, '--output', tmp_path,
               '--model-ema', '--opt', 'adamw', '--lr', '1e-3', '--warmup-epochs', 1, '--model', 'resnet50_asr_se']
 
