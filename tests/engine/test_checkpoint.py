@@ -23,6 +23,15 @@ def state(epoch: int) -> dict:
     return {'state_dict': {'weight': torch.full((100,), float(epoch))}, 'arch': 'x', 'optimizer': {}}
 
 
+def saved(folder: Path, metrics: list[float], **options: object) -> Saver:
+    """The saver of a run of as many epochs as there are metrics."""
+    folder.mkdir(exist_ok=True)
+    saver = Saver(folder, **options)
+    for epoch, metric in enumerate(metrics):
+        saver.save(state(epoch), epoch, metric)
+    return saver
+
+
 def epochs_of(folder):
     return {path.name: torch.load(path, weights_only=True)['epoch'] for path in folder.glob('*.pth.tar')}
 
@@ -37,9 +46,7 @@ METRICS = [50.0, 70.0, 60.0, NAN, 70.0, 80.0]
     ({'keep': 1, 'decreasing': True}, [0.5, 0.3, NAN, 0.4, float('-inf')], (0.3, 1), {1}),
     ({}, [NAN], (None, None), {0})], ids=['few', 'loss', 'nan'])
 def test_keeps_last_best_and_the_best_few(options, metrics, best, kept, tmp_path):
-    saver = Saver(tmp_path, **options)
-    for epoch, metric in enumerate(metrics):
-        saver.save(state(epoch), epoch, metric)
+    saver = saved(tmp_path, metrics, **options)
     assert (saver.best_metric, saver.best_epoch) == best
     files = {'last.pth.tar': len(metrics) - 1, **{f'checkpoint-{epoch}.pth.tar': epoch for epoch in kept}}
     assert epochs_of(tmp_path) == files | ({} if best[1] is None else {'model_best.pth.tar': best[1]})
@@ -48,9 +55,7 @@ def test_keeps_last_best_and_the_best_few(options, metrics, best, kept, tmp_path
 
 
 def test_going_on_from_an_older_checkpoint(tmp_path):
-    saver = Saver(tmp_path)
-    for epoch, metric in enumerate((10.0, 20.0, 15.0, 40.0)):
-        saver.save(state(epoch), epoch, metric)
+    saved(tmp_path, [10.0, 20.0, 15.0, 40.0])
     again = Saver(tmp_path)
     again.load_state_dict(torch.load(tmp_path / 'checkpoint-2.pth.tar', weights_only=True)['saver'])
     again.goes_back = True
@@ -60,9 +65,7 @@ def test_going_on_from_an_older_checkpoint(tmp_path):
 
 
 def test_numbered_checkpoints_of_timms_run_keep_their_ranks(tmp_path):
-    saver = Saver(tmp_path)
-    for epoch, metric in enumerate((10.0, 20.0, 15.0, 40.0, 30.0)):
-        saver.save(state(epoch), epoch, metric)
+    saved(tmp_path, [10.0, 20.0, 15.0, 40.0, 30.0])
     timms = {'checkpoint_files': [('checkpoint-3.pth.tar', 40.0), ('checkpoint-1.pth.tar', 20.0)], 'best_epoch': 3,
              'best_metric': 40.0, 'pending': (4, 30.0)}
     for held, kept in (({}, {0, 1, 2, 3, 4}), (timms, {1, 3, 4})):  # an older one of timm's holds nothing
@@ -79,9 +82,7 @@ def test_killed_at_any_call_of_a_save(when, tmp_path):
     names = ('fsync', 'replace', 'link', 'unlink', 'open')
 
     def save_and_die():
-        saver = Saver(tmp_path / 'killed', keep=1)
-        for epoch in (0, 1):
-            saver.save(state(epoch), epoch, METRICS[epoch])
+        saver = saved(tmp_path / 'killed', METRICS[:2], keep=1)
         count = 0
 
         def counted(function):
@@ -98,7 +99,6 @@ def test_killed_at_any_call_of_a_save(when, tmp_path):
         saver.save(state(2), 2, 75.0)
         os._exit(3)
 
-    (tmp_path / 'killed').mkdir()
     process = multiprocessing.get_context('fork').Process(target=save_and_die)
     process.start()
     process.join(60)
@@ -117,10 +117,7 @@ def test_killed_at_any_call_of_a_save(when, tmp_path):
     resumed.settle(epoch)
     if epoch == 1:
         resumed.save(state(2), 2, 75.0)
-    whole = Saver(tmp_path / 'whole', keep=1)
-    whole.folder.mkdir()
-    for number, metric in enumerate((50.0, 70.0, 75.0)):
-        whole.save(state(number), number, metric)
+    whole = saved(tmp_path / 'whole', [*METRICS[:2], 75.0], keep=1)
     assert epochs_of(tmp_path / 'killed') == epochs_of(tmp_path / 'whole')
     assert resumed.state_dict() == whole.state_dict()
 
@@ -133,11 +130,7 @@ def options(output: Path, **more: object) -> Namespace:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Of a run of three epochs."""
-    saver = Saver(tmp_path / 'run')
-    saver.folder.mkdir()
-    for epoch in range(3):
-        saver.save(state(epoch), epoch, float(epoch))
-    return saver.folder
+    return saved(tmp_path / 'run', [0.0, 1.0, 2.0]).folder
 
 
 @pytest.mark.parametrize(('error', 'said'), [
@@ -244,10 +237,7 @@ def test_recovery_and_temporary_files_belong_to_their_run(folder):
 
 def test_the_newest_run_is_the_one_written_last(tmp_path):
     for name, age in (('20260101-000000-resnet20-32', 10), ('20260202-000000-resnet20-32', 1000)):
-        saver = Saver(tmp_path / name)
-        saver.folder.mkdir()
-        saver.save(state(0), 0, 1.0)
-        for path in saver.folder.glob('*.pth.tar'):
+        for path in saved(tmp_path / name, [1.0]).folder.glob('*.pth.tar'):
             os.utime(path, (time.time() - age,) * 2)
     found, checkpoint, lock = open_run_folder(options(tmp_path, resume='auto'), 32)
     lock.close()
