@@ -135,7 +135,6 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(('error', 'said'), [
     (OSError(errno.EIO, 'Input/output error'), r'cannot be read \(Input/output error'),
-    (OSError(errno.ENOMEM, 'Cannot allocate memory'), r'cannot be read \(Cannot allocate'),
     (RuntimeError('Attempted to read a PyTorch file with version 99'), 'is not a checkpoint that this PyTorch reads')])
 def test_a_checkpoint_that_cannot_be_read_stops_the_run(folder, monkeypatch, error, said):
     def fails(*args, **kwargs):
@@ -187,8 +186,7 @@ def test_another_runs_checkpoints_stay(folder):
     assert {*own} <= {path.name for path in folder.iterdir()}
     for path in folder.parent.glob('*.pth.tar'):
         path.rename(folder / path.name)
-    *_, lock = open_run_folder(options(folder.parent, experiment='run', overwrite=True), 16)
-    lock.close()
+    open_run_folder(options(folder.parent, experiment='run', overwrite=True), 16)[-1].close()
     assert [path.name for path in folder.iterdir()] == ['.lock']
 
 
