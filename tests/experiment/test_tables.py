@@ -40,14 +40,6 @@ def test_every_arm_can_be_trained(name, tmp_path):
         _built(args.model, args.asr, json.dumps(args.model_kwargs, sort_keys=True))
 
 
-def test_a_budget_reaches_every_table():
-    for name in list_tables():
-        plan = read_plan(find_plan(name), 0.1)
-        assert {arm.options['train_images'] for arm in plan.arms} == {0.1}
-        assert {arm.options['epochs'] for arm in plan.arms} <= {9, 16, 30}
-        assert len(plan.seeds) in (1, 2)
-
-
 def test_arms_differ():
     """No two arms of a table are the same run under two names."""
     for name in list_tables():
