@@ -26,9 +26,9 @@ BASE = {
 ARMS = {'plain': {}, 'more images': {'train_images': 1400}, 'other images': {'split_seed': 1}}
 
 
-def write(path, arms, seeds, **base):
+def write(path, arms, seeds, halving=None, **base):
     path.write_text(yaml.safe_dump({'name': 'tiny', 'base': BASE | base, 'arms': arms, 'seeds': seeds,
-                                    'baseline': 'plain'}, sort_keys=False))
+                                    'baseline': 'plain', 'halving': halving}, sort_keys=False))
     return path
 
 

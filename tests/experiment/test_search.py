@@ -1,8 +1,8 @@
 """Successive halving: fewer arms for longer, chosen on held-out images, and resumable as any experiment."""
 
 import pytest
-import yaml
-from test_runner import BASE, command
+from test_runner import command
+from test_runner import write as write_plan
 
 from timm_asr.errors import BadInput
 from timm_asr.experiment import search
@@ -13,10 +13,7 @@ HALVING = {'epochs': [1, 2, 4], 'keep': 0.5}
 
 def write(path, holdout=300, halving=HALVING):
     arms = {'plain': {}, 'slow': {'lr': 1e-6}, 'wild': {'lr': 1e30, 'sched': 'none'}, 'few': {'train_images': 40}}
-    base = BASE | {'train_images': 1000, 'holdout': holdout}
-    path.write_text(yaml.safe_dump({'name': 'search', 'base': base, 'arms': arms, 'seeds': [0, 1], 'baseline': 'plain',
-                                    'halving': halving}, sort_keys=False))
-    return path
+    return write_plan(path, arms, [0, 1], halving, train_images=1000, holdout=holdout)
 
 
 def test_the_best_arm_survives_and_is_trained_longest(tmp_path, capsys, monkeypatch):
