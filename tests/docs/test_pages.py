@@ -19,13 +19,10 @@ from timm_asr.engine import options
 from timm_asr.engine.commands import names as command_names
 from timm_asr.engine.recipes import find_recipe, list_recipes
 
-WITH_PYTHON = [page for page in PAGES if any(part.kind == 'python' for part in parts(page))]
 SLOW = {page for page in PAGES if any(part.kind == 'test' and part.text == 'slow' for part in parts(page))}
+WITH_PYTHON = [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else [])
+               for page in PAGES if any(part.kind == 'python' for part in parts(page))]
 COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
-
-
-def of_pages(pages):
-    return [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else []) for page in pages]
 
 
 def loose(text):
@@ -33,7 +30,7 @@ def loose(text):
     return [' '.join(re.sub(r'-?\d[\d.,]*(e[-+]\d+)?', '#', line).split()) for line in text.strip().splitlines()]
 
 
-@pytest.mark.parametrize('page', of_pages(WITH_PYTHON))
+@pytest.mark.parametrize('page', WITH_PYTHON)
 def test_its_python_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('MPLBACKEND', 'Agg')
@@ -106,22 +103,17 @@ def test_navigation_has_every_page():
     assert {name for name in listed if '/' not in name and name != 'CONTRIBUTING.md'} == pages
 
 
-def test_reference_has_every_public_name():
-    described = re.findall(r'^::: timm_asr\.(\w+)$', (ROOT / 'docs' / 'reference.md').read_text(), re.MULTILINE)
-    assert sorted(described) == sorted(set(timm_asr.__all__) - {'__version__'})
+@pytest.mark.parametrize(('page', 'row', 'names'), [
+    ('reference', r'^::: timm_asr\.(\w+)$', set(timm_asr.__all__) - {'__version__'}),
+    ('commands', r'^\| `([\w-]+)` \|', command_names()),
+    ('model_table', r'^\| `(\w+)` \|', zoo_names())], ids=['reference', 'commands', 'model_table'])
+def test_a_page_lists_every_name(page, row, names):
+    """The table of models is written by `python results/model_table.py`."""
+    listed = re.findall(row, (ROOT / 'docs' / f'{page}.md').read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(names)
 
 
 def test_every_recipe_is_on_its_page():
     rows = re.findall(r'^\| `(\w+)` \| `(\w+)` \|', (ROOT / 'docs' / 'recipes.md').read_text(), re.MULTILINE)
     models = {name: yaml.safe_load(find_recipe(name).read_text())['model'] for name in list_recipes()}
     assert dict(rows) == models
-
-
-def test_every_command_is_on_its_page():
-    rows = re.findall(r'^\| `([\w-]+)` \|', (ROOT / 'docs' / 'commands.md').read_text(), re.MULTILINE)
-    assert sorted(rows) == sorted(name.replace('_', '-') for name in command_names())
-
-
-def test_the_table_of_models_has_every_name():
-    rows = re.findall(r'^\| `(\w+)` \|', (ROOT / 'docs' / 'model_table.md').read_text(), re.MULTILINE)
-    assert sorted(rows) == sorted(zoo_names()), 'run `python results/model_table.py`'
