@@ -1,5 +1,6 @@
 """The recipes that come with the package: readable, runnable, and found from anywhere."""
 
+import json
 import re
 from pathlib import Path
 
@@ -12,10 +13,9 @@ from torchvision.transforms import RandomCrop
 
 import timm_asr
 from timm_asr.data import Digits, create_dataset
+from timm_asr.engine import loaders
 from timm_asr.engine.commands import detect
-from timm_asr.engine.commands.train import OPTIONS as TRAIN_OPTIONS
-from timm_asr.engine.commands.train import REFUSED as TRAIN_REFUSED
-from timm_asr.engine.commands.train import parse_args
+from timm_asr.engine.commands.train import main, parse_args
 from timm_asr.engine.options import parse
 from timm_asr.engine.recipes import FOLDER, find_recipe, list_recipes
 from timm_asr.engine.side_by_side import TURNS
@@ -25,7 +25,7 @@ from timm_asr.errors import BadInput
 
 @pytest.mark.parametrize('name', list_recipes())
 def test_every_recipe_is_read_and_names_a_model_and_its_source(name):
-    args = parse(TRAIN_OPTIONS, TRAIN_REFUSED, ['--config', str(find_recipe(name))], prog='x')
+    args = parse_args(['--config', str(find_recipe(name))])
     assert timm.is_model(args.model)
     assert args.num_classes
     text = (FOLDER / f'{name}.yaml').read_text()
@@ -48,8 +48,6 @@ def test_every_recipe_of_detection_is_read_and_its_rows_have_names(detector):
 @pytest.mark.parametrize('name', [name for name in list_recipes() if name != 'digits'])
 def test_every_recipe_starts(name, tmp_path, monkeypatch):
     """Its data are replaced by noise of the right size; everything else up to the first step is the recipe's."""
-    from timm_asr.engine import loaders
-
     class Noise(torch.utils.data.Dataset):
         transform = None
 
@@ -116,7 +114,6 @@ def test_digits():
 @pytest.mark.slow
 def test_the_first_run(tmp_path, capsys, monkeypatch):
     """``python train.py`` with fewer epochs and smaller images: the table and every file of it."""
-    from timm_asr.engine.commands.train import main
     monkeypatch.setitem(TURNS, 'rounds', 1)
     assert main(['--epochs', '5', '--img-size', '16', '--device', 'cpu', '--output', str(tmp_path)]) == 0
     table = capsys.readouterr().out
@@ -129,7 +126,6 @@ def test_the_first_run(tmp_path, capsys, monkeypatch):
         assert words in table
     line = next(line for line in table.splitlines() if line.startswith('inference, folded'))
     assert line.endswith('same network as resnet20')
-    import json
     metrics = json.loads((folder / 'metrics.json').read_text())
     assert metrics['top1'] == metrics['top1_folded'] > 80
     assert metrics['logit_difference_relative'] <= 1e-5
@@ -143,7 +139,7 @@ def test_the_first_run(tmp_path, capsys, monkeypatch):
     images = torch.stack([transform(image) for image, _ in held_out])
     right = (fused(images).argmax(1) == torch.tensor(held_out.labels)).float().mean().item()
     assert 100 * right == pytest.approx(metrics['top1_folded'], abs=0.3)
-    parse(TRAIN_OPTIONS, TRAIN_REFUSED, ['--config', str(folder / 'args.yaml')], prog='x')  # can be repeated
+    parse_args(['--config', str(folder / 'args.yaml')])  # can be repeated
     # Exported again from the checkpoint, it is the same folder.
     again = timm_asr.save_fused(folder / 'model_best.pth.tar', tmp_path / 'again')
     first, second = (json.loads((f / 'config.json').read_text()) for f in (folder, again))
