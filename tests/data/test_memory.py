@@ -79,8 +79,7 @@ def test_validation_gives_the_same_numbers(archive, tmp_path, monkeypatch):
     expected = list(loaders(archive, tmp_path, *more, in_memory=False, monkeypatch=monkeypatch).eval)
     assert len(found) == 4  # the last one is not full
     for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a[0], b[0])
-        assert torch.equal(a[1], b[1])
+        assert all(map(torch.equal, a, b))
 
 
 @pytest.mark.parametrize('more', [
