@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / 'results'))
 import study
 
 PLANS = sorted((ROOT / 'results' / 'study').glob('*.yaml'))
+SMALL = read_plan(ROOT / 'results' / 'study' / 'small.yaml')
 
 
 @pytest.mark.parametrize('path', PLANS, ids=[path.stem for path in PLANS])
@@ -22,34 +23,32 @@ def test_every_plan_can_be_trained(path, tmp_path):
     check_plan(read_plan(path), tmp_path, parse_args)
 
 
-def rows(plan, means, seeds=8, deviation=0.5):
+def rows(means, seeds=8, deviation=0.5):
     draw = np.random.default_rng(0)
     return [{'arm': arm.name, 'seed': seed, 'status': 'done', 'nll': 1.0,
              'top1': float(draw.normal(means.get(arm.name, 50), deviation))}
-            for arm in plan.arms for seed in range(seeds)]
+            for arm in SMALL.arms for seed in range(seeds)]
 
 
 def test_a_gain_is_one_over_the_better_control_not_over_plain():
-    plan = read_plan(ROOT / 'results' / 'study' / 'small.yaml')
-    found = rows(plan, {'plain': 33, 'ASR(IE)': 47, 'ASR(SE)': 50, 'SE': 53})
-    assert study.better_control(plan, found) in study.CONTROLS
-    text = dict(line.removeprefix('- **').split('**', 1) for line in study.verdicts(plan, found, 'last norm 0', 1.0))
+    found = rows({'plain': 33, 'ASR(IE)': 47, 'ASR(SE)': 50, 'SE': 53})
+    assert study.better_control(SMALL, found) in study.CONTROLS
+    text = dict(line.removeprefix('- **').split('**', 1) for line in study.verdicts(SMALL, found, 'last norm 0', 1.0))
     assert set(text) == {'ASR(SE)', 'ASR(IE)', 'ASR(free)', 'SE'}
     assert ': a gain (+' in text['SE']
     assert ': a loss (-' in text['ASR(IE)']
     assert ': no gain of 1 points or more' in text['ASR(SE)']
-    noisy = rows(plan, {}, seeds=3, deviation=5)
-    assert any('not known' in line for line in study.verdicts(plan, noisy, 'last norm 0', 1.0))
+    noisy = rows({}, seeds=3, deviation=5)
+    assert any('not known' in line for line in study.verdicts(SMALL, noisy, 'last norm 0', 1.0))
 
 
 def test_runs_with_a_row_are_not_made_again(tmp_path):
-    plan = read_plan(ROOT / 'results' / 'study' / 'small.yaml')
     assert study.main([str(tmp_path), '--begin']) == 0
-    done = read_results(plan, tmp_path / 'small')
+    done = read_results(SMALL, tmp_path / 'small')
     with open(ROOT / 'results' / 'study' / 'small.csv', encoding='utf-8', newline='') as file:
         rows = list(csv.DictReader(file))
     assert [{key: str(value) for key, value in row.items()} for row in done] == rows
-    assert len(missing_runs(plan, tmp_path / 'small')) == len(plan.runs) - len(rows)
+    assert len(missing_runs(SMALL, tmp_path / 'small')) == len(SMALL.runs) - len(rows)
 
 
 def test_the_rounds_of_a_search_come_back_from_their_rows(tmp_path, monkeypatch):
@@ -71,9 +70,7 @@ def test_the_rounds_of_a_search_come_back_from_their_rows(tmp_path, monkeypatch)
 
 
 def test_only_seeds_that_all_arms_have_are_compared():
-    plan = read_plan(ROOT / 'results' / 'study' / 'small.yaml')
-    found = rows(plan, {}, seeds=3)[:-1]  # seed 2 lacks the last arm
-    assert {row['seed'] for row in study.balanced(plan, found)} == {0, 1}
-    assert 'seeds' in study.section(plan, found, 1.0)
-    assert '2 seeds, which describe and cannot decide' in study.section(plan, found, 1.0)
-    assert 'no seed by all arms' in study.section(plan, found[:2], 1.0)
+    found = rows({}, seeds=3)[:-1]  # seed 2 lacks the last arm
+    assert {row['seed'] for row in study.balanced(SMALL, found)} == {0, 1}
+    assert '2 seeds, which describe and cannot decide' in study.section(SMALL, found, 1.0)
+    assert 'no seed by all arms' in study.section(SMALL, found[:2], 1.0)
