@@ -2,20 +2,17 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
 from kill_runs import assert_same, go, outcome
-from pages import ROOT
 from timm.data import create_loader
 from torch import nn
-from train_helpers import make_images
+from train_helpers import make_images, python
 
 from timm_asr.checkpoints.open import open_source
 from timm_asr.engine.build import build_model, prepare_model
@@ -56,18 +53,15 @@ def check_metrics(folder, images):
 
 @pytest.mark.slow
 def test_torchrun(images, tmp_path):
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', 'train.py',
-               '--data-dir', images, *ARGV, '--output', tmp_path, '--crop-pct', 1]
     for attempt in (1, 2):
         try:
-            done = subprocess.run([str(word) for word in command], cwd=ROOT, text=True, capture_output=True,
-                                  timeout=200, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+            done = python('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', 'train.py', '--data-dir',
+                          images, *ARGV, '--output', tmp_path, '--crop-pct', 1, timeout=200)
             break
         except subprocess.TimeoutExpired:  # seen once on a busy machine, see NOTES.md
             assert attempt == 1
             warnings.warn('two processes by torchrun hung; they are started once more', stacklevel=1)
             shutil.rmtree(tmp_path / 'run', ignore_errors=True)
-    assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count('in 2 processes') == 1  # only the first one speaks
     assert done.stdout.count('largest logit difference') == 1
     folder, = tmp_path.glob('run')

@@ -2,14 +2,13 @@
 
 import csv
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
 from pages import ROOT
 from safetensors.torch import load_file
+from train_helpers import python
 
 from timm_asr.detection import create_detector
 from timm_asr.engine.commands import run_command
@@ -62,12 +61,9 @@ def test_resumed_is_as_if_never_stopped(drawn):
 @pytest.mark.slow
 def test_torchrun(drawn):
     """Two processes, of which one has an image more, give the figures that the first one gives alone at the end."""
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'timm_asr',
-               'detect', '--data-dir', drawn / 'drawn', '--output', drawn, *SLIM, '--detector', 'maskrcnn',
-               '--backbone', 'resnet18_asr_se', '--epochs', 1, '--warmup-steps', 2, '--experiment', 'two']
-    done = subprocess.run([str(word) for word in command], cwd=ROOT, text=True, capture_output=True,
-                          timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert done.returncode == 0, done.stderr[-3000:]
+    python('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'timm_asr', 'detect',
+           '--data-dir', drawn / 'drawn', '--output', drawn, *SLIM, '--detector', 'maskrcnn', '--backbone',
+           'resnet18_asr_se', '--epochs', 1, '--warmup-steps', 2, '--experiment', 'two')
     row, = csv.DictReader((drawn / 'two' / 'summary.csv').open())
     alone = json.loads((drawn / 'two' / 'metrics.json').read_text())['trained']
     assert {name: float(row[f'eval_{name}']) for name in alone} == pytest.approx(alone, abs=1e-6)

@@ -1,13 +1,12 @@
 """``python -m timm_asr run``: other programs' scripts, timm's own among them."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 import timm
 import torch
-from train_helpers import make_images
+from train_helpers import make_images, python
 
 import timm_asr
 from timm_asr.engine.commands import run
@@ -66,10 +65,7 @@ def test_timms_own_scripts(tmp_path, timm_scripts):
     plain = sum(p.numel() for p in timm.create_model('resnet20', num_classes=7).parameters())
 
     def result(*words):
-        done = subprocess.run([sys.executable, '-m', 'timm_asr', *map(str, words)], capture_output=True, text=True,
-                              check=False, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.split('--result\n')[1])
+        return json.loads(python('-m', 'timm_asr', *words).stdout.split('--result\n')[1])
 
     line = ['--model', NAME, '--checkpoint', tmp_path / 'a.pth', '--data-dir', tmp_path / 'set', '--device', 'cpu',
             '-j', '0', '-b', '8', '--num-classes', '7']
@@ -86,11 +82,9 @@ def test_timms_own_scripts(tmp_path, timm_scripts):
 @pytest.mark.slow
 def test_timms_train_ends_with_the_folded_model(images, tmp_path, timm_scripts):
     (tmp_path / 'mine.yaml').write_text(f'output: {tmp_path / "out"}\nexperiment: x\nmodel: {NAME}\n')
-    command = [sys.executable, '-m', 'timm_asr', 'run', timm_scripts / 'train.py', '--data-dir', images, '--device',
-               'cpu', '-c', tmp_path / 'mine.yaml', '--num-classes', 3, '--img-size', 32, '-b', 6, '-j', 0,
-               '--epochs', 1, '--lr', '0.1']
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = python('-m', 'timm_asr', 'run', timm_scripts / 'train.py', '--data-dir', images, '--device', 'cpu',
+                  '-c', tmp_path / 'mine.yaml', '--num-classes', 3, '--img-size', 32, '-b', 6, '-j', 0,
+                  '--epochs', 1, '--lr', '0.1')
     assert 'top-1 on 12 images' in done.stdout
     folded = timm.create_model(f'local-dir:{tmp_path / "out" / "x"}', pretrained=True)
     assert not timm_asr.has_asr(folded)

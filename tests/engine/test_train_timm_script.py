@@ -1,12 +1,10 @@
 """timm's own ``train.py`` trains models of this package, and each engine goes on from the other's checkpoint."""
 
 import csv
-import subprocess
-import sys
 
 import pytest
 import torch
-from train_helpers import run
+from train_helpers import python, run
 
 pytestmark = pytest.mark.slow
 
@@ -16,10 +14,7 @@ def test_each_goes_on_from_the_other(images, tmp_path, timm_scripts):
               '--model-ema', '--opt', 'adamw', '--lr', '1e-3', '--warmup-epochs', 1, '--model', 'resnet50_asr_se']
 
     def timm_train(*argv):
-        command = [sys.executable, timm_scripts / 'train.py', '--device-modules', 'timm_asr', '--device', 'cpu',
-                   *common, *argv]
-        done = subprocess.run([str(word) for word in command], text=True, capture_output=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+        python(timm_scripts / 'train.py', '--device-modules', 'timm_asr', '--device', 'cpu', *common, *argv)
 
     timm_train('--experiment', 'a', '--epochs', 1)
     last = torch.load(tmp_path / 'a' / 'last.pth.tar', weights_only=False)  # timm keeps a Namespace in it

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,6 +72,14 @@ def run(argv: list, log: Path, setup: str = '', plots: bool = False, timeout: fl
         process.join()
         raise AssertionError(f'took longer than {timeout} s:\n{log.read_text()[-2000:]}')
     return Result(process.exitcode, log.read_text())
+
+
+def python(*words: object, timeout: float = 300) -> subprocess.CompletedProcess:
+    """Run another Python with these arguments in the root of the clone; what it printed, if it ended well."""
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=Path(__file__).parents[2], text=True,
+                          capture_output=True, timeout=timeout, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
 def children_of(pid: int) -> list[int]:
