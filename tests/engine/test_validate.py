@@ -148,7 +148,7 @@ def test_valid_labels(run, model, folder, checkpoint, tmp_path):
     assert (row['top1'], row['top5']) == expected(model, folder, order) != expected(model, folder)
 
 
-def test_all_checkpoints_of_a_folder(run, checkpoint, model, tmp_path):
+def test_all_checkpoints_of_a_folder(run, checkpoint, tmp_path):
     for name in ('checkpoint-2.pth.tar', 'checkpoint-10.pth.tar'):
         (tmp_path / name).write_bytes(checkpoint.read_bytes())
     worse = timm.create_model(NAME, num_classes=CLASSES)

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import timm
 import torch
 from helpers import images, randomize, small
 
@@ -20,8 +19,7 @@ METRICS = {
 def make_folder(folder: Path, name: str = 'resnet20_asr_se', *, trainable: bool = True, extras: bool = False,
                 seed: int = 0, **kwargs) -> Path:
     """What an export leaves, and with ``extras`` what a run does; ``check.pt`` beside it has images and logits."""
-    model = randomize(small(name, dtype=torch.float32, **kwargs) if kwargs.pop('shrink', True)
-                      else timm.create_model(name, **kwargs), seed).eval()
+    model = randomize(small(name, dtype=torch.float32, **kwargs), seed).eval()
     save_fused(model, folder, keep_trainable=trainable, check=False, metrics=METRICS if extras else None)
     if extras:
         (folder / 'attention.png').write_bytes(b'\x89PNG\r\n\x1a\nattention')

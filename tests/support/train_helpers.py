@@ -38,7 +38,7 @@ class Result:
     text: str
 
 
-def _child(argv: list[str], log: str, setup: str, plots: bool) -> None:
+def _child(argv: list[str], log: str, setup: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -47,30 +47,28 @@ def _child(argv: list[str], log: str, setup: str, plots: bool) -> None:
     from timm_asr.engine import side_by_side
     from timm_asr.engine.commands import run_command
     side_by_side.TURNS['rounds'] = 2  # what the table says of times is no test's business
-    if not plots:
-        sys.modules['matplotlib'] = None  # takes longer than these runs themselves
-    if setup:
-        exec(setup, {})
+    sys.modules['matplotlib'] = None  # takes longer than these runs themselves
+    exec(setup, {})
     code = run_command('train', argv, 'train.py')
     sys.stdout.flush()
     sys.exit(code)
 
 
-def start(argv: list, log: Path, setup: str = '', plots: bool = False):
+def start(argv: list, log: Path, setup: str = ''):
     """Start ``train.py`` with these arguments in a fresh process, after the Python code ``setup``."""
-    process = _CONTEXT.Process(target=_child, args=([*map(str, argv), '--device', 'cpu'], str(log), setup, plots))
+    process = _CONTEXT.Process(target=_child, args=([*map(str, argv), '--device', 'cpu'], str(log), setup))
     process.start()
     return process
 
 
-def run(argv: list, log: Path, setup: str = '', plots: bool = False, timeout: float = 300) -> Result:
+def run(argv: list, log: Path, setup: str = '') -> Result:
     """Run ``train.py`` to its end."""
-    process = start(argv, log, setup, plots)
-    process.join(timeout)
+    process = start(argv, log, setup)
+    process.join(300)
     if process.is_alive():
         process.kill()
         process.join()
-        raise AssertionError(f'took longer than {timeout} s:\n{log.read_text()[-2000:]}')
+        raise AssertionError(f'took longer than 300 s:\n{log.read_text()[-2000:]}')
     return Result(process.exitcode, log.read_text())
 
 
