@@ -108,10 +108,8 @@ def se(net, u, at):
 def eca(net, u, at):
     kernel = net.t[f'{at}.conv.weight'].flatten()
     reach = len(kernel) // 2
-    rows = []
-    for c in range(len(u)):
-        rows.append(sum(kernel[k + reach] * u[c + k] for k in range(-reach, reach + 1) if 0 <= c + k < len(u)))
-    return torch.stack(rows)
+    return torch.stack([sum(kernel[k + reach] * u[c + k] for k in range(-reach, reach + 1) if 0 <= c + k < len(u))
+                        for c in range(len(u))])
 
 
 def pyramid(a):
