@@ -70,7 +70,6 @@ def checkpoint(images, tmp_path_factory):
     ((*DIGITS, '--device-modules', 'no_such_module'), '--device-modules no_such_module: No module'),
     (('--model', 'resnet20_asr_se'), 'no data: give the folder'),
     (('--model', 'resnet20_asr_se', '--dataset', 'torch/cifar10'), 'torch/cifar10 needs a folder: --data-dir DIR'),
-    (('--model', 'resnet20_asr_se', '--data-dir', 'nowhere'), 'no data at nowhere'),
     ((*DIGITS, '--resume', 'nowhere'), '--resume nowhere: no such file'),
     ((*DIGITS, '--initial-checkpoint', 'nowhere'), 'no checkpoint at nowhere'),
     ((*DIGITS, '--seed', -1), '--seed must be at least 0, not -1'),
