@@ -14,14 +14,15 @@ def standing(f, *args, **kwargs):
     return lambda net, a, stage, block: f(*args, net, a, f'layer{stage}.{block}.se', **kwargs)
 
 
-def shared(f, *args):
+def shared(f, *args, **kwargs):
     """A gate without norms that a stage shares."""
-    return lambda net, a, stage, block: f(*args, net, a, f'layer{stage}.0.unit.gate')
+    return lambda net, a, stage, block: f(*args, net, a, f'layer{stage}.0.unit.gate', **kwargs)
 
 
-def shared_own_norm(f):
+def shared_with_norm(f, norm='{block}.own.0'):
+    """One with a norm, which each block has for itself unless it is named."""
     return lambda net, a, stage, block: f(
-        net, a, f'layer{stage}.0.unit.gate', f'layer{stage}.{block}.own.0')
+        net, a, f'layer{stage}.0.unit.gate', f'layer{stage}.{norm.format(block=block)}')
 
 
 def lstm(**kwargs):
@@ -29,27 +30,17 @@ def lstm(**kwargs):
 
 
 METHODS = {
-    'se': ({}, standing(literal.channel_gate, 'se')),
-    'eca': ({}, standing(literal.channel_gate, 'eca')),
+    **{gate: ({}, standing(literal.channel_gate, gate)) for gate in ('se', 'eca')},
     'ie': ({}, standing(literal.ras, steps=1)),
-    'dia_se': ({}, shared(literal.channel_gate, 'se')),
-    'dia_eca': ({}, shared(literal.channel_gate, 'eca')),
-    'dia_spa': ({}, shared(literal.channel_gate, 'spa')),
-    'dia_srm': ({}, shared_own_norm(literal.srm)),
-    'dia_cbam': ({}, shared_own_norm(literal.cbam)),
-    'dia_srm shared norm': (
-        {'dia_shared_norm': True},
-        lambda net, a, stage, block: literal.srm(
-            net, a, f'layer{stage}.0.unit.gate', f'layer{stage}.0.unit.gate.bn')),
+    **{f'dia_{gate}': ({}, shared(literal.channel_gate, gate)) for gate in ('se', 'eca', 'spa')},
+    'dia_srm': ({}, shared_with_norm(literal.srm)),
+    'dia_cbam': ({}, shared_with_norm(literal.cbam)),
+    'dia_srm shared norm': ({'dia_shared_norm': True}, shared_with_norm(literal.srm, '0.unit.gate.bn')),
     'dia_cbam shared norm': (
-        {'dia_shared_norm': True},
-        lambda net, a, stage, block: literal.cbam(
-            net, a, f'layer{stage}.0.unit.gate', f'layer{stage}.0.unit.gate.spatial.conv.bn')),
+        {'dia_shared_norm': True}, shared_with_norm(literal.cbam, '0.unit.gate.spatial.conv.bn')),
     'dia_lstm': ({}, lstm()),
-    'dia_lstm r=1': ({'rd_ratio': 1.0}, lstm()),
-    'dia_lstm r=16': ({'rd_ratio': 1 / 16}, lstm()),
-    'dia_lstm tanh': ({'dia_act': 'tanh'}, lstm(act='tanh')),
-    'dia_lstm relu': ({'dia_act': 'relu'}, lstm(act='relu')),
+    **{f'dia_lstm r={r}': ({'rd_ratio': 1 / r}, lstm()) for r in (1, 16)},
+    **{f'dia_lstm {act}': ({'dia_act': act}, lstm(act=act)) for act in ('tanh', 'relu')},
     'dia_lstm 2 cells': ({'dia_cells': 2}, lstm(cells=2)),
     'dia_lstm 3 cells tanh': ({'dia_cells': 3, 'dia_act': 'tanh'}, lstm(cells=3, act='tanh')),
     'dia_lstm standard': ({'dia_cell': 'standard'}, lstm(cell='standard', act='tanh')),
@@ -57,7 +48,7 @@ METHODS = {
     'dia_lstm_light r=8': ({'rd_ratio': 1 / 8}, lstm(cell='light')),
     'dia_lstm stage 3': (
         {'dia_stages': (3,)}, lambda net, a, stage, block: literal.lstm(net, a, stage) if stage == 3 else a),
-    'unit ie': ({'dia': 'ie'}, lambda net, a, stage, block: literal.ras(net, a, f'layer{stage}.0.unit.gate', steps=1)),
+    'unit ie': ({'dia': 'ie'}, shared(literal.ras, steps=1)),
     'unit spe': ({'dia': 'spe'}, shared(literal.spe)),
     'spe': ({}, standing(literal.spe)),
     **{f'spe mix {m}': ({'spe_mix': m}, standing(literal.spe, mix=m)) for m in (0.1, 0.7)},
