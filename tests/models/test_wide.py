@@ -6,7 +6,7 @@ import literal
 import pytest
 import timm
 import torch
-from helpers import randomize, relative_error
+from helpers import images, randomize, relative_error, small
 from torch import nn
 
 import timm_asr
@@ -16,22 +16,18 @@ WIDE = {'layers': (2, 1, 2), 'channels': (8, 8, 16), 'num_classes': 5, 'dtype': 
 NEXT = {**WIDE, 'channels': (4, 4, 8)}
 
 
-def images(batch=2, size=16):
-    return torch.randn(batch, 3, size, size, dtype=torch.float64)
-
-
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize(('name', 'kwargs'), [('wrn52_4', WIDE), ('resnext101_8x32d', NEXT)])
 def test_plain_backbone_is_its_equations(name, kwargs, training):
     model = randomize(timm.create_model(name, **kwargs))
-    x = images(3)
+    x = images(model, 3)
     expected = literal.Literal(model.state_dict(), training)(x)
     assert relative_error(expected, model.train(training)(x)) < 1e-10
 
 
 def test_pruning_drops_the_final_norm_with_the_last_stage():
     model = randomize(timm.create_model('wrn52_4', **WIDE)).eval()
-    x = images()
+    x = images(model)
     final, taps = model.forward_intermediates(x)
     assert relative_error(final, model.forward_features(x)) < 1e-12
     assert relative_error(torch.relu(model.norm(taps[-1])), final) < 1e-12
@@ -52,11 +48,6 @@ def test_asr_by_call_is_as_wide_as_by_name():
 NAMES = ['resnet20', 'resnet83_se', 'resnet83_dia_lstm', 'resnet18_dia_lstm', 'wrn52_4_dia_lstm', 'resnext101_8x32d']
 
 
-def small(name, **kwargs):
-    layers = (1, 2, 1, 1) if name.startswith('resnet18') else (1, 2, 1)
-    return timm.create_model(name, layers=layers, num_classes=5, dtype=torch.float64, **kwargs)
-
-
 @pytest.mark.parametrize('name', NAMES)
 def test_without_norms(name):
     model = randomize(small(name, no_norm=True))
@@ -64,7 +55,7 @@ def test_without_norms(name):
     assert norms == [key for key in norms if 'downsample' in key]
     with_norms = [key for key, m in small(name).named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms == [key for key in with_norms if 'downsample' in key]
-    x = images(size=64 if 'resnet18' in name else 16)
+    x = images(model)
     for p in model.parameters():
         p.data *= 0.5
     expected = literal.Literal(model.state_dict(), True, attention(name), wide=name.startswith('wrn'))(x)
@@ -75,7 +66,7 @@ def test_without_norms(name):
 def test_without_skips(name):
     model = randomize(small(name, no_skip=True)).train()
     assert not any('downsample' in key for key in model.state_dict())
-    x = images(size=64 if 'resnet18' in name else 16)
+    x = images(model)
     expected = literal.Literal(model.state_dict(), True, attention(name), skip=False)(x)
     assert relative_error(expected, model(x)) < 1e-10
     model(x).square().sum().backward()
