@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import timm
 import torch
-from helpers import randomize, relative_error
+from helpers import images, randomize, relative_error
 from safetensors.torch import load_file, save_file
 from timm.layers import set_reentrant_ckpt
 from timm.models._manipulate import group_parameters
@@ -23,10 +23,6 @@ SMALL = {'layers': (2, 1, 3), 'channels': (8, 8, 16), 'num_classes': 5, 'dtype':
 
 def dia(unit='lstm', backbone='resnet20', **kwargs):
     return randomize(timm.create_model(f'{backbone}_dia_{unit}', **{**SMALL, **kwargs}))
-
-
-def images(batch=3):
-    return torch.randn(batch, 3, 16, 16, dtype=torch.float64)
 
 
 def gradients(model):
@@ -48,7 +44,7 @@ def test_a_unit_is_saved_once(unit, tmp_path):
     save_file(state, tmp_path / 'model.safetensors')  # refuses tensors that share memory
     other = timm.create_model(f'resnet20_dia_{unit}', **SMALL)
     other.load_state_dict(load_file(tmp_path / 'model.safetensors'), strict=True)
-    x = images()
+    x = images(model)
     assert torch.equal(model.eval()(x), other.eval()(x))
 
 
@@ -60,31 +56,31 @@ def test_backbone_keys_are_those_of_the_plain_network():
     assert all('.unit.' in key for key in missing)
 
 
-@pytest.mark.parametrize(('unit', 'norm'), [('srm', nn.BatchNorm2d), ('cbam', nn.BatchNorm2d)])
-def test_norms_are_each_blocks_own(unit, norm):
+@pytest.mark.parametrize('unit', ['srm', 'cbam'])
+def test_norms_are_each_blocks_own(unit):
     model = dia(unit)
     owns = [block.own for stage in (model.layer1, model.layer2, model.layer3) for block in stage]
     assert len({id(own[0]) for own in owns}) == 6
-    assert not [m for m in model.layer1.unit.modules() if isinstance(m, norm)]
+    assert not [m for m in model.layer1.unit.modules() if isinstance(m, nn.BatchNorm2d)]
     means = [own[0].running_mean.clone() for own in owns]
-    model.train()(images())
+    model.train()(images(model, 3))
     after = [own[0].running_mean for own in owns]
     assert all((a != b).any() for a, b in zip(means, after, strict=True))
     assert all(own[0].num_batches_tracked == 1 for own in owns)
     shared = dia(unit, dia_shared_norm=True)
     assert [m for m in shared.layer1.unit.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
-    assert not [m for block in shared.layer1 for m in block.own.modules() if isinstance(m, norm)]
+    assert not [m for block in shared.layer1 for m in block.own.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
 @pytest.mark.parametrize('unit', UNITS)
 def test_nothing_is_kept_between_calls(unit):
     model = dia(unit).eval()
-    x = images(4)
+    x = images(model, 4)
     first = model(x)
     assert torch.equal(first, model(x))
     for batch in (1, 3, 2, 4):
         assert relative_error(first[:batch], model(x[:batch])) < 1e-12
-    assert relative_error(model(images(2)[:, :, :12, :12]), model(images(2)[:, :, :12, :12])) > 0  # other sizes run
+    assert relative_error(model(images(model, size=12)), model(images(model, size=12))) > 0  # other sizes run
     with ThreadPoolExecutor(4) as pool:  # as DataParallel calls it, but on one set of weights
         for one, y in zip(x, pool.map(lambda one: model(one[None]), x), strict=True):
             assert relative_error(model(one[None]), y) < 1e-12
@@ -93,7 +89,7 @@ def test_nothing_is_kept_between_calls(unit):
 @pytest.mark.parametrize('unit', ['lstm', 'lstm_light', 'srm'])
 def test_two_forwards_before_one_backward(unit):
     model = dia(unit).eval()
-    a, b = images(2), images(3)
+    a, b = images(model, 2), images(model, 3)
     (model(a).square().sum() + model(b).square().sum()).backward()
     together = gradients(model)
     model.zero_grad()
@@ -105,8 +101,8 @@ def test_two_forwards_before_one_backward(unit):
 @pytest.mark.parametrize('reentrant', [False, True])
 @pytest.mark.parametrize('unit', ['lstm', 'cbam', 'srm', 'eca'])
 def test_gradient_checkpointing(unit, reentrant):
-    x = images().requires_grad_()
     original = dia(unit, dia_stages=(1, 3)).train()
+    x = images(original, 3).requires_grad_()
     results = []
     for checkpointing in (False, True):
         model = copy.deepcopy(original)
@@ -133,7 +129,7 @@ def test_gradient_checkpointing(unit, reentrant):
     *(('resnet83', unit) for unit in UNITS), ('resnet20', 'lstm'), ('wrn52_4', 'lstm'), ('wrn52_4', 'srm')])
 def test_timms_interface(backbone, unit):
     model = dia(unit, backbone).eval()
-    x = images(2)
+    x = images(model)
     expected = model(x)
     taps = model.forward_intermediates(x, intermediates_only=True)
     features = timm.create_model(f'{backbone}_dia_{unit}', features_only=True, **SMALL)
