@@ -5,7 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from helpers import randomize, relative_error, small
+from helpers import images, randomize, relative_error, small
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
@@ -139,9 +139,9 @@ def network():
     return randomize(small('resnet20_spe')).eval()
 
 
-def run_back(model, x, run=None):
+def run_back(model, x):
     model.zero_grad()
-    y = (run or model)(x)
+    y = model(x)
     y.square().sum().backward()
     return y, [p.grad.clone() for p in model.parameters()]
 
@@ -153,41 +153,33 @@ def alone(model):
     return other
 
 
-def same(model, x, run=None):
-    expected, wanted = run_back(alone(model), x)
-    y, found = run_back(model, x, run)
+def same(model, x, other=None):
+    expected, wanted = run_back(other or alone(model), x)
+    y, found = run_back(model, x)
     assert relative_error(expected, y) < 1e-12
     for a, b in zip(wanted, found, strict=True):
         assert relative_error(a, b) < 1e-9
     assert not passes._running.stack
 
 
-def images():
-    return torch.randn(2, 3, 16, 16, dtype=torch.float64)
-
-
 def test_once_for_the_network(network, computed):
-    run_back(network, images())
+    run_back(network, images(network))
     assert computed == [(4, 2)]
     del computed[:]
-    same(network, images())
+    same(network, images(network))
     assert len(computed) == 4 + 1
 
 
 @pytest.mark.parametrize('reentrant', [True, False])
 def test_checkpoints(network, reentrant):
-    other = copy.deepcopy(network)
-    for stage in (other.layer1, other.layer2):
+    other, x = alone(network), images(network).requires_grad_()
+    for stage in (network.layer1, network.layer2):
         stage.forward = lambda x, run=stage.forward: checkpoint(run, x, use_reentrant=reentrant)
-    x = images().requires_grad_()
-    expected, wanted = run_back(alone(network), x)
-    y, found = run_back(other, x)
-    assert relative_error(expected, y) < 1e-12
-    assert all(relative_error(a, b) < 1e-9 for a, b in zip(wanted, found, strict=True))
+    same(network, x, other)
 
 
 def test_never_stale(network):
-    x = images()
+    x = images(network)
     network(x)
     first, second = network(x).square().sum(), network(2 * x).square().sum()
     (first + second).backward()
@@ -216,9 +208,10 @@ def test_never_stale(network):
 
 
 def test_other_parameters(network):
-    x, other = images(), randomize(copy.deepcopy(network), seed=5)
+    x, other = images(network), randomize(copy.deepcopy(network), seed=5)
     assert relative_error(other(x), functional_call(network, other.state_dict(), (x,))) < 1e-12
 
 
 def test_with_asr_in_the_same_network():
-    same(randomize(small('resnet20_spe', asr='se')).eval(), images())
+    model = randomize(small('resnet20_spe', asr='se')).eval()
+    same(model, images(model))
