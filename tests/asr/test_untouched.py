@@ -181,9 +181,3 @@ def test_preserving_is_the_default_where_the_model_is_not_fresh(change, preserve
     assert (relative_error(expected, attach_asr(clone(model))(x)) < 1e-4) == preserves
     assert relative_error(expected, attach_asr(clone(model), preserve=True)(x)) < 1e-4
     assert relative_error(expected, attach_asr(clone(model), preserve=False)(x)) > 1e-3
-
-
-def test_a_fresh_transformer_keeps_its_weights():
-    model = timm.create_model('vit_tiny_patch16_224', depth=2)
-    before = model.blocks[0].mlp.fc2.weight.clone()
-    assert torch.equal(before, attach_asr(model).blocks[0].mlp.fc2.layer.weight)
