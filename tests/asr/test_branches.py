@@ -49,11 +49,6 @@ def test_it_is_the_sum_times_the_vector_with_every_gradient(model, training):
             assert torch.equal(p, q), key  # running statistics move alike
 
 
-def merged(model):
-    blocks = [m for m in model.modules() if isinstance(m, RepVggBlock)]
-    return len(blocks) == 5 and all(b.reparam_conv is not None for b in blocks)
-
-
 def _blocks_one_by_one(model):
     for module in model.modules():
         if hasattr(module, 'reparameterize'):
@@ -75,7 +70,9 @@ def test_branches_merge_in_any_order(model, order):
     for step in ORDERS[order]:
         changed = step(changed)
         assert relative_error(expected, changed(X)) < 1e-12  # after every step, not only the last
-    assert merged(changed)
+    blocks = [m for m in changed.modules() if isinstance(m, RepVggBlock)]
+    assert len(blocks) == 5
+    assert all(block.reparam_conv is not None for block in blocks)
     assert not has_asr(changed)
     assert has_asr(model)
 

@@ -78,13 +78,10 @@ def test_an_asymmetric_block_is_one_convolution(stride, size):
     assert type(merged) is nn.Conv2d
     assert merged.kernel_size == (3, 3)
     assert relative_error(block(x), merged(x)) < 1e-12
-    plus = merged.weight[:, :, [0, 0, 2, 2], [0, 2, 0, 2]] - _square(block)[:, :, [0, 0, 2, 2], [0, 2, 0, 2]]
-    assert plus.abs().max() < 1e-12  # the corners come from the square kernel alone
-
-
-def _square(block):
     bn = block.conv_3x3.bn
-    return block.conv_3x3.conv.weight * (bn.weight / (bn.running_var + bn.eps).sqrt())[:, None, None, None]
+    square = block.conv_3x3.conv.weight * (bn.weight / (bn.running_var + bn.eps).sqrt())[:, None, None, None]
+    corners = (merged.weight - square)[:, :, [0, 0, 2, 2], [0, 2, 0, 2]]
+    assert corners.abs().max() < 1e-12  # they come from the square kernel alone
 
 
 def test_asr_scales_the_sum_of_an_asymmetric_block():
@@ -100,12 +97,11 @@ def test_asr_scales_the_sum_of_an_asymmetric_block():
 def test_an_acnet_is_a_resnet_with_more_branches():
     """Merged, its kernels are a ResNet's again, under the same names."""
     assert (timm.create_model('resnet56_acnet').conv1.conv_1x3.bn.weight == 1 / 3).all()
-    merged = [timm.create_model(name, layers=(2, 1, 1)).eval() for name in ('resnet56_acnet', 'resnet56')]
-    a, b = (model.reparameterize(fold_bn=True) for model in merged)
-    assert shapes(a) == shapes(b)
-    gated = [timm.create_model(name, layers=(2, 1, 1)).eval() for name in ('resnet56_acnet_se', 'resnet56_se')]
-    a, b = (model.reparameterize(fold_bn=True) for model in gated)
-    assert [type(m) for m in a.modules()][1:] == [type(m) for m in b.modules()][1:]
+    plain, stock, gated, stock_gated = (
+        timm.create_model(name, layers=(2, 1, 1)).eval().reparameterize(fold_bn=True)
+        for name in ('resnet56_acnet', 'resnet56', 'resnet56_acnet_se', 'resnet56_se'))
+    assert shapes(plain) == shapes(stock)
+    assert [type(m) for m in gated.modules()][1:] == [type(m) for m in stock_gated.modules()][1:]
 
 
 def test_a_frozen_block_merges_and_a_branch_starts_at_zero():
