@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import ship_weights
 import timm
 import torch
 from helpers import images, randomize, zoo_names
@@ -21,9 +22,6 @@ from timm.models import get_pretrained_cfg
 import timm_asr
 from timm_asr.errors import BadInput
 from timm_asr.models.pretrained import FOLDER, shipped, with_shipped
-
-sys.path.insert(0, str(ROOT / 'results'))
-import ship_weights
 
 CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
 
