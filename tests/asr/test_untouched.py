@@ -152,7 +152,6 @@ def test_tied_storage_is_refused_by_attach_and_fold():
     ({'gate': 'se', 'rd_ratio': 0}, 'rd_ratio is 0'), ({'gate': 'se', 'rd_ratio': -0.5}, 'rd_ratio is -0.5'),
     ({'sites': []}, 'sites is empty')])
 def test_what_would_break_a_model_is_refused(kwargs, sentence):
-    torch.manual_seed(0)
     model = timm.create_model('resnet18')
     before = state(model)
     with pytest.raises(ValueError, match=sentence):

@@ -107,7 +107,6 @@ def test_iebn_stays_when_norms_are_synchronised():
 @pytest.mark.parametrize('name', ['resnet20_se', 'resnet20_cbam', 'resnet18_se', 'repvgg_a0_cifar_se', 'resnet20_spa'])
 def test_gates_keep_their_own_initialisation(name):
     """PyTorch's: uniform in +-1 / sqrt(inputs), whatever the network does to its convolutions."""
-    torch.manual_seed(0)
     model = timm.create_model(name)
     layers = [m for gate in model.modules() if isinstance(gate, ChannelGate) for m in gate.modules()
               if isinstance(m, nn.Conv2d | nn.Linear)]
