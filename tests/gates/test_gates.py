@@ -16,7 +16,7 @@ from timm_asr.gates.sem import SEM
 from timm_asr.gates.sge import SGE
 from timm_asr.gates.spa import SPA
 from timm_asr.gates.srm import SRM
-from timm_asr.gates.table import GATES, asr_gate, get_gate, list_gates, list_units, takers
+from timm_asr.gates.table import GATES, asr_gate, list_gates, list_units, takers
 
 C = 32
 
@@ -133,11 +133,6 @@ def test_one_pixel_is_described_as_it_is_pooled():
             assert torch.equal(gate.describe(psi), psi[None])
         else:
             assert torch.equal(gate.describe(psi), gate.pool(psi.view(1, C, 1, 1)))
-
-
-def test_unknown_gate_is_named_with_the_nearest():
-    with pytest.raises(ValueError, match=r"Unknown gate 'srmm', did you mean 'srm'; known gates: se, eca"):
-        get_gate('srmm')
 
 
 @pytest.mark.parametrize('name', list_gates(foldable=False))

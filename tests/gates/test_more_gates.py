@@ -180,8 +180,6 @@ def test_under_asr_norms_are_affine_maps():
     ('resnet20_eca', {'se_depth': 2}, TypeError, "The gate 'eca' takes no se_depth; se, ras_se do"),
     ('resnet20_ras', {'ras_depth': 5}, ValueError, 'A recurrent gate is applied 1 to 4 times, not 5'),
     ('resnet20_ras', {'ras_connect': 'no'}, ValueError, "Unknown connection 'no' of a recurrent gate; it takes 'bn'"),
-    ('resnet20_ras', {'rd_ratio': 0.5}, TypeError, "'ras' has no hidden layer"),
-    ('resnet20', {'ras_depth': 2}, TypeError, 'ras_depth is for models with a gate or with ASR'),
     ('resnet20', {'asr': 'ras_se'}, ValueError, "ASR cannot use the gate 'ras_se': fed with a constant"),
 ])
 def test_errors(name, kwargs, error, sentence):
