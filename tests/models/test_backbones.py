@@ -177,6 +177,7 @@ def test_vgg19_for_small_images():
     model = timm.create_model('vgg19_cifar_asr_se')
     assert asr_sites(model) == [f'stages.{i}.{j + bool(i)}.bn' for i, n in enumerate((2, 2, 4, 4, 4)) for j in range(n)]
     assert len([m for m in fold_asr(model).modules() if isinstance(m, nn.Conv2d)]) == 16
+    assert f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}' == '20.04'  # docs/readings.md
     features = model.eval().forward_features(torch.randn(1, 3, 32, 32))
     assert features.shape[1:] == (512, 2, 2)
     assert torch.equal(model.forward_head(features, pre_logits=True), nn.MaxPool2d(2)(features).flatten(1))
