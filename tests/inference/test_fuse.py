@@ -147,9 +147,7 @@ def test_inside_data_parallel_and_compiled_wrappers():
     model = randomize(small('resnet20_asr_se')).eval()
     x = images(model)
     expected = model(x)
-    for wrap in (nn.DataParallel, torch.compile):
-        kwargs = {'backend': 'eager'} if wrap is torch.compile else {}
-        wrapped = wrap(clone(model), **kwargs)
+    for wrapped in (nn.DataParallel(clone(model)), torch.compile(clone(model), backend='eager')):
         assert relative_error(expected, wrapped(x)) < 1e-12
         assert reparameterize(wrapped, fold_bn=True) is wrapped
         assert not has_asr(wrapped)
