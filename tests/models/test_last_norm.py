@@ -86,9 +86,6 @@ def test_a_sum_of_three_branches_starts_at_the_value():
 def test_what_is_refused(name, kwargs, error, sentence):
     with pytest.raises(error, match=sentence):
         timm_asr.create_model(name, **{'last_norm_init': 0.5, **kwargs})
-    for keyword in ({'last_norm_init': 0.5}, {'asr': 'se'}):
-        with pytest.raises(TypeError, match='no_norm removes the norms that asr and last_norm_init scale'):
-            timm.create_model('resnet20', no_norm=True, **keyword)
 
 
 def test_it_stays_out_of_what_is_exported(tmp_path):

@@ -105,14 +105,16 @@ def test_keywords(kwargs, check):
     assert check(timm.create_model('resnet20_asr_se', **kwargs))
 
 
-def test_keywords_without_meaning_are_refused():
-    for keywords in ({'asr_depth': 2}, {'asr_constant': True}):
-        with pytest.raises(TypeError, match=f'{next(iter(keywords))} is for models with ASR'):
-            timm.create_model('resnet20_se', **keywords)
-    with pytest.raises(TypeError, match='rd_ratio is for models with a gate or with ASR'):
-        timm.create_model('resnet20', rd_ratio=0.5)
-    with pytest.raises(TypeError, match="'eca' has no hidden layer"):
-        timm.create_model('resnet20_asr_eca', rd_ratio=0.5)
+@pytest.mark.parametrize(('name', 'kwargs', 'sentence'), [
+    ('resnet20_se', {'asr_depth': 2}, 'asr_depth is for models with ASR'),
+    ('resnet20_se', {'asr_constant': True}, 'asr_constant is for models with ASR'),
+    ('resnet20', {'rd_ratio': 0.5}, 'rd_ratio is for models with a gate or with ASR'),
+    ('resnet20_asr_eca', {'rd_ratio': 0.5}, "'eca' has no hidden layer"),
+    *(('resnet20', {'no_norm': True, **more}, 'no_norm removes the norms that asr and last_norm_init scale')
+      for more in ({'last_norm_init': 0.5}, {'asr': 'se'}))])
+def test_keywords_without_meaning_are_refused(name, kwargs, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        timm.create_model(name, **kwargs)
 
 
 def test_a_plain_name_takes_asr_by_keyword():
