@@ -4,7 +4,7 @@ import literal
 import pytest
 import timm
 import torch
-from helpers import randomize, relative_error
+from helpers import images, randomize, relative_error
 
 import timm_asr
 
@@ -107,7 +107,7 @@ def compare(model, attention, x, training):
 @pytest.mark.parametrize('method', METHODS)
 def test_method_is_its_equations(method, backbone, layers, batch, training):
     model, attention = build(backbone, method, layers=layers, channels=(8, 8, 16))
-    compare(model, attention, torch.randn(batch, 3, 16, 16, dtype=torch.float64), training)
+    compare(model, attention, images(model, batch), training)
 
 
 @pytest.mark.parametrize('training', [False, True])
@@ -120,5 +120,4 @@ def test_method_is_its_equations(method, backbone, layers, batch, training):
 ])
 def test_method_on_every_backbone(method, backbone, kwargs, training):
     model, attention = build(backbone, method, **kwargs)
-    size = 64 if 'wrn' not in backbone and 'next' not in backbone else 16
-    compare(model, attention, torch.randn(3, 3, size, size, dtype=torch.float64), training)
+    compare(model, attention, images(model, 3), training)
