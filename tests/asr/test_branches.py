@@ -16,8 +16,6 @@ from timm_asr.asr.blocks import existing, register_block
 from timm_asr.asr.wrapper import ASR, wrap
 from timm_asr.gates.table import asr_gate
 
-SITES = ['stem', 'stages.*.*']
-
 
 def plain(gate=None, **kwargs):
     """Two stages of a block without and one with an identity branch."""
@@ -27,7 +25,7 @@ def plain(gate=None, **kwargs):
 
 @pytest.fixture(params=[None, 'se'])
 def model(request):
-    return randomize(attach_asr(plain(request.param), 'se', sites=SITES, depth=2)).eval()
+    return randomize(attach_asr(plain(request.param), 'se', sites=['stem', 'stages.*.*'], depth=2)).eval()
 
 
 X = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
