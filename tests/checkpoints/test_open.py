@@ -41,6 +41,12 @@ def save(path: Path, model: torch.nn.Module, name: str | None = NAME, **more: ob
     return path
 
 
+def refused(said: str, name: str | Path, checkpoint: str | Path = '', **options: object) -> None:
+    with pytest.raises(BadInput, match=said) as error:
+        load_model(str(name), checkpoint, **options)
+    assert '\n' not in str(error.value)
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     return save(tmp_path / 'last.pth.tar', make())
@@ -105,8 +111,7 @@ def test_a_run_whose_model_was_a_folder(tmp_path: Path) -> None:
         written = timm_asr.save_fused(path, tmp_path / f'out-{asr}')
         assert json.loads((written / 'config.json').read_text())['architecture'] == 'resnet20'
     (folder / 'config.json').unlink()
-    with pytest.raises(BadInput, match='there is no folder of weights at .*net; name the architecture'):
-        open_source(path)
+    refused('there is no folder of weights at .*net; name the architecture', path)
 
 
 def test_a_checkpoint_of_deit_names_a_side(tmp_path: Path) -> None:
@@ -118,22 +123,12 @@ def test_a_checkpoint_of_deit_names_a_side(tmp_path: Path) -> None:
     assert source.data_config['input_size'] == (3, 48, 48)
 
 
-def test_averaged_weights_are_taken_only_when_asked_for(tmp_path: Path) -> None:
-    raw, ema = make(), make()
-    path = save(tmp_path / 'a.pth.tar', raw, state_dict_ema=ema.state_dict())
-    assert torch.equal(logits(load_model(str(path))), logits(raw))
-    assert torch.equal(logits(load_model(str(path), use_ema=True)), logits(ema))
-    with pytest.raises(BadInput, match='has no averaged weights; leave out --use-ema'):
-        load_model(str(save(tmp_path / 'b.pth.tar', raw)), use_ema=True)
-
-
 def test_a_bare_state_dict_needs_a_name(tmp_path: Path) -> None:
     model = make()
     torch.save(model.state_dict(), tmp_path / 'bare.pth')
     safetensors.torch.save_file(model.state_dict(), tmp_path / 'bare.safetensors')
     for path in (tmp_path / 'bare.pth', tmp_path / 'bare.safetensors'):
-        with pytest.raises(BadInput, match='does not say which model it is'):
-            load_model(str(path))
+        refused('does not say which model it is', path)
         assert torch.equal(logits(load_model(NAME, path)), logits(model))
 
 
@@ -155,12 +150,6 @@ def test_a_registry_name_with_its_options() -> None:
     assert logits(model, 1).shape == (2, 3)
     fixed_size = load_model('vit_tiny_patch16_224', img_size=32, num_classes=2)
     assert logits(fixed_size).shape == (2, 2)
-
-
-def refused(said: str, name: str | Path, checkpoint: str | Path = '', **options: object) -> None:
-    with pytest.raises(BadInput, match=said) as error:
-        load_model(str(name), checkpoint, **options)
-    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(('name', 'said'), [
@@ -220,6 +209,7 @@ def test_what_does_not_fit(tmp_path: Path, checkpoint: Path) -> None:
     refused('too many .*; it is a trainable ASR checkpoint', 'resnet20', checkpoint)
     refused(r'does not fit resnet32_asr_se: \d+ keys missing', 'resnet32_asr_se', checkpoint)
     refused('does not fit', NAME, checkpoint, in_chans=1)
+    refused('has no averaged weights; leave out --use-ema', '', checkpoint, use_ema=True)
     refused("cannot create resnet20_asr_se: .*unexpected keyword argument 'asr_deep'", NAME,
             model_kwargs={'asr_deep': 2})
 
