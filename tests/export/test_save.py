@@ -48,7 +48,8 @@ def reload(folder):
 
 def test_a_fresh_process_loads_what_was_saved(tmp_path):
     cases = [
-        ('resnet18_asr_srm', {'num_classes': 7, 'in_chans': 1, 'global_pool': 'max'}, False),
+        ('resnet18_asr_se', {'num_classes': 7, 'in_chans': 1, 'global_pool': 'max', 'asr_depth': 2, 'asr_init': 0.3,
+                             'rd_ratio': 0.5}, False),  # of which stock timm knows the first three
         ('vit_tiny_asr_eca', {'num_classes': 3, 'img_size': 64}, False),
         ('repvgg_a0_asr_ie', {'num_classes': 3}, False),  # with its branches
         ('resnet20_se_asr_se', {'rd_ratio': 0.5, 'num_classes': 100}, True)]
@@ -70,15 +71,6 @@ def test_a_fresh_process_loads_what_was_saved(tmp_path):
     assert f'loaded {len(cases)}' in out.stdout
     branches = load_file(tmp_path / 'repvgg_a0_asr_ie' / 'model.safetensors')
     timm.create_model('repvgg_a0', num_classes=3).load_state_dict(branches, strict=True)
-
-
-def test_config_names_the_stock_architecture(tmp_path):
-    model = timm.create_model('resnet18_asr_se', num_classes=7, asr_depth=2, asr_init=0.3, rd_ratio=0.5)
-    config = config_of(save_fused(model, tmp_path))
-    assert config['architecture'] == 'resnet18'
-    assert config['num_classes'] == 7
-    assert not {k for k in config['model_args'] if k.startswith(('asr', 'rd_'))}
-    assert config['pretrained_cfg']['mean'] == list(model.default_cfg['mean'])
 
 
 def test_nothing_of_the_stock_weights_leaks_in(tmp_path):
