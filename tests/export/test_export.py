@@ -7,15 +7,14 @@ import pytest
 import timm
 import torch
 import yaml
-from export_helpers import SECRET, digits_model, nudged, our_checkpoint, timm_checkpoint
+from export_helpers import SECRET, command, digits_model, nudged, our_checkpoint, timm_checkpoint
 from helpers import images, randomize, relative_error
 from safetensors.torch import save_file
 
 import timm_asr
 from timm_asr.checkpoints.provenance import base_name, file_sha256, git_commit, public_arguments
 from timm_asr.checkpoints.read import read_config
-from timm_asr.engine.commands.export import main
-from timm_asr.errors import BadInput, run_main
+from timm_asr.errors import BadInput
 
 
 @pytest.fixture(scope='module')
@@ -35,13 +34,6 @@ def read_provenance(folder):
 
 def reload(folder):
     return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
-
-
-def export(capsys, *argv):
-    """(status, standard output, standard error) of the command."""
-    status = run_main(lambda: main([str(word) for word in argv]), 'timm_asr export')
-    out = capsys.readouterr()
-    return status, out.out, out.err
 
 
 def test_a_checkpoint_of_this_package(model, checkpoint, tmp_path):
@@ -153,7 +145,7 @@ def test_a_checkpoint_of_a_stock_name_with_asr(tmp_path):
 
 def test_the_command_says_what_it_does(model, checkpoint, tmp_path, capsys):
     folder = tmp_path / 'out'
-    status, out, err = export(capsys, checkpoint, '--output', folder, '--keep-trainable', '-j', 0)
+    status, out, err = command(capsys, 'export', checkpoint, '--output', folder, '--keep-trainable', '-j', 0)
     assert (status, err) == (0, '')
     steps = [line.split()[0] for line in out.splitlines() if line[0] != ' ']
     assert steps == ['export', 'compare', 'fold', 'check', 'check', 'written']
@@ -169,11 +161,11 @@ def test_the_command_says_what_it_does(model, checkpoint, tmp_path, capsys):
     assert told['before'] == {'top1': metrics['top1'], 'top5': metrics['top5']}
     assert told['after'] == {'top1': metrics['top1_folded'], 'top5': metrics['top5_folded']}
     # A second time needs --force, and takes nothing of the first along.
-    status, out, err = export(capsys, checkpoint, '--output', folder, '--use-ema')
+    status, out, err = command(capsys, 'export', checkpoint, '--output', folder, '--use-ema')
     assert status == 2
     assert f'{folder} has a model.safetensors already; choose another folder, or replace what is there (--force' in err
     assert 'compare' not in out  # before any work
-    assert export(capsys, checkpoint, '--output', folder, '--use-ema', '--force', '-j', 0)[0] == 0
+    assert command(capsys, 'export', checkpoint, '--output', folder, '--use-ema', '--force', '-j', 0)[0] == 0
     assert not (folder / 'trainable').exists()
 
 
@@ -181,16 +173,16 @@ def test_a_folder_and_a_bare_state_dict(model, tmp_path, capsys):
     save_file(model.state_dict(), tmp_path / 'weights.safetensors')
     (tmp_path / 'names.txt').write_text('\n'.join('abcdefghij'))
     first, second = tmp_path / 'first', tmp_path / 'second'
-    status, _, err = export(
-        capsys, tmp_path / 'weights.safetensors', '--model', 'resnet20_asr_se', '--in-chans', 1, '--output', first,
+    status, _, err = command(
+        capsys, 'export', tmp_path / 'weights.safetensors', '-o', first, '--model', 'resnet20_asr_se', '--in-chans', 1,
         '--model-kwargs', 'layers=(1,1,1)', '--mean', 0.5, '--crop-pct', 0.9, '--labels', tmp_path / 'names.txt')
     assert (status, err) == (0, '')
     assert read_provenance(first)['source']['sha256'] == file_sha256(tmp_path / 'weights.safetensors')
     assert timm.data.resolve_model_data_config(reload(first))['crop_pct'] == 0.9
-    status, _, err = export(capsys, first, '--output', first, '--force')
+    status, _, err = command(capsys, 'export', first, '--output', first, '--force')
     assert status == 2
     assert 'is the folder that is read, and its trainable form would be lost; name another one' in err
-    assert export(capsys, first, '--output', second)[0] == 0
+    assert command(capsys, 'export', first, '--output', second)[0] == 0
     a, b = (json.loads((f / 'config.json').read_text()) for f in (first, second))
     assert a == b
     assert list(b['label_names']) == list('abcdefghij')
@@ -220,9 +212,9 @@ def test_one_sentence_for_what_is_wrong(argv, sentence, checkpoint, tmp_path, ca
     (tmp_path / 'text.pth').write_text('not a checkpoint')
     before = sorted(p.name for p in tmp_path.iterdir())
     words = [word.format(c=checkpoint, t=tmp_path) for word in argv.split()]
-    status, _, err = export(capsys, *words, '-j', '0')
+    status, _, err = command(capsys, 'export', *words, '-j', '0')
     assert status in (1, 2)
-    assert err.startswith('timm_asr export: error: ')
+    assert err.startswith('timm-asr export: error: ')
     assert sentence.format(t=tmp_path) in err
     assert err.count('\n') == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == before

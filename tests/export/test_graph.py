@@ -10,12 +10,11 @@ from collections import Counter
 import pytest
 import timm
 import torch
-from export_helpers import digits_model, our_checkpoint
+from export_helpers import command, digits_model, our_checkpoint
 from helpers import images, randomize, relative_error, small
 
 import timm_asr
-from timm_asr.engine.commands.export import main
-from timm_asr.errors import BadInput, run_main
+from timm_asr.errors import BadInput
 from timm_asr.export import graph
 
 onnx = pytest.importorskip('onnx')
@@ -100,7 +99,7 @@ def test_images_of_any_size_where_the_network_can(export, model, tmp_path):
 
 @pytest.mark.parametrize(('name', 'form'), [
     ('resnet20_se', False), ('resnet20_dia_se', False), ('resnet20_dia_lstm', False), ('resnet20_spe', True)])
-def test_onnx_has_the_attention_that_onnxruntime_runs_faster(name, form, tmp_path, monkeypatch):
+def test_onnx_has_the_attention_that_onnxruntime_runs_faster(name, form, tmp_path):
     """As trained, but for gates whose form has fewer operations and pools no other map."""
     model = randomize(small(name, dtype=torch.float32, layers=(1, 1, 1))).eval()
     kinds = []
@@ -180,10 +179,9 @@ def test_what_cannot_be_followed_is_one_sentence(tmp_path):
 
 def test_the_command(tmp_path, capsys):
     checkpoint = our_checkpoint(tmp_path / 'last.pth.tar', digits_model())
-    line = [checkpoint, '--onnx', tmp_path / 'a.onnx', '--torch-export', tmp_path / 'a.pt2', '-j', 0]
-    assert run_main(lambda: main([str(word) for word in line]), 'export') == 0
-    out, err = capsys.readouterr()
-    assert err == ''
+    status, out, err = command(
+        capsys, 'export', checkpoint, '--onnx', tmp_path / 'a.onnx', '--torch-export', tmp_path / 'a.pt2', '-j', 0)
+    assert (status, err) == (0, '')
     steps = [line.split()[0] for line in out.splitlines() if line[0] != ' ']
     assert steps == ['export', 'compare', 'fold', 'check', 'written', 'fold', 'check', 'written']
     for by in ('onnxruntime', 'torch.export'):  # the digits of the run are at hand

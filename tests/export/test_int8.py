@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from export_helpers import digits_model, our_checkpoint
+from export_helpers import command, digits_model, our_checkpoint
 from helpers import asr_layers, randomize, small
 from PIL import Image
 
 import timm_asr
 from timm_asr.data import Digits
-from timm_asr.engine.commands.export import main
-from timm_asr.errors import BadInput, run_main
+from timm_asr.errors import BadInput
 from timm_asr.export.int8 import onnx_top1, quantize_onnx
 
 onnx = pytest.importorskip('onnx')
@@ -104,9 +103,10 @@ def test_without_images(tmp_path):
 
 
 def test_the_command_without_images(tmp_path, capsys):
-    argv = ['resnet20_se.cifar10', '--onnx', str(tmp_path / 'x.onnx'), '--int8', str(tmp_path / 'y.onnx')]
-    assert run_main(lambda: main(argv), 'export') == 2
-    assert 'no images to calibrate int8 on: give the folder of the images (--data-dir DIR)' in capsys.readouterr().err
+    status, _, err = command(
+        capsys, 'export', 'resnet20_se.cifar10', '--onnx', tmp_path / 'x.onnx', '--int8', tmp_path / 'y.onnx')
+    assert status == 2
+    assert 'no images to calibrate int8 on: give the folder of the images (--data-dir DIR)' in err
     assert not list(tmp_path.iterdir())
 
 
@@ -114,11 +114,10 @@ def test_the_command(tmp_path, capsys):
     """With the digits of the run, whose training images calibrate and whose others tell the accuracy."""
     checkpoint = our_checkpoint(tmp_path / 'last.pth.tar', digits_model())
     files = {name: tmp_path / name for name in ('float.onnx', 'int8.onnx', 'folder')}
-    argv = [checkpoint, '--onnx', files['float.onnx'], '--int8', files['int8.onnx'], '-o', files['folder'],
-            '--samples', 70, '-j', 0]
-    assert run_main(lambda: main([str(word) for word in argv]), 'export') == 0
-    out, err = capsys.readouterr()
-    assert err == ''
+    status, out, err = command(
+        capsys, 'export', checkpoint, '--onnx', files['float.onnx'], '--int8', files['int8.onnx'],
+        '-o', files['folder'], '--samples', 70, '-j', 0)
+    assert (status, err) == (0, '')
     metrics = json.loads((files['folder'] / 'metrics.json').read_text())
     assert metrics['int8_samples'] == 70
     assert (f'int8     calibrated on 70 images of the split train; top-1 on 359 images {metrics["top1_onnx"]:.2f} % in '
@@ -142,10 +141,9 @@ def test_which_images_it_is_calibrated_on(splits, tmp_path, capsys):
             (tmp_path / 'data' / split / label).mkdir(parents=True)
             Image.new('L', (32, 32), 40).save(tmp_path / 'data' / split / label / 'a.png')
     checkpoint = our_checkpoint(tmp_path / 'last.pth.tar', digits_model())
-    argv = [checkpoint, '--onnx', tmp_path / 'f.onnx', '--int8', tmp_path / 'i.onnx', '--data-dir', tmp_path / 'data',
-            '-j', 0]
-    assert run_main(lambda: main([str(word) for word in argv]), 'export') == 0
-    out = capsys.readouterr().out
+    status, out, _ = command(capsys, 'export', checkpoint, '--onnx', tmp_path / 'f.onnx', '--int8', tmp_path / 'i.onnx',
+                             '--data-dir', tmp_path / 'data', '-j', 0)
+    assert status == 0
     which = 'train;' if 'train' in splits else 'validation, on which accuracy is measured too;'
     assert f'calibrated on 2 images of the split {which}' in out
     assert ('no training images: ' in out) == (splits == ('val',))

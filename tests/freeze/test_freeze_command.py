@@ -5,15 +5,13 @@ import json
 import pytest
 import timm
 import torch
-from export_helpers import our_checkpoint
+from export_helpers import command, our_checkpoint
 from helpers import randomize, relative_error
 from torch.utils.data import DataLoader, Subset
 from train_helpers import make_images
 
 import timm_asr
 from timm_asr.engine import exporting as freeze_command
-from timm_asr.engine.commands.freeze import main
-from timm_asr.errors import run_main
 from timm_asr.freeze.attention import candidates
 
 SMALL = {'num_classes': 10, 'in_chans': 1, 'layers': (1, 1, 1)}
@@ -29,17 +27,10 @@ def checkpoint_of(name, folder):
     return our_checkpoint(folder / 'last.pth.tar', model, arch=name, argv=['--model', name])
 
 
-def freeze(capsys, *argv):
-    """(status, standard output, standard error) of the command."""
-    status = run_main(lambda: main([str(word) for word in argv]), 'timm_asr freeze')
-    out = capsys.readouterr()
-    return status, out.out, out.err
-
-
 @pytest.mark.slow
 def test_a_network_without_gates_is_written(checkpoint, tmp_path, capsys):
     folder = tmp_path / 'frozen'
-    status, out, err = freeze(capsys, checkpoint, '-o', folder, '--samples', 100, '--recalibrate-bn')
+    status, out, err = command(capsys, 'freeze', checkpoint, '-o', folder, '--samples', 100, '--recalibrate-bn')
     assert (status, err) == (0, '')
     assert "The model is a 'resnet20' now." in out
     assert 'statistics of 9 BatchNorms were estimated anew' in out
@@ -66,18 +57,19 @@ def test_a_network_without_gates_is_written(checkpoint, tmp_path, capsys):
     with torch.no_grad():
         assert relative_error(model.eval()(x), loaded(x)) < 1e-4
 
-    status, out, err = freeze(capsys, checkpoint, '-o', folder, '--samples', 50)
+    status, out, err = command(capsys, 'freeze', checkpoint, '-o', folder, '--samples', 50)
     assert (status, out.count('\n')) == (2, 1)
     assert 'has a model.safetensors already; choose another folder' in err
 
 
 @pytest.mark.slow
 def test_with_gates_left_a_program_is_written(checkpoint, tmp_path, capsys):
-    status, out, err = freeze(capsys, checkpoint, '-o', tmp_path / 'frozen', '--samples', 64, '--threshold', 0)
+    folder = tmp_path / 'frozen'
+    status, out, err = command(capsys, 'freeze', checkpoint, '-o', folder, '--samples', 64, '--threshold', 0)
     assert (status, err) == (0, '')
     assert 'left: its deviation exceeds 0' in out
-    assert {path.name for path in (tmp_path / 'frozen').iterdir()} == {'model.pt2', 'gates.json', 'gates.png'}
-    program = torch.export.load(tmp_path / 'frozen' / 'model.pt2').module()
+    assert {path.name for path in folder.iterdir()} == {'model.pt2', 'gates.json', 'gates.png'}
+    program = torch.export.load(folder / 'model.pt2').module()
     model = timm.create_model('resnet20_se', **SMALL)
     model.load_state_dict(torch.load(checkpoint, weights_only=True)['state_dict'])
     x = torch.randn(2, 1, 32, 32)
@@ -95,9 +87,9 @@ def test_some_images_are_of_all_classes(checkpoint, tmp_path, capsys, monkeypatc
 
     monkeypatch.setattr(freeze_command, 'freeze_attention', freeze_attention)
     words = checkpoint, '--data-dir', tmp_path / 'data', '--batch-size', 4, '-j', 0
-    freeze(capsys, *words, '--samples', 10)
-    freeze(capsys, *words, '--recalibrate-bn')
-    freeze(capsys, *words)
+    command(capsys, 'freeze', *words, '--samples', 10)
+    command(capsys, 'freeze', *words, '--recalibrate-bn')
+    command(capsys, 'freeze', *words)
     assert len(seen[0]) == 10
     assert set(seen[0]) == set(seen[2][:10]) == {0, 1, 2}
     assert sorted(seen[2]) == seen[4] == [0] * 10 + [1] * 10 + [2] * 10
@@ -106,8 +98,8 @@ def test_some_images_are_of_all_classes(checkpoint, tmp_path, capsys, monkeypatc
 
 def test_a_split_of_its_own_to_compare_on(checkpoint, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(freeze_command, 'export_program', lambda *_, **__: (tmp_path / 'frozen').mkdir())
-    status, out, _ = freeze(capsys, checkpoint, '--split', 'train', '--eval-split', 'validation', '--samples', 40,
-                            '-j', 0, '--threshold', 0, '-o', tmp_path / 'frozen')
+    status, out, _ = command(capsys, 'freeze', checkpoint, '--split', 'train', '--eval-split', 'validation',
+                             '--samples', 40, '-j', 0, '--threshold', 0, '-o', tmp_path / 'frozen')
     assert status == 0
     assert 'Compared on 359 images, other ones' in out
     assert 'What thresholds would cost on these images' in out
@@ -122,7 +114,7 @@ def test_figures_are_those_of_images_held_out(checkpoint, tmp_path, capsys, monk
     monkeypatch.setattr(freeze_command, 'save_fused', lambda source, folder, **_: written.append(source))
     monkeypatch.setattr(freeze_command, 'plot_frozen', lambda gates, path, title: path.write_bytes(b''))
     for split in ('train', 'validation'):
-        freeze(capsys, checkpoint, '--split', split, '--samples', 8, '-j', 0, '-o', tmp_path / 'frozen')
+        command(capsys, 'freeze', checkpoint, '--split', split, '--samples', 8, '-j', 0, '-o', tmp_path / 'frozen')
     assert written[0].metrics is None
     assert written[1].metrics['images'] == 8
     assert not any('metrics' in source.facts for source in written)
@@ -141,11 +133,11 @@ def test_one_kind_of_result_takes_the_place_of_the_other(
     monkeypatch.setattr(freeze_command, 'export_program', lambda *_, **__: (folder / 'model.pt2').write_text('new'))
     monkeypatch.setattr(freeze_command, 'plot_frozen', lambda gates, path, title: path.write_bytes(b''))
     words = checkpoint, '--samples', 8, '-j', 0, '-o', folder, *threshold
-    status, _, err = freeze(capsys, *words)
+    status, _, err = command(capsys, 'freeze', *words)
     assert status == 2
     assert 'already; choose another folder' in err
     assert sorted(path.name for path in folder.iterdir()) == other
-    assert freeze(capsys, *words, '--force')[0] == 0
+    assert command(capsys, 'freeze', *words, '--force')[0] == 0
     assert {path.name for path in folder.iterdir()} - {'gates.json', 'gates.png'} == {mine}
 
 
@@ -157,7 +149,7 @@ def test_one_kind_of_result_takes_the_place_of_the_other(
 def test_bad_input(name, words, sentence, tmp_path, capsys, monkeypatch):
     checkpoint = checkpoint_of(name, tmp_path)
     monkeypatch.chdir(tmp_path)
-    status, _, err = freeze(capsys, checkpoint, *words)
+    status, _, err = command(capsys, 'freeze', checkpoint, *words)
     assert status == 2
     assert sentence in err
     assert err.count('\n') == 1
@@ -166,6 +158,6 @@ def test_bad_input(name, words, sentence, tmp_path, capsys, monkeypatch):
 
 def test_images_must_be_named_where_the_run_does_not_say(tmp_path, capsys):
     torch.save(timm.create_model('resnet20_se').state_dict(), tmp_path / 'weights.pth')
-    status, _, err = freeze(capsys, tmp_path / 'weights.pth', '--model', 'resnet20_se')
+    status, _, err = command(capsys, 'freeze', tmp_path / 'weights.pth', '--model', 'resnet20_se')
     assert status == 2
     assert 'no images to measure the gates on: give the folder of the images (--data-dir DIR)' in err

@@ -1,4 +1,4 @@
-"""Checkpoints as this package's engine and timm's script write them, without training."""
+"""Checkpoints as this package's engine and timm's script write them, without training; and a line of ``timm-asr``."""
 
 import argparse
 
@@ -6,6 +6,7 @@ import torch
 from helpers import clone, randomize
 
 import timm_asr
+from timm_asr.engine.commands import dispatch
 from timm_asr.engine.commands.train import parse_args
 from timm_asr.engine.options import plain_options
 
@@ -48,3 +49,9 @@ def timm_checkpoint(path, model, average):
 def nudged(model):
     """The model with other weights of the same keys."""
     return randomize(clone(model), seed=9)
+
+
+def command(capsys, *words):
+    """(status, standard output, standard error) of a line of ``timm-asr``."""
+    status = dispatch([str(word) for word in words], 'timm-asr')
+    return status, *capsys.readouterr()
