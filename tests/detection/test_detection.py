@@ -206,22 +206,19 @@ def test_bad_input(args, kwargs, error, sentence, tmp_path, monkeypatch):
 SIZE = 512
 
 
-def boxes():
-    corners = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) * SIZE / 2
-    sides = torch.logspace(0.5, math.log10(SIZE / 2), 200)
-    return torch.cat([corners, corners + sides[:, None]], 1)
-
-
 def maps(strides):
     generator = torch.Generator().manual_seed(1)
     return {str(n): torch.rand(1, 3, SIZE // s, SIZE // s, generator=generator) for n, s in enumerate(strides)}
 
 
 def test_the_usual_strides_are_pooled_as_torchvision_does():
+    corners = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) * SIZE / 2
+    sides = torch.logspace(0.5, math.log10(SIZE / 2), 200)
+    boxes = torch.cat([corners, corners + sides[:, None]], 1)
     features = maps((4, 8, 16, 32))
     theirs = MultiScaleRoIAlign(list(features), 7, 2)
     ours = region_pool((4, 8, 16, 32), 7)
-    what = features, [boxes()], [(SIZE, SIZE)]
+    what = features, [boxes], [(SIZE, SIZE)]
     assert torch.equal(ours(*what), theirs(*what))
 
 
