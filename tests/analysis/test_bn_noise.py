@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from freeze_helpers import CIFAR, build
+from freeze_helpers import CIFAR
 from helpers import randomize, relative_error
 from torch import nn
 
@@ -51,8 +51,7 @@ def test_drawn_for_each_channel_and_pass():
     ('resnet20_se_asr_se', CIFAR), ('mobilenetv3_small_100', {'num_classes': 5, 'asr': 'se'}),
     ('repvgg_a0_asr_se', {'num_classes': 5})])
 def test_folded_asr_is_the_same_function_under_noise(name, kwargs):
-    model = build(name, **kwargs) if 'asr' not in kwargs else randomize(
-        timm_asr.create_model(name, dtype=torch.float64, **kwargs)).eval()
+    model = randomize(timm_asr.create_model(name, dtype=torch.float64, **kwargs)).eval()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         clean = model(x)
