@@ -107,8 +107,6 @@ def test_it_claims_nothing_that_nobody_measured(tmp_path):
     card = model_card(write(tmp_path / 'bare'), REPO)
     assert not [title for title in ('Results', 'Speed', 'Training', 'The attention') if f'## {title}' in card]
     assert 'licen' not in card.lower()
-    assert 'datasets' not in head(card)
-    assert 'model-index' not in head(card)
     assert head(card) == {'library_name': 'timm', 'pipeline_tag': 'image-classification',
                           'tags': ['image-classification', 'timm', 'timm_asr']}
     assert head(model_card(tmp_path / 'bare', REPO, license='cc-by-4.0'))['license'] == 'cc-by-4.0'
