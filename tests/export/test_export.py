@@ -201,7 +201,6 @@ def test_published_weights_are_a_source(tmp_path):
     ('{c} --output {t}/x --labels {t}/text.pth', '1 label names were given for 10 classes'),
     ('{c} --output {t}/x --int8 {t}/y.onnx', '--int8 goes with --onnx'),
     ('{c} --onnx {t}/x.onnx --int8 {t}/x.onnx', '--onnx, --int8 and --torch-export write a file each'),
-    ('{c} --onnx {t}/x.onnx --int8 {t}/text.pth', '{t}/text.pth is there already; choose another name'),
     ('{c} --onnx {t}/x.onnx --int8 {t}/y.onnx --samples 0', '--samples takes one image or more'),
     ('{c} --onnx {t}/x.onnx --keep-trainable', '--keep-trainable goes with --output'),
     ('{c} --torch-export {t}/text.pth', '{t}/text.pth is there already; choose another name, or replace it (--force)'),
