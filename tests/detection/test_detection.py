@@ -158,15 +158,13 @@ def test_a_checkpoint_with_asr_attached(name, kwargs, x, tmp_path):
         make_body(name, checkpoint=tmp_path / 'deeper.pth.tar', asr='eca', **kwargs)
 
 
-SWIN = {'img_size': 64, 'window_size': 4, 'embed_dim': 12, 'depths': (1, 1, 1, 1), 'num_heads': (1, 1, 1, 1),
-        'strict_img_size': False}
-
-
 @pytest.mark.parametrize(('kind', 'backbone', 'kwargs', 'strides'), [
     ('maskrcnn', 'resnet20_asr_se', {}, (4,)),
     ('retinanet', 'resnet20_asr_se', {'strides': (4, 2, 4), 'image_mean': [0.1] * 3}, (2, 4)),
     ('fasterrcnn', 'resnet18_asr_se', {'strides': (8, 32)}, (8, 32)),
-    ('retinanet', 'swin_tiny_patch4_window7_224', {'backbone_kwargs': SWIN}, (8, 16, 32)),
+    ('retinanet', 'swin_tiny_patch4_window7_224', {'backbone_kwargs': {
+        'img_size': 64, 'window_size': 4, 'embed_dim': 12, 'depths': (1, 1, 1, 1), 'num_heads': (1, 1, 1, 1),
+        'strict_img_size': False}}, (8, 16, 32)),
     ('fasterrcnn', 'vit_tiny_asr_eca', {'backbone_kwargs': {
         'img_size': 64, 'dynamic_img_size': True, 'depth': 3, 'embed_dim': 24, 'num_heads': 2}}, (16,))])
 def test_any_backbone_and_strides(kind, backbone, kwargs, strides):
