@@ -8,13 +8,13 @@ import shutil
 
 import pytest
 import timm
+from export_helpers import command
 from hub import OTHER, READ, WRITE
 from hub_helpers import change_section, contents, make_folder
 from huggingface_hub import HfApi
 
 import timm_asr
-from timm_asr.engine.commands.publish import main
-from timm_asr.errors import BadInput, run_main
+from timm_asr.errors import BadInput
 
 REPO = 'alice/resnet20_asr_se'
 PUBLISHED = ['README.md', 'args.yaml', 'attention.png', 'config.json', 'metrics.json', 'model.safetensors',
@@ -36,9 +36,7 @@ def publish(hub, capsys, monkeypatch):
     """The command; gives its standard output, or checks that it is refused with these parts of one sentence."""
     def run(folder, *words, token=WRITE, repo=REPO, refused=(), status=None):
         monkeypatch.setenv('HF_TOKEN', token)
-        argv = [str(word) for word in (folder, '--repo-id', repo, *words)]
-        found = run_main(lambda: main(argv), 'timm-asr publish')
-        out, err = capsys.readouterr()
+        found, out, err = command(capsys, 'publish', folder, '--repo-id', repo, *words)
         assert not any(secret in out + err for secret in (WRITE, READ, OTHER))
         assert not [line for line in hub.log if line.startswith(('DELETE', 'PUT'))]
         if not refused:
