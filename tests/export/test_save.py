@@ -15,6 +15,7 @@ from torch import nn
 
 from timm_asr import attach_asr, create_model, has_asr, load_trainable, save_fused
 from timm_asr.checkpoints.open import open_source
+from timm_asr.checkpoints.read import read_config
 from timm_asr.errors import BadInput
 
 FRESH = """
@@ -31,10 +32,6 @@ for line in json.loads(sys.argv[1]):
     assert line['ours'] == type(model).__module__.startswith('timm_asr'), type(model)
 print('loaded', len(json.loads(sys.argv[1])))
 """
-
-
-def config_of(folder):
-    return json.loads((folder / 'config.json').read_text())
 
 
 def data_of(model):
@@ -79,7 +76,7 @@ def test_nothing_of_the_stock_weights_leaks_in(tmp_path):
     foreign = {'tag', 'license', 'paper_ids', 'origin_url', 'hf_hub_id', 'url', 'test_input_size', 'test_crop_pct'}
     assert foreign <= set(cfg)  # there is something that could leak
     folder = save_fused(model, tmp_path)
-    assert not foreign & set(config_of(folder)['pretrained_cfg'])
+    assert not foreign & set(read_config(folder)['pretrained_cfg'])
     text = (folder / 'config.json').read_text()
     assert not [cfg[key] for key in ('tag', 'license', 'origin_url') if str(cfg[key]) in text]
 
@@ -94,7 +91,7 @@ def test_what_the_images_went_through_and_the_names_of_the_classes(tmp_path):
     assert (loaded.num_classes, loaded.conv1.in_channels) == (3, 1)
     assert loaded.pretrained_cfg['label_names'] == ['cat', 'dog', 'owl']
     again = save_fused(folder, tmp_path / 'again')
-    assert config_of(again)['label_names'] == ['cat', 'dog', 'owl']
+    assert read_config(again)['label_names'] == ['cat', 'dog', 'owl']
     assert data_of(reload(again)) == data
     with pytest.raises(ValueError, match='2 label names were given for 3 classes'):
         save_fused(model, tmp_path / 'x', label_names=['cat', 'dog'])
@@ -128,11 +125,11 @@ def test_the_classes_of_shipped_weights_are_not_those_of_other_networks(tmp_path
     """Without weights timm gives the architecture the configuration of its pretrained ones all the same."""
     model = timm.create_model('resnet20_asr_se', num_classes=10)
     assert model.pretrained_cfg['label_names']
-    assert 'label_names' not in config_of(save_fused(model, tmp_path / 'other', check=False))
+    assert 'label_names' not in read_config(save_fused(model, tmp_path / 'other', check=False))
     named = save_fused(model, tmp_path / 'named', check=False, label_names=list('abcdefghij'))
-    assert config_of(named)['label_names'] == list('abcdefghij')
+    assert read_config(named)['label_names'] == list('abcdefghij')
     shipped = save_fused('resnet20_asr_se.cifar10', tmp_path / 'shipped', check=False)
-    assert config_of(shipped)['label_names'][0] == 'airplane'
+    assert read_config(shipped)['label_names'][0] == 'airplane'
 
 
 def test_files_of_somebody_else_stay(tmp_path):
@@ -201,7 +198,7 @@ def test_keep_trainable(tmp_path):
     name = 'resnet20_asr_se'
     model = randomize(timm.create_model(name, num_classes=10)).train()
     folder = save_fused(model, tmp_path / 'a', keep_trainable=True, provenance={'dataset': 'torch/cifar10'})
-    fused, kept = config_of(folder), config_of(folder / 'trainable')
+    fused, kept = read_config(folder), read_config(folder / 'trainable')
     assert (fused['architecture'], kept['architecture']) == ('resnet20', name)
     assert [c['timm_asr']['form'] for c in (fused, kept)] == ['folded', 'trainable']
     loaded = reload(folder / 'trainable')
@@ -210,4 +207,4 @@ def test_keep_trainable(tmp_path):
     # The trainable form makes the same folder again.
     again = save_fused(folder / 'trainable', tmp_path / 'b', keep_trainable=True)
     for first, second in ((folder, again), (folder / 'trainable', again / 'trainable')):
-        assert config_of(first)['timm_asr']['weights_sha256'] == config_of(second)['timm_asr']['weights_sha256']
+        assert read_config(first)['timm_asr']['weights_sha256'] == read_config(second)['timm_asr']['weights_sha256']
