@@ -36,7 +36,6 @@ def test_attention_of_units_and_of_gates_in_the_blocks(name):
 
 
 def test_algorithm_1():
-    torch.manual_seed(0)
     h = torch.rand(60, 4, 3)
     ours = feature_integration(h, trees=12, seed=3)
     assert torch.isnan(ours[torch.ones(4, 4, dtype=torch.bool).triu()]).all()
@@ -56,7 +55,6 @@ def test_algorithm_1():
 
 @pytest.mark.parametrize('channels', [None, 2, 1])
 def test_it_finds_the_block_that_matters(channels):
-    torch.manual_seed(0)
     h = torch.rand(200, 5, 4)
     h[:, 3] = h[:, 1] ** 2
     h[:, 4] = 0.5 * h[:, 0] + 0.01 * h[:, 4]

@@ -19,7 +19,6 @@ def by_hand(features, logits, targets, size):
 
 
 def test_its_definition():
-    torch.manual_seed(0)
     model = timm.create_model('resnet20_se', num_classes=5)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     x, targets = torch.randn(5, 3, 32, 32), torch.arange(5)
@@ -49,7 +48,6 @@ def test_its_definition():
     ('resnet20_dia_lstm', 32, 'layer3'), ('efficientnet_b0', 64, 'blocks.6'), ('repvgg_a0_asr_se', 64, 'final_conv'),
     ('vit_tiny_patch16_224', 224, 'blocks.11.norm1'), ('swin_tiny_patch4_window7_224', 224, 'layers.3')])
 def test_layers_of_many_networks(name, size, layer):
-    torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3)
     assert look_layer(model) == layer
     maps, scores = grad_cam(model, torch.randn(2, 3, size, size), torch.tensor([0, 1]))
@@ -61,7 +59,6 @@ def test_layers_of_many_networks(name, size, layer):
 
 def test_tokens_stand_where_their_patches_are():
     """A transformer whose one bright patch alone reaches the classifier is said to look there."""
-    torch.manual_seed(0)
     model = timm.create_model('vit_tiny_patch16_224', num_classes=2, img_size=(64, 96), global_pool='avg').eval()
     x = torch.zeros(1, 3, 64, 96)
     x[:, :, 16:32, 64:80] = 50.0
@@ -76,7 +73,6 @@ def test_tokens_stand_where_their_patches_are():
 
 
 def test_the_average():
-    torch.manual_seed(0)
     model = timm.create_model('resnet20', num_classes=5)
     x, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % 5
     maps, scores = grad_cam(model, x[:5], labels[:5])

@@ -11,7 +11,6 @@ from timm_asr.analysis.gradients import StageGradients, stage_gradients
 
 @pytest.mark.parametrize('training', [True, False])
 def test_by_hand(training):
-    torch.manual_seed(0)
     model = timm.create_model('resnet20_dia_lstm', no_skip=True, **CIFAR)
     x, labels = torch.randn(6, 3, 16, 16), torch.arange(6) % 5
     state = {key: value.clone() for key, value in model.state_dict().items()}

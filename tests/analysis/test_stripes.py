@@ -28,7 +28,6 @@ class Made(nn.Module):
 
 @pytest.mark.parametrize(('kind', 'score'), [('constant', 1), ('same', 1), ('random', 0.01), ('half', None)])
 def test_gates_by_construction(kind, score):
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 64, 3), Made(kind), nn.ReLU())
     report = measure_stripes(model, [torch.randn(50, 3, 8, 8) for _ in range(8)])
     (gate,) = report.gates
@@ -75,7 +74,6 @@ def test_statistics_by_hand():
     ('cbam_timm', 'ChannelAttn', 1), ('seresnet50', 'SEModule', 16), ('ese_vovnet19b_dw', 'EffectiveSEModule', 4),
     ('efficientnet_b0', 'SqueezeExcite', 16), ('ecaresnet26t', 'EcaModule', 8)])
 def test_gates_of_many_networks(name, kind, count):
-    torch.manual_seed(0)
     if name == 'cbam_timm':
         model = nn.Sequential(nn.Conv2d(3, 32, 3), CbamModule(32))
     else:
