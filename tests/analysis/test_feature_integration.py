@@ -6,7 +6,6 @@ import torch
 from helpers import randomize
 from timm.data import create_loader
 
-import timm_asr  # noqa: F401 - registers the models
 from timm_asr.analysis import measure_stripes
 from timm_asr.analysis.feature_integration import collect_attention, feature_integration
 from timm_asr.data import Digits

@@ -5,7 +5,6 @@ import timm
 import torch
 import torch.nn.functional as F
 
-import timm_asr  # noqa: F401 - registers the models
 from timm_asr.analysis.gradcam import average_cam, grad_cam, look_layer
 
 pytest.importorskip('pytorch_grad_cam', reason='the extra `gradcam` is not installed')
