@@ -37,12 +37,6 @@ def rounds(plan: Plan, output: Path) -> list[tuple[Plan, Path]]:
     return found
 
 
-def next_round(plan: Plan, output: Path) -> tuple[Plan, Path] | None:
-    """The round whose runs are to be made; None when all are."""
-    part, folder = rounds(plan, output)[-1]
-    return (part, folder) if missing_runs(part, folder) else None
-
-
 def ranking(plan: Plan, output: Path) -> str:
     """The finished rounds as Markdown, the best arm of each first."""
     title = f'{plan.name}, budget {plan.budget:g}' if plan.budget != 1 else plan.name

@@ -1,13 +1,12 @@
 """Make the runs of a plan, arms over seeds, and say what their differences are worth."""
 
-import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import BadInput
-from ...experiment.plan import Plan, find_plan, list_tables, read_plan
+from ...experiment.plan import find_plan, list_tables, read_plan
 from ..options import parse, switch, value
 
 OPTIONS = [
@@ -39,10 +38,16 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr experiment') -
     from ..progress import setup_logging
     from .train import parse_args
     setup_logging()
-    if plan.halving and (args.dia_format or args.versus):
-        raise BadInput('--dia-format and --versus compare arms, and a search ranks them; leave them out')
     if plan.halving:
-        return _search(plan, output, args)
+        if args.dia_format or args.versus:
+            raise BadInput('--dia-format and --versus compare arms, and a search ranks them; leave them out')
+        from ...experiment.search import ranking, rounds
+        if not args.report:
+            check_plan(plan, output / 'check', parse_args)
+            while missing_runs(*(latest := rounds(plan, output)[-1])) and not args.check:
+                make_runs(*latest, parse_args, args.parallel, args.device)
+        print(ranking(plan, output), end='')
+        return 0
     if args.report:
         from ...experiment.report import write_report  # with scipy, which training does not need
         print(write_report(plan, output, args.dia_format), end='')
@@ -55,17 +60,4 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr experiment') -
     print(f'{plan.name}: {len(todo)} of {len(plan.runs)} runs to make.', file=sys.stderr)
     make_runs(plan, output, parse_args, args.parallel, args.device)
     print(f'{plan.name}: all {len(plan.runs)} runs are done; --report compares them.', file=sys.stderr)
-    return 0
-
-
-def _search(plan: Plan, output: Path, args: argparse.Namespace) -> int:
-    """The rounds of a search one after the other, or what is known of them so far."""
-    from ...experiment.runner import check_plan, make_runs
-    from ...experiment.search import next_round, ranking
-    from .train import parse_args
-    if not args.report:
-        check_plan(plan, output / 'check', parse_args)
-        while (todo := next_round(plan, output)) is not None and not args.check:
-            make_runs(*todo, parse_args, args.parallel, args.device)
-    print(ranking(plan, output), end='')
     return 0
