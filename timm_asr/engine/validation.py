@@ -189,9 +189,10 @@ def _runs(args: argparse.Namespace) -> list[dict[str, str]] | None:
     return None if names is None else [{'model': name} for name in names]
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace, *_: Any) -> int:
     """Validate what the options name, print and write the results; returns the exit status."""
     setup_logging()
+    args.model = args.model or ('' if args.checkpoint else 'dpn92')  # a checkpoint says what it is
     device = _check(args)
     runs = _runs(args)
     results: Any

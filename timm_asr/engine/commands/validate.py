@@ -1,11 +1,8 @@
 """Measure the accuracy of models on a data set."""
 
-from collections.abc import Sequence
-
 from ..flags import BN_NOISE, COMPILE, DATA, DEVICE, IMAGE, INFERENCE_FORM, MODEL, RESULTS, SEED, pick
-from ..options import Option, group, parse, switch, value
-
-DEFAULT_MODEL = 'dpn92'
+from ..options import Option, group, switch, value
+from . import command
 
 OPTIONS: list[Option] = [
     *DATA, *IMAGE,
@@ -41,11 +38,4 @@ _NOT_HERE = 'it is not part of this engine; use `timm-asr run TIMM/validate.py`'
 #: Flags of timm's validate.py that are left out on purpose, each with the sentence that says so.
 REFUSED = {'--fuser': FUSER, '--aot-autograd': AOT, '--naflex-loader': _NOT_HERE, '--naflex-*': _NOT_HERE,
            '--tf-preprocessing': _NOT_HERE}
-
-
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr validate') -> int:
-    """Run the command; returns the exit status."""
-    args = parse(OPTIONS, REFUSED, argv, prog, __doc__)
-    args.model = args.model or ('' if args.checkpoint else DEFAULT_MODEL)  # a checkpoint says what it is
-    from .. import validation
-    return validation.main(args)
+main = command(__name__, OPTIONS, 'validation.main', REFUSED)
