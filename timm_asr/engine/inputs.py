@@ -18,7 +18,7 @@ from ..checkpoints import source
 from ..checkpoints.open import open_source
 from ..errors import BadInput
 from ..inference.reparameterize import is_foldable, reparameterize
-from .loaders import check_data, classes_of, img_mode_of, make_eval_loader, open_dataset
+from .loaders import check_data, classes_of, img_mode_of, open_dataset
 
 _logger = logging.getLogger(__name__)
 
@@ -79,11 +79,6 @@ def open_data(args: argparse.Namespace, data_config: dict[str, Any], num_outputs
         _logger.warning(f'The data has {count} classes, the model {num_outputs} outputs: class indices are those of '
                         'the sorted class names (--class-map names others).')
     return dataset
-
-
-def open_images(args: argparse.Namespace, model: nn.Module, data_config: dict[str, Any], device: torch.device) -> Any:
-    """The loader of the images that the flags name, for a model of :func:`open_model`; errors as :func:`open_data`."""
-    return make_eval_loader(args, data_config, open_data(args, data_config, model.num_classes), device, None)
 
 
 def mix(loader: Any, samples: int | None = None) -> None:

@@ -24,9 +24,9 @@ from ..errors import BadInput
 from ..figures import gates as draw
 from ..figures.looking import plot_feature_integration, plot_gradients, plot_looks
 from .device import find_device
-from .inputs import mix, open_images, open_model, settle_data
+from .inputs import mix, open_data, open_model, settle_data
 from .interrupt import Stoppable, deferred_interrupts
-from .loaders import classes_of, open_dataset
+from .loaders import classes_of, make_eval_loader, open_dataset
 from .progress import setup_logging
 from .runs import caption_of, output_folder, unlike, write_tables
 
@@ -69,10 +69,10 @@ def _opened(args: Namespace, device: torch.device, count: int | None, untrained:
     for index, (name, file) in enumerate(models):
         model, config = open_model(_with(args, model=name, checkpoint=file), untrained)
         known = name or (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
-        loader = open_images(args, model.to(device), config, device)
+        loader = make_eval_loader(args, config, open_data(args, config, model.num_classes), device, None)
         mix(loader, count)
         taken.append(unlike(labels[index] if labels else known, taken))
-        yield taken[-1], model, Stoppable(loader), config
+        yield taken[-1], model.to(device), Stoppable(loader), config
 
 
 def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
