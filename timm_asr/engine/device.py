@@ -5,17 +5,13 @@ import torch
 from ..errors import BadInput
 
 
-def available_devices() -> list[str]:
-    """Device types that this process can compute on, the fastest first; ``cpu`` is always the last."""
-    there = {name: getattr(torch, name, None) for name in ('cuda', 'xpu', 'npu', 'hpu')} | {'mps': torch.backends.mps}
-    return [*(name for name, backend in there.items() if getattr(backend, 'is_available', bool)()), 'cpu']
-
-
 def find_device(name: str | None = None) -> torch.device:
     """The device that the user asked for (``cuda``, ``cuda:1``, ``cpu``, ...); None or ``auto``: the best there is.
     ``BadInput``: the name is not a device, or there is none of that type here.
     """
-    available = available_devices()
+    there = {name: getattr(torch, name, None) for name in ('cuda', 'xpu', 'npu', 'hpu')} | {'mps': torch.backends.mps}
+    # The fastest first.
+    available = [*(name for name, backend in there.items() if getattr(backend, 'is_available', bool)()), 'cpu']
     if not name or name == 'auto':
         return torch.device(available[0])
     try:
