@@ -2,7 +2,7 @@
 
 import argparse
 import csv
-import importlib
+import importlib.util
 import io
 import logging
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from ..asr.wrapper import ASR
 from ..checkpoints.names import ATTENTION, CURVE, SUMMARY
 from ..checkpoints.read import first_line
 from ..errors import BadInput
+from ..figures.training import plot_attention, plot_curve
 from .checkpoint import write_atomically
 
 _logger = logging.getLogger(__name__)
@@ -62,13 +63,9 @@ def plot_run(folder: Path, model: nn.Module | None, *curve: Any) -> None:
 
     Without matplotlib (the extra ``plot``) one line says so.
     """
-    try:
-        import matplotlib
-    except ImportError:
+    if importlib.util.find_spec('matplotlib') is None:
         _logger.info('No plots: matplotlib is not installed (pip install matplotlib).')
         return
-    matplotlib.use('Agg')
-    from ..figures.training import plot_attention, plot_curve
     try:
         rows = read_summary(folder / SUMMARY)
         if len(rows) > 1:
