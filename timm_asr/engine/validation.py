@@ -72,9 +72,7 @@ def _check(args: argparse.Namespace) -> torch.device:
     return device
 
 
-def _valid_labels(path: str, num_classes: int) -> list[int] | None:
-    if not path:
-        return None
+def _valid_labels(path: str, num_classes: int) -> list[int]:
     try:
         labels = [int(line) for line in Path(path).read_text(encoding='utf-8').split()]
     except (OSError, ValueError) as error:
@@ -84,9 +82,7 @@ def _valid_labels(path: str, num_classes: int) -> list[int] | None:
     return labels
 
 
-def _real_labels(path: str, dataset: Any) -> RealLabelsImagenet | None:
-    if not path:
-        return None
+def _real_labels(path: str, dataset: Any) -> RealLabelsImagenet:
     try:
         return RealLabelsImagenet(dataset.filenames(basename=True), real_json=path)
     except (OSError, AssertionError, ValueError, AttributeError, KeyError):
@@ -107,12 +103,12 @@ def validate(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     param_count = count_parameters(model)
     _logger.info(f'Model {name} created, param count: {param_count}')
     num_classes = model.num_classes
-    valid_labels = _valid_labels(args.valid_labels, num_classes)
+    valid_labels = _valid_labels(args.valid_labels, num_classes) if args.valid_labels else None
     dataset = inputs.open_data(args, data_config, len(valid_labels) if valid_labels else num_classes)
     if args.test_pool:
         model, changed = apply_test_time_pool(model, data_config)
         data_config = data_config | ({'crop_pct': 1.0} if changed else {})
-    real_labels = _real_labels(args.real_labels, dataset)
+    real_labels = _real_labels(args.real_labels, dataset) if args.real_labels else None
 
     model = model.to(device=device, dtype=dtype)
     if args.channels_last:
