@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from timm.layers import set_fast_norm
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.utils import dispatch_clip_grad, random_seed
 from torch import nn
 
@@ -154,11 +154,9 @@ class TrainStep(Step):
     def _prepare(self, args: argparse.Namespace) -> None:
         if args.grad_checkpointing:
             checkpoint_gradients(self.eager, self.name)
-        options = {'momentum': args.momentum, 'weight_decay': args.weight_decay, 'eps': args.opt_eps,
-                   'betas': args.opt_betas}
+        options = optimizer_kwargs(argparse.Namespace(**{**vars(args), 'lr': 1e-4}))
         try:
-            self.optimizer = create_optimizer_v2(
-                self.eager, opt=args.opt, lr=1e-4, **{k: v for k, v in options.items() if v is not None})
+            self.optimizer = create_optimizer_v2(self.eager, **options)
         except (ValueError, AssertionError, TypeError) as error:
             raise BadInput(f'--opt {args.opt}: {str(error).splitlines()[0]}') from None
         self.clip = (args.clip_grad, args.clip_mode)
