@@ -69,11 +69,6 @@ def versions() -> dict[str, str]:
     return {'package_version': __version__, 'timm_version': timm.__version__, 'torch_version': str(torch.__version__)}
 
 
-def made_by() -> dict[str, Any]:
-    """What a checkpoint remembers of the program that trained it."""
-    return {**versions(), 'git_commit': git_commit()}
-
-
 def base_name(path: str) -> str:
     """The last part of a path of any system."""
     return re.split(r'[/\\:]', path.rstrip('/\\'))[-1]

@@ -16,7 +16,7 @@ from timm.utils import NativeScaler, dispatch_clip_grad
 from torchvision.utils import save_image
 
 from ..checkpoints.open import trained_as
-from ..checkpoints.provenance import made_by
+from ..checkpoints.provenance import git_commit, versions
 from ..checkpoints.read import first_line
 from ..checkpoints.weights import load_weights, state_dict_of
 from ..errors import BadInput, Stopped
@@ -209,7 +209,8 @@ def capture(training: Training) -> dict[str, Any]:
     """
     task, scheduler = training.task, training.scheduler
     state: dict[str, Any] = {
-        'arch': training.args.model, 'args': plain_options(training.args), 'made_by': made_by(),
+        'arch': training.args.model, 'args': plain_options(training.args),
+        'made_by': {**versions(), 'git_commit': git_commit()},
         'label_names': label_names(training.loaders.train.dataset, training.args.num_classes),
         'optimizer': training.optimizer.state_dict(),
         **task.get_checkpoint_state(), **task.get_checkpoint_state(ema=True)}
