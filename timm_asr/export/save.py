@@ -91,7 +91,9 @@ def save_fused(model: nn.Module | str | os.PathLike | Source, folder: str | os.P
         source, facts=source.facts | dict(provenance or {}), metrics=dict(metrics or source.metrics or {}),
         label_names=class_names(source, label_names), data_config=dict(data_config or source.data_config or {}))
     reference = to_float32(copy.deepcopy(source.model)).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    folded, data = fold_asr(copy.deepcopy(reference)), _data(reference, source)
+    folded = fold_asr(copy.deepcopy(reference))
+    data = resolve_input_data_config(reference, source.data_config, pretrained_cfg=_cfg(reference))
+    data = json.loads(json.dumps(data))  # in JSON's types, as that of a loaded model is
     with torch.no_grad():
         relative = same_function(reference, folded, random_images(tuple(data['input_size'])))
     parameters = f'{count_parameters(reference):,} parameters' + (
@@ -154,11 +156,6 @@ def _write(folder: Path, model: nn.Module, architecture: str, args: Mapping[str,
     config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
     (config.get('model_args') or {}).pop('num_classes', None)
     write_whole(folder / CONFIG, json.dumps(config, indent=2).encode())
-
-
-def _data(model: nn.Module, source: Source) -> dict[str, Any]:
-    """What the loaded model's data configuration must be, in JSON's types."""
-    return json.loads(json.dumps(resolve_input_data_config(model, source.data_config, pretrained_cfg=_cfg(model))))
 
 
 def _cfg(model: nn.Module) -> dict[str, Any]:
