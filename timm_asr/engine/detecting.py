@@ -37,9 +37,6 @@ from .training import Run, carry_out
 
 _logger = logging.getLogger(__name__)
 
-#: The folded detector, its description and the figures of both, in the run folder.
-WEIGHTS, CONFIG, METRICS = 'detector.safetensors', 'detector.json', 'metrics.json'
-
 
 class DetectionTask(Task):
     """The sum of a detector's losses, and the auxiliary terms of its backbone."""
@@ -148,7 +145,7 @@ class DetectionRun(Run):
             metrics |= {'epoch': self.saver.best_epoch, 'trained': before, 'folded': after}
             print(f'AP {before["AP"]:.4f} as trained, {after["AP"]:.4f} folded; AP50 {after["AP50"]:.4f}')
         state = {key: value.contiguous() for key, value in folded.state_dict().items()}
-        write_whole(self.folder / WEIGHTS, save(state))
+        write_whole(self.folder / 'detector.safetensors', save(state))
         names = ('detector', 'frozen_bn', 'strides', 'fpn_channels', 'detector_kwargs')
         description = {  # of the folded detector
             **{name: getattr(self.args, name) for name in names}, 'backbone': plain_architecture(self.args.backbone),
@@ -156,7 +153,7 @@ class DetectionRun(Run):
                                 if not key.startswith('asr')},
             'trained': {name: getattr(self.args, name) for name in ('backbone', 'asr', 'backbone_kwargs')},
             'num_classes': self.args.num_classes + 1, 'categories': self.categories}
-        for name, content in ((CONFIG, description), (METRICS, metrics)):
+        for name, content in (('detector.json', description), ('metrics.json', metrics)):
             write_whole(self.folder / name, json.dumps(content, indent=2).encode() + b'\n')
         print(f'Results: {self.folder}')
         return 0

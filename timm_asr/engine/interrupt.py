@@ -15,7 +15,6 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _requested = False
 #: Seconds that a loading worker waits, once it is told to end, for the reader to end it properly.
 GRACE = 5
@@ -43,7 +42,7 @@ def deferred_interrupts() -> Iterator[None]:
         yield
         return
     _requested = False
-    before = {number: signal.signal(number, _note) for number in _SIGNALS}
+    before = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except RuntimeError:

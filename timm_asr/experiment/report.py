@@ -12,8 +12,6 @@ from .plan import Plan
 from .runner import read_results, values_of
 from .statistics import Comparison, compare, holm
 
-CSV, FIGURE = 'results.csv', 'results.png'
-
 
 def comparisons(plan: Plan, rows: Sequence[dict[str, Any]], key: str = 'top1') -> dict[str, Comparison]:
     """Arm -> its comparison with the arm that it names, for those that have one."""
@@ -99,8 +97,8 @@ def write_report(plan: Plan, output: Path, dia: bool = False) -> str:
     """Write the CSV and the figure into the folder, once a run is done; returns the Markdown."""
     rows = read_results(plan, output)
     if rows:
-        write_results(output / CSV, rows)
+        write_results(output / 'results.csv', rows)
         plot_arms(plan.name + (f' (budget {plan.budget:g})' if plan.budget != 1 else ''),
-                  {arm.name: list(values_of(rows, arm.name, 'top1').values()) for arm in plan.arms}, output / FIGURE,
-                  f'timm-asr experiment FILE --output {output} --report')
+                  {arm.name: list(values_of(rows, arm.name, 'top1').values()) for arm in plan.arms},
+                  output / 'results.png', f'timm-asr experiment FILE --output {output} --report')
     return markdown(plan, rows, dia)

@@ -22,8 +22,6 @@ from ..models.registry import variant_of
 #: By which :func:`timm_asr.list_published` finds what this package published.
 TAG = 'timm_asr'
 _TEMPLATE = Path(__file__).with_name('card.md.j2')
-#: A gate's class names its paper by the key here, or brings an entry.
-_BIB = Path(__file__).with_name('papers.bib')
 
 
 def plain_text(value: Any) -> str:
@@ -115,8 +113,8 @@ def _head(repo_id: str, license: str | None, dataset: str | None, classes: int, 
 
 @lru_cache(maxsize=1)
 def bibliography() -> dict[str, str]:
-    """The entries of ``papers.bib`` by their keys."""
-    entries = split_entries(_BIB.read_text(encoding='utf-8'))
+    """The entries of ``papers.bib`` by their keys; a gate's class names its paper by one, or brings an entry."""
+    entries = split_entries(Path(__file__).with_name('papers.bib').read_text(encoding='utf-8'))
     return {re.findall(r'{(\w+),', entry)[0]: entry for entry in entries}
 
 

@@ -31,7 +31,6 @@ from ..models.counts import count_parameters
 from ..models.registry import plain_architecture
 from .place import files_in, placed, refuse_taken, write_whole
 
-_CODE = Path(__file__).with_name(f'{CODE}.txt')
 #: What transformers runs, if its user trusts it, for architectures that timm lacks.
 _AUTO_MAP = {auto: f'{CODE.removesuffix(".py")}.{name}' for auto, name in (
     ('AutoModel', 'TimmAsrModel'), ('AutoModelForImageClassification', 'TimmAsrForImageClassification'))}
@@ -107,7 +106,7 @@ def save_fused(model: nn.Module | str | os.PathLike | Source, folder: str | os.P
                 relative = _check_written(aside / TRAINABLE, reference, data, source.label_names, True)
                 report('check', f'the trainable form loads by timm_asr; logits differ by {relative:.1g} of the largest')
         more = {METRICS: json.dumps(source.metrics, indent=2).encode() + b'\n'} if source.metrics else {}
-        more |= {CODE: _CODE.read_bytes()} if needs else {}
+        more |= {CODE: Path(__file__).with_name(f'{CODE}.txt').read_bytes()} if needs else {}
         for file, content in {**source.files, **more}.items():
             write_whole(aside / file, content)
         _write(aside, folded, plain, {**_plain_arguments(folded), **(model_args or {})}, needs, source)
