@@ -172,12 +172,14 @@ def _mixer(args: argparse.Namespace) -> Any:
 
 
 def _timms_loader(dataset: Any, **options: Any) -> Any:
-    """timm's ``create_loader``; ``BadInput`` where its options cannot work."""
+    """timm's ``create_loader``, whose workers end quietly; ``BadInput`` where its options cannot work."""
     try:
-        return create_loader(dataset, **options)
+        loader = create_loader(dataset, **options)
     except (ValueError, AssertionError, TypeError, NotImplementedError, KeyError) as error:
         said = f'there is no {error}' if isinstance(error, KeyError) else error or type(error).__name__
         raise BadInput(f'these data options do not go together: {said}') from None
+    quiet_workers(loader)
+    return loader
 
 
 def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets: tuple[Any, Any], device: torch.device,
@@ -217,7 +219,6 @@ def make_loaders(args: argparse.Namespace, data_config: dict[str, Any], datasets
         batch_schedule_random_mix=args.train_size_random_mix, num_batches=args.train_batches_per_epoch,
         **{name: getattr(args, name) for name in _SAME},
         **_common(args, data_config, device, dtype, args.distributed))
-    quiet_workers(train_loader)
     if pad and not args.no_aug:
         pad_and_crop(train_loader.dataset.transform, data_config['input_size'][1:])
     if not iterable and not len(train_loader):
@@ -243,14 +244,12 @@ def make_eval_loader(args: argparse.Namespace, data_config: dict[str, Any], data
     """
     # Fewer workers of an iterable set, less padding.
     few = distributed and ('tfds' in args.dataset or 'wds' in args.dataset)
-    loader = _timms_loader(
+    return _timms_loader(
         dataset, batch_size=getattr(args, 'validation_batch_size', None) or args.batch_size, is_training=False,
         interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
         crop_mode=data_config['crop_mode'], crop_border_pixels=getattr(args, 'crop_border_pixels', None),
         num_workers=min(2, args.workers) if few else args.workers,
         **_common(args, data_config, device, dtype, distributed))
-    quiet_workers(loader)
-    return loader
 
 
 def _common(args: argparse.Namespace, data_config: dict[str, Any], device: torch.device, dtype: torch.dtype | None,
