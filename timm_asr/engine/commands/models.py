@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from ...errors import BadInput
 from ..options import Option, group, parse, switch, value
 
-OPTIONS: list[Option] = [
-    *group(
-        'Models',
-        value('pattern', str, '*', "part of a name, or a shell pattern: dia, 'resnet50*asr*'; all if unset", nargs='?',
-              metavar='PATTERN'),
-        switch('--names', 'the names alone, which is quicker'),
-    ),
-]
+OPTIONS: list[Option] = group(
+    'Models',
+    value('pattern', str, '*', "part of a name, or a shell pattern: dia, 'resnet50*asr*'; all if unset", nargs='?',
+          metavar='PATTERN'),
+    switch('--names', 'the names alone, which is quicker'),
+)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr models') -> int:
