@@ -58,13 +58,12 @@ def classes_in(weights: Mapping[str, Any], classifier: Any) -> int | None:
     return next((tensor.shape[0] for tensor in found if isinstance(tensor, torch.Tensor)), None)
 
 
-def load_weights(model: nn.Module, path: str | Path, weights: Mapping[str, torch.Tensor], name: str = '') -> None:
-    """Load weights strictly; ``BadInput`` says what kind of other model they belong to."""
+def load_weights(model: nn.Module, path: str | Path, weights: Mapping[str, torch.Tensor], name: str) -> None:
+    """Load weights strictly into the model of this name; ``BadInput`` says what kind of other model they belong to."""
     classes = classes_in(weights, (getattr(model, 'pretrained_cfg', None) or {}).get('classifier'))
     if classes is not None and classes != model.num_classes:
         raise BadInput(f'{path} was trained for {classes} classes, but {model.num_classes} were asked for; '
                        f'leave --num-classes out or give {classes}')
-    name = name or type(model).__name__
     try:
         model.load_state_dict(weights, strict=True)
     except (RuntimeError, TypeError, AttributeError) as error:
