@@ -5,7 +5,6 @@ import copy
 import json
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,7 @@ class DetectionRun(Run):
                      f'{len(train)} images, {len(self.categories)} classes, on {self.device}.')
         return training, {'input_size': (3, args.num_classes)}, (train, val)  # the folder's name ends in the latter
 
-    def validate(self, progress: Progress) -> 'OrderedDict[str, float] | None':
+    def validate(self, progress: Progress) -> dict[str, float] | None:
         loader = self.training.loaders.eval
         if loader is None:
             return None
@@ -117,12 +116,12 @@ class DetectionRun(Run):
         progress.line('  '.join(f'{key} {value:.4f}' for key, value in figures.items() if 'AP' in key))
         return figures
 
-    def figures(self, model: nn.Module, loader: DataLoader) -> 'OrderedDict[str, float]':
+    def figures(self, model: nn.Module, loader: DataLoader) -> dict[str, float]:
         """COCO's figures: boxes by their names ('AP', 'AP50', ...), masks with 'mask_' before them."""
         with self.autocast():
             found = evaluate_coco(model, loader, self.datasets[1].coco, progress=False)
-        return OrderedDict((('mask_' if kind == 'segm' else '') + name, value)
-                           for kind, own in found.items() for name, value in own.items())
+        return {('mask_' if kind == 'segm' else '') + name: value
+                for kind, own in found.items() for name, value in own.items()}
 
     def finish(self) -> int:
         """Fold the best detector, check that its figures stay, and write it."""

@@ -1,6 +1,5 @@
 """Loss and accuracy of a model over a loader, averaged over images, each image counted once."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -26,11 +25,11 @@ class Totals:
         found[0] *= len(output)
         self.sums += torch.cat([found, found.new_full((1,), len(output))])
 
-    def averages(self) -> 'OrderedDict[str, float]':
+    def averages(self) -> dict[str, float]:
         """``loss``, ``top1`` and ``top5`` (percent), and ``count``, the number of images."""
         loss, top1, top5, count = self.sums.tolist()
         n = max(count, 1)
-        return OrderedDict(loss=loss / n, top1=100 * top1 / n, top5=100 * top5 / n, count=int(count))
+        return {'loss': loss / n, 'top1': 100 * top1 / n, 'top5': 100 * top5 / n, 'count': int(count)}
 
 
 def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
@@ -38,7 +37,7 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor
              dtype: torch.dtype | None = None, amp_autocast: Callable[[], Any] = suppress, channels_last: bool = False,
              valid_labels: Sequence[int] | None = None,
              on_output: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
-             on_batch: Callable[[int, Totals], None] | None = None) -> 'OrderedDict[str, float]':
+             on_batch: Callable[[int, Totals], None] | None = None) -> dict[str, float]:
     """``loss``, ``top1``, ``top5`` (percent) and ``count`` over the images of all processes, padding not counted.
 
     The model gives logits (B, classes), and is left in eval mode; ``loader`` yields images (B, C, H, W) and targets

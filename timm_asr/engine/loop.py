@@ -3,7 +3,6 @@
 import argparse
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -133,7 +132,7 @@ def _update(training: Training, loss: torch.Tensor, need_update: bool) -> None:
         optimizer.step()
 
 
-def train_one_epoch(training: Training, epoch: int, progress: Progress) -> 'OrderedDict[str, float]':
+def train_one_epoch(training: Training, epoch: int, progress: Progress) -> dict[str, float]:
     """Train for one epoch, counted from 0; ``Stopped`` if the loss becomes NaN or infinite. Returns ``loss`` (mean over
     the images of all processes), their ``images_per_second``, and ``waiting`` (share of this one's time, for data).
     """
@@ -172,7 +171,7 @@ def train_one_epoch(training: Training, epoch: int, progress: Progress) -> 'Orde
         waiting_since = time.perf_counter()
     if hasattr(training.optimizer, 'sync_lookahead'):
         training.optimizer.sync_lookahead()
-    return OrderedDict(loss=meter.average(epoch), **meter.rates(args.world_size))
+    return {'loss': meter.average(epoch), **meter.rates(args.world_size)}
 
 
 def _after_update(training: Training, meter: _Meter, epoch: int, index: int, last: bool, images: torch.Tensor,

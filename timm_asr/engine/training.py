@@ -6,7 +6,6 @@ import logging
 import os
 import shlex
 import sys
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -170,7 +169,7 @@ class Run:
         if args.recovery_interval:
             training.save_recovery = lambda epoch, update: saver.save_recovery(capture(training), epoch, update)
 
-    def validate(self, progress: Progress) -> 'OrderedDict[str, float] | None':
+    def validate(self, progress: Progress) -> dict[str, float] | None:
         """The metrics of an epoch, by the names that they have in ``summary.csv`` after ``eval_``: of the raw model, or
         of the averaged one where there is one, as timm has it; None without validation images.
         """
@@ -178,7 +177,7 @@ class Run:
         if training.loaders.eval is None:
             return None
 
-        def run(model: nn.Module, name: str) -> 'OrderedDict[str, float]':
+        def run(model: nn.Module, name: str) -> dict[str, float]:
             found = evaluate(model, training.loaders.eval, nn.CrossEntropyLoss(), device=self.device,
                              dtype=training.dtype, amp_autocast=self.autocast, channels_last=args.channels_last)
             progress.line(f'validation{name}: top-1 {found["top1"]:.2f} %, loss {found["loss"]:.4f}, '
@@ -214,12 +213,11 @@ class Run:
             self.saver.save_last(capture(training), epoch)
             progress.line(f'{start}, {end}', always=True)
             return
-        row = OrderedDict(epoch=epoch, train_loss=trained['loss'])
-        row.update((f'eval_{key}', value) for key, value in (validated or {}).items())
-        row['lr'] = rate
+        row = {'epoch': epoch, 'train_loss': trained['loss'],
+               **{f'eval_{key}': value for key, value in (validated or {}).items()}, 'lr': rate}
         add_summary(self.folder / SUMMARY, row)
         if self.wandb:
-            self.wandb.log(dict(row))
+            self.wandb.log(row)
         self.saver.save(capture(training), epoch, metric)
         hidden = ('loss', 'top5') if args.num_classes <= 5 else ('loss',)  # five of five are always right
         shown = ''.join(f', {name} {value:.4g}' for name, value in (validated or {}).items() if name not in hidden)
