@@ -40,9 +40,6 @@ _logger = logging.getLogger(__name__)
 class DetectionTask(Task):
     """The sum of a detector's losses, and the auxiliary terms of its backbone."""
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        super().__init__(model, nn.Identity(), device)
-
     def forward(self, input: Any, target: Any) -> dict[str, torch.Tensor]:
         images = [image.to(self.device) for image in input]
         targets = [{key: value.to(self.device) if isinstance(value, torch.Tensor) else value
@@ -102,8 +99,9 @@ class DetectionRun(Run):
         args.eval_metric, args.sched_on_updates = 'AP', True
         args.warmup_epochs = args.warmup_steps * args.grad_accum_steps / max(1, len(loaders.train))
         resolve_learning_rate(args, args.batch_size)
-        training = Training(args, DetectionTask(model, self.device), loaders, make_optimizer(model, args), None,
-                            self.device, self.autocast, self.scaler)
+        task = DetectionTask(model, nn.Identity(), self.device)  # a detector gives its losses itself
+        training = Training(args, task, loaders, make_optimizer(model, args), None, self.device, self.autocast,
+                            self.scaler)
         _logger.info(f'{args.detector} over {args.backbone}, {count_parameters(model):,} parameters, '
                      f'{len(train)} images, {len(self.categories)} classes, on {self.device}.')
         return training, {'input_size': (3, args.num_classes)}, (train, val)  # the folder's name ends in the latter
