@@ -116,10 +116,10 @@ class InferenceSharedGate(SharedUnit):
         return self.gate(u), state
 
 
-class _Cut(nn.Module):
-    """A residual block of timm's cut in two, so that the unit of a stage can act in between.
+class CutBlock(nn.Module):
+    """A residual block cut in two, so that the unit of a stage can act in between.
 
-    ``forward`` gives the residual branch a = f(x) and the shortcut; ``merge`` weighs a and adds.
+    ``forward`` gives the residual branch a = f(x) and the shortcut, here of timm's blocks; ``merge`` weighs a and adds.
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +138,7 @@ class _Cut(nn.Module):
         return self.last_act(weigh(a, z, shortcut))
 
 
-class BranchBasicBlock(_Cut, BasicBlock):  # type: ignore[misc]
+class BranchBasicBlock(CutBlock, BasicBlock):  # type: ignore[misc]
     """timm's ``BasicBlock`` cut in two."""
 
     def branch(self, x: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class BranchBasicBlock(_Cut, BasicBlock):  # type: ignore[misc]
         return self.act2(a)
 
 
-class BranchBottleneck(_Cut, Bottleneck):  # type: ignore[misc]
+class BranchBottleneck(CutBlock, Bottleneck):  # type: ignore[misc]
     """timm's ``Bottleneck`` cut in two."""
 
     def branch(self, x: Tensor) -> Tensor:

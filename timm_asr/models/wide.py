@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..asr.blocks import register_block
-from ..gates.fused import weigh
+from ..gates.shared import CutBlock
 
 
 class WideBlock(nn.Module):
@@ -70,7 +70,7 @@ class WideBlock(nn.Module):
         return a + shortcut
 
 
-class BranchWideBlock(WideBlock):
+class BranchWideBlock(CutBlock, WideBlock):
     """:class:`WideBlock` cut in two for the unit of a stage, which sees normalised features: it ends in a norm."""
 
     last_norm = True
@@ -78,12 +78,8 @@ class BranchWideBlock(WideBlock):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
         return self.branch(x)
 
-    def merge(self, a: torch.Tensor, z: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
-        """shortcut + a * own(z), with z broadcast over the branch a."""
-        z = self.own(z)
-        if self.drop_path is not None:  # of images, so of their weights
-            z = self.drop_path(z)
-        return weigh(a, z, shortcut)
+    def last_act(self, a: torch.Tensor) -> torch.Tensor:
+        return a
 
 
 register_block(WideBlock, sites=('conv2',), branch=BranchWideBlock)
