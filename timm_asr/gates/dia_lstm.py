@@ -27,11 +27,7 @@ class RecurrentUnit(SharedUnit):
 
     def start(self, x: Tensor) -> list[Tensor]:
         zero = x.new_zeros([1, 1]).expand(x.shape[0], self.channels)  # keeping it for the backward pass costs nothing
-        state: list[Tensor] = []
-        for _ in self.cells:
-            state.append(zero)
-            state.append(zero)
-        return state
+        return [zero] * (2 * len(self.cells))
 
     def excite(self, u: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if self.first is not None:
