@@ -10,8 +10,6 @@ from ..asr.scaled import owner_of, scaled_names
 from ..asr.sites import known_sites, match_sites
 from ..asr.wrapper import ASR
 
-_NOT_NORMS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-
 
 @torch.no_grad()
 def init_last_norms(model: nn.Module, value: float, sites: Sequence[str] | None = None) -> nn.Module:
@@ -34,7 +32,7 @@ def init_last_norms(model: nn.Module, value: float, sites: Sequence[str] | None 
         layer = layer.layer if isinstance(layer, ASR) else layer
         for key in scaled_names(layer):
             norm, leaf = owner_of(layer, key)
-            if leaf not in ('weight', 'bias') or isinstance(norm, _NOT_NORMS):
+            if leaf not in ('weight', 'bias') or isinstance(norm, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
                 raise TypeError(
                     f"last_norm_init sets the weight of norms, and the site '{name}' of this {type(model).__name__} "
                     f'ends in a {type(norm).__name__}, which is none.')
