@@ -7,31 +7,25 @@ FOLDER is a checkout of the authors' code (https://github.com/gbup-group/DIANet)
 is left out. Measured as `results/speed.py` does: one process, in turns, pinned threads, memory kept.
 """
 
-import argparse
 import copy
-import csv
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from speed import SETTINGS, machine, number
-
-if __name__ == '__main__' and any(os.environ.get(key) != value for key, value in SETTINGS.items()):
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | SETTINGS)
-
 import timm
 import torch
 import torch.nn.functional as F
+from measuring import SETTINGS_TEXT, columns, machine, quartiles, restart, section_parser, update
+from operations import authors
 from torch import nn
 
 import timm_asr
 from timm_asr.engine.bench import saved_for_backward
-from timm_asr.engine.reports import as_markdown, write_results
 from timm_asr.engine.versus import Spread, interleave, ratios
+from timm_asr.inference.compare import relative_difference
 
-HERE = Path(__file__).parent
+TABLE = Path(__file__).with_suffix('.csv')
 SEED = 42
 BUDGET = 90.0  # seconds that the rounds of a section may take
 GATES: tuple[str, ...] = ('se', 'ie', 'eca', 'ras', 'spe', 'dia_se', 'dia_lstm', 'dia_lstm_light')
@@ -54,16 +48,9 @@ def stir(model: nn.Module) -> nn.Module:
     return model
 
 
-def authors(folder: Path) -> nn.Module:
-    """The authors' ResNet-164 with DIA-LSTM, on the CPU; its forward asks for CUDA, which is ignored."""
-    sys.path.insert(0, str(folder))
-    from models.cifar.dia_resnet import dia_resnet  # type: ignore[import-not-found]
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
-    return dia_resnet(depth=164, num_classes=10, block_name='Bottleneck')
-
-
-def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / a.abs().max()).item()
+def dianet(folder: Path) -> nn.Module:
+    """The authors' ResNet-164 with DIA-LSTM."""
+    return authors(folder, 'models.cifar.dia_resnet.dia_resnet', 'cpu', shallow=False)
 
 
 def infer_section(
@@ -82,7 +69,7 @@ def infer_section(
 
         steps[name], y = step, step()
         if expected is not None:
-            errors[name] = relative_error(expected, y)
+            errors[name] = relative_difference(expected, y)
         return y
 
     channels_last = {'memory_format': torch.channels_last}
@@ -104,7 +91,7 @@ def infer_section(
             add(f'{gate}, compiled', torch.compile(model), x, y)
             add(f'{gate}, BN folded, channels_last, compiled', torch.compile(final), last, y)
     if args.dianet and backbone == 'resnet164' and not compiled:
-        add(AUTHORS, stir(authors(args.dianet)).eval(), x)
+        add(AUTHORS, stir(dianet(args.dianet)).eval(), x)
     rows = timed(steps, iters, 'plain', SAME, backbone=backbone, what='inference', batch_size=batch)
     for row in rows:
         row['error'] = f'{errors[row["variant"]]:.0e}' if row['variant'] in errors else ''
@@ -137,8 +124,8 @@ def train_section(args: Any, backbone: str, batch: int) -> list[dict[str, Any]]:
         model = timm.create_model(f'{backbone}_{gate}'.rstrip('_'), num_classes=10)
         add(f'{name}, channels_last', model.to(memory_format=torch.channels_last), last)
     if args.dianet and backbone == 'resnet164':
-        add(AUTHORS, authors(args.dianet), images)
-        add(f'{AUTHORS}, channels_last', authors(args.dianet).to(memory_format=torch.channels_last), last)
+        add(AUTHORS, dianet(args.dianet), images)
+        add(f'{AUTHORS}, channels_last', dianet(args.dianet).to(memory_format=torch.channels_last), last)
     rows = timed(steps, 1, 'plain, channels_last', 'plain, channels_last', backbone=backbone, what='training step',
                  batch_size=batch)
     for row in rows:
@@ -153,9 +140,7 @@ def timed(
     return [{
         **about, 'variant': name, 'rounds': len(own), 'steps_a_round': iters,
         'ms': round(1000 * Spread.of(own).median, 2),
-        'over_plain': round(over_first[name].median, 3),
-        'q1': round(over_first[name].q1, 3),
-        'q3': round(over_first[name].q3, 3),
+        **quartiles(over_first[name]),
         'over_treated': round(over_second[name].median, 3),
     } for name, own in times.items()]
 
@@ -174,10 +159,9 @@ TRAIN_COLUMNS = ('variant', 'rounds', 'ms', 'over_plain', 'q1', 'q3', 'saved_rat
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    settings = ' '.join(f'{key}={value}' for key, value in SETTINGS.items())
     parts = [f"""# What attention costs, before and after `reparameterize()`
 
-Command: `python results/attention_speed.py --dianet FOLDER` (seed {SEED}; it sets `{settings}` itself).
+Command: `python results/attention_speed.py --dianet FOLDER` (seed {SEED}; it sets `{SETTINGS_TEXT}` itself).
 Machine: {machine()}; PyTorch {torch.__version__}, timm {timm.__version__}, timm_asr {timm_asr.__version__}; float32,
 random images, 32x32 for resnet164 and 224x224 for resnet50.
 
@@ -197,36 +181,26 @@ there `saved_ratio` compares the bytes that autograd keeps for the backward pass
         own = [row for row in rows if row['section'] == section]
         if own:
             first = own[0]
-            columns = TRAIN_COLUMNS if section.startswith('train') else INFER_COLUMNS
             title = f'{first["backbone"]}, {first["what"]}, batch {first["batch_size"]}'
             title += ', with torch.compile' * section.startswith('compiled')
-            parts.append(f'## {title}\n\n'
-                         + as_markdown([{key: number(row[key]) for key in columns} for row in own]))
+            keys = TRAIN_COLUMNS if section.startswith('train') else INFER_COLUMNS
+            parts.append(f'## {title}\n\n{columns(own, keys)}')
     return '\n'.join(parts)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('sections', nargs='*', metavar='SECTION', help=', '.join(SECTIONS))
+    parser = section_parser(__doc__, SECTIONS)
     parser.add_argument('--dianet', type=Path, metavar='FOLDER', help="checkout of the authors' code")
     args = parser.parse_args()
-    unknown = [name for name in args.sections if name not in SECTIONS]
-    if unknown:
-        sys.exit(f'attention_speed.py: unknown section {unknown[0]}; there are {", ".join(SECTIONS)}')
     if args.dianet and not (args.dianet / 'models' / 'cifar' / 'dia_resnet.py').is_file():
         sys.exit(f'attention_speed.py: {args.dianet} is not a checkout of https://github.com/gbup-group/DIANet')
     if not args.dianet:
         print("The authors' code is left out; --dianet FOLDER measures it too.")
-    table = HERE / 'attention_speed.csv'
     for section in args.sections or SECTIONS:
-        rows = list(csv.DictReader(table.open())) if table.is_file() else []
-        fresh = [{'section': section, **row} for row in SECTIONS[section](args)]
-        rows = [row for row in rows if row['section'] != section] + fresh
-        rows.sort(key=lambda row: list(SECTIONS).index(row['section']))
-        write_results(table, rows)
-        (HERE / 'attention_speed.md').write_text(markdown(list(csv.DictReader(table.open()))))
-    print((HERE / 'attention_speed.md').read_text())
+        update(TABLE, section, SECTIONS[section](args), SECTIONS, markdown)
+    print(TABLE.with_suffix('.md').read_text())
 
 
 if __name__ == '__main__':
+    restart()
     main()

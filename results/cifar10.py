@@ -21,8 +21,8 @@ from typing import Any
 
 import timm
 import torch
+from measuring import machine, number, read
 from scipy import stats
-from speed import machine, number
 from timm.data import create_dataset, create_loader
 
 import timm_asr
@@ -146,12 +146,6 @@ ASR(SE) 94.47 %. `recipes/cifar10_resnet164.yaml` is that recipe.
 {as_markdown(shown)}"""
 
 
-def read(table: Path) -> list[dict[str, Any]]:
-    with table.open(newline='') as file:
-        return [{key: value if key in ('logit_difference', 'checkpoint_sha256') else number(value)
-                 for key, value in row.items()} for row in csv.DictReader(file)]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script with this command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
@@ -168,7 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print({key: rows[-1][key] for key in ('model', 'seed', 'top1', 'top1_fused')}, flush=True)
         rows.sort(key=lambda row: (row['model'].count('_'), row['model'], row['seed']))
         write_results(table, rows)
-    (HERE / 'cifar10.md').write_text(markdown(read(table)), encoding='utf-8')
+    rows = [{key: value if key in ('logit_difference', 'checkpoint_sha256') else number(value)
+             for key, value in row.items()} for row in read(table)]
+    (HERE / 'cifar10.md').write_text(markdown(rows), encoding='utf-8')
     print((HERE / 'cifar10.md').read_text(encoding='utf-8'))
     return 0
 

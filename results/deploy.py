@@ -8,20 +8,11 @@ without it that section is left out. FOLDER keeps the exported files for another
 one process, in turns, pinned threads.
 """
 
-import argparse
 import copy
-import csv
-import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-from speed import SETTINGS, machine, number
-
-if __name__ == '__main__' and any(os.environ.get(key) != value for key, value in SETTINGS.items()):
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | SETTINGS)
 
 import numpy as np
 import onnxruntime
@@ -29,14 +20,15 @@ import openvino
 import timm
 import torch
 from attention_speed import stir
+from measuring import SETTINGS_TEXT, columns, machine, quartiles, restart, section_parser, update
 from torch import nn
 
 import timm_asr
-from timm_asr.engine.reports import as_markdown, write_results
+from timm_asr.engine.reports import as_markdown
 from timm_asr.engine.versus import Spread, interleave, ratios
 from timm_asr.export.int8 import onnx_top1, quantize_onnx
 
-HERE = Path(__file__).parent
+TABLE = Path(__file__).with_suffix('.csv')
 SEED, BACKBONE, REPVGG = 42, 'resnet83', 'repvgg_a0'
 BATCHES = {1: 20, 64: 1}  # batch size -> steps a round
 GATES = ('se', 'eca', 'ie', 'srm', 'spe', 'ras', 'dia_se', 'dia_lstm')
@@ -50,7 +42,7 @@ Step = Callable[[], object]
 
 def networks(backbone: str) -> Iterator[tuple[str, nn.Module]]:
     """What is compared, in eval mode, by the name of its row. Weights are random, statistics are moved."""
-    for gate in ('', 'asr_se', 'se', 'eca', 'ie', 'srm', 'spe', 'ras', 'dia_se', 'dia_lstm'):
+    for gate in ('', 'asr_se', *GATES):
         model = stir(timm.create_model(f'{backbone}_{gate}'.rstrip('_'))).eval()
         yield gate or 'plain', model
         if gate == 'se':
@@ -110,8 +102,7 @@ def graphs_section(folder: Path, budget: float) -> list[dict[str, Any]]:
         for name in GATES:
             over = ratios({kind: taken for (gate, kind), taken in times.items() if gate == name}, 'literal')
             rows += [{'network': name, 'batch_size': batch, 'rounds': len(times[name, 'literal']), 'graph': kind,
-                      **{key: round(getattr(over[kind], key), 3) for key in ('median', 'q1', 'q3')}}
-                     for kind in ('form', 'written')]
+                      **quartiles(over[kind], 'median')} for kind in ('form', 'written')]
     return rows
 
 
@@ -140,8 +131,8 @@ def speed_section(folder: Path, budget: float, batch: int) -> list[dict[str, Any
         over = ratios({name: t for name, t in times.items() if REPVGG not in name}, 'plain') | ratios(
             {name: t for name, t in times.items() if REPVGG in name}, REPVGG)
         rows += [{'client': client, 'network': name, 'batch_size': batch, 'rounds': len(taken),
-                  'ms': round(1000 * Spread.of(taken).median, 3), 'over_plain': round(over[name].median, 3),
-                  'q1': round(over[name].q1, 3), 'q3': round(over[name].q3, 3)} for name, taken in times.items()]
+                  'ms': round(1000 * Spread.of(taken).median, 3), **quartiles(over[name])}
+                 for name, taken in times.items()]
         print(as_markdown(rows[-len(times):]))
     return rows
 
@@ -175,10 +166,9 @@ def accuracy_section(folder: Path, file: Path) -> list[dict[str, Any]]:
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
-    settings = ' '.join(f'{key}={value}' for key, value in SETTINGS.items())
     parts = [f"""# What attention costs where networks are deployed
 
-Command: `python results/deploy.py --cifar10 FILE` (seed {SEED}; it sets `{settings}` itself).
+Command: `python results/deploy.py --cifar10 FILE` (seed {SEED}; it sets `{SETTINGS_TEXT}` itself).
 Machine: {machine()}; PyTorch {torch.__version__}, timm {timm.__version__}, ONNX Runtime {onnxruntime.__version__},
 OpenVINO {openvino.__version__.partition('-')[0]}, timm_asr {timm_asr.__version__}; {BACKBONE}, 32x32, float32 unless
 int8 is named.
@@ -191,36 +181,30 @@ are in that form only where their class says `form_in_onnx`; "inference form" ha
 "as trained" is the network as it was trained.
 """]
     for batch in BATCHES:
-        own = [row for row in rows if row['section'] == f'speed-{batch}']
         for client in CLIENTS:
-            shown = [{key: number(row[key]) for key in ('network', 'rounds', 'ms', 'over_plain', 'q1', 'q3')}
-                     for row in own if row['client'] == client]
-            if shown:
-                parts.append(f'## {client}, batch {batch}\n\n{as_markdown(shown)}')
-    shown = [{key: number(row[key]) for key in ('network', 'batch_size', 'rounds', 'graph', 'median', 'q1', 'q3')}
-             for row in rows if row['section'] == 'graphs']
-    if shown:
+            own = [row for row in rows if (row['section'], row['client']) == (f'speed-{batch}', client)]
+            if own:
+                keys = ('network', 'rounds', 'ms', 'over_plain', 'q1', 'q3')
+                parts.append(f'## {client}, batch {batch}\n\n{columns(own, keys)}')
+    if own := [row for row in rows if row['section'] == 'graphs']:
         parts.append('## The graphs of each gate in ONNX Runtime, over its literal one\n\n'
                      'Taken in turns with each other. "form" is the inference form, "written" what `export_onnx` '
-                     'writes.\n\n' + as_markdown(shown))
-    shown = [{key: number(row[key]) for key in ('network', 'images', 'top1_float', 'top1_int8')}
-             for row in rows if row['section'] == 'accuracy']
-    if shown:
+                     'writes.\n\n'
+                     + columns(own, ('network', 'batch_size', 'rounds', 'graph', 'median', 'q1', 'q3')))
+    if own := [row for row in rows if row['section'] == 'accuracy']:
         parts.append('## Accuracy on the test images of CIFAR-10, by ONNX Runtime, in percent\n\n'
                      'Calibrated on 512 training images. The weights are those that come with the package.\n\n'
-                     + as_markdown(shown))
+                     + columns(own, ('network', 'images', 'top1_float', 'top1_int8')))
     return '\n'.join(parts)
 
 
 def main() -> None:
     sections = [*(f'speed-{batch}' for batch in BATCHES), 'graphs', 'accuracy']
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('sections', nargs='*', metavar='SECTION', choices=[[], *sections], help=', '.join(sections))
+    parser = section_parser(__doc__, sections)
     parser.add_argument('--cifar10', type=Path, metavar='FILE')
     parser.add_argument('--files', type=Path, metavar='FOLDER')
     parser.add_argument('--budget', type=float, default=30.0, help='seconds that the rounds of one table may take')
     args = parser.parse_args()
-    table = HERE / 'deploy.csv'
     with tempfile.TemporaryDirectory() as name:
         folder = args.files or Path(name)
         folder.mkdir(exist_ok=True)
@@ -234,12 +218,9 @@ def main() -> None:
                 fresh = graphs_section(folder, args.budget)
             else:
                 fresh = speed_section(folder, args.budget, int(section.partition('-')[2]))
-            rows = list(csv.DictReader(table.open())) if table.is_file() else []
-            rows = [row for row in rows if row['section'] != section] + [{'section': section, **row} for row in fresh]
-            rows.sort(key=lambda row: sections.index(row['section']))
-            write_results(table, rows)
-            (HERE / 'deploy.md').write_text(markdown(list(csv.DictReader(table.open()))))
+            update(TABLE, section, fresh, sections, markdown)
 
 
 if __name__ == '__main__':
+    restart()
     main()

@@ -15,7 +15,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from speed import machine
+from measuring import machine
 from timm.data import create_loader
 
 import timm_asr

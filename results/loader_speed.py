@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speed import machine
+from measuring import machine
 
 from timm_asr.engine import memory
 from timm_asr.engine.commands.train import parse_args

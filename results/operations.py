@@ -9,10 +9,7 @@ Writes operations.csv and operations.md beside this file after each figure. A FO
 device there are six times more: eager, compiled and CUDA graphs, in float32 and bfloat16.
 """
 
-import argparse
-import csv
 import importlib
-import os
 import re
 import sys
 import time
@@ -21,15 +18,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from speed import SETTINGS, machine, number
-
-if __name__ == '__main__' and any(os.environ.get(key) != value for key, value in SETTINGS.items()):
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | SETTINGS)
-
 import timm
 import torch
 import torch.nn.functional as F
 from counting import count_step
+from measuring import SETTINGS_TEXT, machine, number, quartiles, read, restart, section_parser
 from quiet import QUIET, interleave_quietly
 from torch import nn
 
@@ -106,10 +99,9 @@ class Table:
     """A row for each backbone and variant, written whenever it changes."""
 
     def __init__(self, file: Path) -> None:
-        self.file, self.rows = file, {}
-        if file.is_file():
-            self.rows = {(row['backbone'], row['variant']): {key: number(text) for key, text in row.items()}
-                         for row in csv.DictReader(file.open())}
+        self.file = file
+        self.rows = {(row['backbone'], row['variant']): {key: number(text) for key, text in row.items()}
+                     for row in read(file)}
 
     def add(self, backbone: str, variant: str, **figures: Any) -> None:
         row = self.rows.setdefault((backbone, variant), {'backbone': backbone, 'variant': variant})
@@ -209,11 +201,8 @@ def clock(args: Any, table: Table, backbone: str, device: str, mode: str, precis
                   budget=args.budget, device=device)
     prefix = 'cpu' if device == 'cpu' else f'{mode}_{precision}'
     for name, ratio in ratios(times, 'plain').items():
-        own = Spread.of(times[name])
-        table.add(backbone, name, **{
-            f'{prefix}_rounds': len(times[name]), f'{prefix}_ms': round(1000 * own.median, 2),
-            f'{prefix}_over_plain': round(ratio.median, 3), f'{prefix}_q1': round(ratio.q1, 3),
-            f'{prefix}_q3': round(ratio.q3, 3)})
+        found = {'rounds': len(times[name]), 'ms': round(1000 * Spread.of(times[name]).median, 2), **quartiles(ratio)}
+        table.add(backbone, name, **{f'{prefix}_{key}': value for key, value in found.items()})
 
 
 CUDA = [f'{mode}-{precision}' for precision in PRECISIONS for mode in MODES]
@@ -235,11 +224,10 @@ def over(row: dict[str, Any], plain: dict[str, Any], key: str) -> Any:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    settings = ' '.join(f'{key}={value}' for key, value in SETTINGS.items())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'
     parts = [f"""# What attention costs a training step, on an accelerator too
 
-Command: `python results/operations.py --asr FOLDER --dianet FOLDER --ram FOLDER` (it sets `{settings}` itself).
+Command: `python results/operations.py --asr FOLDER --dianet FOLDER --ram FOLDER` (it sets `{SETTINGS_TEXT}` itself).
 Machine: {machine()}; GPU: {gpu}; PyTorch {torch.__version__}, timm {timm.__version__}, timm_asr
 {timm_asr.__version__}; ten classes, 32x32 for resnet164, 224x224 for the others.
 
@@ -288,17 +276,13 @@ other processes took more than {QUIET:.0%} of the processors ran again while the
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('sections', nargs='*', metavar='SECTION', help=', '.join(SECTIONS))
+    parser = section_parser(__doc__, SECTIONS)
     parser.add_argument('--budget', type=float, default=90, metavar='SECONDS',
                         help='a section of times starts no round, one of kernels no model, after so long (default: 90)')
     parser.add_argument('--variants', nargs='+', metavar='VARIANT', help='these and plain alone, such as asr_se spe')
     for option in ('asr', 'dianet', 'ram'):
         parser.add_argument(f'--{option}', type=Path, metavar='FOLDER', help="checkout of the authors' code")
     args = parser.parse_args()
-    unknown = [name for name in args.sections if name not in SECTIONS]
-    if unknown:
-        sys.exit(f'operations.py: unknown section {unknown[0]}; there are {", ".join(SECTIONS)}')
     for option, place, _ in AUTHORS.values():
         folder = getattr(args, option)
         if folder and not (folder / place.rpartition('.')[0].replace('.', '/')).with_suffix('.py').is_file():
@@ -312,4 +296,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    restart()
     main()

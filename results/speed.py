@@ -5,16 +5,10 @@
     python results/speed.py table             # speed.md again, from speed.csv
 
 Each section builds its models in one process and runs them in turns (`timm_asr.engine.versus`, which is also what
-`benchmark.py --versus` uses). The script restarts itself with glibc told to keep memory instead of handing it back to
-the kernel, where every large feature map would be paid for in page faults, and with its threads pinned.
+`benchmark.py --versus` uses). The script restarts itself with its threads pinned and its memory kept.
 """
 
-# ruff: noqa: E402 - the settings must be in place before PyTorch is loaded
-
-import csv
 import gc
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -22,18 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-SETTINGS = {
-    'MALLOC_MMAP_MAX_': '0',
-    'MALLOC_TRIM_THRESHOLD_': '100000000000',
-    'MALLOC_ARENA_MAX': '1',
-    'GOMP_CPU_AFFINITY': '0-1',
-    'OMP_NUM_THREADS': '2',
-}
-if __name__ == '__main__' and any(os.environ.get(key) != value for key, value in SETTINGS.items()):
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | SETTINGS)
-
 import timm
 import torch
+from measuring import SETTINGS_TEXT, columns, machine, quartiles, read, restart, section_parser, update
 from quiet import QUIET, interleave_quietly
 from torch import nn
 
@@ -42,10 +27,10 @@ from timm_asr.asr.wrapper import ASR
 from timm_asr.engine.bench import InferenceStep, Step, TrainStep, saved_for_backward
 from timm_asr.engine.commands.benchmark import OPTIONS
 from timm_asr.engine.options import parse
-from timm_asr.engine.reports import as_markdown, write_results
+from timm_asr.engine.reports import as_markdown
 from timm_asr.engine.versus import Spread, ratios
 
-HERE = Path(__file__).parent
+TABLE = Path(__file__).with_suffix('.csv')
 SEED = 42
 BUDGET = 75.0  # seconds that the rounds of a section may take
 DEVICE = torch.device('cpu')
@@ -121,9 +106,7 @@ def timed(steps: dict[str, Any], rounds: int, iters: int, **about: Any) -> list[
     return [{
         **about, 'variant': name, 'rounds': len(own), 'steps_a_round': iters,
         'ms': round(1000 * Spread.of(own).median, 2),
-        'time_ratio': round(spread[name].median, 4),
-        'q1': round(spread[name].q1, 4),
-        'q3': round(spread[name].q3, 4),
+        **quartiles(spread[name], 'time_ratio', 4),
         'speed': round(1 / spread[name].median, 3),
     } for name, own in times.items()]
 
@@ -154,21 +137,10 @@ TRAIN_COLUMNS = ('variant', 'rounds', 'ms', 'time_ratio', 'q1', 'q3', 'saved_mb'
 INFER_COLUMNS = ('variant', 'rounds', 'ms', 'time_ratio', 'q1', 'q3', 'speed')
 
 
-def machine() -> str:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.is_file():
-        model = next((line.split(':')[1].strip() for line in cpuinfo.read_text().splitlines()
-                      if line.startswith('model name')), model)
-    count = torch.get_num_threads()
-    return f'{model}, {count} thread{"s" * (count > 1)}'
-
-
 def markdown(rows: list[dict[str, Any]]) -> str:
-    settings = ' '.join(f'{key}={value}' for key, value in SETTINGS.items())
     parts = [f"""# What ASR costs while training, and saves at inference
 
-Command: `python results/speed.py` (seed {SEED}; it sets `{settings}` itself).
+Command: `python results/speed.py` (seed {SEED}; it sets `{SETTINGS_TEXT}` itself).
 Machine: {machine()}; PyTorch {torch.__version__}, timm {timm.__version__}, timm_asr {__version__}; float32, random
 images, 32x32 for resnet164 and 224x224 for resnet50.
 
@@ -191,9 +163,8 @@ maps met plain in another, so their ratios belong to that contest's plain step a
         first = own[0]
         each = first['steps_a_round']
         note = f'{each} steps in each round.\n\n' if int(each) > 1 else ''
-        columns = TRAIN_COLUMNS if section.startswith('train') else INFER_COLUMNS
         parts.append(f'## {first["backbone"]}, {first["what"]}, batch {first["batch_size"]}\n\n'
-                     + note + as_markdown([{key: number(row[key]) for key in columns} for row in own]))
+                     + note + columns(own, TRAIN_COLUMNS if section.startswith('train') else INFER_COLUMNS))
     return '\n'.join(parts)
 
 
@@ -210,34 +181,23 @@ def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def number(text: Any) -> Any:
-    try:
-        return int(text) if text.isdigit() else float(text)
-    except ValueError:
-        return text
-
-
 def main() -> None:
-    if len(sys.argv) == 1:
+    chosen = section_parser(__doc__, [*SECTIONS, 'table']).parse_args().sections
+    if not chosen:
         for section in SECTIONS:  # a process each, so that memory kept by one is not another's
             subprocess.run([sys.executable, __file__, section], check=True)
         return
-    chosen = [] if sys.argv[1:] == ['table'] else sys.argv[1:]
-    unknown = [name for name in chosen if name not in SECTIONS]
-    if unknown:
-        sys.exit(f'speed.py: unknown section {unknown[0]}; there are {", ".join(SECTIONS)}')
-    table = HERE / 'speed.csv'
-    rows = list(csv.DictReader(table.open())) if table.is_file() else []
     for section in chosen:
-        fresh = [{'section': section, **row} for row in SECTIONS[section]()]
-        rows = [row for row in rows if row['section'] != section] + fresh
+        if section == 'table':
+            TABLE.with_suffix('.md').write_text(markdown(read(TABLE)))
+            continue
+        rows = SECTIONS[section]()
+        update(TABLE, section, rows, SECTIONS, markdown)
+        print(as_markdown(rows))
         gc.collect()
-    rows.sort(key=lambda row: list(SECTIONS).index(row['section']))
-    write_results(table, rows)
-    (HERE / 'speed.md').write_text(markdown(list(csv.DictReader(table.open()))))
-    print(as_markdown([row for row in rows if row['section'] in chosen]))
     print(f'peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB')
 
 
 if __name__ == '__main__':
+    restart()
     main()
