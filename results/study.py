@@ -86,17 +86,15 @@ def verdicts(plan: Plan, rows: Sequence[dict[str, Any]], control: str, margin: f
 def section(plan: Plan, rows: Sequence[dict[str, Any]], margin: float) -> str:
     """What is known of an experiment."""
     whole = balanced(plan, rows)
-    seeds = len(whole) // len(plan.arms)
-    text = [markdown(plan, whole).replace('# ', '## ', 1).rstrip()]
-    if not seeds:
+    if not whole:
         return f'## {plan.name}\n\n{len(rows)} of {len(plan.runs)} runs are done, no seed by all arms yet.'
-    return '\n\n'.join([*text, *conclusion(plan, whole, margin)])
+    return '\n\n'.join([markdown(plan, whole).replace('# ', '## ', 1).rstrip(), *conclusion(plan, whole, margin)])
 
 
 def conclusion(plan: Plan, whole: Sequence[dict[str, Any]], margin: float) -> list[str]:
     """The verdicts, with a line above them; nothing where there is no control."""
     control = better_control(plan, whole)
-    if control is None or not whole:
+    if control is None:
         return []
     seeds = len(whole) // len(plan.arms)
     if seeds < 5:
