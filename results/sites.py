@@ -170,10 +170,6 @@ def passed(row: dict[str, Any]) -> bool:
     return not row['problem'] and int(row['sites'] or 0) > 0
 
 
-def unchecked(row: dict[str, Any]) -> bool:
-    return passed(row) and not row['checked_on']
-
-
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """sites.md."""
     import timm
@@ -191,7 +187,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     magnify = ', '.join(f'{name} {error:.1e}' for name, error in errors.items() if error > EXACT)
     magnified = f'; {magnify}, where an image that is rounded makes a tenth of that or more' if magnify else ''
     checked = {row['checked_on'] for row in good} - {''}
-    left = [row for row in good if unchecked(row)]
+    left = [row for row in good if not row['checked_on']]
     kinds_left = {(row['family'], row['places']) for row in left}
     lines = [
         '# Sites of ASR in timm\'s models', '',
