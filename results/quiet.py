@@ -11,34 +11,25 @@ from timm_asr.engine.versus import turns
 QUIET = 0.05  # part of the processors that others may take in a round
 
 
-class Neighbours:
-    """How much of the machine other processes take; known on Linux, taken as nothing elsewhere."""
+def _clocks() -> tuple[float, float, float]:
+    """Seconds since some moment, those of this process on the processors, and those that all processors were busy.
 
-    def __init__(self) -> None:
-        self.mark()
+    That includes steal, what a host takes for other machines. It is known on Linux, and taken as nothing elsewhere.
+    """
+    try:
+        user, nice, system, _, _, irq, softirq, steal = (
+            int(word) for word in Path('/proc/stat').read_text().split('\n', 1)[0].split()[1:9])
+    except (OSError, ValueError):
+        return time.perf_counter(), 0.0, 0.0
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf('SC_CLK_TCK')
+    return time.perf_counter(), time.process_time(), busy
 
-    @staticmethod
-    def _busy() -> float | None:
-        """Seconds that all processors have been busy, for this machine and (steal) for those it shares a host with."""
-        try:
-            user, nice, system, _, _, irq, softirq, steal = (
-                int(word) for word in Path('/proc/stat').read_text().split('\n', 1)[0].split()[1:9])
-        except (OSError, ValueError):
-            return None
-        return (user + nice + system + irq + softirq + steal) / os.sysconf('SC_CLK_TCK')
 
-    def mark(self) -> None:
-        """Start counting here."""
-        self._start = time.perf_counter(), time.process_time(), self._busy()
-
-    def share(self) -> float:
-        """Part of all processors' time, 0 to 1, that others took since ``mark``."""
-        busy, (clock, own, before) = self._busy(), self._start
-        elapsed = (time.perf_counter() - clock) * (os.cpu_count() or 1)
-        if busy is None or before is None or elapsed <= 0:
-            return 0.0
-        # The kernel counts in hundredths of a second, which can be more than a short time.
-        return min(1.0, max(0.0, busy - before - (time.process_time() - own)) / elapsed)
+def _share_of_others(start: tuple[float, ...]) -> float:
+    """Part of all processors' time, 0 to 1, that other processes took since :func:`_clocks` gave ``start``."""
+    elapsed, own, busy = (now - before for now, before in zip(_clocks(), start, strict=True))
+    # The kernel counts in hundredths of a second, which can be more than a short time.
+    return min(1.0, max(0.0, busy - own) / (elapsed * (os.cpu_count() or 1)))
 
 
 def interleave_quietly(steps: Mapping[str, Callable[[], object]], *, rounds: int, budget: float, iters: int = 1,
@@ -49,10 +40,10 @@ def interleave_quietly(steps: Mapping[str, Callable[[], object]], *, rounds: int
             step()
     kept: list[dict[str, float]] = []
     disturbed: list[dict[str, float]] = []
-    end, neighbours = time.perf_counter() + budget, Neighbours()
+    end, start = time.perf_counter() + budget, _clocks()
     for figures in turns(steps, iters, device):
-        (kept if neighbours.share() <= QUIET else disturbed).append(figures)
+        (kept if _share_of_others(start) <= QUIET else disturbed).append(figures)
         if len(kept) >= rounds or time.perf_counter() >= end:
             break
-        neighbours.mark()
+        start = _clocks()
     return {name: [figures[name] for figures in kept or disturbed] for name in steps}
