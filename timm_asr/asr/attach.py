@@ -62,7 +62,6 @@ def attach_asr(
         gate = vector_maker(gate, rd_ratio)
     elif rd_ratio is not None:
         raise TypeError('rd_ratio goes with a gate given by name; a constructor brings its own.')
-    options = {'init': init, 'learnable': learnable, 'constant': constant, 'gain': gain}
     names = known_sites(model) if sites is None else match_sites(
         model, [sites] if isinstance(sites, str) else list(sites))
     if not names:
@@ -84,7 +83,7 @@ def attach_asr(
             outer = next((n for n in names if name.startswith(f'{n}.')), None)
             if outer is not None:
                 raise ValueError(f"it is inside '{outer}', another site.")
-            made[layer] = wrap(layer, gate, depth, **options)
+            made[layer] = wrap(layer, gate, depth, init=init, learnable=learnable, constant=constant, gain=gain)
             if preserve:
                 made[layer].preserve_(dry=True)
         except (TypeError, ValueError) as error:
