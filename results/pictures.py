@@ -49,15 +49,16 @@ def line(axes: Axes, *points: Sequence[float], text: str = '', color: str = '#33
         axes.text((x0 + x1) / 2, (y0 + y1) / 2 + 0.1, text, ha='center', va='bottom', fontsize=8, color=color)
 
 
-def branch(axes: Axes, y: float, last: str, color: str = LAYER, upto: float = 8.2) -> None:
+def branch(axes: Axes, y: float, last: str, color: str = LAYER) -> None:
     """The end of a residual branch: a convolution, a norm, and the addition of the shortcut."""
     line(axes, (0.1, y), (0.75, y))
     box(axes, 1.5, y, 'conv')
     line(axes, (2.25, y), (2.95, y))
     box(axes, 4.2, y, last, color, width=2.5)
-    node(axes, upto - 0.7, y, '+')
-    line(axes, (0.4, y), (0.4, y - 0.75), (upto - 0.7, y - 0.75), (upto - 0.7, y - 0.27))
-    line(axes, (upto - 0.43, y), (upto, y))
+    node(axes, 7.5, y, '+')
+    line(axes, (0.4, y), (0.4, y - 0.75), (7.5, y - 0.75), (7.5, y - 0.27))
+    line(axes, (7.77, y), (8.2, y))
+    line(axes, (5.45, y), (7.23, y))
 
 
 def measured() -> dict[tuple[str, str], dict[str, str]]:
@@ -79,7 +80,6 @@ def overview(path: Path) -> None:
             (0.9, 'ASR folded: the stock network', "BN(x; γ', β')", LAYER)):
         axes.text(0.1, y + (0.5 if y < 4 else 1.15), label, fontsize=8, va='bottom', fontweight='bold')
         branch(axes, y, last, color)
-        line(axes, (5.45, y), (7.23, y))
     box(axes, 6.2, 5.6, 'gate', GATE, width=1.6, height=0.5)
     node(axes, 6.8, 4.9, '×')
     line(axes, (5.6, 4.9), (5.6, 5.35))
@@ -107,7 +107,6 @@ def asr(path: Path) -> None:
     figure, ((left, right),) = new(1, 2, height=2.2, width=9.0, width_ratios=(1.3, 1))
     canvas(left, 8.4, 4.0, 'While training')
     branch(left, 1.4, 'BN(x; γ·v, β·v)', LEARNED)
-    line(left, (5.45, 1.4), (7.23, 1.4))
     box(left, 1.5, 3.2, 'ψ, a learned vector', LEARNED, width=2.6)
     line(left, (2.8, 3.2), (3.45, 3.2))
     box(left, 4.2, 3.2, 'gate', GATE)
@@ -115,7 +114,6 @@ def asr(path: Path) -> None:
     left.text(4.35, 2.3, 'v, one weight a channel', fontsize=8, va='center')
     canvas(right, 8.4, 4.0, 'Folded')
     branch(right, 1.4, "BN(x; γ', β')")
-    line(right, (5.45, 1.4), (7.23, 1.4))
     right.text(4.2, 2.3, "γ' = γ·v,  β' = β·v", fontsize=8, ha='center')
     save(figure, path)
 
