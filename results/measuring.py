@@ -56,7 +56,7 @@ def read(table: Path) -> list[dict[str, str]]:
 
 def update(table: Path, section: str, fresh: Iterable[dict[str, Any]], order: Iterable[str],
            markdown: Callable[[list[dict[str, str]]], str]) -> None:
-    """Replace the rows of a section in a CSV, in whose order the sections stand, and write the page beside it."""
+    """Replace the rows of a section in a CSV, which has its sections in this order, and write the page beside it."""
     rows: list[dict[str, Any]] = [row for row in read(table) if row['section'] != section]
     rows += [{'section': section, **row} for row in fresh]
     write_results(table, sorted(rows, key=lambda row: list(order).index(row['section'])))
