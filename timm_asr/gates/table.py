@@ -39,10 +39,6 @@ GATES: dict[str, type[ChannelGate]] = {
 UNITS: dict[str, type[SharedUnit]] = {'lstm': SharedLSTM, 'lstm_light': SharedLightLSTM}
 
 
-def _kinds() -> dict[str, Any]:
-    return {**GATES, **UNITS}
-
-
 def list_gates(foldable: bool | None = None) -> list[str]:
     """Names of the gates; of the foldable ones only, or of the others, where ``foldable`` is given."""
     return [name for name, gate in GATES.items() if foldable in (None, gate.foldable)]
@@ -120,7 +116,7 @@ def gate_options() -> list[str]:
 
 def takers(option: str) -> list[str]:
     """Names of the gates and units that take an option."""
-    return [name for name, kind in _kinds().items() if option in kind.options]
+    return [name for name, kind in (GATES | UNITS).items() if option in kind.options]
 
 
 def gate_arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +125,7 @@ def gate_arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         TypeError: An option is not that gate's.
     """
-    known = _kinds()[name].options
+    known = (GATES | UNITS)[name].options
     given = {option: value for option, value in options.items() if value is not None}
     for option in given:
         if option in known:
