@@ -137,21 +137,17 @@ def freeze_attention(
     return report
 
 
-def _deviation(gate: GateStatistics) -> float:
-    return gate.weights.std.mean().item()
-
-
 def _why_left(gate: GateStatistics, images: int, threshold: float | None) -> str:
     if gate.weights.count > images:
         return 'left: several places share it'
-    if threshold is not None and _deviation(gate) > threshold:
+    if threshold is not None and gate.weights.std.mean() > threshold:
         return f'left: its deviation exceeds {threshold:g}'
     return ''
 
 
 def _ladder(gates: list[GateStatistics], count: int) -> list[float]:
     """Thresholds that leave fewer and fewer gates, three digits each; the last leaves none."""
-    stds = sorted(map(_deviation, gates))
+    stds = sorted(gate.weights.std.mean().item() for gate in gates)
     chosen = [stds[max(1, round(len(stds) * k / count)) - 1] for k in range(1, count + 1)] if stds else []
     return sorted({float(f'{1.005 * std + 1e-12:.3g}') for std in chosen})
 
