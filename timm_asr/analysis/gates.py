@@ -11,8 +11,6 @@ from torch.overrides import TorchFunctionMode
 
 from ..gates.shared import SharedStage
 
-_TIMES = ('mul', '__mul__', '__rmul__', 'multiply')
-
 
 class ChannelStatistics:
     """Mean and deviation over images of values per channel, collected batch by batch in float64."""
@@ -172,7 +170,7 @@ class _GateWatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if len(args) == 2 and getattr(func, '__name__', '') in _TIMES:
+        if len(args) == 2 and getattr(func, '__name__', '') in ('mul', '__mul__', '__rmul__', 'multiply'):
             if args[1] is self.owned[1] and self.owned[0]:
                 value = _per_channel(args[1], args[0])
                 if value is not None:

@@ -32,7 +32,6 @@ _ACTIVATIONS = {
 # A feature map times one of these of itself is normalised: what came before it leaves no trace.
 _NORMALISING = {'rsqrt', 'sqrt', 'std', 'var', 'var_mean', 'linalg_vector_norm', 'reciprocal'}
 _MOVES = {*_PLACES, *_RESHAPE, 'permute', 'transpose'}
-_PROJECTING = {*_MOVES, *_SCALES, *_ADD}
 
 
 def additions(graph: Graph) -> dict[int, tuple[int, int]]:
@@ -70,7 +69,7 @@ def _is_projection(graph: Graph, bits: int) -> bool:
         if node.op == LAYER:
             layer = graph.layers[node.layer]
             weighted = isinstance(layer, _WEIGHTED) or bool(facts_of(layer).ends)
-        elif node.op in _WEIGHING or node.op in _PROJECTING:
+        elif node.op in _WEIGHING | _MOVES | _SCALES | _ADD:
             weighted = node.op in _WEIGHING
         else:
             return False

@@ -17,8 +17,6 @@ from ..gates.shared import SharedStage, SharedUnit
 from .block import block_maker, stage_maker
 from .fold_bn import check_batch_norm_eval, fold_batch_norm
 
-_TIMM_VERBS = ('fuse', 'reparameterize', 'switch_to_deploy')
-
 
 def reparameterize(module: nn.Module, fold_bn: bool = False) -> nn.Module:
     """Give a network its inference form, in place: the same function, by fewer operations.
@@ -43,7 +41,7 @@ def reparameterize(module: nn.Module, fold_bn: bool = False) -> nn.Module:
     """
     merging = [
         m for m in module.modules() if not isinstance(m, ASR | Reparameterizable)
-        and any(callable(getattr(m, verb, None)) for verb in _TIMM_VERBS)]
+        and any(callable(getattr(m, verb, None)) for verb in ('fuse', 'reparameterize', 'switch_to_deploy'))]
     if module.training and merging:
         raise ValueError(
             f'Merging the branches of {type(merging[0]).__name__} in training mode would change what the model '

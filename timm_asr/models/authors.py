@@ -31,8 +31,6 @@ _CODES = [
     (r'^layer\d\.ModuleList\.', _DIA),
     (r'^block\d\.ModuleList\.', _DIA + _WIDE),
     (r'^stage_\d\.ModuleList\.', _DIA + _NEXT)]
-_VECTORS = ('.psi', '.se.weight', '.se.bias')  # (1, C, 1, 1) there, (C,) here
-_MATRICES = ('.fc1.weight', '.fc2.weight')  # linear layers there, 1x1 convolutions here
 
 
 def our_names(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -46,9 +44,9 @@ def our_names(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
             continue
         for pattern, ours in renames:
             key = re.sub(pattern, ours, key)
-        if key.endswith(_VECTORS):
+        if key.endswith(('.psi', '.se.weight', '.se.bias')):  # (1, C, 1, 1) there, (C,) here
             tensor = tensor.flatten()
-        elif key.endswith(_MATRICES) and tensor.ndim == 2:
+        elif key.endswith(('.fc1.weight', '.fc2.weight')) and tensor.ndim == 2:  # linear there, 1x1 convolutions here
             tensor = tensor[..., None, None]
         found[key] = tensor
     return found
