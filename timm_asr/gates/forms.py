@@ -239,12 +239,6 @@ def swallows(gate: Any, conv: PointwiseConv2d) -> LinearSigmoid:
     return linear(matrix, shift, conv.weight, LinearSigmoid)  # type: ignore[return-value]
 
 
-def channel_by_channel(gate: Any, like: Tensor) -> ChannelSigmoid:
-    """A gate whose logits are affine channel by channel, as one scale and shift, with the dtype of a tensor (C,)."""
-    scale, shift = scale_and_shift(doubled(gate).logits, like)
-    return ChannelSigmoid(scale.to(like), shift.to(like))
-
-
 def scale_and_shift(run: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift (C,) in float64 of a function (B, C) -> (B, C) that is affine channel by channel."""
     zero = torch.zeros_like(double(like))[None]

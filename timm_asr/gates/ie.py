@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .forms import channel_by_channel
+from .forms import ChannelSigmoid, doubled, scale_and_shift
 from .fused import affine, average_pool
 from .gate import ChannelGate, check_unused
 
@@ -33,7 +33,10 @@ class IE(ChannelGate):
 
     @torch.jit.ignore
     def pooled_form(self) -> nn.Module:
-        return channel_by_channel(self, self.weight) if self.affine else super().pooled_form()
+        if not self.affine:
+            return super().pooled_form()
+        scale, shift = scale_and_shift(doubled(self).logits, self.weight)
+        return ChannelSigmoid(scale.to(self.weight), shift.to(self.weight))
 
 
 class IEBN2d(nn.Module):
