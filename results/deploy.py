@@ -79,9 +79,10 @@ def write_graphs(folder: Path, name: str, model: nn.Module) -> tuple[Path, Path,
     file, quantized, literal, simplified = (
         folder / f'{name}{end}.onnx' for end in ('', '.int8', '.literal', '.form'))
     if not literal.exists():  # the same for every batch size
-        timm_asr.export_onnx(model, file, fold_bn=True)
+        timm_asr.export_onnx(model, file, fold_bn=True, overwrite=True)
         quantize_onnx(file, quantized, [torch.randn(16, 3, 32, 32)])
-        timm_asr.export_onnx(timm_asr.reparameterize(copy.deepcopy(model), fold_bn=True), simplified)
+        timm_asr.export_onnx(timm_asr.reparameterize(copy.deepcopy(model), fold_bn=True), simplified,
+                             overwrite=True)
         for unit in model.modules():
             unit.form_in_onnx = False
         timm_asr.export_onnx(model, literal)

@@ -133,16 +133,19 @@ def folder(tmp_path: Path) -> Path:
     return saved(tmp_path / 'run', [0.0, 1.0, 2.0]).folder
 
 
-@pytest.mark.parametrize(('error', 'said'), [
-    (OSError(errno.EIO, 'Input/output error'), r'cannot be read \(Input/output error'),
-    (RuntimeError('Attempted to read a PyTorch file with version 99'), 'is not a checkpoint that this PyTorch reads')])
-def test_a_checkpoint_that_cannot_be_read_stops_the_run(folder, monkeypatch, error, said):
+@pytest.mark.parametrize(('where', 'error', 'said'), [
+    ((torch, 'load'), OSError(errno.EIO, 'Input/output error'), r'cannot be read \(Input/output error'),
+    ((torch, 'load'), RuntimeError('Attempted to read a PyTorch file with version 99'),
+     'is not a checkpoint that this PyTorch reads'),
+    ((Path, 'open'), PermissionError(errno.EACCES, 'Permission denied'), r'cannot be read \(Permission denied')])
+def test_a_checkpoint_that_cannot_be_read_stops_the_run(folder, monkeypatch, where, error, said):
     def fails(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(torch, 'load', fails)
-    with pytest.raises((BadInput, Stopped), match=f'last.pth.tar {said}'):
-        open_run_folder(options(folder.parent, experiment='run', resume='auto'), 16)
+    with monkeypatch.context() as patched:
+        patched.setattr(*where, fails)
+        with pytest.raises((BadInput, Stopped), match=f'last.pth.tar {said}'):
+            find_checkpoint(folder)
     assert len(list(folder.glob('*.pth.tar'))) == 5  # as before: nothing removed
 
 

@@ -45,6 +45,11 @@ def test_every_recipe_of_detection_is_read_and_its_rows_have_names(detector):
     assert all(timm.is_model(name.replace('50', depth)) for name in rows for depth in ('50', '101'))
 
 
+def test_a_recipe_may_stand_in_the_word_of_its_option(capsys):
+    assert parse_args(['-ccifar10_resnet164']).model.startswith('resnet164')
+    assert not capsys.readouterr().err  # the recipe digits is not meant
+
+
 @pytest.mark.parametrize('name', [name for name in list_recipes() if name != 'digits'])
 def test_every_recipe_starts(name, tmp_path, monkeypatch):
     """Its data are replaced by noise of the right size; everything else up to the first step is the recipe's."""

@@ -183,8 +183,22 @@ def test_a_split_that_is_not_there_names_those_that_are(images):
     assert len(create_dataset('', str(images / 'train'), 'validation')) == 24  # a folder of classes is one set
     with pytest.raises(ValueError, match='its folders are class0, class1, class2'):
         create_dataset('', str(images / 'train'), split='trian')
-    with pytest.raises(ValueError, match="the splits train and validation, not 'trian'"):
-        create_dataset('torch/cifar10', str(images), split='trian')
+    for split in ('trian', 'train[:50%]'):  # either would be the test images
+        with pytest.raises(ValueError, match='the splits train and validation, not '):
+            create_dataset('torch/cifar10', str(images), split=split)
+
+
+@pytest.mark.parametrize('error', [OSError, SyntaxError, Image.DecompressionBombError])
+def test_an_image_that_pillow_does_not_read_is_named(error):
+    class Unreadable(list):
+        def __getitem__(self, index):
+            raise error
+
+        def filename(self, index, absolute):
+            return index
+
+    with pytest.raises(BadInput, match='cannot read the image 1'):
+        Images(Unreadable([0, 1]))[1]
 
 
 def test_training_images_are_not_taken_for_validation(images, tmp_path):

@@ -72,6 +72,7 @@ def checkpoint(images, tmp_path_factory):
     (('--model', 'resnet20_asr_se', '--dataset', 'torch/cifar10'), 'torch/cifar10 needs a folder: --data-dir DIR'),
     ((*DIGITS, '--resume', 'nowhere'), '--resume nowhere: no such file'),
     ((*DIGITS, '--initial-checkpoint', 'nowhere'), 'no checkpoint at nowhere'),
+    ((*DIGITS, '--asr-gain', 0), 'asr_gain is 0.0; it takes a positive number'),
     ((*DIGITS, '--seed', -1), '--seed must be at least 0, not -1'),
     ((*DIGITS, '--smoothing', 2), '--smoothing must be at least 0 and below 1, not 2'),
     ((*DIGITS, '--decay-epochs', 0), '--decay-epochs must be above 0, not 0'),

@@ -104,6 +104,10 @@ def test_the_list_has_every_file_and_takes_later_ones(tmp_path):
     assert manifest_of(folder)['curve.png'] == file_sha256(folder / 'curve.png')
     assert not {'link.png', 'nothing.csv'} & set(manifest_of(folder))
     assert read_config(folder)['timm_asr']['form'] == 'folded'
+    (folder / 'attention.png').write_bytes(b'of another network')
+    again = {path.name for path in save_fused(folder, tmp_path / 'again', check=False).iterdir()}
+    assert 'curve.png' in again
+    assert 'attention.png' not in again
 
 
 def test_a_link_beside_a_checkpoint_is_not_followed(tmp_path):

@@ -161,6 +161,13 @@ def _link(path):
     os.symlink(path.with_suffix('.secret'), path)
 
 
+def _steal(folder, name):
+    (folder.parent / 'home' / 'ssh').mkdir(parents=True)
+    (folder.parent / 'home' / 'ssh' / 'key').write_text('secret')
+    (folder / 'link').symlink_to(folder.parent / 'home')
+    change_section(folder, files={name: None})
+
+
 def _alter(path):
     path.write_bytes(path.read_bytes()[:-1] + b'!')
 
@@ -176,8 +183,8 @@ def _alter(path):
     ([], REPO, lambda f: _link(f / 'attention.png'), 'attention.png is to be published, and is no regular'),
     ([], REPO, lambda f: change_section(f, files=None), 'has no list of its files: export it again (timm-asr export'),
     # As somebody who wants a file of this machine would.
-    ([], REPO, lambda f: change_section(f, files={'../../secret': 'ab'}), 'is no regular file in this folder'),
-    ([], REPO, lambda f: change_section(f, files={'/etc/passwd': 'ab'}), 'is no regular file in this folder'),
+    *(([], REPO, lambda f, name=name: _steal(f, name), 'is no regular file in this folder')
+      for name in ('../home/ssh/key', '/etc/passwd', 'link/ssh/key')),
     (['--license', 'mit'], REPO, lambda f: (f / 'README.md').write_text('# Mine'),
      'is published as it stands, so --license')])
 def test_what_cannot_work_is_said_before_anything_is_sent(hub, publish, folder, words, repo, spoil, sentence):

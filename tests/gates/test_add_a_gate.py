@@ -40,6 +40,17 @@ def test_a_gate_that_does_not_multiply(name, gate):
     assert relative_error(network(x), copy.deepcopy(network).reparameterize()(x)) < 1e-12
 
 
+@pytest.mark.parametrize('method', ['pool', 'logits', 'squash', 'excite'])
+@pytest.mark.parametrize('name', list_gates())
+def test_a_gate_that_computes_other_weights_keeps_them_at_inference(name, method, gate):
+    kind = get_gate(name)
+    GATES['other'] = type('Other', (kind,), {method: lambda self, x: getattr(kind, method)(self, x).sin()})
+    for kwargs in ({'gate': 'other'}, {'dia': 'other'})[:1 + kind.shareable]:
+        network = built(layers=(2, 1, 1), **kwargs)
+        x = images(network)
+        assert relative_error(network(x), copy.deepcopy(network).reparameterize()(x)) < 1e-12
+
+
 def built(**kwargs):
     return randomize(small('resnet20', **kwargs)).eval()
 

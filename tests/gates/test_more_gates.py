@@ -176,7 +176,7 @@ def test_under_asr_norms_are_affine_maps():
     ('resnet20_asr_spe', {'spe_mix': 0.3}, TypeError, "Under ASR the gate 'spe' has no mix to choose"),
     ('resnet20_spe', {'spe_mix': 1.5}, ValueError, "spe_mix is 1.5; it takes 'average', 'max', 'min', or a number"),
     ('resnet20_spe', {'spe_reweight': 'h'}, ValueError, "SPE's reweight is 'h'; it takes one of shared, a, b"),
-    ('resnet20_spe', {'spe_eta': -1.0}, ValueError, "SPE's eta is -1.0"),
+    *(('resnet20_spe', {'spe_eta': eta}, ValueError, f"SPE's eta is {eta}") for eta in (-1.0, float('nan'))),
     ('resnet20_eca', {'se_depth': 2}, TypeError, "The gate 'eca' takes no se_depth; se, ras_se do"),
     ('resnet20_ras', {'ras_depth': 5}, ValueError, 'A recurrent gate is applied 1 to 4 times, not 5'),
     ('resnet20_ras', {'ras_connect': 'no'}, ValueError, "Unknown connection 'no' of a recurrent gate; it takes 'bn'"),

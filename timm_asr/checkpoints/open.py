@@ -131,8 +131,9 @@ def _open_folder(folder: Path, use_ema: bool, shape: Mapping[str, Any], kwargs: 
     model = (create_trainable(folder, shape, **kwargs) if attached else
              _create(f'{FOLDER_PREFIX}{folder}', True, shape, kwargs))
     facts = facts or {'model': name_of(model)}
+    beside, listed = _files_beside(folder, {}, True), (config.get(KEY) or {}).get('files')
     return Source(model, facts, label_names=label_names_of(model, config), metrics=read_metrics(folder),
-                  files=_files_beside(folder, {}, True))
+                  files={name: content for name, content in beside.items() if listed is None or name in listed})
 
 
 def create_trainable(folder: str | Path, shape: Mapping[str, Any] | None = None, **kwargs: Any) -> nn.Module:

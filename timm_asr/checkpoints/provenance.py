@@ -38,7 +38,7 @@ variable_batch_loss_scale train_batches_per_epoch
 """
 #: The options of a run that may be published; whatever is not in this list stays on the machine.
 PUBLIC_OPTIONS = frozenset(_OPTIONS.split())
-# A value that is text: a word, or a name on the Hub. A token of any kind is longer than a word.
+# A value that is text: a word, or a name on the Hub. Most tokens are longer than a word.
 _WORD = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+-]{0,31}')
 _MODEL = re.compile(r'(hf[-_]hub:[\w.-]+/)?[A-Za-z0-9][\w.-]{0,95}')
 _DATASET = re.compile(r'((torch|tfds|hfds|hfids)/)?([A-Za-z0-9][\w.-]{0,31}/)?[A-Za-z0-9][\w.-]{0,31}')

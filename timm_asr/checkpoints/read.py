@@ -131,12 +131,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise BadInput(f'no checkpoint at {path}')
     if path.stat().st_size == 0:
         raise NotACheckpoint(f'{path} is empty: the checkpoint was never written whole')
+    try:
+        with path.open('rb') as file:
+            magic = file.read(2)
+    except OSError as error:
+        raise Stopped(f'{path} cannot be read ({error.strerror})') from None
     if path.suffix == '.safetensors':
         try:
             return safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
             raise BadInput(f'{path} is truncated or not a safetensors file ({first_line(error)})') from None
-    content = _unpickled(path)
+    content = _unpickled(path, magic)
     if not isinstance(content, dict):
         raise BadInput(f'{path} holds a {type(content).__name__}, not a checkpoint or a state dict')
     if isinstance(content.get('args'), argparse.Namespace):
@@ -148,9 +153,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _unpickled(path: Path) -> Any:
-    with path.open('rb') as file:
-        magic = file.read(2)
+def _unpickled(path: Path, magic: bytes) -> Any:
     if magic not in (b'PK', b'\x80\x02', b'\x80\x03', b'\x80\x04'):
         raise NotACheckpoint(f'{path} is not a checkpoint: it is neither a safetensors file nor one that torch.save '
                              f'wrote ({", ".join(WEIGHT_SUFFIXES)})')

@@ -22,7 +22,7 @@ def _check_split(dataset: str, root: str | None, split: str) -> None:
     """
     name = split.split('[')[0]
     if dataset.lower() in _TWO:
-        is_training_split(name, dataset)
+        is_training_split(split, dataset)  # no part of one either: timm would take the other split
         return
     if dataset.lower() not in _FOLDERS or not root or not name or not Path(root).is_dir():
         return

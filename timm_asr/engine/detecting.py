@@ -124,7 +124,8 @@ class DetectionRun(Run):
     def finish(self) -> int:
         """Fold the best detector, check that its figures stay, and write it."""
         best = self.saver.best
-        assert best is not None
+        if best is None:
+            raise Stopped('no checkpoint was written: there is nothing to fold')
         plot_run(self.folder, None, {'eval_AP': 'AP', 'eval_AP50': 'AP50', 'eval_mask_AP': 'mask AP'},
                  'average precision')
         model = build_detector(self.args, self.args.num_classes, weights=False)

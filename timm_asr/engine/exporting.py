@@ -175,7 +175,7 @@ def _list_written(path: Path) -> None:
 
 def export(args: argparse.Namespace, *_: Any) -> None:
     """``timm-asr export``. ``BadInput``: options, checkpoint, images or target cannot be used. ``Stopped``: the folded
-    network is not the same function, or what was written does not load back; nothing is kept.
+    network is not the same function, or a file that was written does not load back, which is not kept then.
     """
     setup_logging()
     _check(args)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset, RandomSampler, get_worker_info
 
 from ..errors import OwnBadInput
@@ -58,7 +59,7 @@ class Images(Dataset):
             seed_all(derive_seed(self.seeds[0], epoch, self.seeds[1], worker.id + 1), self.numpy)
         try:
             return self.dataset[self.indices[index]]
-        except (RuntimeError, OSError):
+        except (RuntimeError, OSError, SyntaxError, Image.DecompressionBombError):  # the last two are Pillow's
             if not hasattr(self.dataset, 'filename'):
                 raise
             name = self.dataset.filename(self.indices[index], absolute=True)

@@ -47,6 +47,6 @@ def ranking(plan: Plan, output: Path) -> str:
             break
         scores = sorted(_scores(part, folder).items(), key=lambda item: -item[1])
         text += [f'## {part.name}', as_markdown([
-            {'arm': name, 'held-out top-1, %': f'{score:.2f}' if score > 0 else 'stopped'}
+            {'arm': name, 'held-out top-1, %': f'{score:.2f}' if math.isfinite(score) else 'stopped'}
             for name, score in scores]).rstrip()]
     return '\n\n'.join(text) + '\n'

@@ -67,7 +67,7 @@ def refuse_file(folder: Path) -> None:
 
 @contextmanager
 def placed(folder: Path) -> Iterator[Path]:
-    """A new folder on the disk of ``folder``, which takes its place at the end; an error leaves all as it was."""
+    """A new folder on the disk of ``folder``, which takes its place at the end; until then an error changes nothing."""
     place = folder.resolve()
     # A folder that holds an export and nothing else can be renamed.
     alone = not place.is_dir() or (

@@ -162,7 +162,7 @@ def _collect(folder: Path) -> tuple[list[CommitOperationAdd], list[str]]:
     listed |= {name: None for name in (CONFIG, CARD) if (folder / name).exists()}
     for name in listed:
         path = folder / name
-        if '..' in Path(name).parts or Path(name).is_absolute() or path.parent.is_symlink() or not is_regular(path):
+        if not is_regular(path) or path.resolve() != path or folder not in path.parents:  # through a link, say
             raise BadInput(f'{path} is to be published, and is no regular file in this folder; {again}')
         if listed[name] and file_sha256(path) != listed[name]:
             raise BadInput(f'{path} was altered since the folder was written; {again}')

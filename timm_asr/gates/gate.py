@@ -22,6 +22,11 @@ def check_unused(gate: str, unused: dict[str, Any]) -> None:
         raise TypeError(f"{gate} has no argument '{min(unknown)}'.")
 
 
+#: Methods that compute a gate's weights, and what says how these are computed at inference.
+_WEIGHTS = {'pool', 'hidden', 'second', 'logits', 'squash', 'excite'}
+_FORMS = {'affine', 'inference_form', 'pooled_form', 'layer_pairs'}
+
+
 class ChannelGate(nn.Module):
     """Channel attention in three parts, so that each can be used without the others.
 
@@ -72,6 +77,13 @@ class ChannelGate(nn.Module):
     #: ONNX Runtime runs the inference form faster than the gate as trained. A form that pools the input of the
     #: branch's last convolution does not: it costs a change of layout there.
     form_in_onnx = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A class that computes other weights does not inherit what says how its base's are computed at inference.
+        if vars(cls).keys() & _WEIGHTS and not vars(cls).keys() & _FORMS:
+            cls.inference_form, cls.pooled_form = ChannelGate.inference_form, ChannelGate.pooled_form  # type: ignore[method-assign]
+            cls.affine = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

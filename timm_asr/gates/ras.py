@@ -84,6 +84,8 @@ class RAS(IE):
                 u = connection(affine(u, self.weight, b))
         return affine(u, self.weight, self.bias)
 
+    pooled_form = IE.pooled_form  # which asks ``logits``
+
 
 class Recurrent(ChannelGate):
     """Any gate applied k times with itself, its squashing at the end only: RAS paper, Eq. 3 and Table 3.

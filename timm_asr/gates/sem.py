@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from .bottleneck import BottleneckGate
 from .fused import affine
-from .gate import ChannelGate
 
 
 class SEM(BottleneckGate):
@@ -37,5 +36,3 @@ class SEM(BottleneckGate):
             self.logits(u), self.conv(u.unsqueeze(1)).squeeze(1), affine(u, self.weight, self.bias)], dim=1)
         v1, v2, v3 = (z * switch.unsqueeze(2)).sigmoid().unbind(1)
         return v1 * v2 * v3
-
-    inference_form = ChannelGate.inference_form

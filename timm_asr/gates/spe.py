@@ -5,6 +5,7 @@ The shares of maximum and minimum are computed for all gates of a network at onc
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 import torch
@@ -76,8 +77,8 @@ class SPE(ChannelGate):
         super().__init__()
         if reweight not in REWEIGHTS:
             raise ValueError(f"SPE's reweight is {reweight!r}; it takes one of {', '.join(REWEIGHTS)}.")
-        if eta < 0:
-            raise ValueError(f"SPE's eta is {eta}; the factor of a penalty is not negative.")
+        if not 0 <= eta < inf:
+            raise ValueError(f"SPE's eta is {eta}; the factor of a penalty is finite and not negative.")
         dd = {'device': device, 'dtype': dtype}
         self.reweight = reweight
         self.eta = eta

@@ -217,7 +217,7 @@ _RANGES = (
     ('seed start_epoch', lambda n: n >= 0, 'at least 0'),
     ('decay_epochs lr_cycle_mul crop_pct', lambda x: x > 0, 'above 0'),
     ('smoothing drop drop_connect drop_path drop_block', lambda x: 0 <= x < 1, 'at least 0 and below 1'))
-_DATA_OR_MODEL = ('--config', '-c', '--data-dir', '--dataset', '--model')
+_DATA_OR_MODEL = ('--config', '--data-dir', '--dataset', '--model')
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr train') -> int:
@@ -232,14 +232,14 @@ def parse_args(argv: Sequence[str], prog: str = 'timm-asr train') -> argparse.Na
     """The options; a line that names neither a recipe, nor data, nor a model stands for the recipe ``digits``."""
     parsing = partial(parse, OPTIONS, REFUSED, prog=prog, description=__doc__, print_config=False)
     args = parsing(argv=argv)
-    if not args.data and not any(word.split('=')[0] in _DATA_OR_MODEL for word in argv):
+    if not args.data and not any(word.split('=')[0] in _DATA_OR_MODEL or word.startswith('-c') for word in argv):
         print('No data, model or recipe named: this is the recipe digits.', file=sys.stderr)
         args = parsing(argv=['--config', 'digits', *argv])
     args.data_dir = args.data_dir or args.data
     del args.data
     args.asr = args.asr or args.model_kwargs.pop('asr', None)
     for key in ('asr_init', 'asr_gain', 'asr_constant'):
-        if getattr(args, key) not in (None, False):
+        if getattr(args, key) is not None and getattr(args, key) is not False:
             args.model_kwargs = {**args.model_kwargs, key: getattr(args, key)}
     args.grad_accum_steps = max(1, args.grad_accum_steps)
     for names, fits, what in _RANGES:
