@@ -112,10 +112,20 @@ def test_what_is_done_to_the_layers_of_a_gate_counts(name):
     model.requires_grad_(False)
     for key, layer in layers:
         model.set_submodule(key, nn.Sequential(layer))
-        model.get_submodule(key).weight = layer.weight  # as wrappers have it
+        # As wrappers have it; quantized linear layers have a method of that name.
+        model.get_submodule(key).weight = layer.weight if isinstance(layer, nn.Conv2d) else layer.parameters
         layer.register_forward_hook(lambda module, args, output: 2 * output)
         zeroed.get_submodule(key).load_state_dict({k: 2 * v for k, v in layer.state_dict().items()})
     assert relative_error(zeroed(x), model(x)) < 1e-12
+
+
+def test_hooks_on_the_parts_of_a_gate_run_in_training_too():
+    gate, calls = SE(C), []
+    gate.act = nn.ReLU()
+    gate.act.register_forward_hook(lambda *_: calls.append('act'))
+    gate.fc1.register_full_backward_hook(lambda *_: calls.append('fc1'))
+    gate(torch.randn(2, C, 3, 3, requires_grad=True)).sum().backward()
+    assert calls == ['act', 'fc1']
 
 
 def test_srm_with_fixed_statistics_is_affine():

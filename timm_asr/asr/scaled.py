@@ -57,7 +57,7 @@ def scaled_names(layer: nn.Module) -> list[str]:
     """Names of the tensors, parameters or buffers, that a scale of the layer's output channels multiplies.
 
     Raises:
-        TypeError: A layer of this type, or one without such tensors, cannot be scaled.
+        TypeError: A layer of this type, or one without such tensors, or whose tensors hooks make, cannot be scaled.
     """
     if facts_of(layer).ends:
         return _branch_names(layer)
@@ -69,6 +69,11 @@ def scaled_names(layer: nn.Module) -> list[str]:
     names = [name for name in SCALABLE[kind] if getattr(layer, name, None) is not None]
     if SCALABLE[kind][0] not in names:
         raise TypeError(f'This {kind.__name__} has no {SCALABLE[kind][0]} to scale (affine=False?).')
+    made = [name for name in names if name not in layer._parameters and name not in layer._buffers]
+    if made and layer._forward_pre_hooks:  # replicas of DataParallel have no parameters either
+        raise TypeError(
+            f'The {made[0]} of this {kind.__name__} is made by a hook (pruning, weight_norm), which would undo the '
+            'scale: call timm_asr.fold_asr(model) first.')
     if isinstance(layer, tl.SplitBatchNorm2d):
         names += [f'aux_bn.{i}.{name}' for i in range(len(layer.aux_bn)) for name in _WEIGHT_BIAS]
     return names

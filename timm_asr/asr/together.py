@@ -32,7 +32,9 @@ class _Group:
 
     def __init__(self, sites: list[ASR]) -> None:
         self._sites = [weakref.ref(site) for site in sites]  # of which a network may be pruned
-        self.layers = [site.layer for site in sites]
+        # Every module inside, and where it hangs: one that is replaced must not go on computing.
+        self.links = [(parent._modules, key, child) for site in sites for parent in site.modules()
+                      for key, child in parent._modules.items()]
         self.vectors = list(sites[0].vectors)  # they compute those of all others
         names = scaled_names(sites[0].layer)
         # Scaled tensors with one value a channel, and those with more, such as the weights of linear layers.
@@ -44,7 +46,7 @@ class _Group:
         # Where the tensors are: parameters of the vectors, then ``rows``, then ``blocks``; of each, site by site.
         self.places = [
             *([owner_of(site.vectors, name) for site in sites] for name in inside),
-            *([owner_of(layer, name) for layer in self.layers] for name in (*self.rows, *self.blocks))]
+            *([owner_of(site.layer, name) for site in sites] for name in (*self.rows, *self.blocks))]
 
     @property
     def sites(self) -> list[ASR]:
@@ -52,11 +54,11 @@ class _Group:
 
     def read(self) -> list[_Tensors] | None:
         """The tensors as they are now; None where the sites are no longer what they were when they were grouped."""
-        if len(sites := self.sites) < len(self.layers) or any(
-               site.layer is not layer or len(site.vectors) != len(self.vectors)
-               for site, layer in zip(sites, self.layers, strict=True)):
+        if None in (ref() for ref in self._sites) or any(own.get(key) is not child for own, key, child in self.links):
             return None
-        tensors = [[getattr(module, leaf) for module, leaf in places] for places in self.places]
+        # Not by ``getattr``, which would find what a hook or a parametrization has made of a parameter.
+        tensors = [[module._parameters.get(leaf, module._buffers.get(leaf)) for module, leaf in places]
+                   for places in self.places]
         like = tensors[0][0]
         alike = all(
             type(t) in (torch.Tensor, nn.Parameter) and t.shape == one[0].shape and t.is_contiguous()
@@ -201,9 +203,11 @@ def _find_groups(network: nn.Module) -> list[_Group]:
 def _scaled_by_site(network: nn.Module) -> dict[ASR, dict[str, torch.Tensor]]:
     read = [(group, group.read()) for group in _groups.get(network, ())]
     if network not in _groups or any(tensors is None for _, tensors in read):
-        # What cannot be joined, such as the shards of FSDP, stays alone from then on.
+        # What cannot be joined, such as the shards of FSDP, stays alone from then on; what has hooks, while it has.
         read = [(group, tensors) for group in _find_groups(network) if (tensors := group.read()) is not None]
         _groups[network] = [group for group, _ in read]
+        if any(isinstance(m, ASR) and has_hooks(m.vectors) for m in network.modules()):
+            del _groups[network]
     lanes: dict[Any, list[Any]] = {}
     for group, tensors in read:
         like = tensors[0][0]  # type: ignore[index]

@@ -10,6 +10,11 @@ from ..gates.gate import ChannelGate
 from .ungated import Ungated
 
 
+def _has_values(tensor: torch.Tensor) -> bool:
+    """False on the device 'meta', and under FakeTensorMode."""
+    return type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta
+
+
 class ASRVector(nn.Module):
     """A learned vector psi and the gate that makes channel weights of it: v = gain * sigmoid(F(psi)), (C,).
 
@@ -72,11 +77,11 @@ class ASRVector(nn.Module):
             raise ValueError(
                 f'The gate {type(self.gate).__name__} gives weights of shape {tuple(v.shape)} '
                 f'where the layer has {channels} channels.')
-        if not isinstance(self.gate, Ungated) and not v.is_meta and not ((v != 0) & v.isfinite()).all():
+        if not isinstance(self.gate, Ungated) and _has_values(v) and not ((v != 0) & v.isfinite()).all():
             raise ValueError(f'asr_init={init!r} makes channel weights that are zero or not finite; use 0.1, say.')
         u = self.gate.describe(self.psi)
         hidden = self.gate.hidden(u)
-        if hidden is None or hidden.is_meta:
+        if hidden is None or not _has_values(hidden):
             return
         self.gate.flip_hidden(hidden[0] <= 0)  # rows that are inactive change sign
         if (self.gate.hidden(u) <= 0).any():

@@ -117,7 +117,9 @@ def through(layer: Any, u: Tensor) -> Tensor:
     if is_plain(layer):
         return dense(u, layer.weight, layer.bias)
     rows = u.reshape(-1, u.shape[-1])
-    return layer(rows if layer.weight.ndim == 2 else rows[..., None, None]).view(*u.shape[:-1], -1)
+    # A quantized layer's weight is a method.
+    image = getattr(layer.weight, 'ndim', 2) == 4
+    return layer(rows[..., None, None] if image else rows).view(*u.shape[:-1], -1)
 
 
 def _between(gate: BottleneckGate, connections: Sequence[nn.Module]) -> list[nn.Linear]:

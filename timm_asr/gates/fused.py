@@ -47,7 +47,13 @@ def needs_gradient(args: Sequence[Any]) -> bool:
 
 def is_plain(layer: nn.Module) -> bool:
     """Whether a layer does nothing but multiply by its weight and add its bias: no subclass, no hooks (pruning)."""
-    return type(layer) in (nn.Conv2d, nn.Linear) and not layer._forward_hooks and not layer._forward_pre_hooks
+    return type(layer) in (nn.Conv2d, nn.Linear) and not is_hooked(layer)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a module has hooks, which only a call of it runs."""
+    return bool(module._forward_hooks or module._forward_pre_hooks
+                or module._backward_hooks or module._backward_pre_hooks)
 
 
 def alike(*tensors: Tensor) -> bool:
@@ -259,6 +265,8 @@ def factors(grad: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def standard(like: Tensor) -> tuple[Tensor, Tensor]:
     """Zeros and ones, as many as there are rows: mean and variance of a norm that does nothing."""
+    if type(like) not in (Tensor, nn.Parameter):  # a FakeTensor's must not stay for others
+        return like.new_zeros(len(like)), like.new_ones(len(like))
     return _zeros_and_ones(len(like), like.dtype, like.device)
 
 

@@ -16,6 +16,7 @@ from .fused import (
     factors,
     gradients_of,
     in_training_for,
+    is_hooked,
     is_plain,
     weigh,
 )
@@ -70,7 +71,7 @@ class SE(BottleneckGate):
     @torch.jit.ignore
     def _joined(self) -> bool:  # asked at each call in training, since a layer may be replaced by then
         return type(self) is SE and self.averages and not self.deeper and type(self.act) is nn.ReLU and (
-            is_plain(self.fc1) and is_plain(self.fc2))
+            is_plain(self.fc1) and is_plain(self.fc2) and not is_hooked(self.act))
 
     @torch.jit.ignore
     def layer_pairs(self) -> list[tuple[Any, Any]]:

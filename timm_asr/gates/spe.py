@@ -177,6 +177,10 @@ class SPE(ChannelGate):
         super().__setstate__(state)
         self._watch()
 
+    def _load_from_state_dict(self, *args: Any) -> None:  # of ``assign=True``, which replaces parameters
+        super()._load_from_state_dict(*args)
+        self._watch()
+
     def _watch(self) -> None:
         """See that this parameter, which may have taken the place of another, adds the penalty to its gradient."""
         if isinstance(self.mix, nn.Parameter) and self.mix.requires_grad and not any(
