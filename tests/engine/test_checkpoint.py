@@ -15,7 +15,7 @@ import torch
 from timm_asr.checkpoints.open import open_source
 from timm_asr.checkpoints.read import read_checkpoint
 from timm_asr.engine import checkpoint as module
-from timm_asr.engine.checkpoint import SaveFailed, Saver, find_checkpoint, open_run_folder, write_atomically
+from timm_asr.engine.checkpoint import SaveFailed, Saver, find_checkpoint, make_room, open_run_folder, write_atomically
 from timm_asr.errors import BadInput, InUse, Stopped
 
 
@@ -183,14 +183,28 @@ def test_another_runs_checkpoints_stay(folder):
     assert {path.name: path.read_bytes() for path in folder.glob('*.pth.tar')} == before
     for path in folder.glob('*.pth.tar'):
         path.rename(folder.parent / path.name)
-    for name in (own := ('model.safetensors', 'config.json', 'metrics.json', 'curve.png')):
+    for name in ('model.safetensors', 'config.json', 'metrics.json', 'curve.png'):
         (folder / name).touch()
-    open_run_folder(options(folder.parent, experiment='run'), 16)[-1].close()
-    assert {*own} <= {path.name for path in folder.iterdir()}
+    for resume in ('', 'auto'):
+        with pytest.raises(BadInput, match='holds the network of another run: replace it'):
+            open_run_folder(options(folder.parent, experiment='run', resume=resume), 16)
     for path in folder.parent.glob('*.pth.tar'):
         path.rename(folder / path.name)
-    open_run_folder(options(folder.parent, experiment='run', overwrite=True), 16)[-1].close()
+    (folder / 'mine.pth.tar').write_bytes(before['last.pth.tar'])
+    with pytest.raises(BadInput, match='holds the checkpoints of another run'):
+        open_run_folder(options(folder.parent, resume=str(folder / 'mine.pth.tar')), 16)
+    (folder / 'mine.pth.tar').unlink()
+    _, found, lock = open_run_folder(options(folder.parent, experiment='run', overwrite=True), 16)
+    lock.close()
+    assert len(list(folder.glob('*.pth.tar'))) == len(before)  # until the run is known to be possible
+    make_room(folder, found, overwrite=True)
     assert [path.name for path in folder.iterdir()] == ['.lock']
+
+
+def test_a_place_behind_a_link_to_nowhere_is_refused(tmp_path):
+    (tmp_path / 'out').symlink_to(tmp_path / 'unmounted' / 'out')
+    with pytest.raises(BadInput, match='cannot write into the folder'):
+        open_run_folder(options(tmp_path / 'out'), 16)
 
 
 def test_a_folder_of_this_second_gets_a_number(tmp_path, monkeypatch):
@@ -219,20 +233,27 @@ def test_a_live_run_holds_its_folder(folder):
     open_run_folder(options(folder.parent, experiment='run', resume='auto'), 16)[-1].close()  # it died with the process
 
 
-def test_recovery_and_temporary_files_belong_to_their_run(folder):
+def test_recovery_and_temporary_files_belong_to_their_run(folder, monkeypatch):
     """A run that goes on from an earlier checkpoint must not meet what it did before; one in the folder of another
     run must not meet that run's."""
     saver = Saver(folder)
+    monkeypatch.chdir(folder)
     saver.save_recovery(state(7), 7, 4)
-    (folder / '.last.pth.tar.1-ab.tmp').write_text('left by a kill')
-    found, checkpoint, lock = open_run_folder(options(folder.parent, resume=str(folder / 'checkpoint-1.pth.tar')), 16)
-    lock.close()
-    assert (found, checkpoint[0].name) == (folder.resolve(), 'checkpoint-1.pth.tar')
-    assert not list(folder.glob('recovery*')) + list(folder.glob('.*.tmp'))
+    for name in ('.last.pth.tar.1-ab.tmp', '.of-an-editor.tmp'):
+        (folder / name).write_text('left by a kill')
+    for name, rest in (('recovery-7-4.pth.tar', 1), ('checkpoint-1.pth.tar', 0)):  # as the line after Ctrl-C has it
+        found, checkpoint, lock = open_run_folder(options(folder.parent, resume=name), 16)
+        lock.close()
+        assert (found, checkpoint[0].name) == (folder.resolve(), name)
+        assert list(folder.glob('recovery*'))
+        make_room(found, checkpoint, overwrite=False)
+        assert len(list(folder.glob('recovery*'))) == rest
+    assert [path.name for path in folder.glob('.*.tmp')] == ['.of-an-editor.tmp']
     saver.save_recovery(state(7), 7, 4)
     _, checkpoint, lock = open_run_folder(options(folder.parent, experiment='run', overwrite=True), 16)
     lock.close()
     assert checkpoint is None
+    make_room(folder, checkpoint, overwrite=True)
     assert not list(folder.glob('*.pth.tar'))
 
 

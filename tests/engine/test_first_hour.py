@@ -15,6 +15,7 @@ from timm_asr.engine.commands import benchmark, validate
 from timm_asr.engine.commands.train import main, parse_args
 from timm_asr.engine.side_by_side import TURNS, Gated, columns_of, measure, structure, table
 from timm_asr.errors import BadInput
+from timm_asr.gates.se import SE
 
 TRAIN = ['-b', '6', '--epochs', '1', '-j', '0', '--lr', '0.05', '--experiment', 'run', '--no-fuse', '--device', 'cpu']
 
@@ -112,11 +113,15 @@ def test_side_by_side(monkeypatch):
 @pytest.mark.parametrize('name', ['test_vit', 'test_convnext', 'resnet20'])
 def test_attention_at_the_sites_of_asr(name):
     """SE beside ASR by keyword: at the same layers, on tokens too, from what they put out."""
-    args = parse_args(['--model', name, '--dataset', 'digits', '--asr', 'se', '--num-classes', '3'])
-    model = timm_asr.create_model(name, asr='se', num_classes=3).eval()
+    args = parse_args(['--model', name, '--dataset', 'digits', '--asr', 'se', '--num-classes', '3', '--model-kwargs',
+                       'rd_ratio=0.5'])
+    model = timm_asr.create_model(name, asr='se', num_classes=3, rd_ratio=0.5).eval()
     columns = columns_of(args, model, model)
     assert list(columns) == [name, f'{name}_se', f'{name}_asr_se']
     plain, gated = (columns[key][0] for key in (name, f'{name}_se'))
+    widths = [[gate.fc1.weight.shape[0] for gate in network.modules() if isinstance(gate, SE)]
+              for network in (gated, model)]
+    assert widths[0] == widths[1]
     sites = asr_sites(model)
     if name == 'resnet20':  # which has a name
         assert type(gated) is type(plain)

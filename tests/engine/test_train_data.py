@@ -147,22 +147,29 @@ def test_seeds_are_unrelated_and_epochs_repeat():
         def __len__(self):
             return 8
 
-    def epochs(which, workers):
-        numbered = Images(Numbers())
-        numbered.seed_workers(3, 0)
-        loader = torch.utils.data.DataLoader(numbered, batch_size=4, shuffle=True, num_workers=workers,
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return (Numbers()[index] for index in range(8))
+
+    def epochs(which, workers, numpy=True, dataset=Numbers, rank=0):
+        numbered = dataset()
+        if dataset is Numbers:
+            numbered = Images(numbered)
+            numbered.seed_workers(3, rank, numpy)
+        loader = torch.utils.data.DataLoader(numbered, batch_size=4, shuffle=dataset is Numbers, num_workers=workers,
                                              persistent_workers=workers > 0)
         out = []
         for epoch in which:
-            start_epoch(loader, 3, epoch)
+            start_epoch(loader, 3, epoch, rank)
             out.append([value.tolist() for batch in loader for value in batch])
         return out
 
-    for workers in (0, 2):
-        first, second, third = epochs([0, 1, 2], workers)
+    for how in ({'workers': 0}, {'workers': 2}, {'workers': 2, 'numpy': False}, {'workers': 1, 'dataset': Stream}):
+        first, second, third = epochs([0, 1, 2], **how)
         assert first != second != third
-        assert epochs([2], workers) == [third]
-        assert epochs([1, 0], workers) == [second, first]
+        assert epochs([2], **how) == [third]
+        assert epochs([1, 0], **how) == [second, first]
+        assert epochs([0], rank=1, **how) != [first]
 
 
 def test_print_config_shows_what_was_found_out_and_opens_no_data(tmp_path, capsys):

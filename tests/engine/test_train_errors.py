@@ -50,7 +50,7 @@ def checkpoint(images, tmp_path_factory):
     ((*DIGITS, '--device', 'warp'), '--device warp: not a device; available here: .*cpu'),
     ((*DIGITS, '--bn-eps', '1e-3'), 'cannot be made with these options: .*bn_eps'),
     ((*DIGITS, '--batch-size', 4000, '--validation-batch-size', 1), '1438 training images do not fill one batch'),
-    ((*DIGITS, '--batch-size', 5, '--mixup', 0.2), 'need an even --batch-size, not 5'),
+    ((*DIGITS, '--batch-size', 5, '--mixup', 0.2), 'need batches of an even size, not of 5'),
     ((*DIGITS, '--aug-splits', 1), '--aug-splits must be 0 or at least 2'),
     ((*DIGITS, '--split-bn'), '--split-bn needs --aug-splits'),
     ((*DIGITS, '--jsd-loss'), '--jsd-loss needs --aug-splits'),

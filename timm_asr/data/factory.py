@@ -13,7 +13,8 @@ from .arrays import HELD_OUT_SPLITS, TRAIN_SPLITS, Digits, Npz, is_training_spli
 _KNOWN = TRAIN_SPLITS + HELD_OUT_SPLITS
 _FOLDERS = ('', 'folder', 'image_folder', 'torch/folder', 'torch/image_folder')
 #: Data sets of torchvision whose split is a choice of two, which timm makes by "is it one of train's names?".
-_TWO = ('torch/cifar10', 'torch/cifar100', 'torch/mnist', 'torch/kmnist', 'torch/fashion_mnist', 'torch/stl10')
+_TWO = tuple(f'torch/{name}' for name in (
+    'cifar10', 'cifar100', 'mnist', 'qmnist', 'kmnist', 'fashion_mnist', 'stl10'))
 
 
 def _check_split(dataset: str, root: str | None, split: str) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from timm.models import safe_model_name
 
-from ..checkpoints.names import ATTENTION, BEST, CURVE, LAST, SUMMARY
+from ..checkpoints.names import ATTENTION, BEST, CURVE, LAST, SUMMARY, WEIGHTS
 from ..checkpoints.read import HASH, hash_of, read_checkpoint
 from ..errors import BadInput, InUse, NotACheckpoint, Stopped
 from ..export.place import remove_export
@@ -32,6 +32,7 @@ except ImportError:  # Windows has no such locks
 
 _NUMBERED = re.compile(r'checkpoint-(\d+)\.pth\.tar')
 _RECOVERY = re.compile(r'recovery-(\d+)-(\d+)\.pth\.tar')
+_ASIDE = re.compile(r'\..+\.\d+-[0-9a-f]+\.tmp')
 #: A checkpoint and its content.
 Found = tuple[Path, dict[str, Any]]
 
@@ -228,11 +229,12 @@ def _newest_run(output: Path, ending: str) -> tuple[Path | None, Found | None]:
 
 def _make_new(output: Path, ending: str) -> Path:
     """A folder that did not exist: of two runs that start in the same second, one gets a number."""
+    output.mkdir(parents=True, exist_ok=True)
     name = f'{datetime.now():%Y%m%d-%H%M%S}'
     for number in count(1):
         folder = output / f'{name}{f".{number}" if number > 1 else ""}-{ending}'
         with suppress(FileExistsError):
-            folder.mkdir(parents=True)
+            folder.mkdir()
             break
     return folder
 
@@ -269,24 +271,39 @@ def open_run_folder(args: Any, size: int) -> tuple[Path, Found | None, IO[str]]:
             folder = _make_new(output, ending)
         folder.mkdir(parents=True, exist_ok=True)
         lock = _hold(folder)
-        for path in folder.glob('.*.tmp'):  # of a run that was killed: nobody else may write here now
-            path.unlink()
+        for path in folder.iterdir():  # of a run that was killed: nobody else may write here now
+            if _ASIDE.fullmatch(path.name):
+                path.unlink()
         if args.resume == 'auto' and found is None:
             found = find_checkpoint(folder)
-        if found is not None and found[0].resolve().parent == folder.resolve():
-            remove_recoveries(folder, but=found[0])
-        elif (there := checkpoints_in(folder)) and not args.overwrite and args.resume != 'auto':
-            raise BadInput(f'{folder} holds the checkpoints of another run: go on with it (--resume auto), replace it '
-                           '(--overwrite), or name another folder (--experiment)')
-        else:
-            if args.overwrite:
-                there += [folder / CURVE, folder / ATTENTION]
-                remove_export(folder)
-            for path in [*there, folder / SUMMARY]:
-                path.unlink(missing_ok=True)
+        if not args.overwrite and not is_of(found, folder):
+            if checkpoints_in(folder) and args.resume != 'auto':
+                raise BadInput(f'{folder} holds the checkpoints of another run: go on with it (--resume auto), replace '
+                               'it (--overwrite), or name another folder (--experiment)')
+            if (folder / WEIGHTS).exists():
+                raise BadInput(f'{folder} holds the network of another run: replace it (--overwrite), or name another '
+                               'folder (--experiment)')
     except OSError as error:
         raise BadInput(f'cannot write into the folder {folder or output} ({error.strerror or error})') from None
     return folder, found, lock
+
+
+def is_of(found: Found | None, folder: Path) -> bool:
+    """Whether a checkpoint is one of the run in a folder."""
+    return found is not None and found[0].resolve() in [path.resolve() for path in checkpoints_in(folder)]
+
+
+def make_room(folder: Path, found: Found | None, overwrite: bool) -> None:
+    """Remove what a run that begins, or goes on from a checkpoint, must not meet in its folder."""
+    if found is not None and is_of(found, folder):
+        remove_recoveries(folder, but=folder / found[0].resolve().name)
+        return
+    there = [*checkpoints_in(folder), folder / SUMMARY]
+    if overwrite:
+        there += [folder / CURVE, folder / ATTENTION]
+        remove_export(folder)
+    for path in there:
+        path.unlink(missing_ok=True)
 
 
 def locate(args: Any, size: int) -> tuple[Path, Found | None, IO[str] | None]:

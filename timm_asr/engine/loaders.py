@@ -79,7 +79,7 @@ def open_dataset(args: argparse.Namespace, training: bool, img_mode: str, labell
             download=args.dataset_download, batch_size=args.batch_size, input_img_mode=img_mode,
             input_key=args.input_key, target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code,
             num_samples=args.train_num_samples if training else args.val_num_samples, **keywords)
-    except (RuntimeError, ValueError, AssertionError, OSError, ImportError, KeyError) as error:
+    except (RuntimeError, ValueError, AssertionError, OSError, ImportError, KeyError, TypeError) as error:
         where = args.dataset or args.data_dir
         raise BadInput(f'cannot open the {split!r} split of {where}: {first_line(error)}') from None
     classes = classes_of(dataset)
@@ -163,8 +163,8 @@ def _mixer(args: argparse.Namespace) -> Any:
     """Mixup and cutmix, in the workers or without timm's prefetcher on the device; None where both are off."""
     if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
         return None
-    if args.batch_size % 2:
-        raise BadInput(f'mixup and cutmix need an even --batch-size, not {args.batch_size}')
+    if odd := [size for size in (args.batch_size, *(args.train_batch_sizes or ())) if size % 2]:
+        raise BadInput(f'mixup and cutmix need batches of an even size, not of {odd[0]}')
     return (Mixup if args.no_prefetcher else FastCollateMixup)(
         mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
         switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,

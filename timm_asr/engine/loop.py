@@ -1,6 +1,7 @@
 """One epoch of training, and the state of a run as a checkpoint holds it."""
 
 import argparse
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ from .interrupt import stoppable
 from .loaders import Loaders, label_names
 from .options import plain_options
 from .progress import Progress
+
+_logger = logging.getLogger(__name__)
 
 #: The state of PyTorch's plateau schedule.
 _PLATEAU = {'best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch'}
@@ -252,6 +255,13 @@ def restore(training: Training, found: Found) -> None:
     except Exception as error:  # whatever an optimizer says to a state that is not its own
         raise BadInput(f'--resume {path}: its optimizer does not fit --opt {args.opt} ({first_line(error)}); '
                        'use --no-resume-opt to go on without it') from None
+    before = content.get('args') or {}
+    for name in ('lr', 'weight_decay', 'momentum'):
+        asked, had = getattr(args, name), before.get(name)
+        if had is not None and had != asked:
+            _logger.warning(f'--{name.replace("_", "-")} is {had:g}, as in the checkpoint, whose optimizer goes on; '
+                            f'--no-resume-opt takes {asked:g}.')
+            setattr(args, name, had)
     if scaler is not None and scaler.state_dict_key in content:
         scaler.load_state_dict(content[scaler.state_dict_key])
 

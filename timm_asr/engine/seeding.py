@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, RandomSampler, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, RandomSampler, get_worker_info
 
 from ..errors import OwnBadInput
 
@@ -57,6 +57,8 @@ class Images(Dataset):
         if self.seeds and worker is not None and epoch != self.seeded_for:
             self.seeded_for = epoch
             seed_all(derive_seed(self.seeds[0], epoch, self.seeds[1], worker.id + 1), self.numpy)
+            if not self.numpy:  # the same for all workers
+                np.random.seed(derive_seed(self.seeds[0], epoch, self.seeds[1]) % 2 ** 32)
         try:
             return self.dataset[self.indices[index]]
         except (RuntimeError, OSError, SyntaxError, Image.DecompressionBombError):  # the last two are Pillow's
@@ -104,4 +106,7 @@ def start_epoch(loader: Any, seed: int, epoch: int, rank: int = 0) -> None:
             part.set_epoch(epoch)
         if isinstance(part, RandomSampler):
             part.generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+    if isinstance(dataset, IterableDataset):  # whose workers have no other seed
+        inner._iterator = None
+        inner.generator = torch.Generator().manual_seed(derive_seed(seed, epoch, rank))
     seed_all(derive_seed(seed, epoch, rank, 0))

@@ -29,9 +29,9 @@ TURNS: dict[str, Any] = {'rounds': 15, 'warmup': 2, 'budget': 30.0}
 class Gated(nn.Module):
     """A layer whose output channels are weighed by a gate that sees them: ordinary attention at a site of ASR."""
 
-    def __init__(self, layer: nn.Module, gate: str) -> None:
+    def __init__(self, layer: nn.Module, gate: str, **kwargs: Any) -> None:
         super().__init__()
-        self.layer, self.gate, self.dim = layer, get_gate(gate)(out_channels(layer)), channel_dim(layer)
+        self.layer, self.gate, self.dim = layer, get_gate(gate)(out_channels(layer), **kwargs), channel_dim(layer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.layer(x).movedim(self.dim, 1)
@@ -49,17 +49,19 @@ def columns_of(args: argparse.Namespace, model: nn.Module, form: nn.Module) -> d
     plain = variant.without('gate', 'asr', 'dia') if variant else args.model
     gate = args.asr or (variant and (variant.asr or variant.gate))
     gated = replace(variant, gate=gate, asr='', dia='').name if variant else f'{plain}_{gate}'
-    kwargs = {key: value for key, value in args.model_kwargs.items() if not key.startswith(('asr', 'rd_ratio'))}
+    kwargs = {key: value for key, value in args.model_kwargs.items() if not key.startswith('asr')}
+    width = {'rd_ratio': kwargs.pop('rd_ratio')} if 'rd_ratio' in kwargs else {}  # of the gate
     columns = {}
     for name in dict.fromkeys((plain, gated) if gate in list_gates() else (plain,)):
         if name == own:
             continue
         named = name == plain or variant_of(name)
-        same = {**vars(args), 'model': name if named else plain, 'asr': None, 'model_kwargs': kwargs}
+        same = {**vars(args), 'model': name if named else plain, 'asr': None,
+                'model_kwargs': {**kwargs, **width} if named and name != plain else kwargs}
         with suppress(BadInput):
             other = build_model(argparse.Namespace(**same), weights=False)
             for site in [] if named else [key for key, module in model.named_modules() if isinstance(module, ASR)]:
-                other.set_submodule(site, Gated(other.get_submodule(site), gate))
+                other.set_submodule(site, Gated(other.get_submodule(site), gate, **width))
             other.eval().to(next(model.parameters()).device)
             columns[name] = (other, reparameterize(copy.deepcopy(other)))
     return {**columns, own: (model, form)}

@@ -24,7 +24,7 @@ from ..errors import BadInput, Stopped
 from ..export.place import list_in_manifest
 from ..models.counts import count_parameters
 from . import build, side_by_side
-from .checkpoint import Found, SaveFailed, Saver, checkpoints_in, locate, write_atomically
+from .checkpoint import Found, SaveFailed, Saver, checkpoints_in, is_of, locate, make_room, write_atomically
 from .device import find_device
 from .evaluate import evaluate
 from .forms import export_run
@@ -119,7 +119,7 @@ class Run:
             training.optimizer, args, training.updates_per_epoch, decreasing=self.metric == 'loss')
         content = found[1] if found else {'epoch': -1}
         first = content['epoch'] + (0 if content.get('recovery') else 1)
-        own = bool(found) and found[0].resolve().parent == self.folder.resolve()
+        own = is_of(found, self.folder)
         if args.start_epoch is not None:
             if own and args.start_epoch < first:
                 raise BadInput(f'--start-epoch {args.start_epoch}: {self.folder} goes on at epoch {first}, and its '
@@ -153,9 +153,11 @@ class Run:
     def _open_folder(self, found: Found | None, first: int) -> None:
         args, training, saver = self.args, self.training, self.saver
         try:
-            text = as_yaml({name: getattr(args, name) for name in self.option_names})
+            make_room(self.folder, found, args.overwrite)
+            once = ('resume', 'no_resume_opt', 'start_epoch', 'overwrite')  # the file is to repeat the whole run
+            text = as_yaml({name: getattr(args, name) for name in self.option_names if name not in once})
             write_atomically(self.folder / ARGS, lambda file: file.write(text.encode()))
-        except SaveFailed as error:
+        except (OSError, SaveFailed) as error:
             raise BadInput(str(error)) from None
         _logger.info(f'Results go to {self.folder}')
         if found is not None:
