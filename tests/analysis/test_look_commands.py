@@ -75,14 +75,14 @@ def test_stripes_over_the_epochs_of_a_run(command, tmp_path):
 
 
 def test_stripes_of_a_detector(command, tmp_path):
-    as_trained = {'strides': [8, 16], 'frozen_bn': True}
+    as_trained, sizes = {'strides': [8, 16], 'frozen_bn': True}, {'min_size': 10, 'max_size': 640}
     model = create_detector('retinanet', 'resnet18_se', 4, fpn_channels=32, backbone_kwargs={'se_bias': False},
-                            **as_trained)
-    torch.save({'state_dict': model.state_dict(), 'args': as_trained}, tmp_path / 'detector.pth')
+                            **as_trained, **sizes)
+    torch.save({'state_dict': model.state_dict(), 'args': {**as_trained, 'detector_kwargs': sizes}},
+               tmp_path / 'detector.pth')
     for number in range(3):
         path = tmp_path / 'data' / f'{number}.png'  # as COCO's val2017
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Wide, so that the detector does not make it large.
         Image.new('RGB', (600 + 10 * number, 10), (number, 99, 30)).save(path)
     _, folder = command(
         'stripes --detector retinanet --model resnet18_se --model-kwargs se_bias=False --checkpoint TMP/detector.pth '

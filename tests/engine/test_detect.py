@@ -38,7 +38,7 @@ def drawn(tmp_path_factory):
 @pytest.mark.slow
 def test_resumed_is_as_if_never_stopped(drawn):
     common = ['--detector', 'maskrcnn', '--backbone', 'resnet18_asr_se', '--warmup-steps', 2, '--epochs', 2,
-              '--decay-milestones', 1]
+              '--decay-milestones', 1, '--backbone-kwargs', 'layers=(1,1,1,1)', 'channels=(8,8,8,8)', 'rd_ratio=0.5']
     assert detect(drawn, *common, '--experiment', 'whole', '--checkpoint-hist', 2) == 0
     folder = drawn / 'parts'
     assert detect(drawn, *common, '--experiment', 'parts', '--resume', drawn / 'whole' / 'checkpoint-0.pth.tar') == 0

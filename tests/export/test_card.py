@@ -156,8 +156,15 @@ def test_the_head_says_it_to_the_hub(tmp_path):
         'net', 'image-classification', {'name': 'cifar10', 'type': 'uoft-cs/cifar10', 'split': 'test'})
     assert [(m['type'], m['value']) for m in result['metrics']] == [('accuracy', 0.912), ('accuracy', 0.995)]
     for own, named in (('torch/cifar100', ['cifar100']), ('hfds/me/birds', ['me/birds']), ('my_photos', None)):
-        one = head(model_card(write(tmp_path / own, metrics={**metrics, 'dataset': own}), REPO))
+        one = head(model_card(write(tmp_path / own, metrics={**metrics, 'dataset': own}, dataset=own), REPO))
         assert (one.get('datasets'), 'model-index' in one) == (named, bool(named))  # a folder's name is no data set
+    folder = write(
+        tmp_path / 'elsewhere', metrics={**metrics, 'dataset': 'torch/mnist'}, dataset='torch/cifar10', epoch=1)
+    card = model_card(folder, REPO, dataset_name='uoft-cs/cifar10')
+    assert (head(card)['datasets'], head(card)['model-index'][0]['results'][0]['dataset']['type']) == (
+        ['uoft-cs/cifar10'], 'mnist')
+    assert '| trained on | uoft-cs/cifar10 |' in card
+    assert 'of torch/mnist.' in card
     assert 'transformers' not in found['tags']  # an older folder, which transformers does not load
     folder = write(tmp_path / 'new', files={'model.safetensors': 'ab' * 32})
     assert 'transformers' in head(model_card(folder, REPO))['tags']

@@ -81,7 +81,8 @@ def test_neither_paths_nor_secrets_leak(checkpoint, tmp_path):
 
 def test_arguments_go_out_by_name_and_then_by_value():
     kept = {'model': 'resnet50', 'dataset': 'torch/cifar10', 'aa': 'rand-m9-mstd0.5', 'lr': 0.1, 'mean': [0.5, 0.4],
-            'amp': True, 'sched': 'cosine', 'model_kwargs': {'depth': 2, 'act_layer': 'relu'}, 'seed': 0}
+            'amp': True, 'sched': 'cosine', 'model_kwargs': {'depth': 2, 'asr_sites': ['layer3.*.bn2']}, 'seed': 0,
+            'bn_noise': 'N1_0.1,N0_0.1'}
     assert public_arguments(kept) == {key: kept[key] for key in sorted(kept)}
     assert public_arguments({'model': 'hf-hub:me/net', 'dataset': 'hfds/me/images'}) == {
         'dataset': 'hfds/me/images', 'model': 'hf-hub:me/net'}
@@ -89,7 +90,8 @@ def test_arguments_go_out_by_name_and_then_by_value():
     tokens += ['https://me:secret@host/x', 'a=/home/me/x', 'Bearer abc', '/home/me', '~/x', 'C:\\me', '../x']
     for name in ('opt', 'sched', 'aa', 'interpolation'):
         assert [public_arguments({name: token}) for token in tokens] == [{}] * len(tokens)
-    assert public_arguments({'opt_kwargs': {'a': tokens[0], 'b': ['/home/x', 1]}}) == {'opt_kwargs': {'b': [None, 1]}}
+    assert public_arguments({'opt_kwargs': {'a': tokens[0], 'b': ['/home/x', 1], 'c': [None, 1]}}) == {
+        'opt_kwargs': {'c': [None, 1]}}
     unknown = ('data_dir', 'wandb_tags', 'output', 'hub_token', 'device_modules', 'pretrained_path', 'resume', 'new')
     assert public_arguments(dict.fromkeys(unknown, 'word')) == {}
     for folder in ('/home/me/x', 'hfds//home/me/x', 'wds/home/me/x', 'file:///home/me/x', 'a=b:/home/me/x'):
@@ -163,6 +165,12 @@ def test_the_command_says_what_it_does(model, checkpoint, tmp_path, capsys):
     assert status == 2
     assert f'{folder} has a model.safetensors already; choose another folder, or replace what is there (--force' in err
     assert 'compare' not in out  # before any work
+    with pytest.raises(BadInput, match='its trainable form would be lost'):
+        timm_asr.save_fused(folder / 'trainable', folder, overwrite=True)
+    # Figures are of the images that they were measured on.
+    assert command(capsys, 'export', folder, '--output', tmp_path / 'cropped', '--crop-pct', 0.8)[0] == 0
+    assert not (tmp_path / 'cropped' / 'metrics.json').exists()
+    assert read_provenance(tmp_path / 'cropped')['metrics'] is None
     assert command(capsys, 'export', checkpoint, '--output', folder, '--use-ema', '--force', '-j', 0)[0] == 0
     assert not (folder / 'trainable').exists()
 
@@ -170,16 +178,20 @@ def test_the_command_says_what_it_does(model, checkpoint, tmp_path, capsys):
 def test_a_folder_and_a_bare_state_dict(model, tmp_path, capsys):
     save_file(model.state_dict(), tmp_path / 'weights.safetensors')
     (tmp_path / 'names.txt').write_text('\n'.join('abcdefghij'))
+    (tmp_path / 'summary.csv').write_text('patient,diagnosis\n')  # what lies beside bare weights is not theirs
+    (tmp_path / 'metrics.json').write_text('{')
     first, second = tmp_path / 'first', tmp_path / 'second'
     status, _, err = command(
         capsys, 'export', tmp_path / 'weights.safetensors', '-o', first, '--model', 'resnet20_asr_se', '--in-chans', 1,
         '--model-kwargs', 'layers=(1,1,1)', '--mean', 0.5, '--crop-pct', 0.9, '--labels', tmp_path / 'names.txt')
     assert (status, err) == (0, '')
+    assert not (first / 'summary.csv').exists()
     assert read_provenance(first)['source']['sha256'] == file_sha256(tmp_path / 'weights.safetensors')
     assert timm.data.resolve_model_data_config(reload(first))['crop_pct'] == 0.9
-    status, _, err = command(capsys, 'export', first, '--output', first, '--force')
-    assert status == 2
-    assert 'is the folder that is read, and its trainable form would be lost; name another one' in err
+    for source in (first, first / 'model.safetensors', f'local-dir:{first}'):
+        status, _, err = command(capsys, 'export', source, '--output', first, '--force')
+        assert status == 2
+        assert 'is the folder that is read, and its trainable form would be lost; name another one' in err
     assert command(capsys, 'export', first, '--output', second)[0] == 0
     a, b = (json.loads((f / 'config.json').read_text()) for f in (first, second))
     assert a == b

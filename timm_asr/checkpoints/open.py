@@ -227,11 +227,11 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any]
     load_weights(model, path, read(model.state_dict()), name)  # a few of timm's networks have a 'backbone' inside
     facts = checkpoint_facts(path, content, use_ema)
     facts |= {'model': name_of(model), 'asr': getattr(model, 'asr_options', None)}
-    metrics = read_metrics(path.parent)
-    # A run folder has the figures of one checkpoint, the best.
-    fits = metrics is not None and all(metrics.get(key) == facts.get(key) for key in ('model', 'epoch', 'weights'))
     args = dict(content.get('args') or {})
+    # A run folder has the figures of one checkpoint, the best. What lies beside bare weights is not theirs.
+    metrics = read_metrics(path.parent) if args else None
+    fits = metrics is not None and all(metrics.get(key) == facts.get(key) for key in ('model', 'epoch', 'weights'))
     data = used_data_config(data_config_of(model, args)) if args else None
     return Source(model, facts, data, label_names_of(model, content), metrics if fits else None, args,
                   has_ema=averaged_in(content) is not None,
-                  files=_files_beside(path.parent, args, fits or path.name == BEST))
+                  files=_files_beside(path.parent, args, fits or path.name == BEST) if args else {})

@@ -39,7 +39,7 @@ variable_batch_loss_scale train_batches_per_epoch
 #: The options of a run that may be published; whatever is not in this list stays on the machine.
 PUBLIC_OPTIONS = frozenset(_OPTIONS.split())
 # A value that is text: a word, or a name on the Hub. Most tokens are longer than a word.
-_WORD = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+-]{0,31}')
+_WORD = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.,*+-]{0,31}')
 _MODEL = re.compile(r'(hf[-_]hub:[\w.-]+/)?[A-Za-z0-9][\w.-]{0,95}')
 _DATASET = re.compile(r'((torch|tfds|hfds|hfids)/)?([A-Za-z0-9][\w.-]{0,31}/)?[A-Za-z0-9][\w.-]{0,31}')
 
@@ -83,8 +83,9 @@ def _public(value: Any) -> Any:
     if isinstance(value, Mapping):
         found = {key: _public(v) for key, v in value.items() if isinstance(key, str) and _WORD.fullmatch(key)}
         return {key: v for key, v in found.items() if v is not None}
-    if isinstance(value, list | tuple):
-        return [_public(v) for v in value]
+    if isinstance(value, list | tuple):  # the whole one, or nothing of it
+        found = [_public(v) for v in value]
+        return None if any(new is None is not old for new, old in zip(found, value, strict=True)) else found
     if isinstance(value, bool | int | float | None):
         return value
     return value if isinstance(value, str) and _WORD.fullmatch(value) else None

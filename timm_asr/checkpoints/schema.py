@@ -72,7 +72,7 @@ CHECKPOINT: Rules = {
         'model': TEXT, 'num_classes': COUNT, 'in_chans': COUNT, 'img_size': SIDE, 'input_size': SIZE, 'gp': TEXT,
         'model_kwargs': MAPPING, 'asr': TEXT, 'mean': NUMBERS, 'std': NUMBERS, 'crop_pct': NUMBER,
         'interpolation': TEXT, 'dataset': TEXT, 'data_dir': TEXT, 'config': TEXT, 'seed': NUMBER, 'eval_metric': TEXT,
-        'strides': SIDE},
+        'strides': SIDE, 'detector_kwargs': MAPPING},
 }
 CONFIGURATION: Rules = {
     'architecture': TEXT, 'num_classes': COUNT, 'num_features': COUNT, 'model_args': MAPPING, 'label_names': NAMES,

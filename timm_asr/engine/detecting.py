@@ -23,6 +23,7 @@ from ..checkpoints.weights import load_weights, state_dict_of
 from ..detection import CocoSet, collate, create_detector, evaluate_coco
 from ..errors import BadInput, Stopped
 from ..export.place import write_whole
+from ..export.save import plain_keywords
 from ..models.auxiliary import auxiliary_loss
 from ..models.counts import count_parameters
 from ..models.registry import plain_architecture
@@ -147,8 +148,7 @@ class DetectionRun(Run):
         names = ('detector', 'frozen_bn', 'strides', 'fpn_channels', 'detector_kwargs')
         description = {  # of the folded detector
             **{name: getattr(self.args, name) for name in names}, 'backbone': plain_architecture(self.args.backbone),
-            'backbone_kwargs': {key: value for key, value in self.args.backbone_kwargs.items()
-                                if not key.startswith('asr')},
+            'backbone_kwargs': plain_keywords(self.args.backbone_kwargs, folded),
             'trained': {name: getattr(self.args, name) for name in ('backbone', 'asr', 'backbone_kwargs')},
             'num_classes': self.args.num_classes + 1, 'categories': self.categories}
         for name, content in (('detector.json', description), ('metrics.json', metrics)):

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..checkpoints.find import FOLDER_PREFIX
 from ..checkpoints.names import GATES, GATES_PLOT, PROGRAM, WEIGHTS
 from ..checkpoints.open import open_source
 from ..checkpoints.provenance import dataset_name, file_sha256
@@ -22,7 +21,7 @@ from ..checkpoints.source import Source, used_data_config
 from ..errors import BadInput, Stopped
 from ..export.graph import check_packages, export_onnx, export_program
 from ..export.int8 import onnx_top1, quantize_onnx
-from ..export.place import refuse_taken, remove_export, write_whole
+from ..export.place import refuse_own, refuse_taken, remove_export, write_whole
 from ..export.save import save_fused
 from ..figures.gates import plot_frozen
 from ..freeze import FreezeReport, freeze_attention
@@ -50,13 +49,15 @@ class _Opened:
         step(command, _described(source))
         if args.output:
             folder = Path(args.output)
-            if folder.is_dir() and folder.resolve() == Path(args.checkpoint.removeprefix(FOLDER_PREFIX)).resolve():
-                raise BadInput(f'--output {folder} is the folder that is read, and its trainable form would be '
-                               'lost; name another one')
+            refuse_own(args.checkpoint, folder)
             refuse_taken(folder, args.force, {*source.files, *taken})
         self.config = data_config_of(args, source.model, source.data_config)
-        if source.data_config or any((args.img_size, args.mean, args.std, args.crop_pct, args.interpolation)):
+        given = any((args.img_size, args.mean, args.std, args.crop_pct, args.interpolation))
+        if source.data_config or given:
             source.data_config = used_data_config(self.config)
+        if given:  # the figures are of images that went through something else
+            source.metrics = None
+            source.facts.pop('metrics', None)
         if not args.dataset and not args.data_dir and source.model.num_classes == 10:
             args.dataset = 'digits' if source.args.get('dataset') == 'digits' else ''  # which come with this package
         self.loader = self.images(args.split) if args.dataset or args.data_dir else None
@@ -117,7 +118,6 @@ def _compare(opened: _Opened) -> None:
     shown = tqdm(opened.loader, 'compare', unit='batch', disable=args.no_progress or not sys.stderr.isatty())
     figures, _ = compare_forms(model, facts, shown, device, args.checkpoint)
     source.metrics = {**figures, 'split': args.split}
-    source.facts.setdefault('dataset', facts['dataset'])
     before, after = (figures[key] or 0.0 for key in ('top1', 'top1_folded'))
     step('compare', f'top-1 on {figures["images"]} images {before:.2f} % before and {after:.2f} % after; logits '
                     f'differ by {figures["logit_difference_relative"]:.1g} of the largest')

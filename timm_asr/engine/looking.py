@@ -85,7 +85,7 @@ def _detector(args: Namespace) -> tuple[str, nn.Module, Any]:
     pyramid = {'fpn_channels': len(state['backbone.fpn.layer_blocks.0.0.bias'])} if state else {}
     model = create_detector(args.detector, args.model, classes, pretrained=args.pretrained, asr=args.asr,
                             backbone_kwargs=args.model_kwargs, strides=said.get('strides'),
-                            frozen_bn=bool(said.get('frozen_bn')), **pyramid)
+                            frozen_bn=bool(said.get('frozen_bn')), **pyramid, **(said.get('detector_kwargs') or {}))
     if state:
         model.load_state_dict(state)
     dataset = open_dataset(_with(args, val_split=args.split, val_num_samples=args.num_samples), False, 'RGB', False)

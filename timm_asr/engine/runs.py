@@ -85,7 +85,10 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         rows = json.loads(text) if path.suffix == '.json' else list(csv.DictReader(text.splitlines()))
     except (OSError, ValueError) as error:
         raise BadInput(f'{path} cannot be read ({error})') from None
-    return rows if isinstance(rows, list) else [rows]
+    rows = rows if isinstance(rows, list) else [rows]
+    if not all(isinstance(row, dict) for row in rows):
+        raise BadInput(f'{path} holds no rows of results')
+    return rows
 
 
 def scatter(args: Namespace, words: Sequence[str], prog: str) -> None:

@@ -51,9 +51,8 @@ def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_n
     listed = facts.get('files') or {}
     if 0 < classes <= 5:  # five of five are always right
         metrics = {key: value for key, value in metrics.items() if not key.startswith('top5')}
-    dataset = dataset_name or metrics.get('dataset') or facts.get('dataset')
-    known, _, name = (dataset or '').partition('/')
-    public = name if known in ('torch', 'tfds', 'hfds', 'hfids') else None  # a folder's name says nothing elsewhere
+    trained_on, measured_on = facts.get('dataset'), metrics.get('dataset') or facts.get('dataset')
+    same = measured_on == trained_on or not trained_on
     trained = code_text(model) + ' with ASR attached' * bool(facts.get('asr') and model == architecture)
     weights, form = f'{code_text(architecture)}, these weights', 'its inference form (`timm_asr.reparameterize`)'
     rows = [(f'{trained}, as trained', ''), (weights, '_folded')] if folded else [(weights, '')]
@@ -66,12 +65,14 @@ def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_n
     speeds = [row for row in speeds if row[1]]
     arguments = public_arguments(facts.get('arguments') or {})
     filled = ModelCard.from_template(
-        _head(repo_id, license, dataset_name or public, classes, facts, metrics), str(_TEMPLATE),
+        _head(repo_id, license, dataset_name or _on_hub(trained_on), classes, facts, metrics,
+              (dataset_name if same else None) or _on_hub(measured_on)), str(_TEMPLATE),
         text=plain_text, code=code_text, table=_table, number=_number, title=repo_id.partition('/')[2],
         repo_id=repo_id, facts=facts, cfg=config.get('pretrained_cfg') or {}, metrics=metrics, model=model,
         architecture=architecture, classes=classes, folded=folded, trained=trained, asr=asr.upper(),
         gate=gate.upper(), dia=dia.upper(), papers=papers_of(asr, gate, dia),
-        dataset=dataset, label_names=config.get('label_names'),
+        dataset=dataset_name or trained_on, measured_on=(dataset_name if same else None) or measured_on,
+        label_names=config.get('label_names'),
         trainable=(folder / TRAINABLE / CONFIG).is_file(),
         results=figures if {'top1', 'top1_folded'} & {key for key, value in metrics.items() if value is not None}
         else None, speeds=speeds if len(speeds) > 1 else None,
@@ -94,14 +95,20 @@ def _number(value: Any, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) else ''
 
 
+def _on_hub(dataset: str | None) -> str | None:
+    known, _, name = (dataset or '').partition('/')
+    return name if known in ('torch', 'tfds', 'hfds', 'hfids') else None  # a folder's name says nothing elsewhere
+
+
 def _head(repo_id: str, license: str | None, dataset: str | None, classes: int, facts: Mapping[str, Any],
-          metrics: Mapping[str, Any]) -> ModelCardData:
+          metrics: Mapping[str, Any], measured_on: str | None) -> ModelCardData:
     """What the Hub reads: tags, data set, licence, the model it started from, and the accuracy of these weights."""
     results = [
-        EvalResult(task_type='image-classification', dataset_type=dataset, dataset_name=dataset.rpartition('/')[2],
+        EvalResult(task_type='image-classification', dataset_type=measured_on,
+                   dataset_name=measured_on.rpartition('/')[2],
                    metric_type='accuracy', metric_name=f'{key[:3]}-{key[3]} accuracy',
                    metric_value=round(value / 100, 5), dataset_split=metrics.get('split'))
-        for key in ('top1', 'top5') if dataset
+        for key in ('top1', 'top5') if measured_on
         and isinstance(value := metrics.get(f'{key}_folded', metrics.get(key)), int | float)]
     kind = 'image-classification' if classes else 'image-feature-extraction'
     return ModelCardData(

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.find import FOLDER_PREFIX
 from ..checkpoints.names import CODE, CONFIG, KEY, METRICS, TRAINABLE, WEIGHTS
 from ..checkpoints.provenance import file_sha256
 from ..checkpoints.read import is_folder_of_weights, is_regular, read_config
@@ -111,6 +112,14 @@ def refuse_taken(folder: Path, overwrite: bool, more: Iterable[str] = ()) -> Non
     if taken and not overwrite:
         raise BadInput(f'{folder} has a {WEIGHTS if WEIGHTS in taken else taken[0]} already; choose another folder, or '
                        'replace what is there (--force, or overwrite=True)')
+
+
+def refuse_own(source: str | Path, folder: Path) -> None:
+    """Raise ``BadInput`` where an export would take the place of the very export that it is made of."""
+    read = Path(str(source).removeprefix(FOLDER_PREFIX)).resolve()
+    read = read.parent if read.name == WEIGHTS else read
+    if is_folder_of_weights(read) and folder.resolve() in (read, read.parent if read.name == TRAINABLE else read):
+        raise BadInput(f'{folder} is the folder that is read, and its trainable form would be lost; name another one')
 
 
 def remove_export(folder: Path, keep: Iterable[str] = ()) -> None:

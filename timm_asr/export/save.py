@@ -16,7 +16,7 @@ from timm.models import get_model_args, is_model, model_entrypoint
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from ..asr.attach import VECTOR_KEYWORDS
+from ..asr.attach import ASR_KEYWORDS
 from ..asr.fold import fold_asr, has_asr
 from ..checkpoints.names import CODE, CONFIG, KEY, METRICS, TRAINABLE, WEIGHTS
 from ..checkpoints.open import CFG_KEYS, as_source, create_trainable
@@ -29,7 +29,7 @@ from ..gates.table import gate_options
 from ..inference.compare import random_images, relative_difference, same_function, tolerance
 from ..models.counts import count_parameters
 from ..models.registry import plain_architecture
-from .place import files_in, placed, refuse_taken, write_whole
+from .place import files_in, placed, refuse_own, refuse_taken, write_whole
 
 #: What transformers runs, if its user trusts it, for architectures that timm lacks.
 _AUTO_MAP = {auto: f'{CODE.removesuffix(".py")}.{name}' for auto, name in (
@@ -75,6 +75,8 @@ def save_fused(model: nn.Module | str | os.PathLike | Source, folder: str | os.P
         BadInput: The checkpoint or folder cannot be read, or the folder holds an export or cannot be written.
     """
     source, folder = as_source(model, use_ema), Path(folder)
+    if isinstance(model, str | os.PathLike):
+        refuse_own(os.fspath(model), folder)
     name = name_of(source.model)
     if not name or getattr(source.model, 'frozen_from', None):
         raise ValueError(_why_unnamed(source.model))
@@ -165,10 +167,15 @@ def _cfg(model: nn.Module) -> dict[str, Any]:
 
 def _plain_arguments(model: nn.Module) -> dict[str, Any]:
     """Constructor arguments of the plain architecture, those of ASR dropped."""
-    drop = ('asr', 'last_norm_init', *VECTOR_KEYWORDS)
+    return plain_keywords(get_model_args(model), model)
+
+
+def plain_keywords(keywords: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Those keywords of a model that the network which is left of it, its ASR folded, takes as well."""
+    drop = {*ASR_KEYWORDS, 'last_norm_init', 'preserve'} - {'rd_ratio'}
     if not any(isinstance(m, ChannelGate | SharedUnit) for m in model.modules()):
-        drop += tuple(gate_options())  # they were those of ASR's gates alone
-    return {name: value for name, value in get_model_args(model).items() if name not in drop}
+        drop |= {*gate_options()}  # they were those of ASR's gates alone
+    return {name: value for name, value in keywords.items() if name not in drop}
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
