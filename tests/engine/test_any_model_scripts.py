@@ -7,6 +7,7 @@ import re
 import pytest
 import timm
 import torch
+import yaml
 from helpers import asr_layers, randomize, relative_error
 from train_helpers import run
 
@@ -137,6 +138,12 @@ def test_a_run_goes_on_with_its_own_asr_alone(trained, images, tmp_path):
     result = run([*words, '--output', folder.parent, '--resume', 'auto', '--epochs', 1], tmp_path / 'log')
     assert result.code == 0, result.text
     assert 'Going on' not in result.text
+    result = run([*words, '--asr', 'se', '--model-kwargs', 'asr_depth=2', '--resume', last, '--experiment', 'more',
+                  '--epochs', 1, '--lr', '0.0123'], tmp_path / 'log')
+    assert 'whose optimizer goes on; --no-resume-opt takes 0.0123' in result.text
+    told = yaml.safe_load((tmp_path / 'more' / 'args.yaml').read_text())
+    assert told['lr'] != 0.0123
+    assert 'resume' not in told
 
 
 def test_refusals_of_the_script(trained, images, tmp_path):

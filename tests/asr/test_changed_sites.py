@@ -1,0 +1,65 @@
+"""What is done to the modules inside a site after the first pass of all sites at once: nothing stale, nothing lost."""
+
+import pytest
+import torch
+from helpers import images, randomize, small
+from test_together import same
+from timm.layers import freeze_batch_norm_2d, unfreeze_batch_norm_2d
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.utils import parametrizations, prune
+
+import timm_asr
+from timm_asr.asr import together
+
+
+@pytest.fixture
+def network():
+    return randomize(small('resnet20_asr_se', layers=(3, 2, 2))).eval()
+
+
+def test_norms_inside_a_site_are_replaced():
+    model = freeze_batch_norm_2d(randomize(small('resnet56_acnet_asr_se', layers=(2, 2, 1))))
+    model(x := images(model))
+    model = unfreeze_batch_norm_2d(model).eval()
+    same(model, x)
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_hooks_of_a_summary_are_forgotten(network):
+    handles = [module.register_forward_hook(lambda *_: None) for module in network.modules()]
+    network(x := images(network))
+    for handle in handles:
+        handle.remove()
+    network(x)
+    assert sum(len(group.sites) for group in together._groups[network]) == 7
+
+
+@pytest.mark.parametrize('run_before', [False, True])
+def test_a_layer_that_is_pruned_or_parametrized_afterwards_does_not_lose_its_scale(network, run_before):
+    if run_before:
+        network(images(network))
+    norm = network.layer1[0].bn2.layer
+    prune.identity(norm, 'weight')
+    for call in (lambda: network(images(network)), lambda: timm_asr.fold_asr(network)):
+        with pytest.raises(TypeError, match='made by a hook .* call timm_asr.fold_asr.model. first'):
+            call()
+    prune.remove(norm, 'weight')
+    parametrizations.weight_norm(norm)
+    with pytest.raises(TypeError, match='A ParametrizedBatchNorm2d cannot be scaled'):
+        network(images(network))
+
+
+def test_fake_tensors_leave_nothing_behind():
+    for name in ('asr_se', 'se', 'ras', 'spe', 'dia_lstm'):
+        with FakeTensorMode():
+            fake = small(f'resnet20_{name}')
+            fake.train()(torch.randn(2, 3, 16, 16, dtype=torch.float64)).sum().backward()
+        model = small(f'resnet20_{name}').train()
+        model(images(model)).sum().backward()
+
+
+def test_a_layer_of_a_gate_is_replaced(network):
+    network(x := images(network))
+    network.layer1[1].bn2.vectors[0].gate.fc2 = nn.Conv2d(1, 16, 1).double()
+    same(network, x)
