@@ -88,7 +88,11 @@ def section(plan: Plan, rows: Sequence[dict[str, Any]], margin: float) -> str:
     whole = balanced(plan, rows)
     if not whole:
         return f'## {plan.name}\n\n{len(rows)} of {len(plan.runs)} runs are done, no seed by all arms yet.'
-    return '\n\n'.join([markdown(plan, whole).replace('# ', '## ', 1).rstrip(), *conclusion(plan, whole, margin)])
+    text = markdown(plan, whole).replace('# ', '## ', 1).rstrip()
+    if len(rows) > len(whole):
+        text = text.replace(f'{len(whole)} of {len(plan.runs)} runs are done.',
+                            f'{len(rows)} of {len(plan.runs)} runs are done, {len(whole)} of them of whole seeds.')
+    return '\n\n'.join([text, *conclusion(plan, whole, margin)])
 
 
 def conclusion(plan: Plan, whole: Sequence[dict[str, Any]], margin: float) -> list[str]:
@@ -134,9 +138,9 @@ def begin(name: str, folder: Path) -> None:
         for plan, place in parts(name, folder):
             for run in plan.runs:
                 row = rows.pop((run.arm.name, run.seed, run.options['epochs']), None)
-                if row is not None and not (place / run.name).exists():
+                if row is not None and not (place / run.name / RESULT).exists():
                     made = True
-                    (place / run.name).mkdir(parents=True)
+                    (place / run.name).mkdir(parents=True, exist_ok=True)
                     (place / run.name / OPTIONS).write_text(yaml.safe_dump(run.options), encoding='utf-8')
                     values = {key: yaml.safe_load(value) for key, value in row.items() if value}
                     (place / run.name / RESULT).write_text(json.dumps(values), encoding='utf-8')

@@ -6,7 +6,9 @@ import random
 import shutil
 import sys
 import tarfile
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -193,6 +195,20 @@ def test_a_split_that_is_not_there_names_those_that_are(images):
     for split in ('trian', 'train[:50%]'):  # either would be the test images
         with pytest.raises(ValueError, match='the splits train and validation, not '):
             create_dataset('torch/cifar10', str(images), split=split)
+
+
+def test_several_processes_download_one_after_another(tmp_path, monkeypatch):
+    running = []
+
+    def download(*args, **kwargs):
+        running.append(1)
+        time.sleep(0.05)
+        assert len(running) == 1
+        return running.pop()
+
+    monkeypatch.setattr(timm.data, 'create_dataset', download)
+    with ThreadPoolExecutor(4) as pool:
+        assert len([*pool.map(lambda _: create_dataset('wds/x', str(tmp_path / 'new'), download=True), range(4))]) == 4
 
 
 @pytest.mark.parametrize('error', [OSError, SyntaxError, Image.DecompressionBombError])

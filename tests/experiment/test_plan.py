@@ -53,7 +53,8 @@ def test_a_budget_scales_epochs_images_and_seeds(write):
     assert read_plan(write(base={'train_images': 0.5}), 0.5).arms[0].options['train_images'] == 0.25
     said = {key: value for key, value in vars(parse_args(['--model', 'resnet20'])).items() if key in _DEFAULTS}
     assert said == _DEFAULTS
-    assert read_plan(write(base={'epochs': 100}), 0.05).arms[0].options['warmup_epochs'] == 0
+    for epochs, warmup in ((100, 1), (20, 0)):  # a warm-up stays, but not for the only epoch
+        assert read_plan(write(base={'epochs': epochs}), 0.05).arms[0].options['warmup_epochs'] == warmup
     for budget in (0, 1.5):
         with pytest.raises(BadInput, match='--budget'):
             read_plan(write(), budget)

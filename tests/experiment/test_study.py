@@ -43,6 +43,7 @@ def test_a_gain_is_one_over_the_better_control_not_over_plain():
 
 
 def test_runs_with_a_row_are_not_made_again(tmp_path):
+    (tmp_path / 'small' / SMALL.runs[0].name).mkdir(parents=True)  # as a check of the plan leaves it
     assert study.main([str(tmp_path), '--begin']) == 0
     done = read_results(SMALL, tmp_path / 'small')
     with open(ROOT / 'results' / 'study' / 'small.csv', encoding='utf-8', newline='') as file:

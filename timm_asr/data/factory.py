@@ -1,10 +1,12 @@
 """``timm.data.create_dataset``, and three more names: ``digits``, ``npz:FILE`` and ``torch/stl10``."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import timm.data
+from filelock import FileLock
 from torch.utils.data import Dataset
 from torchvision.datasets import STL10
 
@@ -34,6 +36,12 @@ def _check_split(dataset: str, root: str | None, split: str) -> None:
         raise ValueError(f'there is no such split; its folders are {", ".join((splits or folders)[:8]) or "none"}')
 
 
+def _alone(root: str) -> FileLock:
+    """Of several processes one downloads, and the others find what it has."""
+    Path(root).mkdir(parents=True, exist_ok=True)
+    return FileLock(Path(root) / '.download.lock')
+
+
 def create_dataset(name: str, root: str | None = None, split: str = 'validation', **kwargs: Any) -> Any:
     """A data set by name.
 
@@ -54,11 +62,12 @@ def create_dataset(name: str, root: str | None = None, split: str = 'validation'
         return Digits(split, input_img_mode=mode)
     if name.startswith('npz:'):
         return Npz(name.removeprefix('npz:'), split, mode)
-    if name.lower() == 'torch/stl10':
-        dataset: Any = STL10(root, split='train' if split in TRAIN_SPLITS else 'test',
-                             download=bool(kwargs.get('download')))
-    else:
-        dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
+    with _alone(root) if kwargs.get('download') and root else nullcontext():
+        if name.lower() == 'torch/stl10':
+            dataset: Any = STL10(root, split='train' if split in TRAIN_SPLITS else 'test',
+                                 download=bool(kwargs.get('download')))
+        else:
+            dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
     return InMode(dataset, mode) if name.lower().startswith('torch/') else dataset
 
 

@@ -3,6 +3,7 @@
 import argparse
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,20 @@ def compare_forms(model: nn.Module, facts: Mapping[str, Any], loader: Iterable, 
     return figures, inference
 
 
+def _times(args: argparse.Namespace, model: nn.Module, inference: nn.Module, metrics: Mapping[str, Any],
+           data_config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The entries of ``metrics.json`` that are times, and the parameters of the plain network."""
+    batch = min(args.validation_batch_size or args.batch_size, 32)
+    rows = measure(columns_of(args, model, inference), (batch, *data_config['input_size']), device)
+    own, plain = rows[title_of(args)], rows.get(metrics['plain'])
+    form = 'inference' if 'parameters_inference' in metrics else 'folded'
+    found = {'side_by_side': rows, 'images_per_second_model': own['images_per_second'],
+             f'images_per_second_{form}': own['images_per_second_folded']}
+    if plain is not None:
+        found |= {'images_per_second_plain': plain['images_per_second'], 'parameters_plain': plain['parameters']}
+    return found
+
+
 def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_config: dict[str, Any], loader: Iterable,
                device: torch.device, ema: bool = False) -> dict[str, Any]:
     """Fold the model of a checkpoint and write ``model.safetensors``, ``config.json`` and ``metrics.json``.
@@ -93,15 +108,8 @@ def export_run(checkpoint: Path, folder: Path, args: argparse.Namespace, data_co
     for row in read_summary(folder / SUMMARY)[-1:]:  # the last epoch, beside that which was chosen by its accuracy
         metrics |= {f'{key}_last': float(row[f'eval_{key}']) for key in ('top1', 'top5') if row.get(f'eval_{key}')}
         metrics['epoch_last'] = int(row['epoch'])
-    columns = columns_of(args, source.model, inference)
-    batch = min(args.validation_batch_size or args.batch_size, 32)
-    rows = metrics['side_by_side'] = measure(columns, (batch, *data_config['input_size']), device)
-    own, plain = rows[title_of(args)], rows.get(metrics['plain'])
-    form = 'inference' if 'parameters_inference' in metrics else 'folded'
-    metrics |= {'images_per_second_model': own['images_per_second'],
-                f'images_per_second_{form}': own['images_per_second_folded']}
-    if plain is not None:
-        metrics |= {'images_per_second_plain': plain['images_per_second'], 'parameters_plain': plain['parameters']}
+    with suppress(torch.OutOfMemoryError):  # of several networks in float32
+        metrics |= _times(args, source.model, inference, metrics, data_config, device)
     # The run's own files are in the folder already.
     source.data_config, source.metrics, source.files = used_data_config(data_config), metrics, {}
     try:

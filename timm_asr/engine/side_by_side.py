@@ -56,13 +56,16 @@ def columns_of(args: argparse.Namespace, model: nn.Module, form: nn.Module) -> d
         if name == own:
             continue
         named = name == plain or variant_of(name)
-        same = {**vars(args), 'model': name if named else plain, 'asr': None,
+        # Without dropout and stochastic depth, which the network has not that was opened from its checkpoint.
+        same = {**vars(args), 'model': name if named else plain, 'asr': None, 'drop': 0.0, 'drop_path': None,
+                'drop_connect': None, 'drop_block': None,
                 'model_kwargs': {**kwargs, **width} if named and name != plain else kwargs}
         with suppress(BadInput):
             other = build_model(argparse.Namespace(**same), weights=False)
             for site in [] if named else [key for key, module in model.named_modules() if isinstance(module, ASR)]:
                 other.set_submodule(site, Gated(other.get_submodule(site), gate, **width))
-            other.eval().to(next(model.parameters()).device)
+            layout = torch.channels_last if args.channels_last else torch.contiguous_format
+            other.eval().to(device=next(model.parameters()).device, memory_format=layout)
             columns[name] = (other, reparameterize(copy.deepcopy(other)))
     return {**columns, own: (model, form)}
 

@@ -256,8 +256,10 @@ class Run:
         metrics = None if self.args.no_fuse else self.fuse()
         plot_run(self.folder, open_source(best, self.use_ema).model.float().eval() if best is not None else None)
         list_in_manifest(self.folder, (ARGS, SUMMARY, CURVE, ATTENTION))
-        if metrics is not None:
+        if metrics is not None and 'side_by_side' in metrics:
             print(side_by_side.table(metrics))
+        elif metrics is not None:
+            _logger.warning('No table of times: there is too little memory for the networks side by side.')
         print(f'Results: {self.folder}')
         return 0
 

@@ -25,7 +25,7 @@ from ..errors import BadInput, nearest
 TABLES = Path(__file__).resolve().parent / 'tables'
 _KEYS = ('name', 'base', 'arms', 'seeds', 'baseline', 'note', 'halving')
 #: Options that count epochs, which a budget scales, and the least of each.
-_EPOCHS = {'epochs': 1, 'warmup_epochs': 0, 'cooldown_epochs': 0, 'decay_epochs': 1, 'decay_milestones': 1,
+_EPOCHS = {'epochs': 1, 'warmup_epochs': 1, 'cooldown_epochs': 0, 'decay_epochs': 1, 'decay_milestones': 1,
            'mixup_off_epoch': 1}
 #: What ``train.py`` takes of them where neither plan nor recipe says it.
 _DEFAULTS = {'epochs': 300, 'warmup_epochs': 5, 'decay_epochs': 90.0, 'decay_milestones': [90, 180, 270]}
@@ -117,6 +117,8 @@ def scale_epochs(options: dict[str, Any], factor: float) -> dict[str, Any]:
             found[key] = [max(_EPOCHS[key], round(value * factor)) for value in found[key]]
         elif (found[key] or 0) >= 1:  # a smaller one is a share, as decay_epochs may be
             found[key] = max(_EPOCHS[key], round(found[key] * factor))
+    if found.get('epochs') == 1:
+        found['warmup_epochs'] = 0
     return found
 
 
