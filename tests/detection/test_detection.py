@@ -156,6 +156,11 @@ def test_a_checkpoint_with_asr_attached(name, kwargs, x, tmp_path):
     torch.save({'state_dict': deeper.state_dict()}, tmp_path / 'deeper.pth.tar')
     with pytest.raises(ValueError, match=r"with this ASR: it also has '.*vectors\.1.*' \(asr_depth=\.\.\.\)\."):
         make_body(name, checkpoint=tmp_path / 'deeper.pth.tar', asr='eca', **kwargs)
+    plain = randomize(make_body(name, **kwargs)).eval()  # whose names may be others: stages_0
+    torch.save(plain.state_dict(), tmp_path / 'features.pth')
+    body = make_body(name, checkpoint=tmp_path / 'features.pth', asr='eca', **kwargs).eval()
+    with torch.no_grad():
+        assert all(relative_error(a, b) < 1e-4 for a, b in zip(plain(x), body(x), strict=True))
 
 
 @pytest.mark.parametrize(('kind', 'backbone', 'kwargs', 'strides'), [

@@ -215,6 +215,8 @@ def test_a_process_without_images_waits_for_none_and_has_the_figures_of_all(tmp_
         is_initialized=lambda: True, get_world_size=lambda: 2, all_gather_object=all_gather_object))
     for images in (loader(data), []):
         assert evaluate_coco(oracle(data, shift=5), images, coco=data.coco) == alone
+    del said[1:]  # now the second process has the images of the first, as samplers repeat some, and has them twice
+    assert evaluate_coco(oracle(data, shift=5), [*loader(data), *loader(data)], coco=data.coco) == alone
 
 
 def test_bad_evaluations(tmp_path):

@@ -124,6 +124,27 @@ def test_a_gate_or_a_block_alone():
     assert relative_error(expected, timm_asr.reparameterize(block, fold_bn=True)(x)) < 1e-12
 
 
+class Heads(nn.Module):
+    """Two parts with one block in both, which torch.fx cannot trace as a whole."""
+
+    def __init__(self):
+        super().__init__()
+        tower = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.a, self.b = nn.Sequential(tower), nn.Sequential(tower, nn.ReLU())
+
+    def forward(self, x):
+        return self.a(x) if x.sum() > 0 else self.b(x)
+
+
+def test_norms_of_a_block_that_two_parts_share_are_folded_once():
+    model = randomize(Heads()).double().eval()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    expected = [model(x), model(-x)]
+    timm_asr.reparameterize(model, fold_bn=True)
+    assert not [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(relative_error(a, b) < 1e-12 for a, b in zip(expected, (model(x), model(-x)), strict=True))
+
+
 def test_a_block_that_stands_twice_is_one_block_afterwards():
     block = randomize(Bottleneck(32, 8, attn_layer=SE, dtype=torch.float64))
     model = nn.Sequential(block, block).eval()

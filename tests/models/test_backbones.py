@@ -199,6 +199,8 @@ def test_intermediates_and_pruning(name):
     kept = clone(model)
     kept.prune_intermediate_layers([len(whole) - 1], prune_head=False)
     assert torch.equal(kept(x), model(x))
+    kept.set_grad_checkpointing()
+    kept.train().forward_intermediates(x)[0].sum().backward()
     assert model.prune_intermediate_layers([0, 1]) == [0, 1]
     assert torch.equal(whole[1], model(x))
     assert model.num_features == channels[1]

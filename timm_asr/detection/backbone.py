@@ -13,6 +13,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from ..asr.fold import has_asr
+from ..asr.wrapper import ASR
 from ..checkpoints.read import read_checkpoint
 from ..checkpoints.weights import averaged_in, state_dict_of
 from ..errors import BadInput
@@ -71,14 +72,11 @@ def make_body(name: str, pretrained: bool = False, checkpoint: str | os.PathLike
                 f"The checkpoint {checkpoint} has ASR, and '{name}' by its name has none: name its gate, e.g. "
                 "asr='se', or export it (python -m timm_asr export) and give model.safetensors of that folder.")
         complaint = f"The checkpoint {checkpoint} is not one of '{name}'{' with this ASR' if asr and trained else ''}"
-        found = _found(body, state, bool(asr) and not trained, complaint)
-        if not asr or trained:
-            body.load_state_dict(found)
-        else:  # timm loads it before it takes the network apart and ASR is attached
-            body = create_model(name, pretrained=True, asr=asr, features_only=True,
-                                **{**kwargs, 'pretrained_cfg_overlay': {'state_dict': state}})
-            for part in body.modules():  # timm keeps what it loaded from
-                (getattr(part, 'pretrained_cfg', None) or {}).pop('state_dict', None)
+        attached = bool(asr) and not trained  # what is attached is not in the checkpoint yet
+        body.load_state_dict(body.state_dict() | _found(body, state, attached, complaint))
+        for site in body.modules() if attached and kwargs.get('preserve') is not False else ():
+            if isinstance(site, ASR):
+                site.preserve_()
     return freeze_batch_norm_2d(body) if frozen_bn else body
 
 
@@ -96,14 +94,14 @@ def _found(
         body: nn.Module, state: dict[str, torch.Tensor], without_asr: bool, complaint: str) -> dict[str, torch.Tensor]:
     """A checkpoint's weights under the names of a body; timm's features have others: ``stages_0``, a prefix."""
     wanted = body.state_dict()
-    if without_asr:  # what is attached is not in the checkpoint yet
-        wanted = {key.replace('.layer.', '.'): value for key, value in wanted.items() if '.vectors.' not in key}
-    names = {key: key.removeprefix('model.').replace('_', '.') for key in wanted}
+    plain = {key: key.replace('.layer.', '.') for key in wanted if '.vectors.' not in key} if without_asr else {
+        key: key for key in wanted}
+    names = {key: name.removeprefix('model.').replace('_', '.') for key, name in plain.items()}
     flat = {key.replace('_', '.'): value for key, value in state.items()}
     for key, name in names.items():
         if name not in flat or flat[name].shape != wanted[key].shape:
             there = f'{tuple(flat[name].shape)} where it has {tuple(wanted[key].shape)}' if name in flat else 'absent'
-            raise ValueError(f"{complaint}: '{key}' is {there}.")
+            raise ValueError(f"{complaint}: '{plain[key]}' is {there}.")
     known = set(names.values())
     for key in sorted(flat.keys() - known):
         site, vectors, _ = key.partition('.vectors.')

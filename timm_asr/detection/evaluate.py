@@ -49,13 +49,15 @@ def evaluate_coco(
     like = next(p for p in detector.parameters() if p.is_floating_point())
     modes = {module: module.training for module in detector.modules()}
     found: dict[str, list[dict[str, Any]]] = {}
-    seen: list[int] = []
+    seen: set[int] = set()
     detector.eval()
     try:
         for images, targets in tqdm(loader, desc='evaluating', disable=not (progress and sys.stderr.isatty())):
             ids = [int(target['image_id']) for target in targets]
-            seen += ids
             for image_id, output in zip(ids, detector([image.to(like) for image in images]), strict=True):
+                if image_id in seen:  # repeated, so that all processes have as many
+                    continue
+                seen.add(image_id)
                 for kind, rows in _rows(image_id, output).items():
                     found.setdefault(kind, []).extend(rows)
     finally:
@@ -65,7 +67,7 @@ def evaluate_coco(
     if dist.is_initialized():
         parts = [None] * dist.get_world_size()
         dist.all_gather_object(parts, (seen, found))
-    images_seen = sorted(image_id for ids, _ in parts for image_id in ids)
+    images_seen = sorted({image_id for ids, _ in parts for image_id in ids})
     if not images_seen:
         raise ValueError('The loader gives no images to evaluate on.')
     truth = COCO(copy.deepcopy(coco.dataset))  # evaluation changes it
@@ -74,7 +76,8 @@ def evaluate_coco(
         annotation.setdefault('area', annotation['bbox'][2] * annotation['bbox'][3])
     figures = {}
     for kind in next(rows for _, rows in parts if rows):
-        rows = [dict(row) for _, own in parts for row in own.get(kind, ())]  # written into
+        rows = [dict(row) for n, (_, own) in enumerate(parts) for row in own.get(kind, ())  # written into
+                if not any(row['image_id'] in before for before, _ in parts[:n])]
         evaluation = COCOeval_faster(truth, truth.loadRes(rows), kind)
         evaluation.params.imgIds = images_seen
         evaluation.run()

@@ -93,8 +93,10 @@ class DetectionRun(Run):
         seeded.seed_workers(args.seed, args.rank)
         sampler = DistributedSampler(seeded, seed=args.seed) if args.distributed else RandomSampler(seeded)
         loaders = Loaders(
+            # Norms inside gates take no single image.
             DataLoader(seeded, args.batch_size, sampler=sampler, collate_fn=collate, num_workers=args.workers,
-                       persistent_workers=args.workers > 0),
+                       persistent_workers=args.workers > 0,
+                       drop_last=args.batch_size > 1 and len(sampler) % args.batch_size == 1),
             None if val is None else eval_loader(args, val, args.world_size), None, args.batch_size)
         args.model, args.num_classes = f'{args.detector}_{args.backbone}', max(self.categories, default=0)
         args.eval_metric, args.sched_on_updates = 'AP', True

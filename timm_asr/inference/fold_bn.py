@@ -87,6 +87,8 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
     check_batch_norm_eval(module)
     for conv_name, bn_name in find_pairs(module):
         conv, bn = module.get_submodule(conv_name), module.get_submodule(bn_name)
+        if not foldable(conv, bn):  # two parts share them, and they are folded under the other name
+            continue
         mode = conv.training
         folded = fuse_conv_bn_eval(conv.eval(), bn.eval()).train(mode)
         module.set_submodule(conv_name, PointwiseConv2d.of(folded) if PointwiseConv2d.fits(folded) else folded)
