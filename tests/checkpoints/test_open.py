@@ -120,7 +120,7 @@ def test_a_checkpoint_of_deit_names_a_side(tmp_path: Path) -> None:
                tmp_path / 'best_checkpoint.pth')
     source = open_source(tmp_path / 'best_checkpoint.pth')
     assert source.model.patch_embed.img_size == (48, 48)
-    assert source.data_config['input_size'] == (3, 48, 48)
+    assert (source.data_config['input_size'], source.data_config['crop_mode']) == ((3, 48, 48), 'center')
 
 
 def test_a_bare_state_dict_needs_a_name(tmp_path: Path) -> None:

@@ -45,6 +45,13 @@ def test_every_recipe_of_detection_is_read_and_its_rows_have_names(detector):
     assert all(timm.is_model(name.replace('50', depth)) for name in rows for depth in ('50', '101'))
 
 
+def test_the_line_switches_off_what_a_file_has_switched_on(tmp_path):
+    (tmp_path / 'args.yaml').write_text('model: resnet20\nasr_constant: true\nmodel_kwargs: {asr_constant: true}\n')
+    line = ['-c', str(tmp_path / 'args.yaml')]
+    assert parse_args(line).model_kwargs == {'asr_constant': True}
+    assert parse_args([*line, '--no-asr-constant']).model_kwargs == {}
+
+
 def test_a_recipe_may_stand_in_the_word_of_its_option(capsys):
     assert parse_args(['-ccifar10_resnet164']).model.startswith('resnet164')
     assert not capsys.readouterr().err  # the recipe digits is not meant

@@ -73,13 +73,17 @@ def test_vectors_of_asr_stay_and_fold_later():
 
 
 @pytest.mark.parametrize(('name', 'kwargs'), [
-    ('seresnet50', IMAGENET), ('resnet20', {**CIFAR, 'gate': 'se', 'rd_ratio': 0.25})])
+    ('seresnet50', IMAGENET), ('resnet20', {**CIFAR, 'gate': 'se', 'rd_ratio': 0.25}), ('resnet20_se_asr_se', CIFAR),
+    ('resnet20_se', {**CIFAR, 'asr': 'eca', 'asr_depth': 2})])
 def test_saved_as_the_network_that_it_is(name, kwargs, tmp_path):
-    model = randomize(timm.create_model(name, **kwargs))
+    model = timm_asr.fold_asr(randomize(timm.create_model(name, **kwargs)))
+    plain = name.removeprefix('se').partition('_')[0]
     x = torch.randn(4, 3, *model.default_cfg['input_size'][1:])
-    report = timm_asr.freeze_attention(model, [x])
-    assert report.architecture == model.pretrained_cfg['architecture'] == name.removeprefix('se')
-    assert f"The model is a '{name.removeprefix('se')}' now." in str(report)
+    report = timm_asr.freeze_attention(model, [x], threshold=0)
+    if len(report.frozen) < len(report.gates):  # the others in a second step; some gates are constant by chance
+        report = timm_asr.freeze_attention(model, [x])
+    assert report.architecture == model.pretrained_cfg['architecture'] == plain
+    assert f"The model is a '{plain}' now." in str(report)
     timm_asr.save_fused(model, tmp_path / 'frozen', check=False)
     loaded = timm.create_model(f'local-dir:{tmp_path}/frozen', pretrained=True)
     assert not gates_of(loaded.eval(), x)

@@ -231,7 +231,7 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any]
     # A run folder has the figures of one checkpoint, the best. What lies beside bare weights is not theirs.
     metrics = read_metrics(path.parent) if args else None
     fits = metrics is not None and all(metrics.get(key) == facts.get(key) for key in ('model', 'epoch', 'weights'))
-    data = used_data_config(data_config_of(model, args)) if args else None
+    data = used_data_config({**data_config_of(model, args), 'crop_mode': None}) if args else None
     return Source(model, facts, data, label_names_of(model, content), metrics if fits else None, args,
                   has_ema=averaged_in(content) is not None,
                   files=_files_beside(path.parent, args, fits or path.name == BEST) if args else {})

@@ -102,5 +102,5 @@ def data_config_of(model: nn.Module, options: Mapping[str, Any], test_size: bool
 
 
 def used_data_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What training and validation take of timm's data configuration: all but the way of cropping."""
-    return {key: config[key] for key in _DATA_KEYS}
+    """What training and validation take of timm's data configuration; without a ``crop_mode`` they crop the centre."""
+    return {**{key: config[key] for key in _DATA_KEYS}, 'crop_mode': config['crop_mode'] or 'center'}

@@ -147,9 +147,13 @@ class DetectionRun(Run):
             print(f'AP {before["AP"]:.4f} as trained, {after["AP"]:.4f} folded; AP50 {after["AP50"]:.4f}')
         state = {key: value.contiguous() for key, value in folded.state_dict().items()}
         write_whole(self.folder / 'detector.safetensors', save(state))
-        names = ('detector', 'frozen_bn', 'strides', 'fpn_channels', 'detector_kwargs')
+        names = ('detector', 'frozen_bn', 'strides', 'fpn_channels')
+        # Mean and deviation may be those of a pretrained tag, which the plain name has not.
+        statistics = {f'image_{key}': list(getattr(folded.transform, f'image_{key}')) for key in ('mean', 'std')}
         description = {  # of the folded detector
-            **{name: getattr(self.args, name) for name in names}, 'backbone': plain_architecture(self.args.backbone),
+            **{name: getattr(self.args, name) for name in names},
+            'detector_kwargs': statistics | self.args.detector_kwargs,
+            'backbone': plain_architecture(self.args.backbone),
             'backbone_kwargs': plain_keywords(self.args.backbone_kwargs, folded),
             'trained': {name: getattr(self.args, name) for name in ('backbone', 'asr', 'backbone_kwargs')},
             'num_classes': self.args.num_classes + 1, 'categories': self.categories}

@@ -80,7 +80,7 @@ def compare_forms(model: nn.Module, facts: Mapping[str, Any], loader: Iterable, 
 def _times(args: argparse.Namespace, model: nn.Module, inference: nn.Module, metrics: Mapping[str, Any],
            data_config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """The entries of ``metrics.json`` that are times, and the parameters of the plain network."""
-    batch = min(args.validation_batch_size or args.batch_size, 32)
+    batch = max(2, min(args.validation_batch_size or args.batch_size, 32))  # norms take no single vector
     rows = measure(columns_of(args, model, inference), (batch, *data_config['input_size']), device)
     own, plain = rows[title_of(args)], rows.get(metrics['plain'])
     form = 'inference' if 'parameters_inference' in metrics else 'folded'

@@ -102,6 +102,9 @@ def check_classes(args: argparse.Namespace, train: Any, evaluation: Any) -> None
     """Set ``args.num_classes`` if it is unset; BadInput if the sets have different classes, or more than that."""
     known = classes_of(train)
     if known is None:
+        if args.num_classes is None:
+            _logger.warning('The data does not name its classes: the model keeps its own number of outputs '
+                            '(--num-classes).')
         return
     count = max(known.values()) + 1
     if args.num_classes is None:

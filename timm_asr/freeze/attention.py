@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..analysis.gates import GateStatistics, measure_gates
 from ..analysis.images import Images
+from ..asr.attach import ASR_KEYWORDS
 from ..asr.fold import has_asr
 from ..gates.forms import InferenceForm
 from ..gates.gate import ChannelGate
@@ -132,6 +133,7 @@ def freeze_attention(
     if named:
         config = {**model.pretrained_cfg, 'architecture': named[0]}  # type: ignore[dict-item]
         model.pretrained_cfg, model.default_cfg, model._model_args = config, config, named[1]
+        vars(model).pop('frozen_from', None)  # of a first freezing, which left some gates
     else:  # for save_fused, which writes networks that have a name
         model.frozen_from = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
     return report
@@ -224,11 +226,11 @@ def candidates(model: nn.Module) -> set[str]:
 
 
 def _gateless(name: str, args: dict[str, Any], asr: bool) -> list[tuple[str, dict[str, Any]]]:
-    drop = {'gate', 'last_norm_init', *(() if asr else gate_options())}
+    drop = {'gate', 'last_norm_init', *(() if asr else (*ASR_KEYWORDS, *gate_options()))}
     ours = {key: value for key, value in args.items() if key not in drop}
     found = [(name, ours)] if 'gate' in args else []
     if variant := variant_of(name):
-        found.append((variant.without('gate'), ours))
+        found.append((variant.without('gate', *(() if asr else ('asr',))), ours))
     found += [(name.replace(word, '', 1), args) for word in _IN_NAMES if word in name]
     return [*((other, own) for other, own in found if is_model(other)), (name, {**args, 'se_ratio': 0})]
 

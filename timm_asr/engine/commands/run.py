@@ -3,9 +3,10 @@
 import os
 import runpy
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ...checkpoints.names import BEST
 from ...errors import BadInput
@@ -39,28 +40,42 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr run') -> int:
     before = sys.argv, list(sys.path)
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).absolute().parent))
-    started = time.time()
     try:
-        runpy.run_path(script, run_name='__main__')
+        with noted_folders() as folders:
+            runpy.run_path(script, run_name='__main__')
     finally:
         sys.argv, sys.path[:] = before
     if Path(script).name == 'train.py' and os.environ.get('RANK', '0') == '0':
-        return export_best(arguments, started, prog)
+        for best in [Path(folder) / BEST for folder in folders if (Path(folder) / BEST).is_file()]:
+            return export_best(best, arguments, prog)
     return 0
 
 
-def export_best(arguments: Sequence[str], started: float, prog: str) -> int:
-    """Export the best checkpoint that timm's ``train.py``, with these arguments, wrote since then; the exit status."""
+@contextmanager
+def noted_folders() -> Iterator[list[str]]:
+    """Inside, the folders that timm's ``CheckpointSaver`` is told to write into."""
+    from timm.utils import CheckpointSaver  # imports torch, which help does without
+    folders: list[str] = []
+    init = CheckpointSaver.__init__
+
+    def noting(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        folders.append(self.checkpoint_dir)
+
+    CheckpointSaver.__init__ = noting  # type: ignore[method-assign]
+    try:
+        yield folders
+    finally:
+        CheckpointSaver.__init__ = init  # type: ignore[method-assign]
+
+
+def export_best(best: Path, arguments: Sequence[str], prog: str) -> int:
+    """Export the best checkpoint of timm's ``train.py``, run with these arguments, into its folder; the exit status."""
     from ...checkpoints.read import read_yaml  # imports torch, which help does without
     parser = build_parser([*OPTIONS, *CONFIG_OPTIONS], prog)
     if file := parser.parse_known_args(arguments)[0].config:
         parser.set_defaults(**read_yaml(file))
     args = parser.parse_known_args(arguments)[0]
-    found = [path for path in Path(args.output or './output/train').glob(f'{args.experiment or "*"}/{BEST}')
-             if path.stat().st_mtime >= started]
-    if not found:
-        return 0
-    best = max(found, key=lambda path: path.stat().st_mtime)
     words = [str(best), '--output', str(best.parent), '--force', '--workers', str(args.workers)]
     words += ['--use-ema'] if args.model_ema and not args.model_ema_force_cpu else []
     for name, value in (('--data-dir', args.data_dir or args.data), ('--dataset', args.dataset),

@@ -241,6 +241,8 @@ def parse_args(argv: Sequence[str], prog: str = 'timm-asr train') -> argparse.Na
     for key in ('asr_init', 'asr_gain', 'asr_constant'):
         if getattr(args, key) is not None and getattr(args, key) is not False:
             args.model_kwargs = {**args.model_kwargs, key: getattr(args, key)}
+        elif f'--no-{key.replace("_", "-")}' in argv:  # what a file has switched on
+            args.model_kwargs.pop(key, None)
     args.grad_accum_steps = max(1, args.grad_accum_steps)
     for names, fits, what in _RANGES:
         for name in names.split():
