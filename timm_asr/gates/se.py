@@ -70,6 +70,8 @@ class SE(BottleneckGate):
 
     @torch.jit.ignore
     def _joined(self) -> bool:  # asked at each call in training, since a layer may be replaced by then
+        if torch.compiler.is_compiling():  # which joins operations itself
+            return False
         return type(self) is SE and self.averages and not self.deeper and type(self.act) is nn.ReLU and (
             is_plain(self.fc1) and is_plain(self.fc2) and not is_hooked(self.act))
 
