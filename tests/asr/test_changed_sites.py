@@ -6,7 +6,7 @@ from helpers import images, randomize, small
 from test_together import same
 from timm.layers import freeze_batch_norm_2d, unfreeze_batch_norm_2d
 from torch import nn
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.nn.utils import parametrizations, prune
 
 import timm_asr
@@ -57,6 +57,7 @@ def test_fake_tensors_leave_nothing_behind():
             fake.train()(torch.randn(2, 3, 16, 16, dtype=torch.float64)).sum().backward()
         model = small(f'resnet20_{name}').train()
         model(images(model)).sum().backward()
+        assert not any(isinstance(t, FakeTensor) for p in model.parameters() for t in (p, p.grad))
 
 
 def test_a_layer_of_a_gate_is_replaced(network):

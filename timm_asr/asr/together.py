@@ -205,9 +205,10 @@ def _scaled_by_site(network: nn.Module) -> dict[ASR, dict[str, torch.Tensor]]:
     if network not in _groups or any(tensors is None for _, tensors in read):
         # What cannot be joined, such as the shards of FSDP, stays alone from then on; what has hooks, while it has.
         read = [(group, tensors) for group in _find_groups(network) if (tensors := group.read()) is not None]
-        _groups[network] = [group for group, _ in read]
         if any(isinstance(m, ASR) and has_hooks(m.vectors) for m in network.modules()):
-            del _groups[network]
+            _groups.pop(network, None)
+        else:
+            _groups[network] = [group for group, _ in read]
     lanes: dict[Any, list[Any]] = {}
     for group, tensors in read:
         like = tensors[0][0]  # type: ignore[index]

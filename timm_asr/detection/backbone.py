@@ -94,8 +94,8 @@ def _found(
         body: nn.Module, state: dict[str, torch.Tensor], without_asr: bool, complaint: str) -> dict[str, torch.Tensor]:
     """A checkpoint's weights under the names of a body; timm's features have others: ``stages_0``, a prefix."""
     wanted = body.state_dict()
-    plain = {key: key.replace('.layer.', '.') for key in wanted if '.vectors.' not in key} if without_asr else {
-        key: key for key in wanted}
+    plain = {key: key.replace('.layer.', '.') if without_asr else key
+             for key in wanted if not (without_asr and '.vectors.' in key)}
     names = {key: name.removeprefix('model.').replace('_', '.') for key, name in plain.items()}
     flat = {key.replace('_', '.'): value for key, value in state.items()}
     for key, name in names.items():

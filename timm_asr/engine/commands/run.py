@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr run') -> int:
     finally:
         sys.argv, sys.path[:] = before
     if Path(script).name == 'train.py' and os.environ.get('RANK', '0') == '0':
-        for best in [Path(folder) / BEST for folder in folders if (Path(folder) / BEST).is_file()]:
-            return export_best(best, arguments, prog)
+        best = next((path for folder in folders if (path := Path(folder) / BEST).is_file()), None)
+        return 0 if best is None else export_best(best, arguments, prog)
     return 0
 
 
