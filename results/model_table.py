@@ -1,6 +1,7 @@
 """Write `docs/model_table.md`, every model of the package: ``python results/model_table.py``.
 
-Parameters and multiply-accumulates are counted; speeds come from `speed.csv` and `attention_speed.csv`.
+Parameters and multiply-accumulates are counted; speeds come from `operations.csv` (training), `speed.csv` (ASR at
+inference) and `attention_speed.csv` (all others).
 """
 
 import csv
@@ -19,25 +20,22 @@ Every name that this package registers, by backbone. Written by `python results/
 
 - **folded**: parameters once ASR is folded. Where there is none they are those of training.
 - **MACs**: multiply-accumulates of the folded network for one image of the given size, in millions.
-- **training**, **inference**: time of a training step, and of inference, divided by that of the plain backbone in the
-  same run, where it was measured: on two CPU cores, [ASR](../results/speed.md) and
-  [attention that stays](../results/attention_speed.md). ASR is measured folded at inference, all others as trained.
+- **training**, **inference**: time of a training step (`channels_last`), and of inference, divided by that of the plain
+  backbone in the same run, where it was measured: on two CPU cores, [training](../results/operations.md), inference of
+  [ASR](../results/speed.md), folded, and of [attention that stays](../results/attention_speed.md), as trained.
 """
 
 
 def speeds() -> dict[tuple[str, str], str]:
     """(name, 'training step' or 'inference') to the ratio; of several batch sizes the largest."""
     found: dict[tuple[str, str], tuple[int, str]] = {}
-    for file, column in (('attention_speed.csv', 'over_plain'), ('speed.csv', 'time_ratio')):
+    for file, what, column in (('operations.csv', 'training step', 'cpu_over_plain'),
+                               ('attention_speed.csv', 'inference', 'over_plain'), ('speed.csv', 'inference', 'time_ratio')):
         for row in csv.DictReader((HERE / file).read_text().splitlines()):
-            variant = row['variant']
-            if row['what'] == 'training step':
-                variant = variant.removesuffix(', channels_last')
-            variant = {'SE': 'se', 'ASR(SE), weight space': 'asr_se', 'ASR(SE), fused': 'asr_se',
-                       'ASR(SE), folded': 'asr_se'}.get(variant, variant)
+            variant = {'ASR(SE), fused': 'asr_se'}.get(row['variant'], row['variant'])
             name = row['backbone'] if variant == 'plain' else f'{row["backbone"]}_{variant}'
-            key, size = (name, row['what']), int(row['batch_size'])
-            if size >= found.get(key, (0, ''))[0]:
+            key, size = (name, what), int(row.get('batch_size', 1))
+            if row.get('what', what) == what and size >= found.get(key, (0, ''))[0]:
                 found[key] = (size, f'{float(row[column]):.2f}')
     return {key: ratio for key, (_, ratio) in found.items()}
 

@@ -59,3 +59,8 @@ def run_main(main: Callable[[], int | None], prog: str) -> int:
         return 2 if isinstance(error, BadInput) else 1
     except KeyboardInterrupt:
         return 130
+    except RuntimeError as error:
+        if type(error).__name__ != 'OutOfMemoryError':  # torch's; help does without torch
+            raise
+        print(f'{prog}: error: too little memory ({sentence(error).splitlines()[0][:120]})', file=sys.stderr)
+        return 1

@@ -65,10 +65,14 @@ def test_it_finds_the_block_that_matters(channels):
 
 
 def test_stages_of_timm():
-    model = timm.create_model('efficientnet_b0', num_classes=5)
-    attention = collect_attention(model, [torch.randn(3, 3, 64, 64)])
-    assert {stage: weights.shape[1] for stage, weights in attention.items()} == {
-        f'blocks.{n}': blocks for n, blocks in enumerate((1, 1, 1, 2, 2, 3, 1))}
+    """SE of EfficientNet stands on expanded channels, which the first block of a stage has fewer of."""
+    expected = {
+        'efficientnet_b0': {'blocks.0': 1, **{f'blocks.{n} without its first 1': blocks for n, blocks in enumerate(
+            (1, 1, 2, 2, 3), 1)}, 'blocks.6': 1},
+        'regnety_002': {f's{n}': blocks for n, blocks in enumerate((1, 1, 4, 7), 1)}}
+    for name, stages in expected.items():
+        attention = collect_attention(timm.create_model(name, num_classes=5), [torch.randn(3, 3, 64, 64)])
+        assert {stage: weights.shape[1] for stage, weights in attention.items()} == stages
 
 
 def test_what_it_cannot_learn_from():

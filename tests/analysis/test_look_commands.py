@@ -65,13 +65,15 @@ def test_stripes(command, tmp_path):
 
 
 def test_stripes_over_the_epochs_of_a_run(command, tmp_path):
-    for epoch in (0, 1, 10):
+    for epoch in (0, 5, 10):
         checkpoint_of('resnet20_se', tmp_path / f'checkpoint-{epoch}.pth.tar', seed=epoch)
     _, folder = command(f'stripes --checkpoints TMP {DATA}')
     assert files(folder) == {'differences.csv', 'differences.json', 'differences.png'}
     told = json.loads((folder / 'differences.json').read_text())
-    assert told['epochs'] == [0, 1, 10]
+    assert told['epochs'] == [0, 5, 10]
     assert torch.tensor(told['gates']['layer3.2.se']).shape == (2, 3, 64)
+    (tmp_path / 'checkpoint-5.pth.tar').rename(tmp_path / 'checkpoint-9.pth.tar')
+    assert 'epochs are missing between 0 and 10' in command(f'stripes --checkpoints TMP {DATA}', fails=True)[0]
 
 
 def test_stripes_of_a_detector(command, tmp_path):
@@ -117,7 +119,7 @@ def test_gradients(command):
     assert files(folder) == {'gradients.csv', 'gradients.json', 'gradients.png'}
     rows = list(csv.DictReader((folder / 'gradients.csv').open()))
     assert [(row['model'], row['stage']) for row in rows] == [
-        (model, f'layer{n}') for model in ('resnet20', 'resnet20_se') for n in (1, 2, 3)]
+        (f'{model} (random weights)', f'layer{n}') for model in ('resnet20', 'resnet20_se') for n in (1, 2, 3)]
     assert all(float(row['mean']) > 0 for row in rows)
 
 

@@ -53,6 +53,15 @@ def test_its_python_runs(page, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('page', PAGES)
+def test_it_imports_what_it_uses(page):
+    """Where a reader sees it, not in the setup of the test above."""
+    code = '\n'.join(part.text for part in parts(page) if part.kind == 'python')
+    for name in ('timm', 'timm_asr', 'torch'):
+        used = re.search(rf'(?<![\w.\'/-]){name}\.\w', re.sub(r'(?m)^\s*(from|import) .*$', '', code))
+        assert not used or re.search(rf'(?m)^\s*import (.*, )?{name}\b', code), name
+
+
+@pytest.mark.parametrize('page', PAGES)
 def test_its_links_lead_somewhere(page):
     for link in links(page):
         path, _, anchor = link.partition('#')

@@ -53,6 +53,7 @@ VALIDATE = 'validate --model resnet20.cifar10 --dataset digits --bn-noise'
 @pytest.mark.parametrize(('line', 'sentence'), [
     (f'{VALIDATE} 0.8', "'0.8' is no noise: write two numbers"),
     (f'{VALIDATE} 0.8,0.5 --fold-bn', '--bn-noise does not go with --fold-bn'),
+    (f'{VALIDATE.replace("20.", "20_se.")} 0.8,0.5 --reparam', '--bn-noise does not reach each BatchNorm'),
     (f'{VALIDATE} 0.8,0.5 --torchscript', '--bn-noise does not go with --torchscript'),
     ('train --config digits --grad-checkpointing --bn-noise 1,0', '--bn-noise does not go with --grad-checkpointing')])
 def test_bad_noise(line, sentence, capsys):

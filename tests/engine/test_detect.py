@@ -3,6 +3,8 @@
 import csv
 import json
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 from train_helpers import python
 
 from timm_asr.detection import create_detector
+from timm_asr.engine import detecting
 from timm_asr.engine.commands import run_command
 
 pytest.importorskip('faster_coco_eval', reason='the extra `detection` is not installed')
@@ -79,10 +82,22 @@ def test_learns_to_find_digits(tmp_path):
     assert json.loads((tmp_path / 'run' / 'metrics.json').read_text())['folded']['AP50'] > 0.5
 
 
+def test_figures_are_measured_in_float32(monkeypatch):
+    """In float16 torchvision's suppression no longer tells boxes apart from COCO's class 49 on."""
+    def evaluate(*args, **kwargs):
+        assert not torch.is_autocast_enabled('cpu')
+        return {'bbox': {'AP': 0.5}, 'segm': {'AP': 0.4}}
+
+    monkeypatch.setattr(detecting, 'evaluate_coco', evaluate)
+    cast, datasets = partial(torch.autocast, 'cpu', torch.bfloat16), (None, SimpleNamespace(coco=0))
+    job = SimpleNamespace(autocast=cast, datasets=datasets)
+    assert detecting.DetectionRun.figures(job, None, None) == {'AP': 0.5, 'mask_AP': 0.4}
+
+
 @pytest.mark.parametrize(('words', 'sentence'), [
     (['--train-split', 'train2018'], 'There is no folder of images at '), (['--backbone', 'resnet18x'], 'resnet18x'),
     (['--detector-kwargs', 'min_sice=3'], "has no keyword 'min_sice'"),
-    (['--epochs', '0'], '--epochs must be at least 1'),
+    (['--epochs', '0'], '--epochs must be at least 1'), (['--amp', '--amp-dtype', 'bfloat16'], 'take float16'),
     (['--detector', 'retinanet', '--backbone', 'resnet20', '--detector-kwargs', 'min_size=64', '--backbone-kwargs',
       'layers=(1,1,1)'], 'choose among them with strides=')])
 def test_bad_input_is_one_sentence(words, sentence, drawn, capsys):

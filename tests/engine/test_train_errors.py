@@ -118,6 +118,14 @@ def test_too_little_memory_is_said_in_a_sentence(tmp_path, monkeypatch):
         main(['--config', 'digits', '--device', 'cpu', '--workers', '0', '--output', str(tmp_path)])
 
 
+def test_too_little_memory_before_the_first_step(capsys):
+    def load():
+        raise torch.OutOfMemoryError('CUDA out of memory.')
+
+    assert run_main(load, 'train.py') == 1
+    assert capsys.readouterr().err == 'train.py: error: too little memory (CUDA out of memory.)\n'
+
+
 def test_a_checkpoint_that_would_run_code(refused, tmp_path):
     class Evil:
         def __reduce__(self):

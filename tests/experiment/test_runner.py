@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from train_helpers import _CONTEXT, children_of
 from timm_asr.engine import checkpoint
 from timm_asr.engine.commands import experiment
 from timm_asr.errors import BadInput, InUse, Stopped
-from timm_asr.experiment import runner
+from timm_asr.experiment import report, runner
 from timm_asr.experiment.plan import read_plan
+from timm_asr.experiment.report import markdown
 
 BASE = {
     'config': 'digits', 'model': 'resnet20', 'model_kwargs': {'layers': [1, 1, 1], 'channels': [8, 16, 16]},
@@ -81,6 +83,38 @@ def test_a_run_is_that_of_train_and_is_measured_at_its_last_epoch_alone(finished
 def test_nothing_is_done_twice(finished, monkeypatch):
     monkeypatch.setattr(runner, 'make_run', pytest.fail)
     assert command(*finished) == 0
+
+
+def test_an_arm_may_get_a_nicer_name_and_versions_are_named(tmp_path):
+    plan, folder = write(tmp_path / 'plan.yaml', {'plain': {}, 'a b': {}}, [0]), tmp_path / 'runs'
+    for run in read_plan(plan).runs:
+        runner._write_options(run, folder / run.name)
+        row = {'arm': run.arm.name, 'seed': 0, 'status': 'done', 'top1': 50.0, 'nll': 1.0, 'torch': run.name}
+        (folder / run.name / 'result.json').write_text(json.dumps(row))
+    renamed = read_plan(write(plan, {'plain': {}, 'a(b)': {}}, [0]))
+    rows = runner.read_results(renamed, folder)
+    assert runner.values_of(rows, 'a(b)', 'top1') == {0: 50.0}
+    assert 'of several versions' in markdown(renamed, rows)
+    assert 'of several versions' not in markdown(renamed, rows[:1])
+
+
+def test_a_report_is_printed_where_it_cannot_be_written(finished, capsys, caplog, monkeypatch):
+    def full(*args):
+        raise OSError('No space left on device')
+
+    monkeypatch.setattr(report, 'write_results', full)
+    assert command(*finished, '--report') == 0
+    assert '15 of 15 runs are done' in capsys.readouterr().out
+    assert 'No results.csv and results.png: No space left' in caplog.text
+
+
+def test_a_worker_that_the_system_kills_is_named(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(runner.ProcessPoolExecutor, 'map', broken)
+    with pytest.raises(Stopped, match='a run was killed, perhaps for want of memory'):
+        command(write(tmp_path / 'plan.yaml', {'plain': {}}, [0]), tmp_path / 'runs', '--parallel', 2)
 
 
 def test_two_processes_share_a_folder(tmp_path, monkeypatch):
@@ -170,7 +204,7 @@ def test_a_run_that_diverges_is_counted_and_not_repeated(tmp_path, capsys):
     assert re.search(r'\| wild +\| +0 +\|', shown)
     row = next(csv.DictReader((tmp_path / 'runs' / 'results.csv').open()))
     assert (row['budget'], row['images']) == ('0.5', '80')
-    with pytest.raises(BadInput, match=r"plain-0 was begun with another decay_epochs \(45 instead of None\)"):
+    with pytest.raises(BadInput, match=r"plain-0 was begun with another decay_epochs \(45.0 instead of None\)"):
         command(plan, tmp_path / 'runs')
 
 

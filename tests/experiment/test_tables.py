@@ -5,10 +5,11 @@ import json
 
 import pytest
 import torch
-import yaml
 
+from timm_asr.checkpoints.source import data_config_of
 from timm_asr.engine.build import build_model
 from timm_asr.engine.commands import train
+from timm_asr.experiment import runner
 from timm_asr.experiment.plan import find_plan, list_tables, read_plan
 
 #: Tables of the papers that hold accuracies of classifiers trained by a method of theirs.
@@ -29,15 +30,26 @@ def _built(model, asr, keywords):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', list_tables())
-def test_every_arm_can_be_trained(name, tmp_path):
-    plan = read_plan(find_plan(name))
+def test_every_arm_can_be_trained(name, tmp_path, monkeypatch):
+    """And what is compared goes through the same: images, batches, learning rate, epochs."""
+    plan, found = read_plan(find_plan(name)), []
+
+    def build(args, weights):
+        model = _built(args.model, args.asr, json.dumps(args.model_kwargs, sort_keys=True))
+        found.append((args, data_config_of(model, vars(args))))
+        return model
+
+    monkeypatch.setattr(runner, 'build_model', build)
+    runner.check_plan(plan, tmp_path, train.parse_args)
     assert any(arm.reported is not None for arm in plan.arms)
-    for run in plan.runs[:len(plan.arms)]:
-        (tmp_path / 'options.yaml').write_text(yaml.safe_dump(run.options))
-        args = train.parse_args(['--config', str(tmp_path / 'options.yaml')])
-        assert args.epochs in (90, 164, 300)
-        assert args.dataset or args.data_dir
-        _built(args.model, args.asr, json.dumps(args.model_kwargs, sort_keys=True))
+    rows = {}
+    for arm, (args, images) in zip(plan.arms, found, strict=True):
+        batch, data = args.batch_size * args.grad_accum_steps, args.dataset or args.data_dir
+        rows[arm.name] = args.lr, batch, args.epochs, data, images
+    assert all(row[2] in (90, 164, 300) and row[3] for row in rows.values())
+    assert all(rows[arm.name] == rows[arm.versus] for arm in plan.arms if arm.versus)
+    if name == 'asr_table2':
+        assert (rows['ResNet-50'][:2], rows['ViT-S'][:2]) == ((0.1, 256), (1e-3, 1024))
 
 
 def test_arms_differ():

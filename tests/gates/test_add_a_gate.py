@@ -12,7 +12,7 @@ import timm_asr
 from timm_asr.gates.gate import ChannelGate
 from timm_asr.gates.table import GATES, get_gate, list_gates, list_units
 
-BLOCKS = [part.text for part in parts('docs/add_a_gate.md') if part.kind == 'python']
+BLOCKS = [part.text for part in parts('docs/add_a_gate.md') if part.kind == 'python' and 'sys.exit' not in part.text]
 
 
 @pytest.fixture

@@ -8,12 +8,23 @@ import torch
 import torch.nn.functional as F
 from counting import OperationCounter, count_step
 from helpers import randomize, relative_error, small
+from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jvp, vmap
 
+import timm_asr
 from timm_asr import auxiliary_loss
 from timm_asr.engine.bench import saved_for_backward
-from timm_asr.gates.fused import affine, average_of, average_pool, by_pooling, by_reduction, extremes_of, weigh
+from timm_asr.gates.fused import (
+    affine,
+    average_of,
+    average_pool,
+    by_pooling,
+    by_reduction,
+    extremes_of,
+    unsaved,
+    weigh,
+)
 from timm_asr.gates.lstm_cells import SqueezedLSTMCell, StandardLSTMCell
 from timm_asr.gates.lstm_step import Joined
 from timm_asr.gates.se import SE, squeeze_excite
@@ -289,6 +300,25 @@ def test_ties_have_one_gradient():
     (0 * y).sum().add(2 * high.sum() + 3 * low.sum()).backward()
     assert (x.grad.flatten(2).amax(2) == 5).all()
     assert (x.grad.sum((2, 3)) == 5).all()
+
+
+def test_statistics_that_no_pass_saved():
+    """CUDA's kernel for channels that come last refuses None, and wants float32 for halves."""
+    with FakeTensorMode():
+        found = unsaved(torch.empty(4, dtype=torch.float16, device='cuda'))
+    assert [(t.dtype, t.device.type, t.numel()) for t in found] == [(torch.float32, 'cuda', 0)] * 2
+    assert unsaved(torch.empty(4)) == (None, None)
+
+
+@pytest.mark.parametrize('end', [
+    'asr_se', 'asr_ie', 'asr_srm', 'asr_spa', 'se', 'eca', 'ie', 'srm', 'spa', 'sem', 'cbam', 'sge', 'spe', 'ras', 'ras_se',
+    'dia_lstm', 'dia_lstm_light', 'dia_se'])
+def test_a_pass_on_a_gpu_mixes_no_devices(end):
+    with FakeTensorMode():
+        model = timm.create_model(f'resnet20_{end}', layers=(2, 1, 1), device='cuda')
+        x = torch.empty(2, 3, 32, 32, device='cuda').contiguous(memory_format=torch.channels_last)
+        assert (model(x).sum() + auxiliary_loss(model)).device.type == 'cuda'
+        assert timm_asr.reparameterize(model.eval(), fold_bn=True)(x).device.type == 'cuda'
 
 
 def test_without_gradient_pytorchs_operators_run():

@@ -8,8 +8,8 @@ from timm_asr import reparameterize
 from timm_asr.gates.dia_lstm import SharedLSTM
 
 R164, WRN, NEXT = 'resnet164', 'wrn52_4', 'resnext101_8x32d'
-# Model, keywords, and what is printed for CIFAR-10 and CIFAR-100; None where nothing is. docs/models.md has the two
-# figures that no reading meets: 1.92M for ResNet-164 with CBAM (CIFAR-10), and 52.90M for ResNeXt-101 with SPA.
+# Model, keywords, and what is printed for CIFAR-10 and CIFAR-100; None where nothing is. docs/readings.md has the
+# figures that no reading meets.
 PRINTED = {
     # ASR paper, Tables 1 and 3
     'resnet83': ({}, 0.87, 0.89), R164: ({}, 1.70, 1.73), 'resnet245': ({}, 2.54, 2.56), 'resnet326': ({}, 3.37, 3.40),
@@ -70,6 +70,11 @@ def test_printed_counts(row):
     for classes, figure in zip((10, 100), printed, strict=True):
         if figure is not None:
             assert f'{count(row.split()[0], classes, **kwargs) / 1e6:.2f}' == f'{figure:.2f}'
+
+
+def test_counts_of_asr_table_2():
+    printed = {'resnet34': 22, 'resnet50': 26, 'resnet101': 45, 'vit_small_patch16_224': 22}
+    assert {name: round(count(name, 1000) / 1e6) for name in printed} == printed
 
 
 @pytest.mark.parametrize(('gate', 'kwargs'), [

@@ -42,6 +42,16 @@ def test_the_zoo_has_every_promised_name():
         assert is_model(stock)
 
 
+def test_names_of_a_network_have_the_same_images():
+    """Or a comparison by name would measure the crop too."""
+    for variant in list_variants():
+        if variant.backbone.stock:
+            model, stock = (timm.create_model(name, device='meta') for name in (variant.name, variant.backbone.stock))
+            for test in (False, True):
+                assert resolve_model_data_config(model, use_test_size=test) == resolve_model_data_config(
+                    stock, use_test_size=test), variant.name
+
+
 def test_timm_finds_them():
     assert 'resnet50_asr_se' in list_models('*asr*')
     assert is_model('vit_small_asr_eca')

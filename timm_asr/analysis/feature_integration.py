@@ -24,7 +24,8 @@ def collect_attention(
 
     Returns:
         Name of each stage (``layer1`` of ``layer1.0.se``) -> weights (samples, blocks, channels) of its blocks, on the
-        CPU in float32. Blocks with another number of channels than the last of their stage are left out.
+        CPU in float32. Blocks with another number of channels than the last of their stage are left out, and the name
+        says so: ``blocks.5 without its first 1`` (EfficientNet).
 
     Raises:
         ValueError: No block has weights per channel, several share them, or the loader gives no image.
@@ -35,10 +36,14 @@ def collect_attention(
         if gate.weights.count > report.images:
             raise ValueError(f"'{gate.name}' is called by several blocks; feature integration is about one weight per "
                              'block and channel.')
-        stage = re.match(r'(?:(.*)\.)?\d+(\.|$)', gate.name)  # what stands before the number of the block
+        stage = re.match(r'(?:(.*)\.)?b?\d+(\.|$)', gate.name)  # what stands before the number of the block
         stages.setdefault(stage[1] or '' if stage else gate.name, []).append(gate.kept[1])
-    return {stage: torch.stack([block for block in blocks if block.shape == blocks[-1].shape], dim=1)
-            for stage, blocks in stages.items()}
+    found = {}
+    for stage, blocks in stages.items():
+        alike = [block for block in blocks if block.shape == blocks[-1].shape]
+        left_out = len(blocks) - len(alike)
+        found[f'{stage} without its first {left_out}' if left_out else stage] = torch.stack(alike, dim=1)
+    return found
 
 
 def feature_integration(

@@ -16,8 +16,9 @@ from .images import Images
 def stage_names(model: nn.Module) -> list[str]:
     """Modules at whose ends a network of timm has its feature maps, without its stem; needs ``feature_info``."""
     info = getattr(model, 'feature_info', None)
+    there = dict(model.named_modules())  # some of timm's names lead nowhere (HRNet)
     names = [entry['module'] for entry in (getattr(info, 'info', info) or [])
-             if entry['module'] not in ('stem', 'bn1', 'act1', 'conv1')]
+             if entry['module'] in there and entry['module'] not in ('stem', 'bn1', 'act1', 'conv1')]
     if not names:
         raise ValueError(f'This {type(model).__name__} has no feature_info that names its stages; name a layer.')
     return names
@@ -36,6 +37,8 @@ def look_layer(model: nn.Module) -> str:
 
 def _as_map(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """What a layer puts out as (B, C, H, W): it may be tokens of a transformer, or channels that come last."""
+    if not isinstance(x, torch.Tensor):
+        raise ValueError('This layer puts out several maps, not one; name another (--layer).')
     if x.ndim == 3:
         x = x[:, getattr(model, 'num_prefix_tokens', 0):]
         grid = getattr(getattr(model, 'patch_embed', None), 'grid_size', None)

@@ -32,7 +32,7 @@ class StageGradients:
     def update(self, gradient: torch.Tensor) -> None:
         """Add the gradient of a batch, of any shape."""
         size = gradient.detach().abs().flatten().float().cpu()
-        self.counts += torch.histc(size.log10().clamp(*DECADES), _BINS, *DECADES).double()
+        self.counts += torch.histc(size.log10().clamp(*DECADES).double(), _BINS, *DECADES)
         self.values.update(size[:, None])
 
     @property
@@ -72,7 +72,9 @@ def stage_gradients(
     found = {name: StageGradients(name) for name in stage_names(model)}
     outputs: dict[str, torch.Tensor] = {}
 
-    def keep(name: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if not isinstance(output, torch.Tensor):
+            raise ValueError(f"'{name}' of this {type(model).__name__} puts out several maps, not one.")
         outputs[name] = output
 
     for name in found:

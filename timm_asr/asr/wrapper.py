@@ -10,6 +10,7 @@ from torch import nn
 
 from ..gates.gate import ChannelGate
 from ..gates.passes import take, uncounted
+from ..gates.precision import without_tf32
 from .blocks import facts_of
 from .scaled import WITH_ACTIVATION, channel_dim, out_channels, run_with, scale_, scaled_names, scaled_tensors
 from .vector import ASRVector
@@ -98,6 +99,7 @@ class ASR(nn.Module):
         return self
 
     @torch.jit.ignore
+    @without_tf32()
     def fold(self) -> nn.Module:
         """Multiply the layer's parameters by v in place and return the layer; a second call changes nothing."""
         if len(self.vectors):
@@ -119,6 +121,7 @@ class ASR(nn.Module):
 
     @torch.jit.ignore
     @torch.no_grad()
+    @without_tf32()
     def preserve_(self, dry: bool = False) -> None:
         """Divide the layer's parameters by v, so that the wrapped layer computes what the plain one did.
 

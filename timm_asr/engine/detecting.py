@@ -24,6 +24,7 @@ from ..detection import CocoSet, collate, create_detector, evaluate_coco
 from ..errors import BadInput, Stopped
 from ..export.place import write_whole
 from ..export.save import plain_keywords
+from ..gates.precision import without_tf32
 from ..models.auxiliary import auxiliary_loss
 from ..models.counts import count_parameters
 from ..models.registry import plain_architecture
@@ -113,14 +114,17 @@ class DetectionRun(Run):
         loader = self.training.loaders.eval
         if loader is None:
             return None
-        figures = self.figures(self.training.task.get_eval_model(), loader)
+        # Not through DDP, whose broadcasts would meet another process that has fewer batches.
+        figures = self.figures(unwrap_model(self.training.task.get_eval_model()), loader)
         progress.line('  '.join(f'{key} {value:.4f}' for key, value in figures.items() if 'AP' in key))
         return figures
 
     def figures(self, model: nn.Module, loader: DataLoader) -> dict[str, float]:
-        """COCO's figures: boxes by their names ('AP', 'AP50', ...), masks with 'mask_' before them."""
-        with self.autocast():
-            found = evaluate_coco(model, loader, self.datasets[1].coco, progress=False)
+        """COCO's figures: boxes by their names ('AP', 'AP50', ...), masks with 'mask_' before them.
+
+        In float32: torchvision keeps the classes apart by adding multiples of the image's width to the boxes.
+        """
+        found = evaluate_coco(model, loader, self.datasets[1].coco, progress=False)
         return {('mask_' if kind == 'segm' else '') + name: value
                 for kind, own in found.items() for name, value in own.items()}
 
@@ -139,7 +143,8 @@ class DetectionRun(Run):
         metrics: dict[str, Any] = {'parameters': count_parameters(model), 'parameters_folded': count_parameters(folded)}
         if self.datasets[1] is not None:
             loader = eval_loader(self.args, self.datasets[1])
-            before, after = self.figures(model, loader), self.figures(folded, loader)
+            with without_tf32():
+                before, after = self.figures(model, loader), self.figures(folded, loader)
             apart = max(abs(before[name] - after[name]) for name in before)
             if apart > 1e-3:
                 raise Stopped(f'folding changed a figure by {apart:.1e}: no detector is written')

@@ -29,4 +29,4 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given; nothing to wait for on the CPU."""
     backend = getattr(torch, device.type, None)
     if device.type != 'cpu' and hasattr(backend, 'synchronize'):
-        backend.synchronize()
+        backend.synchronize(*([] if device.type == 'mps' else [device]))  # by itself it waits for the current one

@@ -17,6 +17,7 @@ from ..checkpoints.read import first_line
 from ..checkpoints.source import used_data_config
 from ..errors import BadInput, Stopped
 from ..export.save import save_fused
+from ..gates.precision import without_tf32
 from ..inference.compare import Comparison, tolerance
 from ..inference.reparameterize import reparameterize
 from ..models.counts import count_parameters
@@ -30,17 +31,12 @@ from .summary import read_summary
 def compare(model: nn.Module, others: Sequence[nn.Module], loader: Iterable, device: torch.device) -> list[Comparison]:
     """Compare a model with others in float32, over images (B, C, H, W) and class indices (B,)."""
     found = [Comparison(tolerance(model)) for _ in others]
-    cuda = torch.backends.cuda.matmul
-    before, cuda.allow_tf32 = cuda.allow_tf32, False  # a comparison to 1e-5 needs all bits of float32
-    try:
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            for images, target in stoppable(loader):
-                images = images.to(device, torch.float32)
-                logits = model(images)
-                for one, other in zip(found, others, strict=True):
-                    one.update(logits, other(images), target)
-    finally:
-        cuda.allow_tf32 = before
+    with torch.inference_mode(), without_tf32():
+        for images, target in stoppable(loader):
+            images = images.to(device, torch.float32)
+            logits = model(images)
+            for one, other in zip(found, others, strict=True):
+                one.update(logits, other(images), target)
     return found
 
 

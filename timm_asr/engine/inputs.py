@@ -153,6 +153,8 @@ def check_noise(args: argparse.Namespace) -> None:
         if getattr(args, name, None):
             raise BadInput(f'--bn-noise does not go with --{name.replace("_", "-")}, after which BatchNorms are '
                            'out of its reach')
+    if getattr(args, 'num_gpu', 1) > 1:
+        raise BadInput('--bn-noise reaches one GPU: leave out --num-gpu')
 
 
 def fast_matmul(device: torch.device) -> None:

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def _with(args: Namespace, **changes: Any) -> Namespace:
 
 def _opened(args: Namespace, device: torch.device, count: int | None, untrained: bool = False) -> Iterator[Any]:
     """Of each of ``--model`` and ``--checkpoint``, which go together in order: label, model, loader of so many random
-    images, data configuration.
+    images, data configuration. If ``untrained``, a name without a tag is drawn at random, and its label says so.
     """
     names, files = ([value] if isinstance(value, str) and value else value or []
                     for value in (args.model, args.checkpoint))
@@ -67,8 +67,10 @@ def _opened(args: Namespace, device: torch.device, count: int | None, untrained:
     if labels and len(labels) != len(models):
         raise BadInput(f'{len(labels)} labels for {len(models)} models')
     for index, (name, file) in enumerate(models):
-        model, config = open_model(_with(args, model=name, checkpoint=file), untrained)
+        random = untrained and not (file or args.pretrained or '.' in name)
+        model, config = open_model(_with(args, model=name, checkpoint=file), random)
         known = name or (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
+        known += ' (random weights)' * random
         loader = make_eval_loader(args, config, open_data(args, config, model.num_classes), device, None)
         mix(loader, count)
         taken.append(unlike(labels[index] if labels else known, taken))
@@ -122,6 +124,10 @@ def _differences(args: Namespace, device: torch.device, folder: Path, caption: s
         raise BadInput(f'--checkpoints {args.checkpoints}: there are {len(files)} files checkpoint-N.pth.tar, and a '
                        'difference takes two; train with --checkpoint-hist 1000 to keep all')
     epochs = [int(path.name.split('-')[1].split('.')[0]) for path in files]
+    steps = {after - before for before, after in pairwise(epochs)}
+    if len(steps) > 1:
+        raise BadInput(f'--checkpoints {args.checkpoints}: epochs are missing between {epochs[0]} and {epochs[-1]}, '
+                       'and differences would be of unlike steps; train with --checkpoint-hist 1000 to keep all')
     label, _, loader, _ = next(_opened(_with(args, checkpoint=str(files[0]), batch_size=3), device, 3))
     images = next(iter(loader))[0][:3]
     found = stripe_differences((open_model(_with(args, checkpoint=str(file)))[0].to(device) for file in files), images)
@@ -141,7 +147,7 @@ def gradcam(args: Namespace, device: torch.device, folder: Path, caption: str) -
     args = _with(args, batch_size=max(args.batch_size, args.images))
     shown: Any = None
     for label, model, loader, config in _opened(args, device, max(args.images, args.samples)):
-        images, labels = (batch[:args.images] for batch in next(iter(loader)))
+        images, labels = (batch[:args.images].to(device) for batch in next(iter(loader)))
         looks[label] = grad_cam(model, images, labels if args.target == 'label' else None, args.layer)
         if args.samples:
             averages[label] = average_cam(

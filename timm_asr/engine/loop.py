@@ -247,11 +247,14 @@ def restore(training: Training, found: Found) -> None:
     if ema is not None:
         load_weights(ema.module, path, state_dict_of(content, 'state_dict_ema' in content, path, own), args.model)
         if 'ema_generator' in content:
-            ema._sr_generator.set_state(content['ema_generator'].cpu())
+            with suppress(RuntimeError):  # of another kind of device
+                ema._sr_generator.set_state(content['ema_generator'].cpu())
     if args.no_resume_opt:
         return
     try:
         training.optimizer.load_state_dict(content['optimizer'])
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever an optimizer says to a state that is not its own
         raise BadInput(f'--resume {path}: its optimizer does not fit --opt {args.opt} ({first_line(error)}); '
                        'use --no-resume-opt to go on without it') from None

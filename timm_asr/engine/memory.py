@@ -90,16 +90,21 @@ class MemoryLoader:
         if self.training:
             order = torch.randperm(len(self.labels), generator=self.random)
         for chosen in order.split(self.batch_size)[:len(self)]:
-            chosen = chosen.to(self.labels.device)
+            chosen = self._sent(chosen)
             images = self._augmented(chosen) if self.training else self.images[chosen]
             yield images.to(self.dtype).sub_(self.mean).div_(self.std), self.labels[chosen]
+
+    def _sent(self, drawn: torch.Tensor) -> torch.Tensor:
+        """On the device of the images; a GPU goes on with its work meanwhile."""
+        device = self.labels.device
+        return drawn.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else drawn.to(device)
 
     def _augmented(self, chosen: torch.Tensor) -> torch.Tensor:
         """Each image cropped at a place of its own, and flipped or not: one gather."""
         count, device = len(chosen), chosen.device
         height, width = self.size
-        corner = torch.randint(2 * self.pad + 1, (2, count, 1), generator=self.random).to(device)
-        flipped = (torch.rand(count, 1, generator=self.random) < self.hflip).to(device)
+        corner = self._sent(torch.randint(2 * self.pad + 1, (2, count, 1), generator=self.random))
+        flipped = self._sent(torch.rand(count, 1, generator=self.random) < self.hflip)
         columns = torch.arange(width, device=device).expand(count, width)
         columns = corner[1] + torch.where(flipped, columns.flip(1), columns)
         rows = corner[0] + torch.arange(height, device=device)

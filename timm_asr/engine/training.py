@@ -1,7 +1,6 @@
 """A training run: a timm model by name, the checkpoints that matter, and the folded model at the end."""
 
 import argparse
-import importlib
 import logging
 import os
 import shlex
@@ -20,7 +19,7 @@ from ..checkpoints.names import ARGS, ATTENTION, CURVE, SUMMARY
 from ..checkpoints.open import open_source
 from ..checkpoints.read import first_line
 from ..checkpoints.source import data_config_of
-from ..errors import BadInput, Stopped
+from ..errors import BadInput, OwnBadInput, Stopped
 from ..export.place import list_in_manifest
 from ..models.counts import count_parameters
 from . import build, side_by_side
@@ -42,11 +41,6 @@ _logger = logging.getLogger(__name__)
 
 def start_device(args: argparse.Namespace) -> torch.device:
     """Find the device, join the other processes if there are any, and seed."""
-    for module in args.device_modules or ():
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise BadInput(f'--device-modules {module}: {error}') from None
     if args.local_rank and 'WORLD_SIZE' in os.environ:
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     args.device = str(find_device(args.device))
@@ -78,6 +72,9 @@ class Run:
         amp = DTYPES[args.amp_dtype] if args.amp else None
         self.autocast = autocast(self.device, amp, args.bn_noise)
         self.scaler = NativeScaler('cuda') if amp == torch.float16 and self.device.type == 'cuda' else None
+        if amp == torch.float16 and self.scaler is None:
+            _logger.warning(f'float16 gradients are not scaled on {self.device.type}, where small ones become zero: '
+                            'take --amp-dtype bfloat16.')
         self.training, self.data_config, self.datasets = self.build()
         self.metric = args.eval_metric if self.training.loaders.eval is not None else 'loss'
         self.use_ema = args.model_ema and not args.model_ema_force_cpu
@@ -143,6 +140,7 @@ class Run:
         if found is not None:
             restore(self.training, found)
         if args.torchcompile:
+            torch.compiler.reset()  # dynamo compiles one class a few times only, over all runs of a process
             task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             if task.has_ema():
                 task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
@@ -313,6 +311,8 @@ def carry_out(job: Run) -> int:
         text = str(stopped) if isinstance(stopped, Stopped) else (
             f'too little memory for --batch-size {job.args.batch_size}: use a smaller one with --grad-accum-steps, or '
             f'--grad-checkpointing ({first_line(stopped)[:120]})')
+        if not job.primary and not isinstance(stopped, Stopped):
+            raise OwnBadInput(f'process {job.args.rank}: {text}') from None
         raise Stopped(f'{text}; the last checkpoint is {last}' if last else
                       f'{text}; no checkpoint was written') from None
     finally:

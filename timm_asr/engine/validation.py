@@ -90,6 +90,10 @@ def _real_labels(path: str, dataset: Any) -> RealLabelsImagenet:
                        'must be the 50,000 of the ImageNet validation set') from None
 
 
+def _count_norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
 def validate(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Validate one model; returns the row of timm's script. ``BadInput``: options, weights or data cannot work."""
     inputs.fast_matmul(device)
@@ -99,7 +103,10 @@ def validate(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
     model, data_config = inputs.open_model(args)
     name = args.model or args.checkpoint
+    norms = _count_norms(model)
     model = inputs.inference_form(model, name, args.reparam, args.fold_bn)
+    if args.bn_noise and _count_norms(model) < norms:
+        raise BadInput(f'--bn-noise does not reach each BatchNorm of the inference form of {name}: leave out --reparam')
     param_count = count_parameters(model)
     _logger.info(f'Model {name} created, param count: {param_count}')
     num_classes = model.num_classes

@@ -116,7 +116,8 @@ def scale_epochs(options: dict[str, Any], factor: float) -> dict[str, Any]:
         if isinstance(found[key], list):
             found[key] = [max(_EPOCHS[key], round(value * factor)) for value in found[key]]
         elif (found[key] or 0) >= 1:  # a smaller one is a share, as decay_epochs may be
-            found[key] = max(_EPOCHS[key], round(found[key] * factor))
+            scaled = found[key] * factor
+            found[key] = max(_EPOCHS[key], scaled if key == 'decay_epochs' else round(scaled))
     if found.get('epochs') == 1:
         found['warmup_epochs'] = 0
     return found
@@ -164,7 +165,7 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
             whole = {'epochs': rounds[-1]} if rounds else {}
             options = scale_epochs({**_DEFAULTS, **whole, **options}, budget)
         if budget != 1:
-            images = options.get('train_images') or 1
+            images = _number(path, options.get('train_images') or 1)
             options['train_images'] = round(images * budget) if images > 1 else images * budget
         found.append(Arm(name, options, '' if name == against else against, own.get('reported')))
     plan = Plan(str(content.get('name', Path(path).stem)), tuple(found),
@@ -174,6 +175,13 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
     if len({run.name for run in plan.runs}) < len(plan.runs):
         raise BadInput(f'{path}: two arms would share a folder; give them names that differ in letters or digits')
     return plan
+
+
+def _number(path: str | Path, said: Any) -> float:
+    try:
+        return float(said)  # YAML takes 1e4, without a dot, for text
+    except (TypeError, ValueError):
+        raise BadInput(f'{path}: train_images is a number, not {said!r}') from None
 
 
 def _halving(path: str | Path, said: Any) -> tuple[list[int], float]:

@@ -1,5 +1,6 @@
 """A finished, or half finished, experiment as a table and a file."""
 
+import logging
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from ..figures.training import plot_arms
 from .plan import Plan
 from .runner import read_results, values_of
 from .statistics import Comparison, compare, holm
+
+_logger = logging.getLogger(__name__)
 
 
 def comparisons(plan: Plan, rows: Sequence[dict[str, Any]], key: str = 'top1') -> dict[str, Comparison]:
@@ -75,6 +78,8 @@ def markdown(plan: Plan, rows: Sequence[dict[str, Any]], dia: bool = False) -> s
         text.append(f'**Budget {plan.budget:g}**: epochs, training images and seeds are scaled by this factor; figures '
                     'of the paper are of the whole recipe and cannot be compared.')
     text.append(f'{len(rows)} of {len(plan.runs)} runs are done.')
+    if len({tuple(row.get(key) for key in ('timm_asr', 'timm', 'torch')) for row in rows}) > 1:
+        text.append('**The runs are of several versions** of torch, timm or this package: results.csv says which.')
     if dia:
         text += [as_markdown(dia_table(plan, rows)).rstrip(),
                  "Mean ± standard deviation over seeds; p: Student's t-test against the arm that each is compared "
@@ -97,8 +102,11 @@ def write_report(plan: Plan, output: Path, dia: bool = False) -> str:
     """Write the CSV and the figure into the folder, once a run is done; returns the Markdown."""
     rows = read_results(plan, output)
     if rows:
-        write_results(output / 'results.csv', rows)
-        plot_arms(plan.name + (f' (budget {plan.budget:g})' if plan.budget != 1 else ''),
-                  {arm.name: list(values_of(rows, arm.name, 'top1').values()) for arm in plan.arms},
-                  output / 'results.png', f'timm-asr experiment FILE --output {output} --report')
+        try:
+            write_results(output / 'results.csv', rows)
+            plot_arms(plan.name + (f' (budget {plan.budget:g})' if plan.budget != 1 else ''),
+                      {arm.name: list(values_of(rows, arm.name, 'top1').values()) for arm in plan.arms},
+                      output / 'results.png', f'timm-asr experiment FILE --output {output} --report')
+        except OSError as error:
+            _logger.warning(f'No results.csv and results.png: {error}')
     return markdown(plan, rows, dia)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -54,6 +55,7 @@ def check_plan(plan: Plan, folder: Path, parse_args: Parse) -> None:
                 raise BadInput('no images to measure on: give val_split or holdout')
             with torch.device('meta'):
                 model = build_model(args, weights=False)
+            args.world_size = 1  # the runs are of one process each
             resolve_learning_rate(args, args.batch_size)
             make_schedule(make_optimizer(model, args), args, 1)
         except BadInput as error:
@@ -144,10 +146,13 @@ def make_runs(plan: Plan, output: Path, parse_args: Parse, parallel: int = 1, de
         with ProcessPoolExecutor(parallel, get_context('spawn'), _end_with_parent, (os.getpid(), threads)) as pool:
             try:
                 list(pool.map(make, runs))
-            except BaseException:
+            except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for worker in active_children():  # asked to end, one would begin the next run; its epochs are saved
                     worker.kill()
+                if isinstance(error, BrokenProcessPool):
+                    raise Stopped('a run was killed, perhaps for want of memory; its epochs are saved: start this '
+                                  'again, with a smaller --parallel') from None
                 raise
     if rest := missing_runs(plan, output):
         raise Stopped(f'{len(rest)} runs, such as {rest[0].name}, are being made by another process; start this again '
@@ -161,7 +166,7 @@ def read_results(plan: Plan, output: Path) -> list[dict[str, Any]]:
         path = output / run.name / RESULT
         if path.is_file():
             _write_options(run, path.parent)  # which complains about a result of other options
-            rows.append(read_json(path))
+            rows.append({**read_json(path), 'arm': run.arm.name})  # which had another name, if the plan was edited
     return rows
 
 

@@ -18,6 +18,7 @@ from ..asr.attach import ASR_KEYWORDS
 from ..asr.fold import has_asr
 from ..gates.forms import InferenceForm
 from ..gates.gate import ChannelGate
+from ..gates.precision import without_tf32
 from ..gates.shared import SharedUnit
 from ..gates.table import gate_options
 from ..inference.compare import Comparison, close
@@ -38,6 +39,7 @@ NOT_CHANNEL_GATES: dict[type[nn.Module], str] = {
 _IN_NAMES = ('legacy_se', 'ese_', 'eca_', 'eca', 'se')
 
 
+@without_tf32()  # in which a right fold would look like a wrong one
 def freeze_attention(
         model: nn.Module, loader: Iterable[Any], *, threshold: float | None = None, recalibrate_bn: bool = False,
         samples: int | None = None, progress: bool = True, eval_loader: Iterable[Any] | None = None,

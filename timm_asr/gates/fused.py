@@ -258,7 +258,7 @@ def factors(grad: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of both factors of x * v, all contiguous, x (B, C, H, W) and v (B, C, 1, 1)."""
     one_image, weight = (1, v.numel(), *x.shape[2:]), v.flatten()
     of_x, of_v, _ = torch.ops.aten.native_batch_norm_backward(
-        grad.view(one_image), x.view(one_image), weight, *standard(weight), None, None, False, 0.0,
+        grad.view(one_image), x.view(one_image), weight, *standard(weight), *unsaved(weight), False, 0.0,
         [True, True, False])
     return of_x.view_as(x), of_v.view_as(v)
 
@@ -268,6 +268,17 @@ def standard(like: Tensor) -> tuple[Tensor, Tensor]:
     if type(like) not in (Tensor, nn.Parameter):  # a FakeTensor's must not stay for others
         return like.new_zeros(len(like)), like.new_ones(len(like))
     return _zeros_and_ones(len(like), like.dtype, like.device)
+
+
+def unsaved(like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """What ``native_batch_norm_backward`` takes for the statistics of a forward pass that saved none.
+
+    CUDA has a kernel, for one dimension beside the channels, that refuses None and takes an empty tensor.
+    """
+    if like.device.type not in ('cuda', 'xpu'):
+        return None, None
+    none = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
+    return none, none
 
 
 @lru_cache(maxsize=64)

@@ -22,6 +22,7 @@ from .fused import (
     max_min,
     needs_gradient,
     standard,
+    unsaved,
 )
 from .gate import ChannelGate, check_unused
 from .passes import begin, end, take, uncounted
@@ -333,7 +334,7 @@ class _MixedWeights(torch.autograd.Function):
         of_log = (grad * v).unsqueeze(1)
         of_z = torch.addcmul(of_log, of_log, s.view_as(pair), value=-1).flatten(1)
         of_mixed, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            of_z, mixed, weight, *standard(weight), None, None, False, 0.0, [True, True, True])
+            of_z, mixed, weight, *standard(weight), *unsaved(weight), False, 0.0, [True, True, True])
         of_mixed = of_mixed.view_as(pair)
         of_u = torch.bmm(rows.t().expand(len(pair), 2, 2), of_mixed).flatten(1)
         of_share = (of_mixed[:, :1] * pair).sum((0, 2))

@@ -7,7 +7,6 @@ https://arxiv.org/abs/1704.04861.
 from functools import partial
 from typing import Any
 
-from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv
 from timm.models._efficientnet_builder import decode_arch_def, resolve_act_layer, resolve_bn_args
 from timm.models.efficientnet import EfficientNet
@@ -50,7 +49,7 @@ register_backbones(
     __name__,
     Backbone(
         'mobilenetv1_100', 'MobileNet v1', ASRMobileNet,
-        imagenet_cfg(mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD, **_NAMES), _ARGUMENTS,
+        imagenet_cfg(**_NAMES), _ARGUMENTS,
         stock='mobilenetv1_100'),
     Backbone(
         'mobilenetv1_100_cifar', 'MobileNet v1 for small images', ASRCifarMobileNet,

@@ -35,7 +35,7 @@ def _backbone(name: str, channels: tuple[int, ...], depths: tuple[int, ...], sma
     def cfg(variant: Variant) -> dict[str, Any]:
         stem = 'stem.layer' if variant.asr else 'stem'  # the stem is a block, which ASR wraps
         names = {'first_conv': (f'{stem}.conv_kxk.conv', f'{stem}.conv_1x1.conv'), 'classifier': 'head.fc'}
-        return cifar_cfg(pool_size=(4, 4), **names) if small else imagenet_cfg(interpolation='bilinear', **names)
+        return cifar_cfg(pool_size=(4, 4), **names) if small else imagenet_cfg(**names)
 
     arguments = {'model_cfg': ByoModelCfg(blocks=blocks, stem_type='rep', stem_chs=channels[0]),
                  'feature_cfg': {'flatten_sequential': True, 'out_indices': indices}}

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def imagenet_cfg(**kwargs: Any) -> dict[str, Any]:
-    """Of networks for 1000 classes and images of 224x224."""
+    """Of networks for 1000 classes and images of 224x224, where timm's network has no others (``Backbone.stock``)."""
     return {
         'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7), 'crop_pct': 0.875,
         'interpolation': 'bicubic', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD, 'first_conv': 'conv1',

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, is_model, register_model
 from torch import nn
 
 from ..gates.table import list_gates, list_units
@@ -18,6 +18,9 @@ ASR_GATES = ('se', 'ie', 'srm', 'eca', 'spa')
 #: What a residual network has names for: every gate, ASR by every gate that folds, and units.
 EVERYTHING: dict[str, tuple[str, ...]] = {
     'gates': tuple(list_gates()), 'asr': tuple(list_gates(foldable=True)), 'units': tuple(list_units())}
+
+#: What images go through: the same under every name of a network, or a comparison would measure it too.
+_IMAGES = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode', 'test_input_size', 'test_crop_pct')
 
 _VARIANTS: dict[str, 'Variant'] = {}
 
@@ -38,7 +41,8 @@ class Backbone:
         gates: Gates that have names in its blocks.
         asr: Gates that have names as ASR; with those in ``gates`` too, as both.
         units: Units that have names (DIA).
-        stock: timm's name of the plain network. Empty where timm has none: then that name is registered too.
+        stock: timm's name of the plain network, whose images all others have. Empty where timm has none: then that name
+            is registered too.
         weights: Tag -> further entries of the configuration, for weights of the plain network from elsewhere.
         rd_ratios: Gate -> its hidden width over channels, where it is not the gate's own.
     """
@@ -128,6 +132,8 @@ def register_backbones(module: str, *backbones: Backbone) -> None:
     for variant in variants:
         cfg = variant.backbone.cfg
         row = dict(cfg(variant) if callable(cfg) else cfg)
+        stock = get_pretrained_cfg(variant.backbone.stock) if variant.backbone.stock else None
+        row |= {key: getattr(stock, key) for key in _IMAGES if getattr(stock, key, None) is not None}
         tags = {} if variant.options else variant.backbone.weights
         rows |= {f'{variant.name}.{tag}': {**row, **more} for tag, more in tags.items()} or {variant.name: row}
     there.default_cfgs = generate_default_cfgs(with_shipped(rows))  # type: ignore[attr-defined]

@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr detect') -> in
     for name in ('batch_size', 'epochs', 'grad_accum_steps', 'log_interval'):
         if getattr(own, name) < 1:
             raise BadInput(f'--{name.replace("_", "-")} must be at least 1, not {getattr(own, name)}')
+    if own.amp and own.amp_dtype == 'bfloat16':
+        raise BadInput('--amp-dtype bfloat16: it rounds the corners of boxes by pixels; take float16')
     defaults = {option.key: option.start for option in train.OPTIONS}  # the engine reads them too
     from .. import detecting
     return detecting.detect(argparse.Namespace(**defaults | vars(own)), argv, prog, tuple(vars(own)))

@@ -4,6 +4,7 @@ The options have timm's names, meanings and defaults (the device aside); a few o
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -33,8 +34,8 @@ OPTIONS: list[Option] = [
         *pick('asr', help='ASR on a model of any name: a gate (se, ie, srm, eca, spa, ...), or free, scale or scalar '
               'for vectors without one; further keywords go into --model-kwargs (asr_depth=2)'),
         value('--asr-init', str, None, 'where ASR starts: psi before a gate, else v; N_0.1 draws psi from N(0, 0.1^2)'),
-        value('--asr-gain', float, None, 'factor of the vectors of ASR; with 2 most of them start near one'),
-        switch('--asr-constant', 'train neither the vectors of ASR nor their gates'),
+        value('--asr-gain', float, None, 'factor of the channel weights of ASR; with 2 most of them start near one'),
+        switch('--asr-constant', 'train neither the vectors of ASR nor their gates: its channel weights stay the same'),
         value('--last-norm-init', float, None, 'initial weight of the last norm of each residual branch'),
         switch('--pretrained', 'start from the pretrained weights of the model'),
         value('--pretrained-path', str, None, 'file to load in place of the pretrained weights, head adapted'),
@@ -243,6 +244,11 @@ def parse_args(argv: Sequence[str], prog: str = 'timm-asr train') -> argparse.Na
             args.model_kwargs = {**args.model_kwargs, key: getattr(args, key)}
         elif f'--no-{key.replace("_", "-")}' in argv:  # what a file has switched on
             args.model_kwargs.pop(key, None)
+    for module in args.device_modules or ():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise BadInput(f'--device-modules {module}: {error}') from None
     args.grad_accum_steps = max(1, args.grad_accum_steps)
     for names, fits, what in _RANGES:
         for name in names.split():
