@@ -29,8 +29,9 @@ Every name that this package registers, by backbone. Written by `python results/
 def speeds() -> dict[tuple[str, str], str]:
     """(name, 'training step' or 'inference') to the ratio; of several batch sizes the largest."""
     found: dict[tuple[str, str], tuple[int, str]] = {}
-    for file, what, column in (('operations.csv', 'training step', 'cpu_over_plain'),
-                               ('attention_speed.csv', 'inference', 'over_plain'), ('speed.csv', 'inference', 'time_ratio')):
+    for file, what, column in (
+            ('operations.csv', 'training step', 'cpu_over_plain'), ('attention_speed.csv', 'inference', 'over_plain'),
+            ('speed.csv', 'inference', 'time_ratio')):
         for row in csv.DictReader((HERE / file).read_text().splitlines()):
             variant = {'ASR(SE), fused': 'asr_se'}.get(row['variant'], row['variant'])
             name = row['backbone'] if variant == 'plain' else f'{row["backbone"]}_{variant}'

@@ -227,7 +227,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'
     parts = [f"""# What attention costs a training step, on an accelerator too
 
-Command: `python results/operations.py --asr FOLDER --dianet FOLDER --ram FOLDER` (seed {SEED}; it sets `{SETTINGS_TEXT}` itself).
+Command: `python results/operations.py --asr FOLDER --dianet FOLDER --ram FOLDER` (seed {SEED}; it sets
+`{SETTINGS_TEXT}` itself).
 Machine: {machine()}; GPU: {gpu}; PyTorch {torch.__version__}, timm {timm.__version__}, timm_asr
 {timm_asr.__version__}; ten classes, 32x32 for resnet164, 224x224 for the others.
 

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations, prune
 
 import timm_asr
 from timm_asr.asr import together
+from timm_asr.asr.wrapper import ASR
 
 
 @pytest.fixture
@@ -64,3 +65,34 @@ def test_a_layer_of_a_gate_is_replaced(network):
     network(x := images(network))
     network.layer1[1].bn2.vectors[0].gate.fc2 = nn.Conv2d(1, 16, 1).double()
     same(network, x)
+
+
+def test_a_forward_that_was_replaced_is_refused(network):
+    """As accelerate does it for a device_map: calling it would compute the layer without its attention."""
+    x, norm = images(network), network.layer1[0].bn2.layer
+    expected = network(x)
+    norm.forward, forward = (lambda x: forward(x)), norm.forward
+    with pytest.raises(TypeError, match='The forward of this BatchNorm2d was replaced .* call timm_asr.fold_asr'):
+        network(x)
+    norm.forward = forward  # as torch.compile and accelerate leave it behind
+    assert torch.equal(network(x), expected)
+
+
+@pytest.mark.parametrize('flag', ['_is_fsdp_managed_module', 'ds_id'])
+def test_shards_stay_alone(network, flag):
+    """Under FSDP1 and DeepSpeed parameters are whole inside of their block only."""
+    x = images(network)
+    expected = network(x)
+    for module in network.modules():
+        if isinstance(module, ASR):
+            setattr(module if flag != 'ds_id' else module.vectors[0].psi, flag, True)
+    fresh = together._find_groups(network)
+    assert not fresh
+    assert torch.allclose(network(x), expected, atol=1e-12)
+
+
+def test_weights_that_are_not_drawn_before_they_are_loaded(monkeypatch):
+    for name in ('kaiming_uniform_', 'uniform_', 'normal_', 'trunc_normal_'):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor.data.zero_())
+    with pytest.warns(UserWarning, match='The initial psi, 0.1, leaves hidden units of SE at zero'):
+        small('resnet20_asr_se')

@@ -214,6 +214,15 @@ def test_a_folder_of_this_second_gets_a_number(tmp_path, monkeypatch):
     assert [folder.name for folder, *_ in made] == ['20260102-030405-resnet20-32', '20260102-030405.2-resnet20-32']
 
 
+def test_a_folder_that_cannot_be_locked_is_used(tmp_path, monkeypatch, caplog):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(module.fcntl, 'lockf', lockf)
+    module._hold(tmp_path).close()
+    assert 'cannot be locked (No locks available): start no second run there' in caplog.text
+
+
 def test_a_live_run_holds_its_folder(folder):
     def hold(ready):
         lock = open_run_folder(options(folder.parent, experiment='run', resume='auto'), 16)

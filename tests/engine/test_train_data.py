@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from timm_asr.data import create_dataset
+from timm_asr.data import create_dataset, factory
 from timm_asr.engine import loaders
 from timm_asr.engine.checkpoint import SaveFailed
 from timm_asr.engine.commands.train import main, parse_args
@@ -192,9 +192,30 @@ def test_a_split_that_is_not_there_names_those_that_are(images):
     assert len(create_dataset('', str(images / 'train'), 'validation')) == 24  # a folder of classes is one set
     with pytest.raises(ValueError, match='its folders are class0, class1, class2'):
         create_dataset('', str(images / 'train'), split='trian')
+    with pytest.raises(ValueError, match='its folders are train, validation'):
+        create_dataset('', str(images), '')
+    with pytest.raises(ValueError, match='a folder has whole splits only'):
+        create_dataset('', str(images), 'train[:50%]')
+    assert len(create_dataset('', str(images / 'train'), '')) == 24
     for split in ('trian', 'train[:50%]'):  # either would be the test images
         with pytest.raises(ValueError, match='the splits train and validation, not '):
             create_dataset('torch/cifar10', str(images), split=split)
+
+
+def test_classes_that_a_map_leaves_out_are_named(images, tmp_path, caplog):
+    (tmp_path / 'map.txt').write_text('class0\nclass1\nClass2\n')
+    args = parse_args(['--data-dir', str(images), '--model', 'resnet20', '--class-map', str(tmp_path / 'map.txt')])
+    assert len(loaders.open_dataset(args, True, 'RGB')) == 16
+    assert '--class-map does not name class2: images of these classes are left out' in caplog.text
+
+
+def test_data_that_is_there_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    def lock(*_):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(factory, 'FileLock', lock)
+    monkeypatch.setattr(factory.timm.data, 'create_dataset', lambda *args, **kwargs: [1, 2])
+    assert len(create_dataset('torch/cifar10', str(tmp_path), 'train', download=True)) == 2
 
 
 def test_several_processes_download_one_after_another(tmp_path, monkeypatch):

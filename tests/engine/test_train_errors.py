@@ -10,8 +10,8 @@ import torch
 from train_helpers import run
 
 from timm_asr.checkpoints.read import HASH
-from timm_asr.engine.commands.train import main
-from timm_asr.errors import Stopped, run_main
+from timm_asr.engine.commands.train import main, parse_args
+from timm_asr.errors import BadInput, Stopped, run_main
 
 
 @pytest.fixture
@@ -73,7 +73,10 @@ def checkpoint(images, tmp_path_factory):
     ((*DIGITS, '--resume', 'nowhere'), '--resume nowhere: no such file'),
     ((*DIGITS, '--initial-checkpoint', 'nowhere'), 'no checkpoint at nowhere'),
     ((*DIGITS, '--asr-gain', 0), 'asr_gain is 0.0; it takes a positive number'),
-    ((*DIGITS, '--seed', -1), '--seed must be at least 0, not -1'),
+    ((*DIGITS, '--seed', 5 * 10 ** 9), '--seed must be between 0 and 4294967295, not 5e'),
+    ((*DIGITS, '--clip-grad', 0), '--clip-grad must be above 0, not 0'),
+    ((*DIGITS, '--crop-pct', 87.5), '--crop-pct must be above 0 and at most 1, not 87.5'),
+    ((*DIGITS, '--layer-decay', 0.7, '--sched', 'none'), '--layer-decay work by a schedule'),
     ((*DIGITS, '--smoothing', 2), '--smoothing must be at least 0 and below 1, not 2'),
     ((*DIGITS, '--decay-epochs', 0), '--decay-epochs must be above 0, not 0'),
     ((*DIGITS, '--drop-path', 2), '--drop-path must be at least 0 and below 1, not 2'),
@@ -116,6 +119,30 @@ def test_too_little_memory_is_said_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr('timm_asr.engine.build.Task.forward', forward)
     with pytest.raises(Stopped, match='too little memory for --batch-size .*CUDA out.*; no checkpoint was written'):
         main(['--config', 'digits', '--device', 'cpu', '--workers', '0', '--output', str(tmp_path)])
+
+
+def test_a_loading_worker_that_the_system_kills(tmp_path, monkeypatch):
+    def forward(*_):
+        raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error.')
+
+    monkeypatch.setattr('timm_asr.engine.build.Task.forward', forward)
+    with pytest.raises(Stopped, match=r'Bus error: use fewer --workers, or give it more \(shared\) memory; the last'):
+        main(['--config', 'digits', '--device', 'cpu', '--workers', '0', '--output', str(tmp_path)])
+
+
+def test_processes_of_slurm_that_cannot_meet(tmp_path, monkeypatch):
+    for name, value in (('SLURM_NTASKS', '8'), ('SLURM_PROCID', '0'), ('SLURM_LOCALID', '0')):
+        monkeypatch.setenv(name, value)
+    for name in ('WORLD_SIZE', 'RANK', 'LOCAL_RANK'):  # which timm sets
+        monkeypatch.setenv(name, '')
+        monkeypatch.delenv(name)
+    with pytest.raises(BadInput, match='several processes cannot meet: .*; start by torchrun, or set WORLD_SIZE=1'):
+        main(['--config', 'digits', '--device', 'cpu', '--output', str(tmp_path)])
+
+
+def test_a_gate_that_the_line_names_wins_over_a_keyword():
+    args = parse_args(['--model', 'resnet20', '--asr', 'se', '--model-kwargs', 'asr=ie', 'asr_depth=2'])
+    assert (args.asr, args.model_kwargs) == ('se', {'asr_depth': 2})
 
 
 def test_too_little_memory_before_the_first_step(capsys):

@@ -98,14 +98,21 @@ def test_an_arm_may_get_a_nicer_name_and_versions_are_named(tmp_path):
     assert 'of several versions' not in markdown(renamed, rows[:1])
 
 
-def test_a_report_is_printed_where_it_cannot_be_written(finished, capsys, caplog, monkeypatch):
+def test_a_report_is_printed_where_it_cannot_be_written(finished, capsys, monkeypatch):
     def full(*args):
         raise OSError('No space left on device')
 
     monkeypatch.setattr(report, 'write_results', full)
     assert command(*finished, '--report') == 0
-    assert '15 of 15 runs are done' in capsys.readouterr().out
-    assert 'No results.csv and results.png: No space left' in caplog.text
+    shown = capsys.readouterr()
+    assert '15 of 15 runs are done' in shown.out
+    assert 'No results.csv and results.png: No space left' in shown.err
+
+
+def test_processes_of_slurm_share_the_runs_and_not_a_run(tmp_path, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '4')  # joining them would fail: there is no MASTER_ADDR
+    monkeypatch.setenv('RANK', '2')
+    assert command(write(tmp_path / 'plan.yaml', {'plain': {}, '-SE': {}}, [0], epochs=1), tmp_path / 'runs') == 0
 
 
 def test_a_worker_that_the_system_kills_is_named(tmp_path, monkeypatch):

@@ -46,6 +46,8 @@ def test_a_network_of_the_hub_by_timm_as_a_source_and_with_asr(hub, tmp_path):
     assert timm_asr.has_asr(model)
     check(model, folder)  # until it is trained
     check(open_source(f'hf-hub:{REPO}').model, folder)
+    with pytest.raises(BadInput, match='have 4 classes, but 7 were asked for; leave --num-classes out'):
+        open_source(f'hf-hub:{REPO}', num_classes=7)
     with pytest.raises(BadInput, match='^cannot load hf-hub:alice/none from the Hugging Face Hub: '):
         open_source('hf-hub:alice/none')
 

@@ -165,9 +165,18 @@ def stand_in(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Any:
     """A module that computes what this one does, with other tensors: their names as in ``module.named_parameters()``.
 
     It shares everything else with the module, running statistics included. The module itself is not touched.
+
+    Raises:
+        TypeError: The module's ``forward`` was replaced by another function, which would call the module itself.
     """
     twin = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
+    twin.__dict__['_compiled_call_impl'] = None  # of the module itself too
+    own = twin.__dict__.pop('forward', None)
+    if own is not None and getattr(own, '__func__', None) is not type(module).forward:
+        raise TypeError(
+            f'The forward of this {type(module).__name__} was replaced (accelerate does so for a device_map and for '
+            'offloading), which would leave ASR out: call timm_asr.fold_asr(model) first.')
     children: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         head, _, rest = name.partition('.')

@@ -180,6 +180,8 @@ _OWN = vars(nn.Module()).keys()
 
 def _key(site: ASR) -> Any:
     """Sites with the same key form a group, whose vectors one of them can compute; None for one that stays alone."""
+    if getattr(site, '_is_fsdp_managed_module', False) or any(hasattr(p, 'ds_id') for p in site.parameters()):
+        return None  # outside of its block it has a part of its parameters (FSDP, DeepSpeed)
     places = {name: owner_of(site.layer, name) for name in scaled_names(site.layer)}
     if (has_hooks(site.vectors) or next(site.vectors.buffers(), None) is not None
             or not all(stacks(owner) for owner, _ in places.values())):

@@ -1,6 +1,7 @@
 """A learned vector psi and what makes channel weights v of it."""
 
 import re
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,13 @@ from .ungated import Ungated
 def _has_values(tensor: torch.Tensor) -> bool:
     """False on the device 'meta', and under FakeTensorMode."""
     return type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta
+
+
+def _complain(init: float | str | None, what: str) -> None:
+    if init is not None:
+        raise ValueError(f'asr_init={init!r} {what}; use another value, such as 0.1.')
+    # Weights may be about to be loaded, and not be drawn before (as by Lightning's empty_init).
+    warnings.warn(f'The initial psi, 0.1, {what}.', stacklevel=4)
 
 
 class ASRVector(nn.Module):
@@ -78,16 +86,14 @@ class ASRVector(nn.Module):
                 f'The gate {type(self.gate).__name__} gives weights of shape {tuple(v.shape)} '
                 f'where the layer has {channels} channels.')
         if not isinstance(self.gate, Ungated) and _has_values(v) and not ((v != 0) & v.isfinite()).all():
-            raise ValueError(f'asr_init={init!r} makes channel weights that are zero or not finite; use 0.1, say.')
+            _complain(init, 'makes channel weights that are zero or not finite')
         u = self.gate.describe(self.psi)
         hidden = self.gate.hidden(u)
         if hidden is None or not _has_values(hidden):
             return
         self.gate.flip_hidden(hidden[0] <= 0)  # rows that are inactive change sign
         if (self.gate.hidden(u) <= 0).any():
-            raise ValueError(
-                f'asr_init={init!r} leaves hidden units of {type(self.gate).__name__} at zero, without a gradient; '
-                'use another value, such as 0.1.')
+            _complain(init, f'leaves hidden units of {type(self.gate).__name__} at zero, without a gradient')
 
     def forward(self) -> torch.Tensor:
         """The channel weights v, (C,)."""

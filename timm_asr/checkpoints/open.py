@@ -38,6 +38,8 @@ _NOT_ITS_OWN = frozenset((
     'model_name', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_strict', 'checkpoint_path',
     'cache_dir', 'device', 'dtype', 'scriptable', 'exportable', 'no_jit', 'features_only', 'num_classes'))
 
+_OTHER_CLASSES = 'the pretrained weights of {} have {} classes, but {} were asked for; leave --num-classes out'
+
 
 def as_source(what: nn.Module | str | os.PathLike | Source, use_ema: bool = False) -> Source:
     """A model in memory, or what a path or name stands for (:func:`open_source`), as a source."""
@@ -90,9 +92,11 @@ def open_source(what: str | os.PathLike, use_ema: bool = False, name: str = '', 
         check_model_name(path)
         cfg = timm.get_pretrained_cfg(path) if pretrained else None
         if num_classes is not None and cfg is not None and cfg.num_classes != num_classes and cfg.has_weights:
-            raise BadInput(f'the pretrained weights of {path} have {cfg.num_classes} classes, but {num_classes} were '
-                           'asked for; leave --num-classes out')
+            raise BadInput(_OTHER_CLASSES.format(path, cfg.num_classes, num_classes))
     model = _create(path, pretrained, shape, kwargs)
+    own = (model.pretrained_cfg or {}).get('num_classes')  # type: ignore[union-attr]
+    if kind == 'hub' and pretrained and num_classes not in (None, own):  # timm would draw a classifier at random
+        raise BadInput(_OTHER_CLASSES.format(path, own, num_classes))
     facts = {'model': name_of(model), 'asr': getattr(model, 'asr_options', None),
              'source': {'file': public_name(path), 'sha256': None}, 'base_model': base_model_of(path, pretrained)}
     return Source(model, facts, label_names=label_names_of(model, model.pretrained_cfg))  # type: ignore[arg-type]
@@ -162,7 +166,9 @@ def create_trainable(folder: str | Path, shape: Mapping[str, Any] | None = None,
         model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
     except Exception as error:  # constructors raise whatever they like
         raise BadInput(f'{folder} cannot be loaded ({first_line(error)})') from None
-    model.pretrained_cfg = {**model.pretrained_cfg, **cfg}  # type: ignore[dict-item, assignment]
+    # The name's own weights were tested at other sizes.
+    own = {key: value for key, value in model.pretrained_cfg.items() if not key.startswith('test_')}  # type: ignore[union-attr, operator]
+    model.pretrained_cfg = {**own, **cfg}  # type: ignore[assignment]
     return model
 
 
@@ -231,7 +237,8 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any]
     # A run folder has the figures of one checkpoint, the best. What lies beside bare weights is not theirs.
     metrics = read_metrics(path.parent) if args else None
     fits = metrics is not None and all(metrics.get(key) == facts.get(key) for key in ('model', 'epoch', 'weights'))
-    data = used_data_config({**data_config_of(model, args), 'crop_mode': None}) if args else None
-    return Source(model, facts, data, label_names_of(model, content), metrics if fits else None, args,
+    data = {**data_config_of(model, args), **(content.get('data_config') or {}), 'crop_mode': None}
+    return Source(model, facts, used_data_config(data) if args else None, label_names_of(model, content),
+                  metrics if fits else None, args,
                   has_ema=averaged_in(content) is not None,
                   files=_files_beside(path.parent, args, fits or path.name == BEST) if args else {})

@@ -151,6 +151,7 @@ def provenance_of(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[
         'git_commit': None, 'recipe': None, 'arguments': {}, 'seed': None, 'dataset': None, 'base_model': None,
         'weights': None, 'epoch': None, 'metrics': None, 'source': None, 'weights_sha256': None}
     section |= {key: value for key, value in facts.items() if value is not None}
+    section['arguments'] = public_arguments(section['arguments'] or {})  # of an older folder by today's list
     if metrics:
         before, after = ({key: metrics[key + end] for key in keys if metrics.get(key + end) is not None} or None
                          for keys, end in ((('top1', 'top5', 'loss'), ''), (('top1', 'top5'), '_folded')))

@@ -68,6 +68,8 @@ CHECKPOINT: Rules = {
               'checkpoint_files': TIMM_RANKED, 'pending': PENDING},
     'plateau': {'best': NUMBER, 'num_bad_epochs': COUNT, 'cooldown_counter': COUNT, 'last_epoch': NUMBER,
                 'restore_lr': NUMBERS},
+    'data_config': {
+        'input_size': SIZE, 'mean': NUMBERS, 'std': NUMBERS, 'crop_pct': NUMBER, 'interpolation': TEXT},
     'args': {
         'model': TEXT, 'num_classes': COUNT, 'in_chans': COUNT, 'img_size': SIDE, 'input_size': SIZE, 'gp': TEXT,
         'model_kwargs': MAPPING, 'asr': TEXT, 'mean': NUMBERS, 'std': NUMBERS, 'crop_pct': NUMBER,

@@ -1,7 +1,7 @@
 """``timm.data.create_dataset``, and three more names: ``digits``, ``npz:FILE`` and ``torch/stl10``."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,28 @@ def _check_split(dataset: str, root: str | None, split: str) -> None:
     """See that a split exists, under its own name or one that timm takes for the same; ``ValueError`` names those that
     do. A folder without a sub-folder of any split's name is one set, whatever the split is called (``/imagenet/val``).
     """
-    name = split.split('[')[0]
     if dataset.lower() in _TWO:
         is_training_split(split, dataset)  # no part of one either: timm would take the other split
         return
-    if dataset.lower() not in _FOLDERS or not root or not name or not Path(root).is_dir():
+    if dataset.lower() not in _FOLDERS or not root or not Path(root).is_dir():
         return
-    same = next((names for names in (TRAIN_SPLITS, HELD_OUT_SPLITS[:-1]) if name in names), (name,))
+    if '[' in split:
+        raise ValueError('a folder has whole splits only')
+    same = next((names for names in (TRAIN_SPLITS, HELD_OUT_SPLITS[:-1]) if split in names), (split,))
     folders = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
     splits = [folder for folder in folders if folder in _KNOWN]
-    if not set(same) & set(folders) and (splits or name not in _KNOWN):
+    if not set(same) & set(folders) and (splits or split not in ('', *_KNOWN)):
         raise ValueError(f'there is no such split; its folders are {", ".join((splits or folders)[:8]) or "none"}')
 
 
-def _alone(root: str) -> FileLock:
+@contextmanager
+def _alone(root: str) -> Iterator[None]:
     """Of several processes one downloads, and the others find what it has."""
-    Path(root).mkdir(parents=True, exist_ok=True)
-    return FileLock(Path(root) / '.download.lock')
+    with ExitStack() as stack:
+        with suppress(OSError):  # where nothing can be written, what is there must do
+            Path(root).mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(Path(root) / '.download.lock'))
+        yield
 
 
 def create_dataset(name: str, root: str | None = None, split: str = 'validation', **kwargs: Any) -> Any:

@@ -304,11 +304,11 @@ def benchmark(args: argparse.Namespace, *_: Any) -> int:
     rows = measure(names, args, device) if args.versus else _bulk(names, args, device, many)
     results = rows if args.versus or many else rows[0]
     failed = all('error' in row for row in rows)
-    if args.results_file and not failed:
-        write_results(args.results_file, results, args.results_format)
     print(ratio_table(rows, args.rounds) if args.versus and not failed else as_markdown(rows), end='')
     # The delimiter is what timm's bulk_runner.py looks for.
     print(f'--result\n{json.dumps(results, indent=None if args.versus else 4)}')
+    if args.results_file and not failed:
+        write_results(args.results_file, results, args.results_format)
     return int(failed)
 
 

@@ -195,12 +195,12 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Op
     if name.removeprefix('lookahead_') not in names:
         raise BadInput(f'unknown optimizer {args.opt!r} (--opt); the nearest are '
                        f'{", ".join(nearest(name, sorted(names), 3))}')
+    if args.sched == 'none' and (args.site_lr, args.psi_lr, args.layer_decay) != (None, None, None):
+        raise BadInput('--site-lr, --psi-lr and --layer-decay work by a schedule, which --sched none is not')
     keywords = {**optimizer_kwargs(cfg=args), **args.opt_kwargs}
     if args.decay_all or args.site_lr is not None or args.psi_lr is not None:
         if args.layer_decay is not None:
             raise BadInput('--layer-decay excludes --decay-all, --site-lr and --psi-lr: each groups the parameters')
-        if args.sched == 'none' and (args.site_lr, args.psi_lr) != (None, None):
-            raise BadInput('--site-lr and --psi-lr work by a schedule, which --sched none is not')
         keywords['param_group_fn'] = partial(parameter_groups, args=args)
     try:
         return create_optimizer_v2(model, **keywords)

@@ -4,6 +4,7 @@ Every file is written aside, flushed to the disk, and renamed; ``last.pth.tar`` 
 needed to bring the ranked copies beside it (``checkpoint-N.pth.tar``, ``model_best.pth.tar``) up to date again.
 """
 
+import logging
 import math
 import os
 import re
@@ -24,6 +25,8 @@ from ..checkpoints.read import HASH, hash_of, read_checkpoint
 from ..errors import BadInput, InUse, NotACheckpoint, Stopped
 from ..export.place import remove_export
 from .build import title_of
+
+_logger = logging.getLogger(__name__)
 
 try:
     import fcntl
@@ -246,8 +249,10 @@ def _hold(folder: Path) -> IO[str]:
         try:
             # A lock of the process: workers that outlive it do not keep it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):
             raise InUse(f'another run is writing into {folder}: wait for it, or name another folder') from None
+        except OSError as error:  # of a file system without locks, as NFS and Lustre may be
+            _logger.warning(f'{folder} cannot be locked ({error.strerror}): start no second run there.')
     return file
 
 

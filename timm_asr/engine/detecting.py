@@ -6,8 +6,9 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import save
@@ -22,13 +23,13 @@ from ..checkpoints.read import read_checkpoint
 from ..checkpoints.weights import load_weights, state_dict_of
 from ..detection import CocoSet, collate, create_detector, evaluate_coco
 from ..errors import BadInput, Stopped
-from ..export.place import write_whole
 from ..export.save import plain_keywords
 from ..gates.precision import without_tf32
 from ..models.auxiliary import auxiliary_loss
 from ..models.counts import count_parameters
 from ..models.registry import plain_architecture
 from .build import Task, make_optimizer, resolve_learning_rate
+from .checkpoint import write_atomically
 from .loaders import Loaders
 from .loop import Training
 from .progress import Progress, setup_logging
@@ -79,6 +80,10 @@ def eval_loader(args: argparse.Namespace, val: CocoSet, share: int = 1) -> DataL
     """Every ``share``-th image, from that of this process on: each image is seen once, by one process."""
     part = val if share == 1 else Subset(val, range(args.rank, len(val), share))
     return DataLoader(part, args.batch_size, collate_fn=collate, num_workers=args.workers)
+
+
+def _write_json(content: dict[str, Any], file: BinaryIO) -> None:
+    file.write(json.dumps(content, indent=2).encode() + b'\n')
 
 
 class DetectionRun(Run):
@@ -151,7 +156,8 @@ class DetectionRun(Run):
             metrics |= {'epoch': self.saver.best_epoch, 'trained': before, 'folded': after}
             print(f'AP {before["AP"]:.4f} as trained, {after["AP"]:.4f} folded; AP50 {after["AP50"]:.4f}')
         state = {key: value.contiguous() for key, value in folded.state_dict().items()}
-        write_whole(self.folder / 'detector.safetensors', save(state))
+        content = save(state)
+        write_atomically(self.folder / 'detector.safetensors', lambda file: file.write(content))
         names = ('detector', 'frozen_bn', 'strides', 'fpn_channels')
         # Mean and deviation may be those of a pretrained tag, which the plain name has not.
         statistics = {f'image_{key}': list(getattr(folded.transform, f'image_{key}')) for key in ('mean', 'std')}
@@ -162,8 +168,8 @@ class DetectionRun(Run):
             'backbone_kwargs': plain_keywords(self.args.backbone_kwargs, folded),
             'trained': {name: getattr(self.args, name) for name in ('backbone', 'asr', 'backbone_kwargs')},
             'num_classes': self.args.num_classes + 1, 'categories': self.categories}
-        for name, content in (('detector.json', description), ('metrics.json', metrics)):
-            write_whole(self.folder / name, json.dumps(content, indent=2).encode() + b'\n')
+        for name, what in (('detector.json', description), ('metrics.json', metrics)):
+            write_atomically(self.folder / name, partial(_write_json, what))
         print(f'Results: {self.folder}')
         return 0
 

@@ -50,6 +50,7 @@ class Training:
     dtype: torch.dtype | None = None
     save_recovery: Callable[[int, int], None] | None = None
     save_images: Path | None = None
+    data_config: Mapping[str, Any] = field(default_factory=dict)  # what the images go through
 
     @property
     def updates_per_epoch(self) -> int:
@@ -212,7 +213,7 @@ def capture(training: Training) -> dict[str, Any]:
     task, scheduler = training.task, training.scheduler
     state: dict[str, Any] = {
         'arch': training.args.model, 'args': plain_options(training.args),
-        'made_by': {**versions(), 'git_commit': git_commit()},
+        'made_by': {**versions(), 'git_commit': git_commit()}, 'data_config': dict(training.data_config),
         'label_names': label_names(training.loaders.train.dataset, training.args.num_classes),
         'optimizer': training.optimizer.state_dict(),
         **task.get_checkpoint_state(), **task.get_checkpoint_state(ema=True)}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def check_results_file(path: str) -> None:
         raise BadInput(f'--results-file {path} is a folder')
     if path and not Path(path).absolute().parent.is_dir():
         raise BadInput(f'--results-file {path}: there is no folder {Path(path).absolute().parent}')
+    if path and not os.access(path if Path(path).exists() else Path(path).absolute().parent, os.W_OK):
+        raise BadInput(f'--results-file {path}: no permission to write there')
 
 
 def write_results(path: str | Path, results: Row | Sequence[Row], format: str = 'csv') -> None:

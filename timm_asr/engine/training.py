@@ -44,7 +44,11 @@ def start_device(args: argparse.Namespace) -> torch.device:
     if args.local_rank and 'WORLD_SIZE' in os.environ:
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     args.device = str(find_device(args.device))
-    device = init_distributed_device(args)
+    try:
+        device = init_distributed_device(args)
+    except ValueError as error:
+        raise BadInput(f'several processes cannot meet: {first_line(error)}; start by torchrun, or set WORLD_SIZE=1 '
+                       'for one alone') from None
     fast_matmul(device)
     set_fast_norm(args.fast_norm)
     random_seed(args.seed, args.rank)
@@ -76,6 +80,7 @@ class Run:
             _logger.warning(f'float16 gradients are not scaled on {self.device.type}, where small ones become zero: '
                             'take --amp-dtype bfloat16.')
         self.training, self.data_config, self.datasets = self.build()
+        self.training.data_config = self.data_config
         self.metric = args.eval_metric if self.training.loaders.eval is not None else 'loss'
         self.use_ema = args.model_ema and not args.model_ema_force_cpu
 
@@ -315,6 +320,11 @@ def carry_out(job: Run) -> int:
             raise OwnBadInput(f'process {job.args.rank}: {text}') from None
         raise Stopped(f'{text}; the last checkpoint is {last}' if last else
                       f'{text}; no checkpoint was written') from None
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        raise Stopped(f'{first_line(error)}: use fewer --workers, or give it more (shared) memory; the last checkpoint '
+                      f'is {job.furthest}') from None
     finally:
         leave_others(job.args)
         if job.primary:

@@ -219,8 +219,8 @@ def main(args: argparse.Namespace, *_: Any) -> int:
             raise BadInput(f'too little memory for --batch-size {args.batch_size}: use a smaller one, or --retry '
                            f'({str(error).splitlines()[0][:120]})') from None
         failed = 'error' in results
-    if args.results_file and not failed:
-        write_results(args.results_file, results, args.results_format)
     # The delimiter is what timm's bulk_runner.py looks for.
     print(f'--result\n{json.dumps(results, indent=4)}')
+    if args.results_file and not failed:
+        write_results(args.results_file, results, args.results_format)
     return 130 if interrupted else int(failed)

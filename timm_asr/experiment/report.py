@@ -78,7 +78,8 @@ def markdown(plan: Plan, rows: Sequence[dict[str, Any]], dia: bool = False) -> s
         text.append(f'**Budget {plan.budget:g}**: epochs, training images and seeds are scaled by this factor; figures '
                     'of the paper are of the whole recipe and cannot be compared.')
     text.append(f'{len(rows)} of {len(plan.runs)} runs are done.')
-    if len({tuple(row.get(key) for key in ('timm_asr', 'timm', 'torch')) for row in rows}) > 1:
+    versions = ('timm_asr', 'git_commit', 'timm', 'torch')
+    if len({tuple(row.get(key) or '' for key in versions) for row in rows}) > 1:
         text.append('**The runs are of several versions** of torch, timm or this package: results.csv says which.')
     if dia:
         text += [as_markdown(dia_table(plan, rows)).rstrip(),

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from ..checkpoints.names import BEST, SUMMARY
+from ..checkpoints.provenance import git_commit
 from ..checkpoints.read import read_json, read_yaml
 from ..engine import training
 from ..engine.build import build_model, make_optimizer, make_schedule, resolve_learning_rate, title_of
@@ -36,7 +37,7 @@ Parse = Callable[[Sequence[str]], argparse.Namespace]  #: words of a command lin
 
 def argv_of(run: Run, folder: Path, output: Path, device: str | None = None) -> list[str]:
     """The command line of a run whose options are in ``folder``."""
-    line = ['--config', str(folder / OPTIONS), '--output', str(output), '--experiment', run.name, '--resume', 'auto']
+    line = ['--config', str(folder / OPTIONS), '--output', str(output), f'--experiment={run.name}', '--resume', 'auto']
     return line + (['--device', device] if device else [])
 
 
@@ -107,7 +108,8 @@ def make_run(run: Run, output: Path, parse_args: Parse, device: str | None, budg
         if 'the loss became' not in str(stopped):
             raise
         row['status'] = 'stopped'
-    row |= {'budget': budget, 'timm_asr': __version__, 'timm': timm.__version__, 'torch': torch.__version__}
+    row |= {'budget': budget, 'timm_asr': __version__, 'git_commit': git_commit(), 'timm': timm.__version__,
+            'torch': torch.__version__}
     for path in (*place.glob('checkpoint-*.pth.tar'), place / BEST):
         path.unlink(missing_ok=True)
     write_atomically(place / RESULT, lambda file: file.write(json.dumps(row, indent=1).encode()))

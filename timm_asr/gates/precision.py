@@ -9,10 +9,16 @@ import torch
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """Inside, products and convolutions of float32 keep 24 bits of each factor; CUDA's TF32 keeps 11."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    backends = torch.backends
+    parts = [(backends.cuda.matmul, 'allow_tf32', False), (backends.cudnn, 'allow_tf32', False)]
+    if hasattr(backends.cuda.matmul, 'fp32_precision'):  # PyTorch 2.9; it does not let the two ways be mixed
+        parts = [(part, 'fp32_precision', 'ieee')  # type: ignore[misc]
+                 for part in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)]  # type: ignore[attr-defined]
+    before = [getattr(part, name) for part, name, _ in parts]
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
+        for part, name, value in parts:
+            setattr(part, name, value)
+        yield
     finally:
-        matmul.allow_tf32 = before
+        for (part, name, _), value in zip(parts, before, strict=True):
+            setattr(part, name, value)

@@ -56,9 +56,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr detect') -> in
     own = parse(OPTIONS, {}, argv, prog, __doc__)
     if not own.data_dir:
         raise BadInput("--data-dir is missing: a folder with train2017/, val2017/ and annotations/, as COCO has")
-    for name in ('batch_size', 'epochs', 'grad_accum_steps', 'log_interval'):
-        if getattr(own, name) < 1:
-            raise BadInput(f'--{name.replace("_", "-")} must be at least 1, not {getattr(own, name)}')
+    train.check_ranges(own)
     if own.amp and own.amp_dtype == 'bfloat16':
         raise BadInput('--amp-dtype bfloat16: it rounds the corners of boxes by pixels; take float16')
     defaults = {option.key: option.start for option in train.OPTIONS}  # the engine reads them too

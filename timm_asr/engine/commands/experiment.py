@@ -1,6 +1,7 @@
 """Make the runs of a plan, arms over seeds, and say what their differences are worth."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr experiment') -
     from ...experiment.runner import check_plan, make_runs, missing_runs
     from ..progress import setup_logging
     from .train import parse_args
+    # Each run is of one process: whatever started several (srun, torchrun), they share the folder.
+    os.environ['WORLD_SIZE'] = '1'
+    os.environ.pop('RANK', None)
     setup_logging()
     if plan.halving:
         if args.dia_format or args.versus:

@@ -214,9 +214,12 @@ REFUSED = {
 
 #: Options, and the numbers that they take.
 _RANGES = (
-    ('batch_size validation_batch_size epochs val_interval log_interval', lambda n: n >= 1, 'at least 1'),
-    ('seed start_epoch', lambda n: n >= 0, 'at least 0'),
-    ('decay_epochs lr_cycle_mul crop_pct', lambda x: x > 0, 'above 0'),
+    ('batch_size validation_batch_size epochs val_interval log_interval grad_accum_steps', lambda n: n >= 1,
+     'at least 1'),
+    ('start_epoch workers', lambda n: n >= 0, 'at least 0'),
+    ('seed', lambda n: 0 <= n < 2 ** 32, 'between 0 and 4294967295'),
+    ('decay_epochs lr_cycle_mul lr_base_size clip_grad', lambda x: x > 0, 'above 0'),
+    ('crop_pct', lambda x: 0 < x <= 1, 'above 0 and at most 1'), ('hflip', lambda x: 0 <= x <= 1, 'between 0 and 1'),
     ('smoothing drop drop_connect drop_path drop_block', lambda x: 0 <= x < 1, 'at least 0 and below 1'))
 _DATA_OR_MODEL = ('--config', '--data-dir', '--dataset', '--model')
 
@@ -229,6 +232,15 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr train') -> int
     return training.main(args, argv, prog)
 
 
+def check_ranges(args: argparse.Namespace) -> None:
+    """``BadInput`` for a number that an option does not take."""
+    for names, fits, what in _RANGES:
+        for name in names.split():
+            value = getattr(args, name, None)
+            if value is not None and not fits(value):
+                raise BadInput(f'--{name.replace("_", "-")} must be {what}, not {value:g}')
+
+
 def parse_args(argv: Sequence[str], prog: str = 'timm-asr train') -> argparse.Namespace:
     """The options; a line that names neither a recipe, nor data, nor a model stands for the recipe ``digits``."""
     parsing = partial(parse, OPTIONS, REFUSED, prog=prog, description=__doc__, print_config=False)
@@ -238,7 +250,8 @@ def parse_args(argv: Sequence[str], prog: str = 'timm-asr train') -> argparse.Na
         args = parsing(argv=['--config', 'digits', *argv])
     args.data_dir = args.data_dir or args.data
     del args.data
-    args.asr = args.asr or args.model_kwargs.pop('asr', None)
+    own = args.model_kwargs.pop('asr', None)
+    args.asr = args.asr or own
     for key in ('asr_init', 'asr_gain', 'asr_constant'):
         if getattr(args, key) is not None and getattr(args, key) is not False:
             args.model_kwargs = {**args.model_kwargs, key: getattr(args, key)}
@@ -250,11 +263,7 @@ def parse_args(argv: Sequence[str], prog: str = 'timm-asr train') -> argparse.Na
         except ImportError as error:
             raise BadInput(f'--device-modules {module}: {error}') from None
     args.grad_accum_steps = max(1, args.grad_accum_steps)
-    for names, fits, what in _RANGES:
-        for name in names.split():
-            value = getattr(args, name)
-            if value is not None and not fits(value):
-                raise BadInput(f'--{name.replace("_", "-")} must be {what}, not {value:g}')
+    check_ranges(args)
     if args.aug_splits == 1:
         raise BadInput('--aug-splits must be 0 or at least 2')
     if args.amp and args.model_dtype not in (None, 'float32'):
