@@ -12,7 +12,6 @@ import copy
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ CLIENTS = ('eager', 'torch.compile', 'ONNX Runtime, literal', 'ONNX Runtime, inf
 #: Compiling takes minutes a network.
 COMPILED = ('plain', 'asr_se', 'se', 'se, frozen', REPVGG, f'{REPVGG}, asr_se')
 ACCURACY = ('resnet20', 'resnet20_se', 'resnet20_asr_se')
+CORES = (0, 1)
 Step = Callable[[], object]
 
 
@@ -55,30 +55,24 @@ def networks(backbone: str) -> Iterator[tuple[str, nn.Module]]:
     yield f'{REPVGG}, asr_se', stir(timm.create_model('repvgg_a0_cifar_asr_se')).eval()
 
 
-@contextmanager
-def on_every_core() -> Iterator[None]:
-    """Inside, threads that start may run anywhere: they would share the core that libgomp pins this one to."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    yield
-    os.sched_setaffinity(0, before)
-
-
 def ort_step(file: Path, images: torch.Tensor) -> Step:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    with on_every_core():
-        session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
-        session.run(None, {'images': images.numpy()})
+    # Its other thread would inherit the core that libgomp pins this one to (cores are counted from 1), and those of
+    # sessions that wait would spin on that core.
+    options.add_session_config_entry('session.intra_op_thread_affinities', '2')
+    options.add_session_config_entry('session.force_spinning_stop', '1')
+    session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
     return lambda: session.run(None, {'images': images.numpy()})
 
 
 def openvino_step(file: Path, images: torch.Tensor) -> Step:
+    os.sched_setaffinity(0, CORES)  # as above; OpenVINO pins threads by itself
     core = openvino.Core()
-    with on_every_core():
-        compiled = core.compile_model(core.read_model(file), 'CPU', {
-            'INFERENCE_NUM_THREADS': torch.get_num_threads(), 'INFERENCE_PRECISION_HINT': 'f32'})
-        compiled([images.numpy()])
+    compiled = core.compile_model(core.read_model(file), 'CPU', {'INFERENCE_NUM_THREADS': torch.get_num_threads(),
+                                                                 'INFERENCE_PRECISION_HINT': 'f32'})
+    compiled([images.numpy()])
+    os.sched_setaffinity(0, CORES[:1])
     return lambda: compiled([images.numpy()])
 
 
@@ -143,6 +137,7 @@ def speed_section(folder: Path, budget: float, batch: int) -> list[dict[str, Any
         steps['ONNX Runtime, inference form'][name] = ort_step(simplified, images)
     rows = []
     for client, own in steps.items():
+        os.sched_setaffinity(0, CORES if client == 'OpenVINO' else CORES[:1])
         times = interleave(own, rounds=200, iters=BATCHES[batch], warmup=3, budget=budget)
         over = ratios({name: t for name, t in times.items() if REPVGG not in name}, 'plain') | ratios(
             {name: t for name, t in times.items() if REPVGG in name}, REPVGG)
@@ -194,7 +189,8 @@ by that of the plain backbone, {BACKBONE} or {REPVGG} with merged branches, in t
 are its quartiles. Absolute times on a shared machine mean little. In PyTorch a network is in its inference form with
 norms folded (`reparameterize(fold_bn=True)`). "ONNX Runtime" runs what `export_onnx(fold_bn=True)` writes, whose gates
 are in that form only where their class says `form_in_onnx`; "inference form" has it everywhere, "literal" nowhere.
-"as trained" is the network as it was trained.
+"as trained" is the network as it was trained. Each client has a thread on each core; those of ONNX Runtime's sessions
+that wait do not spin.
 """]
     for batch in BATCHES:
         for client in CLIENTS:

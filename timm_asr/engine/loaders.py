@@ -87,7 +87,8 @@ def open_dataset(args: argparse.Namespace, training: bool, img_mode: str, labell
     if labelled and classes is not None and len(classes) < 2:
         raise BadInput(f'{args.data_dir or args.dataset} ({split}) has only one class, '
                        f'{next(iter(classes), "none")!r}; there must be a sub-folder for each of at least two classes')
-    if args.class_map and classes is not None and isinstance(root := getattr(dataset.reader, 'root', None), str):
+    root = getattr(getattr(dataset, 'reader', None), 'root', None)
+    if args.class_map and classes is not None and isinstance(root, str):
         others = [path.name for path in sorted(Path(root).glob('*/')) if path.name not in classes]
         if others:
             _logger.warning(f'--class-map does not name {", ".join(others[:5])}: images of these classes are left out.')

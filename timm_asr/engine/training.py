@@ -80,7 +80,6 @@ class Run:
             _logger.warning(f'float16 gradients are not scaled on {self.device.type}, where small ones become zero: '
                             'take --amp-dtype bfloat16.')
         self.training, self.data_config, self.datasets = self.build()
-        self.training.data_config = self.data_config
         self.metric = args.eval_metric if self.training.loaders.eval is not None else 'loss'
         self.use_ema = args.model_ema and not args.model_ema_force_cpu
 
@@ -104,7 +103,7 @@ class Run:
         build.resolve_learning_rate(args, loaders.batch_size)
         task = build.Task(model, build.make_loss(args, loaders.mixer is not None), device, dtype)
         training = Training(args, task, loaders, build.make_optimizer(model, args), None, device, self.autocast,
-                            self.scaler, dtype)
+                            self.scaler, dtype, data_config=data_config)
         size = 'x'.join(map(str, data_config['input_size']))
         _logger.info(f'{build.title_of(args)}, {count:,} parameters, on {args.device}'
                      + (f' in {args.world_size} processes' if args.distributed else '')
