@@ -37,7 +37,9 @@ from timm_asr.figures.training import plot_arms
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / 'docs' / 'should_i_use_it.md'
-ORDER = ('small', 'confirm', 'depth', 'depth_30', 'depth_60', 'all_images_20', 'all_images_56', 'methods', 'full')
+SEARCHES = ('search', 'rates')
+ORDER = ('small', 'confirm', 'rates_confirm', 'depth', 'depth_30', 'depth_60', 'all_images_20', 'all_images_56', 'methods',
+         'full')
 MARKS = '<!-- study: begin -->', '<!-- study: end -->'
 CONTROLS = ('last norm 0.5', 'last norm 0.27', 'last norm 0.25', 'last norm 0')
 
@@ -155,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.runs
     if not args.begin and not folder.is_dir():
         raise BadInput(f'no folder at {folder}')
-    for name in (*ORDER, 'search'):  # without --begin too: no row is lost where RUNS has some of the runs alone
+    for name in (*ORDER, *SEARCHES):  # without --begin too: no row is lost where RUNS has some of the runs alone
         begin(name, folder)
     if args.begin:
         return 0
@@ -177,13 +179,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             sections.append(f'![{plan.name}](study/{name}.png)')
             shown = shown or name
             columns[f'{plan.name}; seeds: {len(whole) // len(plan.arms)}'] = cells(plan, whole)
-    search = read_plan(HERE / 'study' / 'search.yaml')
-    if (folder / 'search').is_dir():
-        found = [row for part, place in parts('search', folder) for row in read_results(part, place)]
-        write_results(HERE / 'study' / 'search.csv', found)
-        sections.append(re.sub('(?m)^#', '##', ranking(search, folder / 'search')).rstrip())
-    else:
-        missing.append('`study/search.yaml`')
+    for name in SEARCHES:
+        if (folder / name).is_dir():
+            found = [row for part, place in parts(name, folder) for row in read_results(part, place)]
+            write_results(HERE / 'study' / f'{name}.csv', found)
+            search = read_plan(HERE / 'study' / f'{name}.yaml')
+            sections.append(re.sub('(?m)^#', '##', ranking(search, folder / name)).rstrip())
+        else:
+            missing.append(f'`study/{name}.yaml`')
     if missing:
         sections.append(f'Not run yet: {", ".join(missing)}.')
     study = HERE / 'study.md'
