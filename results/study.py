@@ -38,8 +38,8 @@ from timm_asr.figures.training import plot_arms
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / 'docs' / 'should_i_use_it.md'
 SEARCHES = ('search', 'rates')
-ORDER = ('small', 'confirm', 'rates_confirm', 'depth', 'depth_30', 'depth_60', 'all_images_20', 'all_images_56', 'methods',
-         'full')
+ORDER = ('small', 'confirm', 'rates_confirm', 'depth', 'depth_30', 'depth_60', 'all_images_20', 'all_images_56',
+         'methods', 'full')
 MARKS = '<!-- study: begin -->', '<!-- study: end -->'
 CONTROLS = ('last norm 0.5', 'last norm 0.27', 'last norm 0.25', 'last norm 0')
 
