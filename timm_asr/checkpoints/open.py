@@ -237,8 +237,8 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any]
     # A run folder has the figures of one checkpoint, the best. What lies beside bare weights is not theirs.
     metrics = read_metrics(path.parent) if args else None
     fits = metrics is not None and all(metrics.get(key) == facts.get(key) for key in ('model', 'epoch', 'weights'))
-    data = {**data_config_of(model, args), **(content.get('data_config') or {}), 'crop_mode': None}
-    return Source(model, facts, used_data_config(data) if args else None, label_names_of(model, content),
-                  metrics if fits else None, args,
+    data = used_data_config({**data_config_of(model, args), **(content.get('data_config') or {}),
+                             'crop_mode': None}) if args else None
+    return Source(model, facts, data, label_names_of(model, content), metrics if fits else None, args,
                   has_ema=averaged_in(content) is not None,
                   files=_files_beside(path.parent, args, fits or path.name == BEST) if args else {})
