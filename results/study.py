@@ -16,9 +16,9 @@ import csv
 import json
 import math
 import re
-import shutil
 import statistics
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from timm_asr.experiment.report import comparisons, markdown
 from timm_asr.experiment.runner import OPTIONS, RESULT, read_results, values_of
 from timm_asr.experiment.search import ranking, rounds
 from timm_asr.experiment.statistics import LEVEL, holm
+from timm_asr.figures.style import new, save, styled
 from timm_asr.figures.training import plot_arms
 
 HERE = Path(__file__).resolve().parent
@@ -41,6 +42,8 @@ SEARCHES = ('search', 'rates')
 ORDER = ('small', 'confirm', 'rates_confirm', 'depth', 'depth_30', 'depth_60', 'all_images_20', 'all_images_56',
          'methods', 'full')
 MARKS = '<!-- study: begin -->', '<!-- study: end -->'
+SHORT = {'a gain': 'gain', 'a loss': 'loss', 'not known with so many seeds': 'not known'}
+PICTURE = '![A panel an experiment, a row an arm: its difference to the best control, in points](images/study.png)'
 CONTROLS = ('last norm 0.5', 'last norm 0.27', 'last norm 0.25', 'last norm 0')
 
 
@@ -63,11 +66,11 @@ def better_control(plan: Plan, rows: Sequence[dict[str, Any]]) -> str | None:
     return max(means, key=lambda name: means[name]) if means else None
 
 
-def verdicts(plan: Plan, rows: Sequence[dict[str, Any]], control: str, margin: float) -> list[str]:
-    """For each arm, what the plan's rule makes of its difference to the better control."""
+def verdicts(plan: Plan, rows: Sequence[dict[str, Any]], control: str, margin: float) -> dict[str, tuple[str, str]]:
+    """For each arm, what the plan's rule makes of its difference to the better control, and the figures behind it."""
     found = comparisons(against(plan, control), rows)
     corrected = dict(zip(found, holm([c.permutation for c in found.values()]), strict=True))
-    text = []
+    text = {}
     for name, c in found.items():
         if name in ('plain', *CONTROLS):
             continue
@@ -80,8 +83,7 @@ def verdicts(plan: Plan, rows: Sequence[dict[str, Any]], control: str, margin: f
         else:
             what = 'not known with so many seeds'
         interval = '' if math.isnan(c.low) else f', 95 % from {c.low:+.2f} to {c.high:+.2f}'
-        text.append(f'- **{name}** against {control}: {what} ({c.difference:+.2f} points{interval}, '
-                    f'corrected p {corrected[name]:.3f}).')
+        text[name] = what, f'{c.difference:+.2f} points{interval}, corrected p {corrected[name]:.3f}'
     return text
 
 
@@ -107,18 +109,47 @@ def conclusion(plan: Plan, whole: Sequence[dict[str, Any]], margin: float) -> li
         return [f'{plan.name}: {seeds} seed{"s" * (seeds > 1)}, which describe{"s" * (seeds == 1)} and cannot decide.']
     so_far = f', {seeds} of {len(plan.seeds)} seeds so far' * (seeds < len(plan.seeds))
     return [f'{plan.name}{so_far}: against the better control, {control!r}, by the rule of the plan:',
-            '\n'.join(verdicts(plan, whole, control, margin))]
+            '\n'.join(f'- **{name}** against {control}: {what} ({figures}).'
+                      for name, (what, figures) in verdicts(plan, whole, control, margin).items())]
 
 
-def cells(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Arm -> mean ± deviation."""
-    found = {}
+def line(plan: Plan, whole: Sequence[dict[str, Any]], margin: float) -> dict[str, Any]:
+    """The experiment's line in the table for users: mean ± deviation of top-1 in percent, and the verdicts."""
+    cells, control = {}, better_control(plan, whole)
     for arm in plan.arms:
-        values = list(values_of(rows, arm.name, 'top1').values())
-        if values:
-            spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
-            found[arm.name] = f'{statistics.mean(values):.1f}{spread}'
-    return found
+        values = list(values_of(whole, arm.name, 'top1').values())
+        spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
+        cells[arm.name] = f'{statistics.mean(values):.1f}{spread}'
+    seeds = len(whole) // len(plan.arms)
+    if control is not None and seeds >= 5:
+        for name, (what, _) in verdicts(plan, whole, control, margin).items():
+            cells[name] += f', {SHORT.get(what, "no gain")}'
+    return {'experiment': plan.name, 'seeds': seeds, 'plain': cells['plain'],
+            'best control': f'{cells[control]} ({control})' if control else '',
+            **{name: cells.get(name, '') for name in ('ASR(SE)', 'ASR(IE)', 'SE')}}
+
+
+@styled
+def picture(found: Sequence[tuple[Plan, Sequence[dict[str, Any]]]], path: Path) -> None:
+    """Draw each arm's difference to the better control with its interval, a panel an experiment."""
+    figure, panels = new(math.ceil(len(found) / 2), 2, 2.0, 9.0, sharex=True)
+    for axes in panels.flat[len(found):]:
+        axes.set_visible(False)
+    for axes, (plan, whole) in zip(panels.flat, found, strict=False):
+        control = better_control(plan, whole)
+        differences = comparisons(against(plan, control or plan.baseline), whole)
+        for row, (name, c) in enumerate(differences.items()):
+            color = 'tab:blue' if name.startswith('ASR') else '0.5' if name in ('plain', *CONTROLS) else 'tab:orange'
+            axes.plot(c.difference, row, 'o', color=color, markersize=4)
+            axes.plot((c.low, c.high), (row, row), color=color)
+        axes.axvline(0, color='black', linewidth=0.8)
+        axes.set_yticks(range(len(differences)), list(differences))
+        axes.set_ylim(len(differences) - 0.5, -0.5)
+        axes.set_title('\n'.join(textwrap.wrap(plan.name, 48)))
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel(f'points of top-1 over "{control}", {len(whole) // len(plan.arms)} seeds')
+    save(figure, path, 'Blue: ASR, free at inference. Orange: attention that stays. Grey: plain networks.',
+         'python results/study.py RUNS; lines: 95 % intervals, from five seeds on')
 
 
 def parts(name: str, folder: Path) -> list[tuple[Plan, Path]]:
@@ -161,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         begin(name, folder)
     if args.begin:
         return 0
-    sections, columns, missing, words, shown = [], {}, [], [], None
+    sections, lines, missing, shown = [], [], [], []
     for name in ORDER:
         plan = read_plan(HERE / 'study' / f'{name}.yaml')
         rows = read_results(plan, folder / name)
@@ -172,13 +203,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         whole = balanced(plan, rows)
         margin = 0.3 if name.startswith('all_images') else 1.0
         sections.append(section(plan, rows, margin))
-        words += conclusion(plan, whole, margin)
         if whole:
             plot_arms(plan.name, {arm.name: list(values_of(whole, arm.name, 'top1').values()) for arm in plan.arms},
                       HERE / 'study' / f'{name}.png', 'python results/study.py RUNS')
             sections.append(f'![{plan.name}](study/{name}.png)')
-            shown = shown or name
-            columns[f'{plan.name}; seeds: {len(whole) // len(plan.arms)}'] = cells(plan, whole)
+            shown.append((plan, whole))
+            if any(arm.name.startswith('ASR') for arm in plan.arms):
+                lines.append(line(plan, whole, margin))
     for name in SEARCHES:
         if (folder / name).is_dir():
             found = [row for part, place in parts(name, folder) for row in read_results(part, place)]
@@ -192,17 +223,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     study = HERE / 'study.md'
     plan_text = study.read_text(encoding='utf-8').partition('\n# Results\n')[0]
     study.write_text('\n'.join([plan_text, '# Results\n', '\n\n'.join(sections)]) + '\n', encoding='utf-8')
-    arms = list(dict.fromkeys(arm for column in columns.values() for arm in column))
-    table = as_markdown([{'arm': arm, **{title: column.get(arm, '') for title, column in columns.items()}}
-                         for arm in arms])
+    picture(shown, PAGE.parent / 'images' / 'study.png')
     before, _, rest = PAGE.read_text(encoding='utf-8').partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
-    figure = ''
-    if shown is not None:
-        shutil.copy(HERE / 'study' / f'{shown}.png', PAGE.parent / 'images' / 'study.png')
-        figure = f'\n![{read_plan(HERE / "study" / f"{shown}.yaml").name}: a dot a run](images/study.png)\n'
-    PAGE.write_text('\n'.join([f'{before}{MARKS[0]}', f'{table}{figure}', *(f'{each}\n' for each in words),
-                               f'{MARKS[1]}{after}']), encoding='utf-8')
+    PAGE.write_text('\n\n'.join([f'{before}{MARKS[0]}', as_markdown(lines).rstrip(), PICTURE, f'{MARKS[1]}{after}']),
+                    encoding='utf-8')
     return 0
 
 

@@ -1,6 +1,7 @@
 """The study's files are plans that can be trained, and its verdicts follow the rule that was written before."""
 
 import csv
+import shutil
 import sys
 
 import numpy as np
@@ -33,13 +34,12 @@ def rows(means, seeds=8, deviation=0.5):
 def test_a_gain_is_one_over_the_better_control_not_over_plain():
     found = rows({'plain': 33, 'ASR(IE)': 47, 'ASR(SE)': 50, 'SE': 53})
     assert study.better_control(SMALL, found) in study.CONTROLS
-    text = dict(line.removeprefix('- **').split('**', 1) for line in study.verdicts(SMALL, found, 'last norm 0', 1.0))
+    text = study.verdicts(SMALL, found, 'last norm 0', 1.0)
     assert set(text) == {'ASR(SE)', 'ASR(IE)', 'ASR(free)', 'SE'}
-    assert ': a gain (+' in text['SE']
-    assert ': a loss (-' in text['ASR(IE)']
-    assert ': no gain of 1 points or more' in text['ASR(SE)']
+    assert [text[arm][0] for arm in ('SE', 'ASR(IE)', 'ASR(SE)')] == ['a gain', 'a loss', 'no gain of 1 points or more']
+    assert [text[arm][1][0] for arm in ('SE', 'ASR(IE)')] == ['+', '-']
     noisy = rows({}, seeds=3, deviation=5)
-    assert any('not known' in line for line in study.verdicts(SMALL, noisy, 'last norm 0', 1.0))
+    assert any('not known' in what for what, _ in study.verdicts(SMALL, noisy, 'last norm 0', 1.0).values())
 
 
 def test_runs_with_a_row_are_not_made_again(tmp_path):
@@ -75,3 +75,16 @@ def test_only_seeds_that_all_arms_have_are_compared():
     assert {row['seed'] for row in study.balanced(SMALL, found)} == {0, 1}
     assert '2 seeds, which describe and cannot decide' in study.section(SMALL, found, 1.0)
     assert 'no seed by all arms' in study.section(SMALL, found[:2], 1.0)
+
+
+@pytest.mark.slow
+def test_what_users_read_is_what_the_rows_say(tmp_path, monkeypatch):
+    shutil.copytree(study.HERE / 'study', tmp_path / 'results' / 'study')
+    shutil.copy(study.HERE / 'study.md', tmp_path / 'results')
+    (tmp_path / 'docs' / 'images').mkdir(parents=True)
+    shutil.copy(study.PAGE, tmp_path / 'docs')
+    (tmp_path / 'runs').mkdir()
+    monkeypatch.setattr(study, 'HERE', tmp_path / 'results')
+    monkeypatch.setattr(study, 'PAGE', tmp_path / 'docs' / study.PAGE.name)
+    assert study.main([str(tmp_path / 'runs')]) == 0
+    assert study.PAGE.read_text(encoding='utf-8') == (ROOT / 'docs' / study.PAGE.name).read_text(encoding='utf-8')
