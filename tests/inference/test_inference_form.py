@@ -2,11 +2,13 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from helpers import images, kinds, randomize, relative_error, small
 from safetensors.torch import load_file, save_file
+from timm.layers import BatchNormAct2d
 from timm.models import create_feature_extractor
 from timm.models.resnet import Bottleneck
 from torch import nn
@@ -122,6 +124,19 @@ def test_a_gate_or_a_block_alone():
     block = randomize(Bottleneck(32, 8, attn_layer=SE, dtype=torch.float64)).eval()
     expected = block(x)
     assert relative_error(expected, timm_asr.reparameterize(block, fold_bn=True)(x)) < 1e-12
+
+
+@pytest.mark.parametrize('name', ['resnet20_se', 'resnet83_dia_lstm'])
+@pytest.mark.parametrize('active', [False, True])
+def test_the_activation_of_a_last_norm_stays(name, active):
+    model = built(name, norm_layer=partial(BatchNormAct2d, apply_act=active))
+    x = images(model)
+    with torch.no_grad():
+        expected = model(x)
+        form = copy.deepcopy(model).reparameterize()
+        assert any(isinstance(m, InferenceBlock | InferenceStage) for m in form.modules()) is not active
+        assert relative_error(expected, form(x)) < 1e-12
+        assert relative_error(expected, model.reparameterize(fold_bn=True)(x)) < 1e-12
 
 
 class Heads(nn.Module):

@@ -84,11 +84,16 @@ def has_hooks(layer: nn.Module) -> bool:
     return any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
 
 
+def has_activation(layer: nn.Module) -> bool:
+    """Whether a layer applies an activation after its scale and shift."""
+    return isinstance(layer, WITH_ACTIVATION) and not isinstance(getattr(layer, 'act', None), nn.Identity | None)
+
+
 def _branch_names(block: nn.Module) -> list[str]:
     names = []
     for end in facts_of(block).ends(block):  # type: ignore[misc]
         layer = block.get_submodule(end)
-        if isinstance(layer, WITH_ACTIVATION) and not isinstance(getattr(layer, 'act', None), nn.Identity | None):
+        if has_activation(layer):
             raise TypeError(
                 f"The parallel branch '{end}' of this {type(block).__name__} ends in an activation, after which "
                 'the sum cannot be scaled by parameters.')

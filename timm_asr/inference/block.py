@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..asr.blocks import BLOCKS, facts_of
+from ..asr.scaled import has_activation
 from ..gates.forms import GateForm, InferenceForm, PointwiseConv2d, in_place
 from ..gates.gate import ChannelGate
 from ..gates.shared import SharedStage
@@ -102,7 +103,7 @@ def _folds(block: nn.Module, layers: tuple[str, ...]) -> bool:
     if not layers:
         return False
     conv, norm = getattr(block, layers[-3]), getattr(block, layers[-2])
-    return isinstance(norm, nn.Identity) or foldable(conv, norm)
+    return isinstance(norm, nn.Identity) or (foldable(conv, norm) and not has_activation(norm))
 
 
 def _last_convolution(block: nn.Module, layers: tuple[str, ...]) -> nn.Module:
