@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..gates.gate import ChannelGate
-from .fold import places, refuse_scripted, refuse_shared
+from .fold import places, refuse_scripted, refuse_shared, replace
 from .scaled import has_hooks
 from .sites import known_sites, match_sites
 from .together import together
@@ -89,8 +89,6 @@ def attach_asr(
         except (TypeError, ValueError) as error:
             raise type(error)(f"ASR does not fit the site '{name}': {error}") from None
 
-    # A layer that several parents share is wrapped in all of them: they will share the folded parameters too.
-    children = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
     if model in made:
         raise ValueError('The model itself is the site, and nothing around it could hold the wrapper; put it into an '
                          'nn.Sequential first.')
@@ -98,9 +96,7 @@ def attach_asr(
         asr.train(layer.training)
         if preserve:
             asr.preserve_()
-    for parent, name, child in children:
-        if child in made:
-            setattr(parent, name, made[child])
+    replace(model, made)  # a layer that several parents share, in all of them: they share the folded parameters too
     together(model)
     return model
 

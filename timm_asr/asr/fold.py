@@ -1,5 +1,6 @@
 """Multiply vectors into the parameters of the layers that they scale, for good."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,11 +36,16 @@ def fold_asr(module: nn.Module) -> nn.Module:
     apart(module)
     if isinstance(module, ASR):
         return module.fold()
-    for parent in list(module.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() skips a module met twice
-            if isinstance(child, ASR):
-                setattr(parent, name, child.fold())
+    replace(module, {m: m.fold() for m in list(module.modules()) if isinstance(m, ASR)})
     return module
+
+
+def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put new modules in the place of others inside a model, under every name that these have."""
+    children = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
+    for parent, name, child in children:
+        if child in new:
+            setattr(parent, name, new[child])
 
 
 def refuse_scripted(model: nn.Module, verb: str) -> None:

@@ -14,6 +14,7 @@ from timm.layers.activations import PReLU
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
+from ..asr.fold import replace
 from ..asr.scaled import SCALABLE, WITH_ACTIVATION, channel_dim, out_channels, scale_, scaled_names
 from ..asr.wrapper import ASR
 from ..gates.forms import PointwiseConv2d
@@ -167,10 +168,7 @@ def fold_constants(model: nn.Module, constants: dict[str, torch.Tensor], places:
             else:  # weights (C', C / groups, h, w), whose columns are what the convolution reads
                 columns = v.view(layer.groups, 1, -1, 1, 1)
                 layer.weight.mul_(columns.expand(-1, layer.out_channels // layer.groups, -1, -1, -1).flatten(0, 1))
-        for parent in list(model.modules()):
-            for child_name, child in list(parent._modules.items()):
-                if child is gate:
-                    setattr(parent, child_name, new.train(gate.training))
+        replace(model, {gate: new.train(gate.training)})
 
 
 @torch.no_grad()
