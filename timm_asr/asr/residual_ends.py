@@ -3,18 +3,14 @@
 import functools
 import math
 
-import timm.layers as tl
-import timm.models.fastvit as fastvit
-import timm.models.swiftformer as swiftformer
 from torch import nn
 
 from .blocks import facts_of
-from .scaled import channel_dim
+from .scaled import LAYER_SCALES, channel_dim
 from .trace import LAYER, Graph, Node
 from .wrapper import ASR
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_LAYER_SCALES = (tl.LayerScale, tl.LayerScale2d, fastvit.LayerScale2d, swiftformer.LayerScale2d)
 _ADD = {'add', 'add_', 'sub', 'sub_'}
 # What is left to see of layers that cannot be scaled, such as weight-standardised convolutions.
 _WEIGHING = {'convolution', 'addmm', 'mm'}
@@ -125,7 +121,7 @@ class BranchEnds:
         if dim % len(node.shape) != axis:
             # A linear layer on the positions: each channel passes alone.
             return self._ends(node.inputs[0], axis, inside) if isinstance(layer, nn.Linear) else set()
-        if isinstance(layer, _LAYER_SCALES):  # the layer that it scales comes first
+        if isinstance(layer, LAYER_SCALES):  # the layer that it scales comes first
             return self._ends(node.inputs[0], axis, inside) or {node.layer} & self.usable
         return {node.layer} & self.usable
 
@@ -175,7 +171,7 @@ def conv_norms(graph: Graph, usable: set[str]) -> list[str]:
     def is_norm(node: Node) -> bool:
         if node.op != LAYER:
             return 'norm' in node.op or node.op in _NORMALISING
-        return not isinstance(graph.layers[node.layer], (*_WEIGHTED, *_LAYER_SCALES, ASR))
+        return not isinstance(graph.layers[node.layer], (*_WEIGHTED, *LAYER_SCALES, ASR))
 
     def is_conv(node: Node) -> bool:
         return node.op == 'convolution' or isinstance(graph.layers.get(node.layer), _WEIGHTED)

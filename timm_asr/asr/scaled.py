@@ -24,6 +24,7 @@ from .blocks import facts_of
 
 _WEIGHT_BIAS = ('weight', 'bias')
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYER_SCALES = (tl.LayerScale, tl.LayerScale2d, fastvit.LayerScale2d, swiftformer.LayerScale2d)
 
 # Exact types, since a subclass may do anything with its weight (a weight-standardised convolution divides a scale
 # out again, unless it has a gain). The value names the tensors whose first dimension is the output channel (the second
@@ -39,7 +40,7 @@ SCALABLE: dict[type[nn.Module], tuple[str, ...]] = {
         tl.SimpleNorm, tl.SimpleNorm2d, norm.SimpleNormFp32, norm.SimpleNorm2dFp32, metaformer.GroupNorm1NoBias,
         metaformer.LayerNorm2dNoBias, metaformer.LayerNormNoBias), ('weight',)),
     **dict.fromkeys((tl.ScaledStdConv2d, tl.ScaledStdConv2dSame), ('gain', 'bias')),
-    **dict.fromkeys((tl.LayerScale, tl.LayerScale2d, fastvit.LayerScale2d, swiftformer.LayerScale2d), ('gamma',))}
+    **dict.fromkeys(LAYER_SCALES, ('gamma',))}
 # These apply an activation after the scale, so multiplying their output is not the same as scaling them.
 WITH_ACTIVATION: tuple[type[nn.Module], ...] = (
     tl.BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d, tl.SplitBatchNorm2d, tl.GroupNormAct,
