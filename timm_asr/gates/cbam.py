@@ -83,6 +83,6 @@ class SharedCBAM(SharedGate):
         return nn.Sequential(*norm, nn.Sigmoid())
 
     def forward(self, a: Tensor, state: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        a = a * self.gate.excite(self.pool(a))[..., None, None]
+        a = a * self.gate.excite(self.gate.pool(a))[..., None, None]
         z = torch.cat([a.mean(1, keepdim=True), a.amax(1, keepdim=True)], dim=1)
         return a, self.gate.spatial.conv(z), state

@@ -10,7 +10,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from .forms import GateForm
-from .fused import average_of, average_pool, weigh
+from .fused import average_of, weigh
 
 
 class SharedUnit(nn.Module):
@@ -21,7 +21,7 @@ class SharedUnit(nn.Module):
         state = unit.start(x)                    # nothing is kept in the unit between or during calls
         for block in blocks:
             a, shortcut = block(x)
-            a, z, state = unit(a, state)         # the shared part, of pool and excite, as a gate is
+            a, z, state = unit(a, state)         # the shared part, of read and excite, as a gate is
             x = block.merge(a, z, shortcut)      # act(shortcut + a * block.own(z))
 
     ``block.own`` is what a block keeps for itself: an identity, or a BatchNorm and what follows it, whose statistics
@@ -42,10 +42,6 @@ class SharedUnit(nn.Module):
         """For each of so many blocks what ``excite`` gets behind the state, made for all of them at once."""
         return [()] * blocks
 
-    def pool(self, a: Tensor) -> Tensor:
-        """Feature map (B, C, H, W) to descriptor (B, D): global average pooling."""
-        return average_pool(a).flatten(1)
-
     def excite(self, u: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Descriptor (B, D) and state to z (B, C) and the new state."""
         raise NotImplementedError
@@ -62,7 +58,10 @@ class SharedUnit(nn.Module):
         return a, z.unsqueeze(2).unsqueeze(3), state
 
     def read(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """The feature map as one product with z, and nothing else, may take it, and its descriptor, ``pool(a)``."""
+        """The feature map as one product with z, and nothing else, may take it, and its descriptor (B, D).
+
+        Here that is its global average.
+        """
         return average_of(a)
 
     @torch.jit.ignore
@@ -83,9 +82,6 @@ class SharedGate(SharedUnit):
     def __init__(self, gate: Any) -> None:
         super().__init__()
         self.gate = gate
-
-    def pool(self, a: Tensor) -> Tensor:
-        return self.gate.pool(a)
 
     def read(self, a: Tensor) -> tuple[Tensor, Tensor]:
         return self.gate.read(a)
