@@ -86,13 +86,12 @@ def get_unit(name: str, options: Mapping[str, Any]) -> Callable[..., SharedUnit]
     return make
 
 
-def asr_gate(name: str, rd_ratio: float | None = None, **options: Any) -> Callable[..., ChannelGate]:
+def asr_gate(name: str, **options: Any) -> Callable[..., ChannelGate]:
     """The constructor of a gate as ASR uses it, ``f(channels, device=None, dtype=None)``.
 
     Args:
         name: Name of the gate.
-        rd_ratio: Hidden width over channels, for gates with a hidden layer.
-        options: Further keywords of a model that the gate's class names in ``options``.
+        options: Keywords of a model that the gate's class names in ``options``; None means not given.
 
     Raises:
         ValueError: The name is unknown, or that gate cannot be folded.
@@ -102,7 +101,7 @@ def asr_gate(name: str, rd_ratio: float | None = None, **options: Any) -> Callab
     if not gate.foldable:
         raise ValueError(f"ASR cannot use the gate '{name}': {gate.unfoldable}; "
                          f'use one of {", ".join(list_gates(foldable=True))}.')
-    kwargs = gate_arguments(name, {'rd_ratio': rd_ratio, **options})
+    kwargs = gate_arguments(name, options)
     fixed = sorted(set(kwargs) & set(gate.under_asr))
     if fixed:
         raise TypeError(f"Under ASR the gate '{name}' has no {fixed[0]} to choose, since it sees one pixel.")
