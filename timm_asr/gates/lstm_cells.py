@@ -136,7 +136,7 @@ class _InferenceCell(nn.Module):
     def __init__(self, act: str, weight: Tensor, bias: Tensor, like: Tensor) -> None:
         super().__init__()
         self.act, self.handed = act, 0
-        self.weight, self.bias = nn.Parameter(_doubled(weight).to(like)), nn.Parameter(_doubled(bias).to(like))
+        self.weight, self.bias = nn.Parameter(_twice_g(weight).to(like)), nn.Parameter(_twice_g(bias).to(like))
 
     def gates(self, u: Tensor, h: Tensor) -> Tensor:
         """Pre-activations (B, 4C) of the gates i, f, 2g, o."""
@@ -174,14 +174,14 @@ class MergedLightCell(_InferenceCell):
     def __init__(self, cell: LightLSTMCell) -> None:
         weight = double(cell.fc2.weight).repeat(4, 1) * double(cell.weight_ih)[:, None]
         super().__init__(cell.act, weight, double(cell.bias), like=cell.fc2.weight)
-        self.weight_hh = nn.Parameter(_doubled(double(cell.weight_hh)).to(cell.fc2.weight))
+        self.weight_hh = nn.Parameter(_twice_g(double(cell.weight_hh)).to(cell.fc2.weight))
 
     def gates(self, u: Tensor, h: Tensor) -> Tensor:
         inputs = F.linear(u.relu(), self.weight, self.bias).unflatten(1, (4, -1))
         return torch.addcmul(inputs, h.unsqueeze(1), self.weight_hh.view(4, -1)).flatten(1)
 
 
-def _doubled(rows: Tensor) -> Tensor:
-    """The rows of i, f, 2g and o."""
+def _twice_g(rows: Tensor) -> Tensor:
+    """The rows of i, f, 2g and o, from those of i, f, g and o."""
     i, f, g, o = rows.chunk(4)
     return torch.cat([i, f, 2 * g, o])
