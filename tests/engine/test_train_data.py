@@ -21,7 +21,7 @@ from timm_asr.data import create_dataset, factory
 from timm_asr.engine import loaders
 from timm_asr.engine.checkpoint import SaveFailed
 from timm_asr.engine.commands.train import main, parse_args
-from timm_asr.engine.progress import Progress
+from timm_asr.engine.progress import Progress, setup_logging
 from timm_asr.engine.seeding import Images, derive_seed, start_epoch
 from timm_asr.engine.side_by_side import TURNS
 from timm_asr.engine.summary import add_summary, read_summary
@@ -182,6 +182,16 @@ def test_print_config_shows_what_was_found_out_and_opens_no_data(tmp_path, capsy
     assert (shown['lr_base_scale'], shown['device']) == ('sqrt', 'cpu')
     assert (shown['input_size'], shown['crop_pct']) == ([3, 16, 16], 1.0)
     assert not (tmp_path / 'run').exists()
+
+
+def test_processes_that_slurm_starts_are_counted_and_the_first_alone_speaks(monkeypatch, capsys):
+    for name, value in (('SLURM_NTASKS', '4'), ('SLURM_PROCID', '3'), ('SLURM_LOCALID', '3')):
+        monkeypatch.setenv(name, value)
+    argv = [word for word in MODEL if word not in ('--lr', '0.1')]
+    assert main([*argv, '--data-dir', 'nowhere', '--print-config']) == 0
+    assert yaml.safe_load(capsys.readouterr().out)['lr'] == pytest.approx(0.1 * 4 * 6 / 256)
+    assert not logging.getLogger('timm_asr').isEnabledFor(logging.WARNING)
+    setup_logging()  # for the tests that follow
 
 
 def test_a_split_that_is_not_there_names_those_that_are(images):

@@ -39,7 +39,7 @@ def test_every_arm_can_be_trained(name, tmp_path, monkeypatch):
         found.append((args, data_config_of(model, vars(args))))
         return model
 
-    monkeypatch.setattr(runner, 'build_model', build)
+    monkeypatch.setattr('timm_asr.engine.build.build_model', build)
     runner.check_plan(plan, tmp_path, train.parse_args)
     assert any(arm.reported is not None for arm in plan.arms)
     rows = {}

@@ -24,6 +24,7 @@ from ..errors import BadInput, nearest
 from ..models.auxiliary import auxiliary_loss
 from ..models.create import create_model
 from ..models.registry import variant_of
+from .device import processes
 
 _logger = logging.getLogger(__name__)
 
@@ -74,6 +75,15 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
                      f'The classifier is new, with {model.num_classes} outputs; all else is that of the weights.')
     if weights:
         _start_weights(model, args)
+    return model
+
+
+def build_on_meta(args: argparse.Namespace) -> nn.Module:
+    """The model without memory for its weights; fills in ``args.lr`` as the run of these options would."""
+    args.world_size = processes()[1]
+    with torch.device('meta'):
+        model = build_model(args, weights=False)
+    resolve_learning_rate(args, args.batch_size)
     return model
 
 

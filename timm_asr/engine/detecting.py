@@ -4,7 +4,6 @@ import argparse
 import copy
 import json
 import logging
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from ..models.counts import count_parameters
 from ..models.registry import plain_architecture
 from .build import Task, make_optimizer, resolve_learning_rate
 from .checkpoint import write_atomically
+from .device import processes
 from .loaders import Loaders
 from .loop import Training
 from .progress import Progress, setup_logging
@@ -176,7 +176,7 @@ class DetectionRun(Run):
 
 def detect(args: argparse.Namespace, argv: Sequence[str], prog: str, option_names: tuple[str, ...]) -> int:
     """Train as the options say; returns the exit status. ``option_names`` are those of detection, for ``args.yaml``."""
-    setup_logging(os.environ.get('RANK', '0') == '0')
+    setup_logging(processes()[0] == 0)
     job = DetectionRun(args, argv, prog)
     job.option_names = option_names
     return carry_out(job)

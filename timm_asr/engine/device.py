@@ -1,6 +1,7 @@
 """The device is found, not assumed."""
 
 import torch
+from timm.utils import is_distributed_env, world_info_from_env
 
 from ..errors import BadInput
 
@@ -23,6 +24,11 @@ def find_device(name: str | None = None) -> torch.device:
     if device.type == 'cuda' and device.index is not None and device.index >= torch.cuda.device_count():
         raise BadInput(f'--device {name}: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}')
     return device
+
+
+def processes() -> tuple[int, int]:
+    """The index of this process and their number, as torchrun or SLURM says: (0, 1) for one alone."""
+    return world_info_from_env()[1:] if is_distributed_env() else (0, 1)
 
 
 def synchronize(device: torch.device) -> None:

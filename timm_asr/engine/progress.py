@@ -17,7 +17,7 @@ class _Handler(logging.StreamHandler):
 
 
 def setup_logging(primary: bool = True) -> None:
-    """Log this package and timm to stderr; of several processes, only the first says more than warnings."""
+    """Log this package and timm to stderr; of several processes, only the first says more than errors."""
     for name in ('timm_asr', 'timm'):
         logger = logging.getLogger(name)
         logger.handlers[:] = [_Handler()]

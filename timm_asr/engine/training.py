@@ -24,7 +24,7 @@ from ..export.place import list_in_manifest
 from ..models.counts import count_parameters
 from . import build, side_by_side
 from .checkpoint import Found, SaveFailed, Saver, checkpoints_in, is_of, locate, make_room, write_atomically
-from .device import find_device
+from .device import find_device, processes
 from .evaluate import evaluate
 from .forms import export_run
 from .inputs import DTYPES, autocast, check_backend, check_noise, fast_matmul
@@ -57,10 +57,8 @@ def start_device(args: argparse.Namespace) -> torch.device:
 
 def resolve(args: argparse.Namespace) -> dict[str, Any]:
     """Fill in what is found out from other options, without opening data; returns what the images would go through."""
-    args.device, args.world_size = str(find_device(args.device)), int(os.environ.get('WORLD_SIZE', '1'))
-    with torch.device('meta'):
-        config = data_config_of(build.build_model(args, weights=False), vars(args))
-    build.resolve_learning_rate(args, args.batch_size)
+    args.device = str(find_device(args.device))
+    config = data_config_of(build.build_on_meta(args), vars(args))
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()
             if key != 'crop_mode'}
 
@@ -287,7 +285,7 @@ def main(args: argparse.Namespace, argv: Sequence[str] = (), prog: str = 'timm-a
 
     BadInput for anything wrong with the options, the data or a checkpoint; Stopped as :func:`carry_out`.
     """
-    setup_logging(os.environ.get('RANK', '0') == '0')
+    setup_logging(processes()[0] == 0)
     if args.print_config:
         names = tuple(vars(args))
         data = resolve(args)

@@ -21,7 +21,7 @@ from ..checkpoints.names import BEST, SUMMARY
 from ..checkpoints.provenance import git_commit
 from ..checkpoints.read import read_json, read_yaml
 from ..engine import training
-from ..engine.build import build_model, make_optimizer, make_schedule, resolve_learning_rate, title_of
+from ..engine.build import build_on_meta, make_optimizer, make_schedule, title_of
 from ..engine.checkpoint import SaveFailed, write_atomically
 from ..engine.flags import CORES
 from ..engine.progress import setup_logging
@@ -54,11 +54,7 @@ def check_plan(plan: Plan, folder: Path, parse_args: Parse) -> None:
                 raise BadInput('sched plateau follows validation, and an experiment measures at the end alone')
             if not args.val_split and not args.holdout:
                 raise BadInput('no images to measure on: give val_split or holdout')
-            with torch.device('meta'):
-                model = build_model(args, weights=False)
-            args.world_size = 1  # the runs are of one process each
-            resolve_learning_rate(args, args.batch_size)
-            make_schedule(make_optimizer(model, args), args, 1)
+            make_schedule(make_optimizer(build_on_meta(args), args), args, 1)
         except BadInput as error:
             raise BadInput(f'arm {run.arm.name!r}: {error}') from None
 
