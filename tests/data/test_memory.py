@@ -139,6 +139,13 @@ def test_archives_that_are_not_images(tmp_path, arrays, reason):
     np.savez(tmp_path / 'a.npz', **arrays)
     with pytest.raises(BadInput, match=reason):
         loaders(tmp_path / 'a.npz', tmp_path)
-    (tmp_path / 'a.npz').write_bytes((tmp_path / 'a.npz').read_bytes()[:99])
-    with pytest.raises(BadInput, match='no whole NumPy archive'):
-        loaders(tmp_path / 'a.npz', tmp_path)
+
+
+def test_archives_that_are_not_whole(tmp_path):
+    path = tmp_path / 'a.npz'
+    np.savez_compressed(path, x_train=np.arange(6400, dtype=np.uint8).reshape(100, 8, 8), y_train=np.arange(100) % 5)
+    whole = path.read_bytes()
+    for damaged in (b'', whole[:99], whole[:60] + bytes(40) + whole[100:]):  # the last cannot be decompressed
+        path.write_bytes(damaged)
+        with pytest.raises(BadInput, match='no whole NumPy archive'):
+            loaders(path, tmp_path)

@@ -1,5 +1,6 @@
 """Images that lie in an array: a data set of PIL images, as timm's transforms take them."""
 
+import zlib
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -56,7 +57,7 @@ class Npz(Arrays):
                 if missing:
                     raise ValueError(f'it has no array {min(missing)!r}, only {", ".join(sorted(arrays)) or "none"}')
                 images, labels = arrays[f'x_{part}'], arrays[f'y_{part}'].reshape(-1)
-        except (BadZipFile, TypeError) as error:
+        except (BadZipFile, EOFError, TypeError, zlib.error) as error:
             raise ValueError(f'it is no whole NumPy archive ({error})') from None
         images = images[..., 0] if images.shape[3:] == (1,) else images
         if images.dtype != np.uint8 or images.shape[3:] not in ((), (3,), (4,)) or len(images) != len(labels):
