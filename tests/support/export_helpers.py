@@ -23,7 +23,7 @@ def our_checkpoint(path, model, average=None, argv=(), **more):
     args = parse_args(['--config', 'digits', '--data-dir', str(path.parent), '--output', str(path.parent),
                        '--log-wandb', '--wandb-tags', SECRET, *argv])
     content = {
-        'arch': 'resnet20_asr_se', 'epoch': 7, 'state_dict': model.state_dict(), 'args': plain_options(args) | {
+        'arch': 'resnet20_asr_se', 'epoch': 7, 'state_dict': model.state_dict(), 'args': plain_options(vars(args)) | {
             'model_kwargs': {'layers': [1, 1, 1]} if len(model.layer1) == 1 else {}},
         'metric': 91.5, 'made_by': {'package_version': '0.0.1', 'timm_version': '1.0.30', 'torch_version': '2.9',
                                     'git_commit': 'c0ffee'},

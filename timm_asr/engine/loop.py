@@ -212,7 +212,7 @@ def capture(training: Training) -> dict[str, Any]:
     """
     task, scheduler = training.task, training.scheduler
     state: dict[str, Any] = {
-        'arch': training.args.model, 'args': plain_options(training.args),
+        'arch': training.args.model, 'args': plain_options(vars(training.args)),
         'made_by': {**versions(), 'git_commit': git_commit()}, 'data_config': dict(training.data_config),
         'label_names': label_names(training.loaders.train.dataset, training.args.num_classes),
         'optimizer': training.optimizer.state_dict(),

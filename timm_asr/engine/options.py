@@ -169,15 +169,15 @@ def _read_config(path: Path, options: Sequence[Option], parser: Parser, refuse: 
     return {key: read[key] for key in keys}
 
 
-def plain_options(args: argparse.Namespace | Mapping[str, Any]) -> dict[str, Any]:
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options as plain data, which YAML and ``torch.load(weights_only=True)`` read anywhere."""
     return {key: value if isinstance(value, bool | int | float | str | list | dict | None) else str(value)
-            for key, value in (args if isinstance(args, Mapping) else vars(args)).items()}
+            for key, value in options.items()}
 
 
-def as_yaml(args: argparse.Namespace | Mapping[str, Any]) -> str:
+def as_yaml(options: Mapping[str, Any]) -> str:
     """The options as YAML that ``--config`` reads back (``config`` and ``print_config`` themselves left out)."""
-    plain = {key: value for key, value in plain_options(args).items() if key not in ('config', 'print_config')}
+    plain = {key: value for key, value in plain_options(options).items() if key not in ('config', 'print_config')}
     return yaml.safe_dump(plain, default_flow_style=None, sort_keys=True, width=100)
 
 
@@ -217,6 +217,6 @@ def parse(options: Sequence[Option], refused: Mapping[str, str] | None = None, a
         parser.error(f'unknown option {word}; did you mean {nearest(word, known)[0]}?' if word.startswith('-') else
                      f'{word!r} belongs to no option')
     if print_config and args.print_config:
-        print(as_yaml(args), end='')
+        print(as_yaml(vars(args)), end='')
         parser.exit(0)
     return args
