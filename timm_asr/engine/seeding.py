@@ -21,12 +21,11 @@ def derive_seed(*parts: int) -> int:
     return int(np.random.SeedSequence((len(parts), *parts)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def seed_all(seed: int, numpy: bool = True) -> None:
-    """Seed ``random``, ``torch`` (all devices) and, if asked, ``numpy``."""
+def seed_all(seed: int) -> None:
+    """Seed ``random``, ``torch`` (all devices) and ``numpy``."""
     random.seed(seed)
     torch.manual_seed(seed)
-    if numpy:
-        np.random.seed(seed % 2 ** 32)
+    np.random.seed(seed % 2 ** 32)
 
 
 class Images(Dataset):
@@ -56,7 +55,7 @@ class Images(Dataset):
         worker, epoch = get_worker_info(), int(self.epoch)
         if self.seeds and worker is not None and epoch != self.seeded_for:
             self.seeded_for = epoch
-            seed_all(derive_seed(self.seeds[0], epoch, self.seeds[1], worker.id + 1), self.numpy)
+            seed_all(derive_seed(self.seeds[0], epoch, self.seeds[1], worker.id + 1))
             if not self.numpy:  # the same for all workers
                 np.random.seed(derive_seed(self.seeds[0], epoch, self.seeds[1]) % 2 ** 32)
         try:
