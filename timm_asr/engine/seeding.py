@@ -100,7 +100,7 @@ def start_epoch(loader: Any, seed: int, epoch: int, rank: int = 0) -> None:
     dataset, batches = inner.dataset, getattr(inner, 'batch_sampler', None)
     inner.generator = torch.Generator().manual_seed(derive_seed(seed))  # starting workers draws from it
     parts = (dataset, getattr(dataset, 'dataset', None), batches, inner.sampler, getattr(batches, 'sampler', None))
-    for part in {id(part): part for part in parts}.values():
+    for part in parts:
         if hasattr(part, 'set_epoch'):
             part.set_epoch(epoch)
         if isinstance(part, RandomSampler):
