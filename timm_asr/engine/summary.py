@@ -21,18 +21,18 @@ from .checkpoint import write_atomically
 _logger = logging.getLogger(__name__)
 
 
-def read_summary(path: Path, before: int | None = None) -> list[dict[str, str]]:
-    """Rows of a ``summary.csv``, only those of epochs before the given one; none if there is no file."""
+def read_summary(path: Path) -> list[dict[str, str]]:
+    """Rows of a ``summary.csv``; none if there is no file."""
     if not path.exists():
         return []
     with path.open(newline='') as file:
-        rows = [row for row in csv.DictReader(file) if row.get('epoch', '').isdigit()]
-    return rows if before is None else [row for row in rows if int(row['epoch']) < before]
+        return [row for row in csv.DictReader(file) if row.get('epoch', '').isdigit()]
 
 
 def add_summary(path: Path, row: Mapping[str, Any]) -> None:
     """Add an epoch to ``summary.csv``, in place of any later rows; the file is whole at any moment."""
-    rows = [*read_summary(path, before=row['epoch']), {key: str(value) for key, value in row.items()}]
+    before = [each for each in read_summary(path) if int(each['epoch']) < row['epoch']]
+    rows = [*before, {key: str(value) for key, value in row.items()}]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for each in rows for key in each)))
     writer.writeheader()
