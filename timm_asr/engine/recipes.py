@@ -24,5 +24,4 @@ def find_recipe(name: str) -> Path:
     if stem in bundled and path.parent.name in ('', 'recipes', 'detect'):
         return bundled[stem]
     near = nearest(path.stem, list(bundled))
-    hint = f', and no such recipe; the nearest is {near[0]!r}' if near else ''
-    raise BadInput(f'--config {name}: no such file{hint}')
+    raise BadInput(f'--config {name}: no such file, and no such recipe; the nearest is {near[0]!r}')
