@@ -17,7 +17,7 @@ from torch import nn
 
 from ..asr.sites import known_sites
 from ..asr.wrapper import ASR
-from ..checkpoints.find import check_model_name
+from ..checkpoints.find import FOLDER_PREFIX, HUB_PREFIXES, check_model_name
 from ..checkpoints.read import first_line, read_checkpoint
 from ..checkpoints.weights import averaged_in, load_weights, state_dict_of
 from ..errors import BadInput, nearest
@@ -36,7 +36,7 @@ def title_of(args: argparse.Namespace) -> str:
 
 def check_model(args: argparse.Namespace) -> None:
     """Raise ``BadInput``, with the nearest names, unless there is such a model."""
-    if not args.model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')):
+    if not args.model.startswith((*HUB_PREFIXES, FOLDER_PREFIX)):
         check_model_name(args.model)
 
 
