@@ -105,7 +105,7 @@ def check_backend(args: argparse.Namespace) -> None:
     """Raise ``BadInput``, with those that there are, unless PyTorch has the backend of ``--torchcompile``."""
     if args.torchscript and args.torchcompile:
         raise BadInput('--torchscript and --torchcompile exclude each other')
-    backends = torch._dynamo.list_backends(exclude_tags=()) if args.torchcompile else []
+    backends = torch.compiler.list_backends(exclude_tags=()) if args.torchcompile else []
     if args.torchcompile and args.torchcompile not in backends:
         raise BadInput(f'--torchcompile {args.torchcompile}: PyTorch has {", ".join(backends)}')
 
@@ -120,7 +120,7 @@ def compiled(model: nn.Module, args: argparse.Namespace) -> nn.Module:
             reason = str(error).strip().splitlines()[0]
             raise BadInput(f'--torchscript: this model cannot be scripted ({reason[:200]})') from None
     if args.torchcompile:
-        torch._dynamo.reset()
+        torch.compiler.reset()
         return torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
     return model
 
