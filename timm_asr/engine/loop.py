@@ -158,7 +158,7 @@ def train_one_epoch(training: Training, epoch: int, progress: Progress) -> dict[
             target = target.to(device=device, non_blocking=True)
             if loaders.mixer is not None:
                 images, target = loaders.mixer(images, target)
-        if args.channels_last and images.dim() == 4:
+        if args.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         meter.waited += time.perf_counter() - waiting_since
 
