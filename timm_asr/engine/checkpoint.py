@@ -65,9 +65,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """
     aside = _new_name_beside(path)
     try:
-        # Made anew: a link that lies at this name is not followed to what it points at.
-        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_NOFOLLOW', 0), 0o666)
-        with os.fdopen(handle, 'wb') as file:
+        with aside.open('xb') as file:  # made anew: a link that lies at this name is not followed
             write(file)
             file.flush()
             os.fsync(file.fileno())
