@@ -55,11 +55,12 @@ def test_a_budget_scales_epochs_images_and_seeds(write):
     assert said == _DEFAULTS
     for epochs, warmup in ((100, 1), (20, 0)):  # a warm-up stays, but not for the only epoch
         assert read_plan(write(base={'epochs': epochs}), 0.05).arms[0].options['warmup_epochs'] == warmup
-    fraction = {'train_images': '1e4', 'sched': 'step', 'epochs': 300, 'decay_epochs': 2.4}
+    fraction = {'train_images': '1e4', 'sched': 'step', 'epochs': '3e2', 'decay_epochs': 2.4}
     options = read_plan(write(base=fraction), 0.5).arms[0].options
-    assert (options['train_images'], options['decay_epochs']) == (5000, 1.2)
-    with pytest.raises(BadInput, match="train_images is a number, not 'many'"):
-        read_plan(write(base={'train_images': 'many'}), 0.5)
+    assert (options['train_images'], options['epochs'], options['decay_epochs']) == (5000, 150, 1.2)
+    for key, said in (('train_images', 'many'), ('epochs', 'many'), ('decay_milestones', '30, 60')):
+        with pytest.raises(BadInput, match=f"yaml: {key} takes numbers, not '{said}'"):
+            read_plan(write(base={key: said}), 0.5)
     for budget in (0, 1.5):
         with pytest.raises(BadInput, match='--budget'):
             read_plan(write(), budget)

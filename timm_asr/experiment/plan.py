@@ -109,14 +109,14 @@ def _merge(*parts: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def scale_epochs(options: dict[str, Any], factor: float) -> dict[str, Any]:
-    """The options of a run with fewer epochs, its schedule in proportion."""
+def scale_epochs(options: dict[str, Any], factor: float, path: str | Path = '') -> dict[str, Any]:
+    """The options of a run with fewer epochs, its schedule in proportion; ``path`` is the file that they are from."""
     found = dict(options)
     for key in found.keys() & _EPOCHS.keys():
         if isinstance(found[key], list):
-            found[key] = [max(_EPOCHS[key], round(value * factor)) for value in found[key]]
-        elif (found[key] or 0) >= 1:  # a smaller one is a share, as decay_epochs may be
-            scaled = found[key] * factor
+            found[key] = [max(_EPOCHS[key], round(_number(path, key, value) * factor)) for value in found[key]]
+        elif (value := _number(path, key, found[key] or 0)) >= 1:  # a smaller one is a share, as decay_epochs may be
+            scaled = value * factor
             found[key] = max(_EPOCHS[key], scaled if key == 'decay_epochs' else round(scaled))
     if found.get('epochs') == 1:
         found['warmup_epochs'] = 0
@@ -163,9 +163,9 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
                            f'which the arm {name!r} has not')
         if rounds or budget != 1:
             whole = {'epochs': rounds[-1]} if rounds else {}
-            options = scale_epochs({**_DEFAULTS, **whole, **options}, budget)
+            options = scale_epochs({**_DEFAULTS, **whole, **options}, budget, path)
         if budget != 1:
-            images = _number(path, options.get('train_images') or 1)
+            images = _number(path, 'train_images', options.get('train_images') or 1)
             options['train_images'] = round(images * budget) if images > 1 else images * budget
         found.append(Arm(name, options, '' if name == against else against, own.get('reported')))
     plan = Plan(str(content.get('name', Path(path).stem)), tuple(found),
@@ -177,11 +177,11 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
     return plan
 
 
-def _number(path: str | Path, said: Any) -> float:
+def _number(path: str | Path, key: str, said: Any) -> float:
     try:
         return float(said)  # YAML takes 1e4, without a dot, for text
     except (TypeError, ValueError):
-        raise BadInput(f'{path}: train_images is a number, not {said!r}') from None
+        raise BadInput(f'{path}: {key} takes numbers, not {said!r}') from None
 
 
 def _halving(path: str | Path, said: Any) -> tuple[list[int], float]:
