@@ -1,6 +1,6 @@
 """Parameters and operations of a network, and the table of all models."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from typing import Any
 
@@ -44,9 +44,9 @@ def count_operations(model: nn.Module, inputs: torch.Tensor) -> tuple[int, int]:
     return count.flops // 2, count.activations
 
 
-def count_parameters(model: nn.Module | Iterable[nn.Parameter]) -> int:
+def count_parameters(model: nn.Module) -> int:
     """Number of parameters, shared ones counted once."""
-    return sum(p.numel() for p in (model.parameters() if isinstance(model, nn.Module) else model))
+    return sum(p.numel() for p in model.parameters())
 
 
 def weightless(name: str, **kwargs: Any) -> nn.Module:
