@@ -64,7 +64,7 @@ def create_model(
         model = timm.create_model(model_name, pretrained=pretrained, **options, **kwargs)
         return model if last_norm_init is None else init_last_norms(model, last_norm_init)
     gate = vector_maker(asr, rd_ratio)  # complains before anything is built or downloaded
-    if variant is not None and plain_architecture(model_name) != model_name.partition('.')[0]:
+    if variant is not None and variant.asr:
         raise ValueError(f"'{model_name}' has ASR already, by its name; leave asr out, or name the plain "
                          f"'{plain_architecture(model_name)}'.")
     if preserve is None:
