@@ -71,7 +71,7 @@ class StagedNet(nn.Module):
         for name in self.CHAIN:
             part = self.get_submodule(name)
             checkpointed = (self.grad_checkpointing and name.startswith(('layer', 'stage'))
-                            and isinstance(part, nn.Sequential) and not torch.jit.is_scripting())
+                            and isinstance(part, nn.Sequential))
             x = feature = checkpoint_seq(part, x) if checkpointed else part(x)
             for end in self.TAIL if name == self.CHAIN[-1] else ():
                 x = self.get_submodule(end)(x)
