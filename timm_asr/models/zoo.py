@@ -70,9 +70,8 @@ class ZooModel(Reparameterizable):
                 module.reset_layers()
         if gate is not None and self.GATED is not None:
             kind, place, conv = self.GATED
-            parent, _, name = place.rpartition('.')
             for block in [m for m in self.modules() if isinstance(m, kind)]:  # type: ignore[attr-defined]
-                block.get_submodule(parent).add_module(name, attn_layer(
+                block.set_submodule(place, attn_layer(
                     block.get_submodule(conv).out_channels, **get_device_dtype(self)))  # type: ignore[arg-type]
         if asr is not None or last_norm_init is not None:
             # Following an image through the network finds the same sites in blocks of known classes, and takes longer.
