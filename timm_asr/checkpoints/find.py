@@ -20,7 +20,7 @@ def source_of(name: str) -> str:
         return 'hub'
     if name.startswith(FOLDER_PREFIX) or is_folder_of_weights(name):
         return 'folder'
-    if name and is_model(name):
+    if is_model(name):
         return 'registry'
     return 'file' if Path(name).is_file() else ''
 
@@ -28,7 +28,7 @@ def source_of(name: str) -> str:
 def check_model_name(name: str) -> None:
     """Raise ``BadInput``, with the nearest names, unless the registry knows this name and its pretrained tag."""
     architecture, _, tag = name.partition('.')
-    if not name or not is_model(name):
+    if not is_model(name):
         near = ', '.join(nearest(architecture, list_models(), count=3))
         raise BadInput(f'unknown model {name!r}' + (f'; the nearest names are {near}' if name else ''))
     known = [full.partition('.')[2] for full in get_arch_pretrained_cfgs(architecture)]
