@@ -16,10 +16,10 @@ from .statistics import Comparison, compare, holm
 _logger = logging.getLogger(__name__)
 
 
-def comparisons(plan: Plan, rows: Sequence[dict[str, Any]], key: str = 'top1') -> dict[str, Comparison]:
-    """Arm -> its comparison with the arm that it names, for those that have one."""
+def comparisons(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, Comparison]:
+    """Arm -> its comparison with the arm that it names, by top-1, for those that have one."""
     return {arm.name: found for arm in plan.arms if arm.versus and (
-        found := compare(values_of(rows, arm.name, key), values_of(rows, arm.versus, key)))}
+        found := compare(values_of(rows, arm.name, 'top1'), values_of(rows, arm.versus, 'top1')))}
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -32,9 +32,8 @@ def _shown(form: str, *values: float | None) -> str:
     return form.format(*values) if all(value is not None and not math.isnan(value) for value in values) else ''
 
 
-def table(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[dict[str, str | int]]:
+def table(plan: Plan, rows: Sequence[dict[str, Any]], found: dict[str, Comparison]) -> list[dict[str, str | int]]:
     """A line for each arm; p-values with Holm's correction over the arms in brackets."""
-    found = comparisons(plan, rows)
     welch, permutation = (dict(zip(found, holm([getattr(c, kind) for c in found.values()]), strict=True))
                           for kind in ('welch', 'permutation'))
     stopped = [row['arm'] for row in rows if row['status'] == 'stopped']
@@ -61,9 +60,8 @@ def table(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[dict[str, str | in
     return lines
 
 
-def dia_table(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[dict[str, str | int]]:
+def dia_table(plan: Plan, rows: Sequence[dict[str, Any]], found: dict[str, Comparison]) -> list[dict[str, str | int]]:
     """As the DIA paper writes it: mean ± deviation and the p-value of Student's t-test, with * below 0.05."""
-    found = comparisons(plan, rows)
     p_values = {name: f'{one.student:.3f}{"*" * (one.student < 0.05)}' for name, one in found.items()
                 if not math.isnan(one.student)}
     return [{'Model': arm.name,
@@ -81,17 +79,17 @@ def markdown(plan: Plan, rows: Sequence[dict[str, Any]], dia: bool = False) -> s
     versions = ('timm_asr', 'git_commit', 'timm', 'torch')
     if len({tuple(row.get(key) or '' for key in versions) for row in rows}) > 1:
         text.append('**The runs are of several versions** of torch, timm or this package: results.csv says which.')
+    found = comparisons(plan, rows)
     if dia:
-        text += [as_markdown(dia_table(plan, rows)).rstrip(),
+        text += [as_markdown(dia_table(plan, rows, found)).rstrip(),
                  "Mean ± standard deviation over seeds; p: Student's t-test against the arm that each is compared "
                  'with; *: p < 0.05.']
     else:
-        found = comparisons(plan, rows)
         paired = found and all(c.paired for c in found.values())
         way = 'over differences seed by seed' if paired else 'over seeds, not paired where an arm lacks some'
         against = f'Differences are to {plan.baseline!r}. ' if plan.baseline else ''
         text += [
-            as_markdown(table(plan, rows)).rstrip(),
+            as_markdown(table(plan, rows, found)).rstrip(),
             f'Top-1 is that of the last epoch, mean ± standard deviation over seeds. {against}Interval: BCa bootstrap, '
             f"{way}. p: two-sided, Welch's t-test and the permutation of runs between the two arms (not paired), in "
             "brackets with Holm's correction over the comparisons. Detectable: the smallest difference that a t-test "
