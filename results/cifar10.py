@@ -11,7 +11,6 @@ the test images in FOLDER/validation.
 
 import argparse
 import copy
-import csv
 import math
 import statistics
 import sys
@@ -29,6 +28,7 @@ import timm_asr
 from timm_asr.checkpoints.open import open_source
 from timm_asr.engine.forms import compare
 from timm_asr.engine.reports import as_markdown, write_results
+from timm_asr.engine.summary import read_summary
 from timm_asr.errors import BadInput, run_main
 from timm_asr.models.counts import count_parameters
 
@@ -54,8 +54,7 @@ def measure(run: Path, images: Path) -> dict[str, Any]:
     model = source.model.eval()
     fused = timm_asr.fold_asr(copy.deepcopy(model))
     found, = compare(model, [fused], loader, torch.device('cpu'))
-    with (run / 'summary.csv').open(newline='') as file:
-        rows = list(csv.DictReader(file))
+    rows = read_summary(run / 'summary.csv')
     return {
         'model': source.facts['model'], 'seed': source.facts.get('seed'), 'epochs': len(rows),
         'images': found.images, 'top1': round(found.top1[0], 2), 'top1_fused': round(found.top1[1], 2),

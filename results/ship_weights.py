@@ -7,7 +7,6 @@ takes another), its metrics.json and its summary.csv. Nothing of the machine is 
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from timm.models import is_model
 import timm_asr  # noqa: F401 - registers the models
 from timm_asr.checkpoints.open import open_source
 from timm_asr.checkpoints.provenance import file_sha256, public_arguments, versions
+from timm_asr.engine.summary import read_summary
 from timm_asr.errors import BadInput, run_main
 from timm_asr.export.save import state_of
 from timm_asr.models.pretrained import FOLDER
@@ -42,11 +42,9 @@ def _read_metrics(run: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_log(run: Path) -> list[dict[str, float]]:
-    try:
-        with (run / 'summary.csv').open(encoding='utf-8', newline='') as file:
-            rows = list(csv.DictReader(file))
-    except OSError:
-        raise BadInput(f'{run} has no summary.csv, the log of the run') from None
+    rows = read_summary(run / 'summary.csv')
+    if not rows:
+        raise BadInput(f'{run} has no summary.csv, the log of the run')
     return [{key: int(value) if key == 'epoch' else round(float(value), 6) for key, value in row.items() if value}
             for row in rows]
 
