@@ -244,7 +244,6 @@ def main() -> int:
         until = time.time() + 60 * args.minutes
         part, parts = map(int, args.part.split('/'))
         names = timm.list_models()  # timm_asr is not imported here, and adds none
-        rows = read_rows()
         if args.patterns:
             names = [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in args.patterns)]
             if not names:
@@ -256,9 +255,11 @@ def main() -> int:
                     if (row['family'], row['places']) in again:
                         row['checked_on'] = row['error'] = row['problem'] = ''
         else:
+            rows = read_rows()
             names = [name for name in names if name not in rows]
         find_all(names[part - 1::parts], until)
-        kinds = [kind for kind in kinds_of(read_rows()) if any(not read_rows()[n]['checked_on'] for n in kind)]
+        rows = read_rows()
+        kinds = [kind for kind in kinds_of(rows) if any(not rows[n]['checked_on'] for n in kind)]
         check_all(kinds[part - 1::parts], until)
     (HERE / 'sites.md').write_text(table(read_rows()))
     CSV.with_suffix('.lock').unlink(missing_ok=True)
