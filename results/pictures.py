@@ -7,7 +7,6 @@ import csv
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
@@ -110,7 +109,7 @@ def asr(path: Path) -> None:
     box(left, 1.5, 3.2, 'ψ, a learned vector', LEARNED, width=2.6)
     line(left, (2.8, 3.2), (3.45, 3.2))
     box(left, 4.2, 3.2, 'gate', GATE)
-    line(left, (4.2, 2.85), (4.2, 1.75), text='')
+    line(left, (4.2, 2.85), (4.2, 1.75))
     left.text(4.35, 2.3, 'v, one weight a channel', fontsize=8, va='center')
     canvas(right, 8.4, 4.0, 'Folded')
     branch(right, 1.4, "BN(x; γ', β')")
@@ -211,8 +210,7 @@ def ras(path: Path) -> None:
 
 def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
-    pictures: list[Any] = [overview, asr, dia, spe, ras]
-    for draw in pictures:
+    for draw in (overview, asr, dia, spe, ras):
         draw(IMAGES / f'{draw.__name__}.png')
         print(IMAGES / f'{draw.__name__}.png')
 
