@@ -48,6 +48,13 @@ def stir(model: nn.Module) -> nn.Module:
     return model
 
 
+def torch_step(model: nn.Module, images: torch.Tensor) -> Callable[[], torch.Tensor]:
+    def step() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(images)
+    return step
+
+
 def dianet(folder: Path) -> nn.Module:
     """The authors' ResNet-164 with DIA-LSTM."""
     return authors(folder, 'models.cifar.dia_resnet.dia_resnet', 'cpu', shallow=False)
@@ -59,15 +66,12 @@ def infer_section(
     size = timm.get_pretrained_cfg(backbone).input_size[-1]
     x = torch.randn(batch, 3, size, size)
     last = x.to(memory_format=torch.channels_last)
-    steps: dict[str, Callable[[], object]] = {}
+    steps: dict[str, Callable[[], torch.Tensor]] = {}
     errors: dict[str, float] = {}
 
     def add(name: str, model: nn.Module, images: torch.Tensor, expected: torch.Tensor | None = None) -> torch.Tensor:
-        def step() -> torch.Tensor:
-            with torch.inference_mode():
-                return model(images)
-
-        steps[name], y = step, step()
+        steps[name] = torch_step(model, images)
+        y = steps[name]()
         if expected is not None:
             errors[name] = relative_difference(expected, y)
         return y

@@ -20,7 +20,7 @@ import onnxruntime
 import openvino
 import timm
 import torch
-from attention_speed import stir
+from attention_speed import stir, torch_step
 from measuring import SETTINGS_TEXT, columns, machine, quartiles, restart, section_parser, update
 from torch import nn
 
@@ -74,13 +74,6 @@ def openvino_step(file: Path, images: torch.Tensor) -> Step:
     compiled([images.numpy()])
     os.sched_setaffinity(0, CORES[:1])
     return lambda: compiled([images.numpy()])
-
-
-def torch_step(model: nn.Module, images: torch.Tensor) -> Step:
-    def step() -> torch.Tensor:
-        with torch.inference_mode():
-            return model(images)
-    return step
 
 
 def write_graphs(folder: Path, name: str, model: nn.Module) -> tuple[Path, Path, Path, Path]:
