@@ -87,13 +87,12 @@ def data_config_of(model: nn.Module, options: Mapping[str, Any], test_size: bool
 
     With ``test_size`` they are those that the model's own configuration has for testing.
     """
-    options = {'input_size': None, 'img_size': None, 'in_chans': None, **options}
     try:
-        config = resolve_data_config(dict(options), model=model, use_test_size=test_size)
+        config = resolve_data_config(options, model=model, use_test_size=test_size)
     except AssertionError:
         raise BadInput('--mean and --std take one value, or one for each input channel') from None
-    size = options['input_size']
-    channels = size[0] if size else options['in_chans'] or getattr(model, 'in_chans', None) or 3
+    size = options.get('input_size')
+    channels = size[0] if size else options.get('in_chans') or getattr(model, 'in_chans', None) or 3
     config['input_size'] = (channels, *config['input_size'][1:])
     for key in ('mean', 'std'):  # of RGB, for images of other channels: their average
         if len(config[key]) != channels:
