@@ -116,7 +116,7 @@ def build_parser(options: Sequence[Option], prog: str | None = None, description
         keywords = {**option.keywords, 'default': option.start, 'help': option.keywords['help'].replace('%', '%%')}
         if option.name.startswith('-'):
             keywords['dest'] = option.key
-        if 'action' not in keywords and option.start not in (None, ''):
+        if 'action' not in keywords and option.start not in (None, '', []):
             keywords['help'] += f' (default: {option.start})'
         groups[option.group].add_argument(option.name, *option.aliases, **keywords)
     return parser

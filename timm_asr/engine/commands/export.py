@@ -6,7 +6,7 @@ from . import command
 
 #: What to open: a checkpoint and what it does not say of itself.
 SOURCE: list[Option] = group(
-    'What to export',
+    'Network',
     value('checkpoint', str, None, "training checkpoint of this package or of timm's train.py, weight file, "
           'exported folder, or name of published weights', metavar='CHECKPOINT'),
     *pick('use-ema'), *pick('model', help='name of the model, where the file does not say it'),
@@ -14,7 +14,7 @@ SOURCE: list[Option] = group(
 )
 #: Images to compare on.
 IMAGES: list[Option] = group(
-    'Images to compare on',
+    'Images',
     *pick('data-dir dataset split dataset-download class-map workers'), *pick('batch-size', default=64),
     *pick('mean std crop-pct interpolation device'),
     switch('--no-progress', 'no progress bar'),
