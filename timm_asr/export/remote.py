@@ -90,7 +90,7 @@ def load_trainable(name: str | Path, *, num_classes: int | None = None, revision
 
         model = load_trainable('OWNER/NAME', num_classes=7)
 
-    Folded weights are the wrong start for that: their attention is gone. ``save_fused(..., keep_trainable=True)``
+    Folded weights train on as a plain network, without attention. ``save_fused(..., keep_trainable=True)``
     writes the trainable form into the folder ``trainable`` beside them, and :func:`timm_asr.push_to_hub` publishes it.
     A network from which nothing was folded is its own trainable form. Of the configuration only the name of a
     registered architecture and plain arguments are used; the weights come from the same place.
