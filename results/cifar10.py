@@ -98,10 +98,10 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         table.append({
             'model': name, 'seeds': len(own), 'top-1, %': f'{statistics.mean(top1):.2f}',
             'lowest to highest': f'{min(top1):.2f} to {max(top1):.2f}',
-            'fused, %': f'{statistics.mean(row["top1_fused"] for row in own):.2f}',
+            'folded, %': f'{statistics.mean(row["top1_fused"] for row in own):.2f}',
             'over plain': '' if difference is None else f'{difference:+.2f}',
             'significant': '' if difference is None else 'yes' if abs(difference) > half else 'no',
-            'parameters': own[0]['parameters'], 'fused parameters': own[0]['parameters_fused'],
+            'parameters': own[0]['parameters'], 'folded parameters': own[0]['parameters_fused'],
         })
     return table
 
@@ -126,8 +126,8 @@ where `cifar10` holds all of CIFAR-10 as a folder of images, 50,000 for training
 Machine: {machine()}; PyTorch {torch.__version__}, timm {timm.__version__}, timm_asr {timm_asr.__version__};
 bf16 autocast and channels_last in training, one thread a run, two runs at a time; float32 in the test.
 
-Every figure is of the last epoch, since the best would have been chosen on the test images. "Fused" is the same network
-after `fold_asr`. The best run of each model ships in `timm_asr/weights`, with its log.
+Every figure is of the last epoch, since the best would have been chosen on the test images. "Folded" (`_fused`) is the
+same network after `fold_asr`. The best run of each model ships in `timm_asr/weights`, with its log.
 
 {as_markdown(summary(rows))}
 Over the seeds of one model the standard deviation of top-1 is {pooled:.2f} points (pooled over the models,

@@ -33,7 +33,7 @@ def speeds() -> dict[tuple[str, str], str]:
             ('operations.csv', 'training step', 'cpu_over_plain'), ('attention_speed.csv', 'inference', 'over_plain'),
             ('speed.csv', 'inference', 'time_ratio')):
         for row in csv.DictReader((HERE / file).read_text().splitlines()):
-            variant = {'ASR(SE), fused': 'asr_se'}.get(row['variant'], row['variant'])
+            variant = {'ASR(SE), folded': 'asr_se'}.get(row['variant'], row['variant'])
             name = row['backbone'] if variant == 'plain' else f'{row["backbone"]}_{variant}'
             key, size = (name, what), int(row.get('batch_size', 1))
             if row.get('what', what) == what and size >= found.get(key, (0, ''))[0]:

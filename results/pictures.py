@@ -88,7 +88,7 @@ def overview(path: Path) -> None:
     keys = [('training step 64', 'time_ratio'), ('training step 64', 'saved_ratio'), ('inference 1', 'time_ratio'),
             ('inference 128', 'time_ratio')]
     for offset, name, color, variants in ((-0.2, 'SE', '#d98c3f', ('SE', 'SE')),
-                                          (0.2, 'ASR(SE)', '#4f8f4f', ('ASR(SE), weight space', 'ASR(SE), fused'))):
+                                          (0.2, 'ASR(SE)', '#4f8f4f', ('ASR(SE), weight space', 'ASR(SE), folded'))):
         values = [float(rows[what, variants[what.startswith('inference')]][key]) for what, key in keys]
         drawn = bars.bar([i + offset for i in range(4)], values, 0.38, color=color, label=name)
         bars.bar_label(drawn, [f'{value:.2f}' for value in values], fontsize=8, padding=2)

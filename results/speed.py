@@ -91,10 +91,10 @@ def infer_section(backbone: str, batch_size: int, rounds: int, iters: int) -> li
     variants: dict[str, Step] = {
         'plain': InferenceStep(backbone, plain, DEVICE, batch_size),
         'SE': InferenceStep(f'{backbone}_se', plain, DEVICE, batch_size),
-        'ASR(SE), fused': InferenceStep(f'{backbone}_asr_se+reparam', plain, DEVICE, batch_size),
-        'ASR(SE), fused, BN folded': InferenceStep(f'{backbone}_asr_se+fold-bn', plain, DEVICE, batch_size),
+        'ASR(SE), folded': InferenceStep(f'{backbone}_asr_se+reparam', plain, DEVICE, batch_size),
+        'ASR(SE), folded, BN folded': InferenceStep(f'{backbone}_asr_se+fold-bn', plain, DEVICE, batch_size),
         'plain, channels_last': InferenceStep(backbone, last, DEVICE, batch_size),
-        'ASR(SE), fused, BN folded, channels_last': InferenceStep(
+        'ASR(SE), folded, BN folded, channels_last': InferenceStep(
             f'{backbone}_asr_se+fold-bn', last, DEVICE, batch_size),
     }
     return timed(variants, rounds, iters, backbone=backbone, what='inference', batch_size=batch_size)
@@ -111,7 +111,7 @@ def timed(steps: dict[str, Any], rounds: int, iters: int, **about: Any) -> list[
     } for name, own in times.items()]
 
 
-ASR_STEP, FOLDED = 'ASR(SE), weight space', 'ASR(SE), fused, BN folded, channels_last'
+ASR_STEP, FOLDED = 'ASR(SE), weight space', 'ASR(SE), folded, BN folded, channels_last'
 ASR_ALONE = (ASR_STEP,)  # up against plain alone, since their difference is small
 OTHERS = ('SE', 'ASR(SE), feature maps')
 SECTIONS = {
