@@ -136,7 +136,7 @@ def test_the_first_run(tmp_path, capsys, monkeypatch):
     assert {path.name for path in folder.glob('*.pth.tar')} == {'model_best.pth.tar', 'last.pth.tar'}
     for words in ('top-1 on 359 images', 'largest logit difference', 'parameters', 'training step', 'not trained'):
         assert words in table
-    line = next(line for line in table.splitlines() if line.startswith('inference, folded'))
+    line = next(line for line in table.splitlines() if line.startswith('inference form'))
     assert line.endswith('same network as resnet20')
     metrics = json.loads((folder / 'metrics.json').read_text())
     assert metrics['top1'] == metrics['top1_folded'] > 80

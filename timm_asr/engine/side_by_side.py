@@ -140,9 +140,9 @@ def table(metrics: Mapping[str, Any]) -> str:
 
     lines = [['', *rows]]
     lines += [[label, *(timed(name, what) for name in rows)] for label, what in (
-        ('training step', 'train'), ('inference, as trained', 'infer'), ('inference, folded', 'infer_folded'))]
+        ('training step', 'train'), ('inference, as trained', 'infer'), ('inference form', 'infer_folded'))]
     lines += [[label, *(f'{row[key]:,}' for row in rows.values())] for label, key in (
-        ('parameters', 'parameters'), ('parameters, folded', 'parameters_inference'))]
+        ('parameters', 'parameters'), ('parameters, inference form', 'parameters_inference'))]
     lines.append([f'top-1 on {metrics["images"]} images, %',
                   *(f'{metrics["top1"]:.2f}' if name == own else 'not trained' for name in rows)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
