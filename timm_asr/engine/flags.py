@@ -17,8 +17,8 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os
 MODEL = group(
     'Model',
     value('--model', str, '', 'registry name, hf-hub: name, folder with config.json, or training checkpoint', '-m'),
-    value('--asr', str, None, 'ASR to put on the model: a gate (se, ie, srm, eca, spa, ...), or free, scale or scalar; a '
-          'checkpoint knows its own', metavar='GATE'),
+    value('--asr', str, None, 'ASR to put on the model: a gate (se, ie, srm, eca, spa, ...), or free, scale or scalar; '
+          'a checkpoint knows its own', metavar='GATE'),
     switch('--pretrained', 'load the pretrained weights'),
     value('--checkpoint', str, '', 'file or folder with the weights', metavar='PATH'),
     switch('--use-ema', 'take the averaged weights of the checkpoint, if it has them'),
@@ -42,7 +42,7 @@ DATA = group(
           metavar='MODE'),
     value('--target-key', str, None, 'key of the labels in a data set of records', metavar='KEY'),
     switch('--dataset-trust-remote-code', 'let a Hugging Face data set run its own code'),
-    value('--workers', int, min(4, CORES), 'processes that load images; the number of cores, at most 4, if unset', '-j'),
+    value('--workers', int, min(4, CORES), 'processes that load images; as many as cores, at most 4, if unset', '-j'),
     value('--batch-size', int, 256, 'images per batch', '-b'),
     switch('--no-prefetcher', "normalize in the loading processes, not in timm's prefetcher"),
     switch('--pin-mem', 'pin the memory that batches are copied from'),

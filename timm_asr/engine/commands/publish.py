@@ -10,7 +10,8 @@ OPTIONS: list[Option] = [
         'What to publish',
         value('folder', str, None, 'folder that `export` or `train` wrote', metavar='FOLDER'),
         value('--license', str, '', 'as the Hub names it (apache-2.0); none is stated otherwise'),
-        value('--dataset-name', str, '', "data set as the Hub names it (uoft-cs/cifar10); the run's, but no folder's, if unset"),
+        value('--dataset-name', str, '', "data set as the Hub names it (uoft-cs/cifar10); the run's, "
+              "but no folder's, if unset"),
     ),
     *group(
         'Where',
