@@ -1,6 +1,6 @@
 """Train a model; without arguments, the recipe digits.
 
-The options have timm's names, meanings and defaults (the device aside); a few of our own follow.
+The options have timm's names, meanings and defaults (the device aside); some are our own.
 """
 
 import argparse
