@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from scipy import stats
 from train_helpers import _CONTEXT, children_of
 
 from timm_asr.engine import checkpoint
@@ -78,6 +79,19 @@ def test_a_run_is_that_of_train_and_is_measured_at_its_last_epoch_alone(finished
     rows = list(csv.DictReader((folder / 'summary.csv').open()))
     assert [row['epoch'] for row in rows] == ['3']
     assert json.loads((folder / 'result.json').read_text())['top1'] == float(rows[0]['eval_top1'])
+
+
+def test_the_tables_by_hand(tmp_path):
+    plan = read_plan(write(tmp_path / 'plan.yaml', ARMS, [0, 1, 2]))
+    values = {'plain': (1.0, 2.0, 4.0), 'more images': (8.0, 9.0, 8.5), 'other images': (2.0, 3.0, 3.5)}
+    rows = [{'arm': name, 'seed': seed, 'status': 'done', 'top1': top1, 'nll': 1.0}
+            for name, own in values.items() for seed, top1 in enumerate(own)]
+    lines = {line['arm']: line for line in report.table(plan, rows)}
+    assert lines['plain']['top-1, %'] == '2.33 ± 1.53'
+    welch, student = (stats.ttest_ind(values['more images'], values['plain'], equal_var=equal).pvalue
+                      for equal in (False, True))
+    assert lines['more images']['p of it (Holm)'] == f'{welch:.4f} ({2 * welch:.4f})'
+    assert report.dia_table(plan, rows)[1]['p-value'] == f'{student:.3f}*' != f'{welch:.3f}*'
 
 
 def test_nothing_is_done_twice(finished, monkeypatch):
