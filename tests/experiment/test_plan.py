@@ -48,6 +48,7 @@ def test_a_budget_scales_epochs_images_and_seeds(write):
     options = plan.arms[0].options
     assert (options['epochs'], options['decay_milestones'], options['train_images']) == (10, [5, 8], 0.25)
     assert plan.seeds == (0,)
+    assert read_plan(write(), 0.3).seeds == (0, 1)
     assert plan.budget == 0.25
     assert read_plan(write(base={'train_images': 1000, 'epochs': 3}), 0.5).arms[0].options['train_images'] == 500
     assert read_plan(write(base={'train_images': 0.5}), 0.5).arms[0].options['train_images'] == 0.25

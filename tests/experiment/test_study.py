@@ -56,18 +56,19 @@ def test_the_rounds_of_a_search_come_back_from_their_rows(tmp_path, monkeypatch)
     monkeypatch.setattr(study, 'HERE', tmp_path)
     (tmp_path / 'study').mkdir()
     (tmp_path / 'study' / 'search.yaml').write_text(
-        'base: {model: resnet20, holdout: 5}\narms: {a: {lr: 0.1}, b: {lr: 0.2}, c: {lr: 0.3}}\nseeds: [0]\n'
+        'base: {model: resnet20, holdout: 5}\narms: {a: {lr: 0.1}, b: {lr: 0.2}, c: {lr: 0.3}}\nseeds: [0, 1]\n'
         'halving: {epochs: [2, 4, 8], keep: 0.5}\n')
     with open(tmp_path / 'study' / 'search.csv', 'w', encoding='utf-8', newline='') as file:
         writer = csv.DictWriter(file, ('arm', 'seed', 'status', 'epochs', 'top1'))
         writer.writeheader()
-        writer.writerows({'arm': arm, 'seed': 0, 'status': 'done', 'epochs': epochs, 'top1': top1}
-                         for epochs, arms in ((2, {'a': 1.0, 'b': 3.0, 'c': 2.0}), (4, {'b': 5.0, 'c': 6.0}))
-                         for arm, top1 in arms.items())
+        writer.writerows({'arm': arm, 'seed': seed, 'status': status, 'epochs': epochs, 'top1': top1}
+                         for epochs, arms in ((2, {'a': 9.0, 'b': 3.0, 'c': 2.0}), (4, {'b': 5.0, 'c': 6.0}))
+                         for arm, top1 in arms.items()  # the best of the first round diverges with its second seed
+                         for seed, status in enumerate(('done', 'stopped' if arm == 'a' else 'done')))
     study.begin('search', tmp_path / 'runs')
     found = study.parts('search', tmp_path / 'runs')
     assert [[arm.name for arm in plan.arms] for plan, _ in found] == [['a', 'b', 'c'], ['b', 'c'], ['c']]
-    assert [len(missing_runs(plan, folder)) for plan, folder in found] == [0, 0, 1]
+    assert [len(missing_runs(plan, folder)) for plan, folder in found] == [0, 0, 2]
 
 
 def test_only_seeds_that_all_arms_have_are_compared():
