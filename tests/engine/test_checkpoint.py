@@ -43,8 +43,9 @@ METRICS = [50.0, 70.0, 60.0, NAN, 70.0, 80.0]
 @pytest.mark.parametrize(('options', 'metrics', 'best', 'kept'), [
     # Of the two with 70 the older one stays; the one without a metric goes first.
     ({'keep': 2}, METRICS, (80.0, 5), {5, 1}),
+    ({'keep': 1}, [70.0, 70.0], (70.0, 0), {0}),
     ({'keep': 1, 'decreasing': True}, [0.5, 0.3, NAN, 0.4, float('-inf')], (0.3, 1), {1}),
-    ({}, [NAN], (None, None), {0})], ids=['few', 'loss', 'nan'])
+    ({}, [NAN], (None, None), {0})], ids=['few', 'tie', 'loss', 'nan'])
 def test_keeps_last_best_and_the_best_few(options, metrics, best, kept, tmp_path):
     saver = saved(tmp_path, metrics, **options)
     assert (saver.best_metric, saver.best_epoch) == best
@@ -57,11 +58,12 @@ def test_keeps_last_best_and_the_best_few(options, metrics, best, kept, tmp_path
 def test_going_on_from_an_older_checkpoint(tmp_path):
     saved(tmp_path, [10.0, 20.0, 15.0, 40.0])
     again = Saver(tmp_path)
-    again.load_state_dict(torch.load(tmp_path / 'checkpoint-2.pth.tar', weights_only=True)['saver'])
+    again.load_state_dict(torch.load(tmp_path / 'checkpoint-1.pth.tar', weights_only=True)['saver'])
     again.goes_back = True
     assert epochs_of(tmp_path)['model_best.pth.tar'] == 3  # until the run has gone on
-    again.save(state(3), 3, 12.0)
+    again.save(state(2), 2, 12.0)
     assert epochs_of(tmp_path)['model_best.pth.tar'] == 1
+    assert epochs_of(tmp_path)['checkpoint-3.pth.tar'] == 3  # until its epoch is reached again
 
 
 def test_numbered_checkpoints_of_timms_run_keep_their_ranks(tmp_path):
