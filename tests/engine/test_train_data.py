@@ -172,6 +172,8 @@ def test_seeds_are_unrelated_and_epochs_repeat():
         assert epochs([2], **how) == [third]
         assert epochs([1, 0], **how) == [second, first]
         assert epochs([0], rank=1, **how) != [first]
+        if how['workers'] == 2:  # a batch each
+            assert [a != b for a, b in zip(first[1:4], first[5:], strict=True)] == [True, True, how.get('numpy', True)]
 
 
 def test_print_config_shows_what_was_found_out_and_opens_no_data(tmp_path, capsys):
