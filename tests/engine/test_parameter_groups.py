@@ -29,7 +29,7 @@ def test_every_parameter_is_decayed():
 
 @pytest.mark.parametrize('decay_all', [False, True])
 def test_sites_learn_at_their_own_rate(decay_all):
-    for name in ('resnet20', 'resnet20_asr_se'):
+    for name in ('resnet20', 'resnet20_asr_se', 'vit_tiny_asr_se'):
         model = small(name)
         layers = [layer.layer for layer in asr_layers(model)] or [
             model.get_submodule(site) for site in known_sites(model)]
@@ -37,6 +37,10 @@ def test_sites_learn_at_their_own_rate(decay_all):
         found = optimizer(model, weight_decay=0.1, site_lr=0.25, decay_all=decay_all)
         scaled = {id(p) for group in found.param_groups if group.get('lr_scale') == 0.25 for p in group['params']}
         assert scaled == expected
+        free = {id(p) for group in found.param_groups if not group['weight_decay'] for p in group['params']}
+        named = getattr(model, 'no_weight_decay', set)()
+        assert free == (set() if decay_all else {
+            id(p) for key, p in model.named_parameters() if p.ndim < 2 or key in named})
         assert sum(len(group['params']) for group in found.param_groups) == len(list(model.parameters()))
     with pytest.raises(BadInput, match='layer-decay'):
         optimizer(model, site_lr=0.25, layer_decay=0.9)
