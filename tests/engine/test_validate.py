@@ -148,6 +148,15 @@ def test_valid_labels(run, model, folder, checkpoint, tmp_path):
     assert (row['top1'], row['top5']) == expected(model, folder, order) != expected(model, folder)
 
 
+def test_real_labels(run, model, folder, checkpoint, tmp_path, monkeypatch):
+    """Here the class after that of the folder is right, for images that are called as those of ImageNet."""
+    names = [f'ILSVRC2012_val_{i + 1:08d}.JPEG' for i in range(CLASSES * IMAGES)]
+    monkeypatch.setattr(timm.data.ImageDataset, 'filenames', lambda *args, **kwargs: names)
+    (tmp_path / 'real.json').write_text(json.dumps([[(i // IMAGES + 1) % CLASSES] for i in range(len(names))]))
+    row = run('--checkpoint', checkpoint, '--real-labels', tmp_path / 'real.json')
+    assert (row['top1'], row['top5']) == expected(model, folder, [1, 2, 3, 4, 5, 6, 0]) != expected(model, folder)
+
+
 def test_all_checkpoints_of_a_folder(run, checkpoint, tmp_path):
     for name in ('checkpoint-2.pth.tar', 'checkpoint-10.pth.tar'):
         (tmp_path / name).write_bytes(checkpoint.read_bytes())
