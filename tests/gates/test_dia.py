@@ -181,6 +181,9 @@ def test_cells():
         'SqueezedLSTMCell', 'StandardLSTMCell', 'StandardLSTMCell']
     assert dia(dia_cell='standard').layer1.unit.cells[0].act == 'tanh'
     assert dia(dia_cells=2).layer1.unit.cells[1].act == 'sigmoid'
+    light = timm.create_model('resnet20_dia_lstm_light').layer1.unit.cells[0]
+    for weight in (light.weight_ih, light.weight_hh):  # at 0 the bottleneck would have no gradient
+        assert 0.5 < weight.abs().max() <= 0.5**0.5
 
 
 @pytest.mark.parametrize(('name', 'kwargs', 'error', 'sentence'), [

@@ -9,7 +9,7 @@ from helpers import images, randomize, relative_error, small
 from torch import nn
 
 from timm_asr.gates.gate import ChannelGate
-from timm_asr.gates.ie import IEBN2d
+from timm_asr.gates.ie import IE, IEBN2d
 from timm_asr.gates.ras import RAS, Rational, RecurrentECA, RecurrentSE, RecurrentSPA
 from timm_asr.gates.se import SE
 from timm_asr.gates.sem import SEM
@@ -116,6 +116,12 @@ def test_gates_keep_their_own_initialisation(name):
         assert layer.weight.abs().max() <= inputs**-0.5
         if layer.weight.numel() > 100:
             assert abs(layer.weight.std() * (3 * inputs) ** 0.5 - 1) < 0.2
+
+
+def test_scales_start_at_zero_and_shifts_at_minus_one():
+    ie, sem, iebn = IE(C), SEM(C), IEBN2d(C)
+    assert all(weight.eq(0).all() for weight in (ie.weight, sem.weight, iebn.gate_weight))
+    assert all(bias.eq(-1).all() for bias in (ie.bias, sem.bias, iebn.gate_bias))
 
 
 def test_a_forward_pass_writes_to_nothing():
