@@ -186,6 +186,14 @@ def test_cells():
         assert 0.5 < weight.abs().max() <= 0.5**0.5
 
 
+@pytest.mark.parametrize('backbone', ['resnet20', 'resnet83', 'wrn52_4'])
+def test_a_dropped_path_leaves_the_shortcut(backbone):
+    block = dia(backbone=backbone, drop_path_rate=0.5).train().layer3[-1]
+    block.drop_path.drop_prob = 1.0
+    a, z = torch.randn(2, 2, 8, 4, 4, dtype=torch.float64)
+    assert torch.equal(block.merge(a, z, shortcut := torch.rand_like(a)), shortcut)
+
+
 @pytest.mark.parametrize(('name', 'kwargs', 'error', 'sentence'), [
     ('resnet20', {'dia': 'lstn'}, ValueError,
      "Unknown shared unit 'lstn', did you mean 'lstm'; known shared units: se, eca"),
