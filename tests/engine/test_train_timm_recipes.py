@@ -107,8 +107,8 @@ def test_resnet_a3(train):
 
 
 def test_resnet_a2(train):
-    run = train(A2)
-    assert run.loss.target_threshold == 0.2
+    run = train(A2, more='--bce-sum --bce-pos-weight 2')
+    assert (run.loss.target_threshold, run.loss.sum_classes, run.loss.pos_weight) == (0.2, True, 2)
     assert run.seen.batches[0][0].is_contiguous(memory_format=torch.channels_last)
     assert run.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert run.model.layer3[-1].drop_path.drop_prob == pytest.approx(0.05)
@@ -148,7 +148,9 @@ def test_training_is_this_loop(train, tmp_path):
 
 
 def test_mobilenet(train):
-    run = train(MOBILENET, model='test_efficientnet', more='--warmup-epochs 0', finish=True)
+    more = '--warmup-epochs 0 --bn-momentum 0.3 --bn-eps 0.01'
+    run = train(MOBILENET, model='test_efficientnet', more=more, finish=True)
+    assert (run.model.bn1.momentum, run.model.bn1.eps) == (0.3, 0.01)
     assert type(run.optimizer).__name__ == 'RMSpropTF'
     assert run.optimizer.defaults['eps'] == 0.001
     assert type(run.training.scheduler).__name__ == 'StepLRScheduler'
