@@ -19,6 +19,7 @@ from timm.optim import create_optimizer_v2
 from torch.nn.functional import cross_entropy
 from train_helpers import make_images
 
+from timm_asr.engine import loop
 from timm_asr.engine.build import build_model
 from timm_asr.engine.commands.train import parse_args
 from timm_asr.engine.progress import Progress
@@ -233,14 +234,18 @@ def test_model_dtype(train):
     assert {value.dtype for value in run.last['state_dict'].values()} == {torch.bfloat16, torch.int64}
 
 
-def test_scheduled_resolution(train):
+def test_scheduled_resolution(train, monkeypatch):
+    losses, update = [], loop._update
+    monkeypatch.setattr(loop, '_update', lambda training, loss, due: losses.append(loss) or update(training, loss, due))
     run = train('--lr 0.1 --train-img-sizes 16 32 --train-batch-sizes 8 4 --train-size-probs 0.5 0.5 '
-                '--train-batches-per-epoch 6 --variable-batch-loss-scale linear')
+                '--train-batches-per-epoch 6 --variable-batch-loss-scale linear --smoothing 0')
     shapes = {tuple(batch.shape) for batch, _ in run.seen.batches}
     assert shapes == {(8, 3, 16, 16), (4, 3, 32, 32)}
-    assert len(run.seen.batches) == 12
-    from timm_asr.engine.loop import _loss_scale
-    assert _loss_scale(run.training, 8) == pytest.approx(8 / 6)
+    sums = [cross_entropy(output, label, reduction='sum').item() for output, (_, label) in zip(
+        run.seen.outputs, run.seen.batches, strict=True)]
+    assert [loss.item() for loss in losses] == pytest.approx([total / 6 for total in sums], rel=1e-5)
+    mean = sum(sums[6:]) / sum(len(batch) for batch, _ in run.seen.batches[6:])
+    assert float(read_summary(run.folder / 'summary.csv')[-1]['train_loss']) == pytest.approx(mean, rel=1e-5)
 
 
 def test_mixing_stops_at_its_epoch_also_in_living_workers(train):
