@@ -86,12 +86,13 @@ def test_the_tables_by_hand(tmp_path):
     values = {'plain': (1.0, 2.0, 4.0), 'more images': (8.0, 9.0, 8.5), 'other images': (2.0, 3.0, 3.5)}
     rows = [{'arm': name, 'seed': seed, 'status': 'done', 'top1': top1, 'nll': 1.0}
             for name, own in values.items() for seed, top1 in enumerate(own)]
-    lines = {line['arm']: line for line in report.table(plan, rows)}
+    found = report.comparisons(plan, rows)
+    lines = {line['arm']: line for line in report.table(plan, rows, found)}
     assert lines['plain']['top-1, %'] == '2.33 ± 1.53'
     welch, student = (stats.ttest_ind(values['more images'], values['plain'], equal_var=equal).pvalue
                       for equal in (False, True))
     assert lines['more images']['p of it (Holm)'] == f'{welch:.4f} ({2 * welch:.4f})'
-    assert report.dia_table(plan, rows)[1]['p-value'] == f'{student:.3f}*' != f'{welch:.3f}*'
+    assert report.dia_table(plan, rows, found)[1]['p-value'] == f'{student:.3f}*' != f'{welch:.3f}*'
 
 
 def test_nothing_is_done_twice(finished, monkeypatch):

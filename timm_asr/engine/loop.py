@@ -173,8 +173,6 @@ def train_one_epoch(training: Training, epoch: int, progress: Progress) -> dict[
         if need_update:
             _after_update(training, meter, epoch, index, last, images, progress)
         waiting_since = time.perf_counter()
-    if hasattr(training.optimizer, 'sync_lookahead'):
-        training.optimizer.sync_lookahead()
     return {'loss': meter.average(epoch), **meter.rates(args.world_size)}
 
 
