@@ -64,6 +64,23 @@ def test_frozen_batch_norm_trains_the_attention():
     assert all(torch.isfinite(m.vectors[0].psi.grad).all() for m in asr_layers(model))
 
 
+@pytest.mark.parametrize(('name', 'kwargs', 'trained'), [
+    ('resnet20_asr_se', {'layers': (2, 2, 1)}, ('layer2', 'layer3', 'fc')),
+    ('resnet20_spe', {}, ('layer2', 'layer3', 'fc')), ('vit_tiny_asr_eca', {}, ('blocks.1', 'norm', 'head'))])
+def test_the_backward_pass_ends_where_all_before_is_frozen(name, kwargs, trained):
+    model, x = model_and_images(name, **kwargs)
+    other, needed = clone(model), []
+    for key, p in model.named_parameters():
+        p.requires_grad_(key.startswith(trained))
+    model.get_submodule(trained[0]).register_forward_pre_hook(lambda _, inputs: needed.append(inputs[0].requires_grad))
+    for network in (model, other):
+        network(x).square().sum().backward()
+    assert needed == [False]
+    for (key, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert (p.grad is not None) == key.startswith(trained)
+        assert p.grad is None or relative_error(q.grad, p.grad) < 1e-9
+
+
 @pytest.mark.parametrize('name', SOME + OTHERS)
 def test_ema_copies_follow(name):
     model, x = model_and_images(name)

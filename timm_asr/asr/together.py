@@ -168,6 +168,11 @@ def _compute(groups: list[tuple[_Group, list[_Tensors]]]) -> dict[ASR, dict[str,
             scaled = next(cuts).view(rows, -1) * torch.cat([v.reshape(-1) for v in weights])
             for (site, name, _), tensor in zip(takers, scaled.view(-1).split([n for *_, n in takers]), strict=True):
                 found[site][name] = tensor
+    for group, tensors in groups:
+        for site, *own in zip(group.sites, *tensors, strict=True):
+            # What is frozen must not send the backward pass through all that comes before it.
+            if not any(t.requires_grad for t in own) and any(t.requires_grad for t in found[site].values()):
+                found[site] = {name: t.detach() for name, t in found[site].items()}
     return found
 
 
