@@ -172,6 +172,9 @@ def test_a_fused_checkpoint_does_not_fit_a_trainable_model():
         with pytest.raises(RuntimeError, match=r'trainable checkpoint with ASR vectors') as error:
             fused.load_state_dict(trainable.state_dict(), strict=strict)
         assert str(error.value).count('with ASR vectors') == 1  # once, not for every layer
+        for kwargs in ({'asr_depth': 2}, {'asr': 'ie'}):  # what strict=False would leave as it was drawn
+            with pytest.raises(RuntimeError, match='come from another gate or asr_depth'):
+                small('resnet18_asr_se', **kwargs).load_state_dict(trainable.state_dict(), strict=strict)
     wrapped = nn.DataParallel(small('vit_tiny_asr_se'))
     state = {f'module.{k}': v for k, v in fold_asr(small('vit_tiny_asr_se')).state_dict().items()}
     with pytest.raises(RuntimeError, match='folded or plain checkpoint'):

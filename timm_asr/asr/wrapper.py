@@ -144,6 +144,9 @@ class ASR(nn.Module):
                 f"This is a folded or plain checkpoint ('{plain[0]}') and the model still trains its ASR vectors: load "
                 'it into the plain architecture (or fold_asr(model) first); to go on training from it, use '
                 'attach_asr(plain_model, gate, preserve=True).')
+        given = {key for key in state_dict if key.startswith(f'{prefix}vectors.')}
+        if given and given != {f'{prefix}vectors.{key}' for key in self.vectors.state_dict()}:
+            error_msgs.append(f"The vectors of '{prefix}' come from another gate or asr_depth than the model has.")
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
