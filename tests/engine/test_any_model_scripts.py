@@ -151,7 +151,8 @@ def test_refusals_of_the_script(trained, images, tmp_path):
     for words, sentence in (
             (['--asr', 'sa'], "test_convnext_asr_sa cannot be made with these options: Unknown gate 'sa'"),
             (['--asr', 'se', '--initial-checkpoint', folder / 'model.safetensors'],
-             'has no ASR vectors; --pretrained-path')):
+             'has no ASR vectors; --pretrained-path'),
+            (['--pretrained-path', folder / 'last.pth.tar'], 'has ASR vectors, for which test_convnext has no place')):
         result = run([*COMMON, '--data-dir', images, '--epochs', 1, '--output', tmp_path, *words], tmp_path / 'log')
         assert result.code == 2
         assert sentence in result.text

@@ -76,7 +76,7 @@ def test_a_model_of_a_folder_trains_and_its_checkpoint_is_taken_everywhere(image
     done = run(['--data-dir', images, '--model', model, '--pretrained', '--asr', 'se', '--img-size', '32', *TRAIN,
                 '--output', tmp_path], tmp_path / 'log')
     assert done.code == 0, done.text
-    assert 'The classifier is new, with 3 outputs; all else is that of the weights.' in done.text
+    assert 'The classifier is new, with 3 outputs.' in done.text
     checkpoint = str(tmp_path / 'run' / 'model_best.pth.tar')
     validate.main([str(images), '--checkpoint', checkpoint, '-b', '4', '-j', '0', '--device', 'cpu'])
     assert result(capsys)['img_size'] == 32

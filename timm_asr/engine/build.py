@@ -46,6 +46,7 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
     (with the nearest names), options that it does not take, or weights that do not fit it.
     """
     check_model(args)
+    variant = variant_of(args.model)
     keywords: dict[str, Any] = {
         'num_classes': args.num_classes, 'drop_rate': args.drop,
         'drop_path_rate': args.drop_connect if args.drop_path is None else args.drop_path,
@@ -54,7 +55,11 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
         'last_norm_init': args.last_norm_init}
     pretrained = weights and bool(args.pretrained or args.pretrained_path)
     if args.pretrained_path and weights:
-        read_checkpoint(args.pretrained_path)  # says what is wrong with the file, if anything is
+        content = read_checkpoint(args.pretrained_path)  # says what is wrong with the file, if anything is
+        found = state_dict_of(content, averaged_in(content) is not None, args.pretrained_path)
+        if any('.vectors.' in key for key in found) and not (variant and variant.asr):
+            raise BadInput(f'--pretrained-path {args.pretrained_path} has ASR vectors, for which {args.model} has no '
+                           'place: name the folded weights, the model.safetensors of its run or of timm-asr export')
         keywords['pretrained_cfg_overlay'] = {'file': args.pretrained_path, 'num_classes': -1}
     if args.initial_checkpoint and args.last_norm_init is not None:
         raise BadInput('--last-norm-init is where training starts, and --initial-checkpoint brings its own weights')
@@ -63,7 +68,6 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
         resolved = resolve_model_input_args(args.model, shape, **{**keywords, **args.model_kwargs})
         model = create_model(**resolved, pretrained=pretrained)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, OSError) as error:
-        variant = variant_of(args.model)
         if pretrained and variant is not None and variant.asr:
             path = f'--pretrained-path {args.pretrained_path}' if args.pretrained_path else '--pretrained'
             raise BadInput(f'{args.model} cannot start from plain weights by its name; this does: --model '
@@ -72,7 +76,7 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
     if pretrained:
         known = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes')
         _logger.info('The classifier is that of the weights.' if known == model.num_classes else
-                     f'The classifier is new, with {model.num_classes} outputs; all else is that of the weights.')
+                     f'The classifier is new, with {model.num_classes} outputs.')
     if weights:
         _start_weights(model, args)
     return model
