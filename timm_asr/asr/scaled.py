@@ -15,7 +15,7 @@ import timm.models.fastvit as fastvit
 import timm.models.metaformer as metaformer
 import timm.models.swiftformer as swiftformer
 import torch
-from timm.layers.norm_act import FrozenBatchNormAct2d, SyncBatchNormAct
+from timm.layers import FrozenBatchNormAct2d, SyncBatchNormAct
 from torch import nn
 from torch.func import functional_call
 from torchvision.ops.misc import FrozenBatchNorm2d

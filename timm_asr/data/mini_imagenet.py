@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from timm.data.readers.img_extensions import get_img_extensions
+from timm.data import get_img_extensions
 from tqdm import tqdm
 
 TRAIN, VAL = 500, 100  # images of a class

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
-from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, RandomResizedCropAndInterpolation, create_loader
 from torch.utils.data import IterableDataset
 from torchvision.transforms import RandomCrop, Resize
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data.model_config import resolve_input_data_config
+from timm.data import resolve_input_data_config
 from torch import nn
 
 from ..checkpoints.open import as_source

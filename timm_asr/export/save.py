@@ -11,7 +11,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save
-from timm.data.model_config import resolve_input_data_config
+from timm.data import resolve_input_data_config
 from timm.models import get_model_args, is_model, model_entrypoint
 from timm.models._hub import save_config_for_hf
 from torch import nn

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import AvgPool2dSame, BlurPool2d, Conv2dSame, DropPath, LayerScale2d
-from timm.layers.activations import PReLU
+from timm.layers import AvgPool2dSame, BlurPool2d, Conv2dSame, DropPath, LayerScale2d, PReLU
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 

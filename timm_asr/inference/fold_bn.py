@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame
-from timm.layers.norm_act import FrozenBatchNormAct2d
+from timm.layers import BatchNormAct2d, Conv2dSame, FrozenBatchNormAct2d
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
 from torch.nn.utils import parametrize
