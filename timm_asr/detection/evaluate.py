@@ -48,38 +48,33 @@ def evaluate_coco(
         raise ValueError("The loader's data set has no COCO ground truth; pass it as coco=COCO(annotation_file).")
     like = next(p for p in detector.parameters() if p.is_floating_point())
     modes = {module: module.training for module in detector.modules()}
-    found: dict[str, list[dict[str, Any]]] = {}
-    seen: set[int] = set()
+    answers: dict[int, dict[str, list[dict[str, Any]]]] = {}  # of each image, by IoU type
     detector.eval()
     try:
         for images, targets in tqdm(loader, desc='evaluating', disable=not (progress and sys.stderr.isatty())):
-            ids = [int(target['image_id']) for target in targets]
-            for image_id, output in zip(ids, detector([image.to(like) for image in images]), strict=True):
-                if image_id in seen:  # repeated, so that all processes have as many
-                    continue
-                seen.add(image_id)
-                for kind, rows in _rows(image_id, output).items():
-                    found.setdefault(kind, []).extend(rows)
+            for target, output in zip(targets, detector([image.to(like) for image in images]), strict=True):
+                image_id = int(target['image_id'])
+                if image_id not in answers:
+                    answers[image_id] = _rows(image_id, output)
     finally:
         for module, training in modes.items():
             module.training = training
-    parts: list[Any] = [(seen, found)]
     if dist.is_initialized():
-        parts = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, (seen, found))
-    images_seen = sorted({image_id for ids, _ in parts for image_id in ids})
-    if not images_seen:
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, answers)
+        # Samplers repeat images, so that all processes have as many; the first answer counts.
+        answers = {image_id: rows for part in reversed(parts) for image_id, rows in part.items()}
+    if not answers:
         raise ValueError('The loader gives no images to evaluate on.')
     truth = COCO(copy.deepcopy(coco.dataset))  # evaluation changes it
     for annotation in truth.dataset['annotations']:  # what some files leave out
         annotation.setdefault('iscrowd', 0)
         annotation.setdefault('area', annotation['bbox'][2] * annotation['bbox'][3])
     figures = {}
-    for kind in next(rows for _, rows in parts if rows):
-        rows = [dict(row) for n, (_, own) in enumerate(parts) for row in own.get(kind, ())  # written into
-                if not any(row['image_id'] in before for before, _ in parts[:n])]
+    for kind in next(iter(answers.values())):
+        rows = [dict(row) for answer in answers.values() for row in answer[kind]]  # written into
         evaluation = COCOeval_faster(truth, truth.loadRes(rows), kind)
-        evaluation.params.imgIds = images_seen
+        evaluation.params.imgIds = sorted(answers)
         evaluation.run()
         figures[kind] = dict(zip(FIGURES, map(float, evaluation.stats), strict=False))
     return figures
