@@ -5,9 +5,8 @@ import copy
 import json
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -82,10 +81,6 @@ def eval_loader(args: argparse.Namespace, val: CocoSet, share: int = 1) -> DataL
     return DataLoader(part, args.batch_size, collate_fn=collate, num_workers=args.workers)
 
 
-def _write_json(content: dict[str, Any], file: BinaryIO) -> None:
-    file.write(json.dumps(content, indent=2).encode() + b'\n')
-
-
 class DetectionRun(Run):
     """A run from its first epoch to the folded detector."""
 
@@ -155,21 +150,20 @@ class DetectionRun(Run):
                 raise Stopped(f'folding changed a figure by {apart:.1e}: no detector is written')
             metrics |= {'epoch': self.saver.best_epoch, 'trained': before, 'folded': after}
             print(f'AP {before["AP"]:.4f} as trained, {after["AP"]:.4f} folded; AP50 {after["AP50"]:.4f}')
-        state = {key: value.contiguous() for key, value in folded.state_dict().items()}
-        content = save(state)
+        content = save({key: value.contiguous() for key, value in folded.state_dict().items()})
         write_atomically(self.folder / 'detector.safetensors', lambda file: file.write(content))
-        names = ('detector', 'frozen_bn', 'strides', 'fpn_channels')
         # Mean and deviation may be those of a pretrained tag, which the plain name has not.
         statistics = {f'image_{key}': list(getattr(folded.transform, f'image_{key}')) for key in ('mean', 'std')}
         description = {  # of the folded detector
-            **{name: getattr(self.args, name) for name in names},
+            **{name: getattr(self.args, name) for name in ('detector', 'frozen_bn', 'strides', 'fpn_channels')},
             'detector_kwargs': statistics | self.args.detector_kwargs,
             'backbone': plain_architecture(self.args.backbone),
             'backbone_kwargs': plain_keywords(self.args.backbone_kwargs, folded),
             'trained': {name: getattr(self.args, name) for name in ('backbone', 'asr', 'backbone_kwargs')},
             'num_classes': self.args.num_classes + 1, 'categories': self.categories}
-        for name, what in (('detector.json', description), ('metrics.json', metrics)):
-            write_atomically(self.folder / name, partial(_write_json, what))
+        about, measured = (json.dumps(what, indent=2).encode() + b'\n' for what in (description, metrics))
+        write_atomically(self.folder / 'detector.json', lambda file: file.write(about))
+        write_atomically(self.folder / 'metrics.json', lambda file: file.write(measured))
         print(f'Results: {self.folder}')
         return 0
 
