@@ -50,13 +50,13 @@ class DetectionTask(Task):
         return {'loss': loss + auxiliary_loss(unwrap_model(self.trainable_module)) if self.has_auxiliary else loss}
 
 
-def build_detector(args: argparse.Namespace, num_classes: int, weights: bool = True) -> nn.Module:
-    """The detector that the options name, for ``num_classes`` classes without the background; BadInput where one of its
+def build_detector(args: argparse.Namespace, weights: bool = True) -> nn.Module:
+    """The detector that the options name, whose ``num_classes`` are without the background; BadInput where one of its
     parts is unknown, or they do not fit together.
     """
     try:
         return create_detector(
-            args.detector, args.backbone, num_classes + 1, pretrained=args.pretrained and weights,
+            args.detector, args.backbone, args.num_classes + 1, pretrained=args.pretrained and weights,
             checkpoint=args.backbone_checkpoint if weights else '', asr=args.asr, frozen_bn=args.frozen_bn,
             strides=args.strides, fpn_channels=args.fpn_channels, backbone_kwargs=args.backbone_kwargs,
             **args.detector_kwargs)
@@ -89,7 +89,8 @@ class DetectionRun(Run):
         train = open_set(args, args.train_split, args.hflip)
         val = open_set(args, args.val_split) if args.val_split else None
         self.categories = {number: entry['name'] for number, entry in train.coco.cats.items()}
-        model = build_detector(args, max(self.categories, default=0)).to(self.device)
+        args.model, args.num_classes = f'{args.detector}_{args.backbone}', max(self.categories, default=0)
+        model = build_detector(args).to(self.device)
         seeded = Images(train)
         seeded.seed_workers(args.seed, args.rank)
         sampler = DistributedSampler(seeded, seed=args.seed) if args.distributed else RandomSampler(seeded)
@@ -99,7 +100,6 @@ class DetectionRun(Run):
                        persistent_workers=args.workers > 0,
                        drop_last=args.batch_size > 1 and len(sampler) % args.batch_size == 1),
             None if val is None else eval_loader(args, val, args.world_size), None, args.batch_size)
-        args.model, args.num_classes = f'{args.detector}_{args.backbone}', max(self.categories, default=0)
         args.eval_metric, args.sched_on_updates = 'AP', True
         args.warmup_epochs = args.warmup_steps * args.grad_accum_steps / max(1, len(loaders.train))
         resolve_learning_rate(args, args.batch_size)
@@ -135,7 +135,7 @@ class DetectionRun(Run):
             raise Stopped('no checkpoint was written: there is nothing to fold')
         plot_run(self.folder, None, {'eval_AP': 'AP', 'eval_AP50': 'AP50', 'eval_mask_AP': 'mask AP'},
                  'average precision')
-        model = build_detector(self.args, self.args.num_classes, weights=False)
+        model = build_detector(self.args, weights=False)
         found = state_dict_of(read_checkpoint(best), path=best, own=model.state_dict())
         load_weights(model, best, found, self.args.model)
         model = model.to(self.device).eval()
