@@ -77,7 +77,7 @@ def open_set(args: argparse.Namespace, split: str, hflip: float = 0.0) -> CocoSe
 
 def eval_loader(args: argparse.Namespace, val: CocoSet, share: int = 1) -> DataLoader:
     """Every ``share``-th image, from that of this process on: each image is seen once, by one process."""
-    part = val if share == 1 else Subset(val, range(args.rank, len(val), share))
+    part = Subset(val, range(args.rank, len(val), share))
     return DataLoader(part, args.batch_size, collate_fn=collate, num_workers=args.workers)
 
 
