@@ -55,8 +55,7 @@ def saved_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = forward()
-    del result
+        forward()
     return sum(storage.nbytes() for storage in saved.values())
 
 
