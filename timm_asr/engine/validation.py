@@ -205,8 +205,7 @@ def main(args: argparse.Namespace, *_: Any) -> int:
         rows: list[dict[str, Any]] = []
         try:
             for run in runs:
-                row = _try(argparse.Namespace(**{**vars(args), **run}), device)
-                rows.append(row | {key: value for key, value in run.items() if key == 'checkpoint'})
+                rows.append(_try(argparse.Namespace(**{**vars(args), **run}), device) | run)
         except KeyboardInterrupt:
             _logger.warning(f'Interrupted: {len(rows)} of {len(runs)} models are validated.')
             interrupted = True
