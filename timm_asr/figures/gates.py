@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -114,14 +115,14 @@ def plot_frozen(gates: Sequence[GateReport], path: str | Path, title: str = '', 
     save(figure, path, title or 'Channel weights of each gate', caption)
 
 
-def _boxes(axes: object, values: list, positions: Sequence[float], colors: Sequence[str], width: float = 0.35) -> None:
-    boxes = axes.boxplot(  # type: ignore[attr-defined]
+def _boxes(axes: Any, values: list, positions: Sequence[float], colors: Sequence[str], width: float = 0.35) -> None:
+    boxes = axes.boxplot(
         [v.tolist() for v in values], positions=positions, widths=width, whis=(0, 100), patch_artist=True,
         medianprops={'color': 'black'}, manage_ticks=False)
     for box, color in zip(boxes['boxes'], colors, strict=True):
         box.set(facecolor=color, alpha=0.6)
 
 
-def _name_ticks(axes: object, ticks: list[int], names: list[str]) -> None:
-    axes.set_xticks(ticks, names, rotation=90, fontsize=7 if len(names) <= 40 else 5)  # type: ignore[attr-defined]
-    axes.set_xlim(-0.7, len(ticks) - 0.3)  # type: ignore[attr-defined]
+def _name_ticks(axes: Any, ticks: list[int], names: list[str]) -> None:
+    axes.set_xticks(ticks, names, rotation=90, fontsize=7 if len(names) <= 40 else 5)
+    axes.set_xlim(-0.7, len(ticks) - 0.3)
