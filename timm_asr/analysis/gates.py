@@ -171,7 +171,7 @@ class _GateWatch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if len(args) == 2 and getattr(func, '__name__', '') in ('mul', '__mul__', '__rmul__', 'multiply'):
-            if args[1] is self.owned[1] and self.owned[0]:
+            if args[1] is self.owned[1]:
                 value = _per_channel(args[1], args[0])
                 if value is not None:
                     self._report(self.owned[0], args[0], value)
