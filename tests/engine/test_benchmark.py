@@ -271,6 +271,16 @@ def test_smaller_batches_after_an_error(run, monkeypatch):
     assert row == {'model': 'resnet20', 'error': 'out of memory'}
 
 
+def test_a_network_that_does_not_take_the_images_has_a_row(run, tmp_path):
+    (tmp_path / 'list.txt').write_text('test_vit\nresnet20\n')
+    for kind in ('profile', 'inference'):
+        good, bad = run('--model-list', tmp_path / 'list.txt', '--bench', kind, '--img-size', '40')
+        assert good['model'] == 'resnet20'
+        assert bad == {'model': 'test_vit', 'error': 'Input height (40) should be divisible by patch size (16).'}
+    row = run('-m', 'test_resnet', '--bench', 'train', '--img-size', '32', '-b', '1')
+    assert row['error'].startswith('Expected more than 1 value per channel when training')
+
+
 @pytest.mark.parametrize(('words', 'said'), [
     (['-m', 'resnet2o'], "unknown model 'resnet2o'; the nearest names are"),
     (['-m', 'resnet20', '--versus', 'resnet20_asr_ze'], "unknown model 'resnet20_asr_ze'"),

@@ -172,6 +172,16 @@ def test_all_checkpoints_of_a_folder(run, checkpoint, tmp_path):
     assert rows[2]['top1'] == pytest.approx(100 / CLASSES, abs=1e-3)
 
 
+def test_a_network_that_does_not_take_the_images(run, checkpoint, tmp_path):
+    other = timm.create_model('maxvit_rmlp_pico_rw_256', num_classes=CLASSES)
+    torch.save({'arch': 'maxvit_rmlp_pico_rw_256', 'state_dict': other.state_dict()}, tmp_path / 'a.pth')
+    with pytest.raises(BadInput, match=r'a.pth cannot be validated: height \(25\) must be divisible by window \(3\)'):
+        run('--checkpoint', tmp_path / 'a.pth', '--img-size', 100)
+    (tmp_path / 'b.pth').write_bytes(checkpoint.read_bytes())
+    row, = run('--checkpoint', tmp_path, '--img-size', 100)
+    assert Path(row['checkpoint']).name == 'b.pth'
+
+
 def test_a_list_of_models(run, model, folder, tmp_path, checkpoint):
     timm_asr.save_fused(model, tmp_path / 'folder')
     (tmp_path / 'list.txt').write_text(f'{tmp_path / "folder"}\n{checkpoint}\nresnet32_asr_se\n')

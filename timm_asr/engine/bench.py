@@ -197,7 +197,7 @@ class TrainStep(Step):
 
 
 _STEPS: dict[str, tuple[type[Step], ...]] = {
-    'inference': (InferenceStep,), 'train': (TrainStep,), 'both': (InferenceStep, TrainStep), 'profile': ()}
+    'inference': (InferenceStep,), 'train': (TrainStep,), 'both': (InferenceStep, TrainStep)}
 
 
 def measure(names: Sequence[str], args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
@@ -245,6 +245,12 @@ def _measure(kind: type[Step], names: Sequence[str], args: argparse.Namespace, d
         found[name] = {f'{kind.prefix}_{key}': value for key, value in figures.items()} | {
             'param_count': steps[name].millions}
     return found
+
+
+def _profile(name: str, args: argparse.Namespace, device: torch.device, batch_size: int) -> dict[str, Any]:
+    """The columns of a model that do not take time."""
+    step = InferenceStep(name, args, device, batch_size)
+    return {**step.about(), 'param_count': step.millions}
 
 
 def ratio_table(rows: Sequence[dict[str, Any]], rounds: int) -> str:
@@ -318,8 +324,8 @@ def _bulk(names: Sequence[str], args: argparse.Namespace, device: torch.device, 
         for name in names:
             try:
                 if args.bench == 'profile':
-                    step = InferenceStep(name, args, device, 1)
-                    rows.append({'model': name, **step.about(), 'param_count': step.millions})
+                    found = with_smaller_batches(partial(_profile, name, args, device), 1, 'profile', retry=False)
+                    rows.append({'model': name, **found})
                 else:
                     rows += measure([name], args, device)
             except BadInput as error:

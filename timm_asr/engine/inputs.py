@@ -23,6 +23,8 @@ from .loaders import check_data, classes_of, img_mode_of, open_dataset
 _logger = logging.getLogger(__name__)
 
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
+#: What networks raise that do not take the images, of a size that they were not made for, say.
+REFUSALS = (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError)
 _IMAGE = ('in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
 
 
@@ -173,10 +175,10 @@ def with_smaller_batches(run: Callable[[int], dict[str, Any]], batch_size: int, 
     while batch_size:
         try:
             return run(batch_size)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+        except REFUSALS as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             _logger.error(f'"{reason}" while running {what}.')
-            if not retry or not check_batch_size_retry(str(error)):
+            if not retry or not isinstance(error, RuntimeError) or not check_batch_size_retry(str(error)):
                 break
         batch_size = decay_batch_step(batch_size)
         _logger.warning(f'Reducing batch size to {batch_size} for retry.')

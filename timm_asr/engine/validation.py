@@ -18,7 +18,7 @@ from timm.utils import natural_key
 from torch import nn
 
 from ..checkpoints.find import expand_names
-from ..checkpoints.read import is_folder_of_weights
+from ..checkpoints.read import first_line, is_folder_of_weights
 from ..errors import BadInput
 from ..models.counts import count_parameters
 from . import inputs
@@ -217,6 +217,8 @@ def main(args: argparse.Namespace, *_: Any) -> int:
         except torch.OutOfMemoryError as error:
             raise BadInput(f'too little memory for --batch-size {args.batch_size}: use a smaller one, or --retry '
                            f'({str(error).splitlines()[0][:120]})') from None
+        except inputs.REFUSALS as error:
+            raise BadInput(f'{args.model or args.checkpoint} cannot be validated: {first_line(error)}') from None
         failed = 'error' in results
     # The delimiter is what timm's bulk_runner.py looks for.
     print(f'--result\n{json.dumps(results, indent=4)}')
