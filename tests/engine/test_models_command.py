@@ -2,6 +2,7 @@
 
 import pytest
 import timm
+import torch
 from helpers import asr_sites
 
 import timm_asr
@@ -50,6 +51,18 @@ def test_sites(name, capsys):
     expected = [(key, type(asr.get_submodule(key).layer).__name__) for key in asr_sites(asr)]
     assert [tuple(row.split()[:2]) for row in rows] == expected
     assert last == f'{len(expected)} sites in {name}.'
+
+
+def test_sites_of_a_checkpoint_and_of_an_exported_folder(tmp_path, capsys):
+    model = timm.create_model('resnet20_asr_se', num_classes=3).eval()
+    torch.save({'arch': 'resnet20_asr_se', 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
+    timm_asr.save_fused(model, tmp_path / 'folder')
+    rows = []
+    for name in ('resnet20_asr_se', tmp_path / 'a.pth', tmp_path / 'folder'):
+        assert sites.main([str(name)]) == 0
+        rows.append(capsys.readouterr().out.splitlines()[:-1])
+    assert rows[0] == rows[1] == rows[2]
+    assert len(rows[0]) == 9
 
 
 def test_sites_that_are_named_and_those_that_are_not_there(capsys):

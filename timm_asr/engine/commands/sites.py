@@ -9,7 +9,7 @@ from ..options import Option, group, parse, value
 OPTIONS: list[Option] = [
     *group(
         'Model',
-        value('name', str, None, 'any name that timm takes, a folder of weights or hf-hub:OWNER/NAME'),
+        value('name', str, None, 'any name that timm takes, a checkpoint, a folder of weights or hf-hub:OWNER/NAME'),
         value('--sites', str, None, "show the layers of these names or patterns instead: 'layer4.*.bn3'", nargs='+',
               metavar='PATTERN'),
     ),
@@ -24,11 +24,14 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr sites') -> int
     from ...asr.sites import known_sites, match_sites
     from ...asr.wrapper import ASR
     from ...checkpoints.find import check_model_name, source_of
+    from ...checkpoints.open import open_source
     from ...models.counts import weightless
-    if source_of(args.name) == 'registry' or not source_of(args.name):
-        check_model_name(args.name)
     try:
-        model = weightless(args.name, **args.model_kwargs)
+        if source_of(args.name) == 'registry':
+            check_model_name(args.name)
+            model = weightless(args.name, **args.model_kwargs)
+        else:
+            model = open_source(args.name, pretrained=False, model_kwargs=args.model_kwargs).model
         sites = match_sites(model, args.sites) if args.sites else known_sites(model)
         layers = {site: layer.layer if isinstance(layer, ASR) else layer
                   for site in sites for layer in [model.get_submodule(site)]}
