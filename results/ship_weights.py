@@ -98,7 +98,7 @@ def ship(run: Path, tag: str, dataset: str | None = None, data_dir: str | None =
         raise BadInput(f'{run} has not come to its end: {path.name} is of epoch {facts["epoch"]}, counted from 0, '
                        f'of {args["epochs"]}')
     loader = _test_images(source, dataset, data_dir)
-    model, half = _as_half(source.model.float().eval(), loader)
+    model, half = _as_half(source.model.float().eval().to(memory_format=torch.channels_last), loader)
     metrics, _ = compare_forms(model, facts, loader, torch.device('cpu'), str(path))
     state = {key: value.half() if half and value.is_floating_point() else value
              for key, value in state_of(model).items()}
