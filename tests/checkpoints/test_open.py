@@ -276,6 +276,19 @@ def test_an_older_folder_still_loads(tmp_path: Path) -> None:
     assert again['timm_asr']['form'] == 'folded'
 
 
+def test_what_was_trained_further_is_not_what_its_folder_says_of_the_run_before(tmp_path: Path) -> None:
+    """transformers' save_pretrained writes other weights, and keeps the section of this package."""
+    names = [str(i) for i in range(7)]
+    folder = timm_asr.save_fused(make(), tmp_path / 'net', metrics={'top1': 90.0}, label_names=names,
+                                 provenance={'seed': 7, 'epoch': 3})
+    assert (open_source(folder).facts['seed'], open_source(folder).metrics) == (7, {'top1': 90.0})
+    state = safetensors.torch.load_file(folder / 'model.safetensors')
+    safetensors.torch.save_file({**state, 'fc.bias': state['fc.bias'] + 1}, folder / 'model.safetensors')
+    source = open_source(folder)
+    assert (source.facts, source.metrics, source.files) == ({'model': 'resnet20', 'asr': None}, None, {})
+    assert source.label_names == names
+
+
 def test_what_training_started_from(tmp_path: Path) -> None:
     model = make('resnet18')
     for args, wanted in (({'pretrained': True}, 'timm/resnet18.a1_in1k'), ({}, None),

@@ -23,7 +23,7 @@ from ..errors import BadInput
 from ..models.create import create_model
 from .find import FOLDER_PREFIX, HUB_PREFIXES, check_model_name, source_of
 from .names import ARGS, ATTENTION, BEST, CURVE, KEY, METRICS, SUMMARY, WEIGHT_SUFFIXES, WEIGHTS
-from .provenance import base_model_of, checkpoint_facts, git_commit, public_name, public_yaml
+from .provenance import base_model_of, checkpoint_facts, file_sha256, git_commit, public_name, public_yaml
 from .read import first_line, is_folder_of_weights, is_regular, read_checkpoint, read_config, read_json, read_yaml
 from .source import Source, data_config_of, label_names_of, name_of, unwrap, used_data_config
 from .weights import averaged_in, classes_in, load_weights, state_dict_of
@@ -129,14 +129,19 @@ def _open_folder(folder: Path, use_ema: bool, shape: Mapping[str, Any], kwargs: 
     classes = config.get('num_classes', (config.get('pretrained_cfg') or {}).get('num_classes'))
     if asked is not None and classes is not None and asked != classes:
         raise BadInput(f'{folder} has {classes} classes, but {asked} were asked for; leave --num-classes out')
-    facts = {key: value for key, value in (config.get(KEY) or {}).items() if key not in (
+    section, weights = config.get(KEY) or {}, folder / WEIGHTS
+    expected = section.get('weights_sha256')
+    # transformers keeps the section where it saves what was trained further: then none of it is about these weights.
+    own = not expected or (weights.is_file() and file_sha256(weights) == expected)
+    facts = {key: value for key, value in section.items() if own and key not in (
         'weights_sha256', 'created', 'exported_with', 'files', 'format', 'code', 'dtype')}
-    attached = facts.get('form') == 'trainable' and facts.get('asr')
+    attached = section.get('form') == 'trainable' and section.get('asr')
     model = (create_trainable(folder, shape, **kwargs) if attached else
              _create(f'{FOLDER_PREFIX}{folder}', True, shape, kwargs))
-    facts = facts or {'model': name_of(model)}
-    beside, listed = _files_beside(folder, {}, True), (config.get(KEY) or {}).get('files')
-    return Source(model, facts, label_names=label_names_of(model, config), metrics=read_metrics(folder),
+    facts = facts or {'model': name_of(model), 'asr': getattr(model, 'asr_options', None)}
+    beside, listed = _files_beside(folder, {}, True) if own else {}, section.get('files')
+    return Source(model, facts, label_names=label_names_of(model, config),
+                  metrics=read_metrics(folder) if own else None,
                   files={name: content for name, content in beside.items() if listed is None or name in listed})
 
 
