@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,10 +10,12 @@ import pytest
 import timm
 import torch
 from helpers import images, randomize, small
+from hub_helpers import make_folder
 from PIL import Image
 from safetensors.torch import save_file
 
 from timm_asr import create_model, save_fused
+from timm_asr.export.card import model_card
 
 pytest.importorskip('transformers')
 
@@ -100,3 +103,23 @@ def test_the_trainable_network_loads_beside_this_package(tmp_path):
     x = torch.randn(2, 3, 32, 32)
     assert torch.allclose(found(x).logits, model(x), atol=1e-5)
     assert any(key.endswith('psi') for key in found.state_dict())
+
+
+@pytest.mark.parametrize(('name', 'channels'), [('resnet18_asr_se', 3), ('resnet18_asr_se', 1), ('resnet20_asr_se', 1)])
+def test_the_code_of_the_card_runs(tmp_path, monkeypatch, capsys, name, channels):
+    """transformers' pipeline makes every image RGB, which a network of grey images does not take."""
+    folder = make_folder(tmp_path / 'net', name, trainable=False, num_classes=3, in_chans=channels)
+    block, = [block for block in re.findall(r'```python\n(.*?)```', model_card(folder, 'alice/net'), re.DOTALL)
+              if 'transformers' in block]
+    Image.effect_noise((48, 40), 60).convert('RGB').save(tmp_path / 'image.jpg')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('transformers.dynamic_module_utils.HF_MODULES_CACHE', str(tmp_path / 'modules'))
+    monkeypatch.setattr(sys, 'path', [*sys.path])  # to which transformers adds that folder
+    exec(block.replace('alice/net', str(folder)), {})
+    assert capsys.readouterr().out.startswith("[{'label': " if channels == 3 else 'tensor([[')
+
+
+def test_no_code_opens_an_image_for_a_network_of_five_channels(tmp_path):
+    card = model_card(make_folder(tmp_path / 'net', trainable=False, in_chans=5), 'alice/net')
+    assert 'image.jpg' not in card
+    assert 'torch.randn(2, *size)' in card
