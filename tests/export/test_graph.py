@@ -98,9 +98,10 @@ def test_images_of_any_size_where_the_network_can(export, model, tmp_path):
 
 
 @pytest.mark.parametrize(('name', 'form'), [
-    ('resnet20_se', False), ('resnet20_dia_se', False), ('resnet20_dia_lstm', False), ('resnet20_spe', True)])
+    ('resnet20_se', False), ('resnet20_dia_se', False), ('resnet20_dia_lstm', False), ('resnet20_spe', True),
+    ('resnet20_srm', True)])
 def test_onnx_has_the_attention_that_onnxruntime_runs_faster(name, form, tmp_path):
-    """As trained, but for gates whose form has fewer operations and pools no other map."""
+    """As trained, but for gates whose form has fewer operations and pools no other map, or that OpenVINO gets wrong."""
     model = randomize(small(name, dtype=torch.float32, layers=(1, 1, 1))).eval()
     kinds = []
     for every_form in (False, True):
@@ -108,6 +109,20 @@ def test_onnx_has_the_attention_that_onnxruntime_runs_faster(name, form, tmp_pat
         file = timm_asr.export_onnx(ready, tmp_path / f'{every_form}.onnx')
         kinds.append(Counter(node.op_type for node in onnx.load(file).graph.node))
     assert (kinds[0] == kinds[1]) == form
+
+
+@pytest.mark.parametrize('name', ['resnet20_srm', *(pytest.param(name, marks=pytest.mark.slow) for name in (
+    'resnet20_dia_srm', 'resnet20_se', 'resnet20_eca', 'resnet20_ras', 'resnet20_spe', 'resnet20_cbam', 'resnet20_sge',
+    'resnet20_dia_lstm'))])
+def test_openvino_gives_the_same_logits(name, tmp_path):
+    openvino = pytest.importorskip('openvino')
+    model = randomize(small(name, dtype=torch.float32, layers=(1, 1, 1))).eval()
+    file = timm_asr.export_onnx(model, tmp_path / 'a.onnx')
+    network = openvino.compile_model(file, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    x = torch.randn(3, 3, 32, 32)
+    for batch in (1, 3):
+        found = torch.from_numpy(network([x[:batch].numpy()])[0])
+        assert relative_error(model(x[:batch]), found) < 1e-5
 
 
 TORCH_ALONE = """

@@ -37,8 +37,8 @@ def export_onnx(model: nn.Module | str | os.PathLike | Source, file: str | os.Pa
                 report: Callable[[str, str], None] = lambda step, text: None) -> Path:
     """Write a model as ONNX, folded and merged, for batches of any size; it is left as it is.
 
-    Gates that stay are written in the form that ONNX Runtime runs faster: as trained, or in their inference form where
-    their class says ``form_in_onnx``. onnxruntime runs the file on random images and on those given, and its logits are
+    Gates that stay are written as trained, which ONNX Runtime runs no slower, or in their inference form where their
+    class says ``form_in_onnx``. onnxruntime runs the file on random images and on those given, and its logits are
     compared with those of the model as it was, before the file is kept. Its input is ``images`` (B, C, H, W), float32
     and normalized; its output ``logits`` (B, N). Under the key ``timm_asr`` its metadata say in JSON what the images go
     through and the names of the classes.

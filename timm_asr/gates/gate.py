@@ -74,8 +74,8 @@ class ChannelGate(nn.Module):
     grids: Sequence[int] = (1,)
     #: The logits are an affine function of the descriptor, and the weights their sigmoid.
     affine = False
-    #: ONNX Runtime runs the inference form faster than the gate as trained. A form that pools the input of the
-    #: branch's last convolution does not: it costs a change of layout there.
+    #: An ONNX file has the inference form, which runs faster there than the gate as trained, or runs right. A form that
+    #: pools the input of the branch's last convolution is not faster: it costs a change of layout in ONNX Runtime.
     form_in_onnx = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

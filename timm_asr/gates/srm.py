@@ -42,6 +42,7 @@ class SRM(ChannelGate):
     psi_ratio = 2  # mean and deviation
     under_asr = {'fixed_stats': True}
     norm_stays = True
+    form_in_onnx = True  # OpenVINO 2026.4 computes other weights from the gate as trained for more than one image
     paper = 'lee2019srm'
 
     def __init__(
