@@ -111,7 +111,8 @@ def save_fused(model: nn.Module | str | os.PathLike | Source, folder: str | os.P
         more |= {CODE: Path(__file__).with_name(f'{CODE}.txt').read_bytes()} if needs else {}
         for file, content in {**source.files, **more}.items():
             write_whole(aside / file, content)
-        _write(aside, folded, plain, {**_plain_arguments(folded), **(model_args or {})}, needs, source)
+        arguments = {**plain_keywords(get_model_args(folded), folded), **(model_args or {})}
+        _write(aside, folded, plain, arguments, needs, source)
         if check:
             relative = _check_written(aside, folded, data, source.label_names, False)
             report('check', f'loads by {" and ".join(["timm", *needs]) if needs else "timm alone"}; logits differ by '
@@ -163,11 +164,6 @@ def _cfg(model: nn.Module) -> dict[str, Any]:
     """What timm's configuration says of these weights, and not of the stock model's training or publication."""
     keys = CFG_KEYS - {'tag', 'label_names', 'label_descriptions'}
     return {key: value for key, value in model.pretrained_cfg.items() if key in keys}  # type: ignore[union-attr]
-
-
-def _plain_arguments(model: nn.Module) -> dict[str, Any]:
-    """Constructor arguments of the plain architecture, those of ASR dropped."""
-    return plain_keywords(get_model_args(model), model)
 
 
 def plain_keywords(keywords: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
