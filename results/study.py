@@ -38,7 +38,7 @@ from timm_asr.figures.training import plot_arms
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / 'docs' / 'should_i_use_it.md'
-SEARCHES = ('search', 'rates')
+SEARCHES = ('search', 'rates', 'rates_83')
 ORDER = ('small', 'confirm', 'rates_confirm', 'depth', 'depth_30', 'depth_60', 'all_images_20', 'all_images_56',
          'methods', 'full')
 MARKS = '<!-- study: begin -->', '<!-- study: end -->'
