@@ -23,6 +23,7 @@ from torch import nn
 import timm_asr  # noqa: F401 - registers the models
 from timm_asr.checkpoints.open import open_source
 from timm_asr.checkpoints.provenance import file_sha256, public_arguments, versions
+from timm_asr.checkpoints.read import read_yaml
 from timm_asr.checkpoints.source import Source
 from timm_asr.engine.flags import DATA, IMAGE
 from timm_asr.engine.forms import compare, compare_forms
@@ -30,6 +31,7 @@ from timm_asr.engine.inputs import data_config_of, open_data
 from timm_asr.engine.loaders import make_eval_loader
 from timm_asr.engine.summary import read_summary
 from timm_asr.errors import BadInput, run_main
+from timm_asr.experiment.runner import OPTIONS
 from timm_asr.export.save import state_of
 from timm_asr.models.pretrained import FOLDER
 
@@ -47,11 +49,28 @@ def _test_images(source: Source, dataset: str | None, data_dir: str | None) -> A
     return make_eval_loader(args, config, open_data(args, config, source.model.num_classes), torch.device('cpu'), None)
 
 
-def _as_half(model: nn.Module, loader: Iterable) -> tuple[nn.Module, bool]:
-    """The network with its weights rounded to float16, and whether that changes no prediction; itself if it does."""
-    rounded = copy.deepcopy(model).half().float()
-    same = not compare(model, [rounded], loader, torch.device('cpu'))[0].flipped
-    return (rounded if same else model), same
+def _as_half(model: nn.Module, loader: Iterable, tries: int = 50) -> nn.Module | None:
+    """The network with its weights in float16, rounded so that no prediction on the images changes.
+
+    None if each try changes one. The first rounds each weight to the nearest number, the others take the other
+    neighbour of some that lie near the middle.
+    """
+    images = torch.cat([images for images, _ in loader])
+    with torch.inference_mode():
+        logits = torch.cat([model(part) for part in images.split(500)])
+    first, second = logits.topk(2).values.unbind(1)
+    close = (first - second).argsort()[:200]
+    for seed in range(tries):
+        rounded, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+        for t in rounded.state_dict().values():
+            if t.is_floating_point():
+                moved = torch.rand(t.shape, generator=generator) - 0.5 if seed else torch.zeros_like(t)
+                t.copy_((t + torch.ldexp(moved, t.frexp().exponent - 12)).half())  # by a quarter of a step at most
+        with torch.inference_mode():
+            same = rounded(images[close]).argmax(1) == logits[close].argmax(1)
+        if same.all() and not compare(model, [rounded], loader, torch.device('cpu'))[0].flipped:
+            return rounded
+    return None
 
 
 def _read_log(run: Path) -> list[dict[str, float]]:
@@ -97,10 +116,15 @@ def ship(run: Path, tag: str, dataset: str | None = None, data_dir: str | None =
     if not facts['epoch'] == log[-1]['epoch'] == args['epochs'] - 1:
         raise BadInput(f'{run} has not come to its end: {path.name} is of epoch {facts["epoch"]}, counted from 0, '
                        f'of {args["epochs"]}')
+    recipe = facts['recipe']
+    if (run / OPTIONS).is_file():  # a run of an experiment, whose options name the recipe
+        recipe = read_yaml(run / OPTIONS).get('config')
     loader = _test_images(source, dataset, data_dir)
-    model, half = _as_half(source.model.float().eval().to(memory_format=torch.channels_last), loader)
+    trained = source.model.float().eval().to(memory_format=torch.channels_last)
+    half = _as_half(trained, loader)
+    model = trained if half is None else half
     metrics, _ = compare_forms(model, facts, loader, torch.device('cpu'), str(path))
-    state = {key: value.half() if half and value.is_floating_point() else value
+    state = {key: value.half() if half is not None and value.is_floating_point() else value
              for key, value in state_of(model).items()}
     cfg = {**(source.data_config or {}), 'num_classes': model.num_classes}
     if labels:
@@ -113,7 +137,8 @@ def ship(run: Path, tag: str, dataset: str | None = None, data_dir: str | None =
         'pretrained_cfg': cfg, 'metrics': {
             key: value for key, value in metrics.items() if key.startswith(('top', 'images', 'logit', 'parameters'))},
         'provenance': {
-            **{key: facts.get(key) for key in _FACTS}, 'git_commit': facts.get('git_commit') or git_commit,
+            **{key: facts.get(key) for key in _FACTS}, 'recipe': recipe,
+            'git_commit': facts.get('git_commit') or git_commit,
             'shipped_with': versions(), 'arguments': public_arguments(args)},
         'log': log}
     weights.with_suffix('.json').write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
