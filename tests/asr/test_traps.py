@@ -155,6 +155,11 @@ def test_fx_feature_extraction(name):
     assert len(graph(x)) == len(stages)
 
 
+def test_fx_traces_what_holds_a_network():
+    model, x = model_and_images('resnet20_spe')
+    assert relative_error(model(x), torch.fx.symbolic_trace(nn.Sequential(model))(x)) < 1e-12
+
+
 @pytest.mark.parametrize('name', SOME + OTHERS)
 def test_gradient_checkpointing(name):
     model, x = model_and_images(name)

@@ -239,7 +239,7 @@ def shares_at_once(gates: list[Any]) -> Iterator[None]:
     parameters cannot be stacked, such as the shards of FSDP, and those that are frozen: a share of all that are trained
     would send the backward pass through all that comes before it.
     """
-    gates = [gate for gate in gates if gate.mix.requires_grad]
+    gates = [gate for gate in gates if isinstance(gate.mix, Tensor) and gate.mix.requires_grad]  # FX has stand-ins
     mixes = [gate.mix for gate in gates]
     kinds = {(p.dtype, p.device, gate.eps) for p, gate in zip(mixes, gates, strict=True)}
     full = all(type(p) in (Tensor, nn.Parameter) and p.dtype in (torch.float32, torch.float64) for p in mixes)
