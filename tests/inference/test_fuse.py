@@ -2,6 +2,7 @@
 
 import copy
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -164,6 +165,13 @@ def test_repvgg_is_folded_before_its_branches_are_merged():
     assert set(fold_asr(model).state_dict()) == stock
 
 
+def test_weights_in_several_files(tmp_path):
+    model, other = (small('resnet20_asr_se', layers=(1, 1, 1)) for _ in range(2))
+    huggingface_hub.save_torch_model(model, str(tmp_path), max_shard_size=1)  # one tensor in each
+    huggingface_hub.load_torch_model(other, tmp_path, strict=True)
+    assert all(torch.equal(tensor, other.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
 def test_a_fused_checkpoint_does_not_fit_a_trainable_model():
     trainable, fused = small('resnet18_asr_se'), fold_asr(small('resnet18_asr_se'))
     for strict in (True, False):
@@ -172,9 +180,10 @@ def test_a_fused_checkpoint_does_not_fit_a_trainable_model():
         with pytest.raises(RuntimeError, match=r'trainable checkpoint with ASR vectors') as error:
             fused.load_state_dict(trainable.state_dict(), strict=strict)
         assert str(error.value).count('with ASR vectors') == 1  # once, not for every layer
-        for kwargs in ({'asr_depth': 2}, {'asr': 'ie'}):  # what strict=False would leave as it was drawn
+        for own, kwargs in ({'asr_depth': 2}, {}), ({}, {'asr': 'ie'}):
             with pytest.raises(RuntimeError, match='come from another gate or asr_depth'):
-                small('resnet18_asr_se', **kwargs).load_state_dict(trainable.state_dict(), strict=strict)
+                small('resnet18_asr_se', **kwargs).load_state_dict(
+                    small('resnet18_asr_se', **own).state_dict(), strict=strict)
     wrapped = nn.DataParallel(small('vit_tiny_asr_se'))
     state = {f'module.{k}': v for k, v in fold_asr(small('vit_tiny_asr_se')).state_dict().items()}
     with pytest.raises(RuntimeError, match='folded or plain checkpoint'):

@@ -145,7 +145,8 @@ class ASR(nn.Module):
                 'it into the plain architecture (or fold_asr(model) first); to go on training from it, use '
                 'attach_asr(plain_model, gate, preserve=True).')
         given = {key for key in state_dict if key.startswith(f'{prefix}vectors.')}
-        if given and given != {f'{prefix}vectors.{key}' for key in self.vectors.state_dict()}:
+        # Some may be missing: Hugging Face loads a file of several after another.
+        if given - {f'{prefix}vectors.{key}' for key in self.vectors.state_dict()}:
             error_msgs.append(f"The vectors of '{prefix}' come from another gate or asr_depth than the model has.")
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)

@@ -53,5 +53,13 @@ def our_names(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: torch.nn.Module) -> dict[str, Any]:
-    """:func:`our_names` as timm's builder calls it for pretrained weights."""
-    return dict(our_names(state_dict.get('state_dict', state_dict)))
+    """:func:`our_names` as timm's builder calls it for pretrained weights.
+
+    ``ValueError``: their ASR vectors are not all that the model has, and timm, which loads weights for other classes
+    without strict, would leave some as they were drawn.
+    """
+    found = dict(our_names(state_dict.get('state_dict', state_dict)))
+    given, own = ({key for key in of if '.vectors.' in key} for of in (found, model.state_dict()))
+    if given and own - given:
+        raise ValueError('The ASR vectors of these weights come from another gate or asr_depth than the model has.')
+    return found
