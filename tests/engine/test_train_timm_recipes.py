@@ -26,6 +26,7 @@ from timm_asr.engine.progress import Progress
 from timm_asr.engine.side_by_side import TURNS
 from timm_asr.engine.summary import read_summary
 from timm_asr.engine.training import Run
+from timm_asr.errors import BadInput
 
 
 @pytest.fixture(scope='module')
@@ -286,6 +287,23 @@ def test_pretrained_path_adapts_the_head(train, tmp_path):
     run = train(f'--lr 1e-30 --warmup-epochs 0 --pretrained-path {tmp_path / "w.pth"}')
     assert torch.equal(run.last['state_dict']['conv1.weight'], source.conv1.weight)
     assert run.last['state_dict']['fc.weight'].shape == (3, 64)
+
+
+def test_pretrained_path_of_vectors_of_another_depth(tmp_path):
+    """For other classes timm loads what fits, and would leave the second vector of each site as it was drawn."""
+    torch.save(timm.create_model('resnet20_asr_se', num_classes=7).state_dict(), tmp_path / 'w.pth')
+    args = parse_args(['--model', 'resnet20_asr_se', '--pretrained-path', str(tmp_path / 'w.pth'),
+                       '--num-classes', '3', '--model-kwargs', 'asr_depth=2'])
+    with pytest.raises(BadInput, match='come from another gate or asr_depth than the model has'):
+        build_model(args)
+
+
+def test_pretrained_path_of_a_file_that_timm_looks_into(tmp_path):
+    source = timm.create_model('eva02_tiny_patch14_224', img_size=56, num_classes=7)
+    torch.save({'module': source.state_dict()}, tmp_path / 'w.pth')
+    found = build_model(parse_args(['--model', 'eva02_tiny_patch14_224', '--pretrained-path', str(tmp_path / 'w.pth'),
+                                    '--num-classes', '3', '--img-size', '56']))
+    assert torch.equal(found.blocks[0].norm1.weight, source.blocks[0].norm1.weight)
 
 
 def test_auxiliary_terms_reach_the_loss(train, monkeypatch):

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -55,9 +56,7 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
         'last_norm_init': args.last_norm_init}
     pretrained = weights and bool(args.pretrained or args.pretrained_path)
     if args.pretrained_path and weights:
-        content = read_checkpoint(args.pretrained_path)  # says what is wrong with the file, if anything is
-        found = state_dict_of(content, averaged_in(content) is not None, args.pretrained_path)
-        if any('.vectors.' in key for key in found) and not (variant and variant.asr):
+        if _has_vectors(args.pretrained_path) and not (variant and variant.asr):
             raise BadInput(f'--pretrained-path {args.pretrained_path} has ASR vectors, for which {args.model} has no '
                            'place: name the folded weights, the model.safetensors of its run or of timm-asr export')
         keywords['pretrained_cfg_overlay'] = {'file': args.pretrained_path, 'num_classes': -1}
@@ -68,7 +67,7 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
         resolved = resolve_model_input_args(args.model, shape, **{**keywords, **args.model_kwargs})
         model = create_model(**resolved, pretrained=pretrained)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, OSError) as error:
-        if pretrained and variant is not None and variant.asr:
+        if pretrained and variant is not None and variant.asr and isinstance(error, RuntimeError):
             path = f'--pretrained-path {args.pretrained_path}' if args.pretrained_path else '--pretrained'
             raise BadInput(f'{args.model} cannot start from plain weights by its name; this does: --model '
                            f'{variant.without("asr")} --asr {variant.asr} {path}') from None
@@ -80,6 +79,14 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
     if weights:
         _start_weights(model, args)
     return model
+
+
+def _has_vectors(path: str) -> bool:
+    """Whether a file of weights has ASR vectors; BadInput says what is wrong with the file, if anything is."""
+    content = read_checkpoint(path)
+    with suppress(BadInput):  # the weights lie where timm finds them: under 'module', as EVA's do, say
+        return any('.vectors.' in key for key in state_dict_of(content, averaged_in(content) is not None))
+    return False
 
 
 def build_on_meta(args: argparse.Namespace) -> nn.Module:
