@@ -276,7 +276,7 @@ def test_a_network_that_does_not_take_the_images_has_a_row(run, tmp_path):
     for kind in ('profile', 'inference'):
         good, bad = run('--model-list', tmp_path / 'list.txt', '--bench', kind, '--img-size', '40')
         assert good['model'] == 'resnet20'
-        assert bad == {'model': 'test_vit', 'error': 'Input height (40) should be divisible by patch size (16).'}
+        assert bad == {'model': 'test_vit', 'error': 'Input height (40) should be divisible by patch size (16)'}
     row = run('-m', 'test_resnet', '--bench', 'train', '--img-size', '32', '-b', '1')
     assert row['error'].startswith('Expected more than 1 value per channel when training')
 

@@ -182,6 +182,15 @@ def test_a_network_that_does_not_take_the_images(run, checkpoint, tmp_path):
     assert Path(row['checkpoint']).name == 'b.pth'
 
 
+def test_an_error_in_a_loading_worker_is_said(run, checkpoint, monkeypatch):
+    def getitem(self: Any, index: int) -> Any:
+        raise ValueError('this image has no pixels')
+
+    monkeypatch.setattr(timm.data.ImageDataset, '__getitem__', getitem)
+    with pytest.raises(BadInput, match=r'cannot be validated: this image has no pixels$'):
+        run('--checkpoint', checkpoint, '-j', '1')
+
+
 def test_a_list_of_models(run, model, folder, tmp_path, checkpoint):
     timm_asr.save_fused(model, tmp_path / 'folder')
     (tmp_path / 'list.txt').write_text(f'{tmp_path / "folder"}\n{checkpoint}\nresnet32_asr_se\n')

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from ..errors import BadInput, NotACheckpoint, Stopped
+from ..errors import BadInput, NotACheckpoint, Stopped, sentence
 from .names import CONFIG, WEIGHT_SUFFIXES
 from .schema import CHECKPOINT, CONFIGURATION, check
 
@@ -27,7 +27,7 @@ _MOST_VALUES = 200_000
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, without its full stop; the next one too where it ends with a colon."""
-    first, *rest = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    first, *rest = [line.strip() for line in sentence(error).strip().splitlines()] or [type(error).__name__]
     return (f'{first} {rest[0]}' if first.endswith(':') and rest else first).rstrip('.')[:200]
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 from ..analysis.bn_noise import bn_noise, parse_noise
 from ..checkpoints import source
 from ..checkpoints.open import open_source
+from ..checkpoints.read import first_line
 from ..errors import BadInput
 from ..inference.reparameterize import is_foldable, reparameterize
 from .loaders import check_data, classes_of, img_mode_of, open_dataset
@@ -176,7 +177,7 @@ def with_smaller_batches(run: Callable[[int], dict[str, Any]], batch_size: int, 
         try:
             return run(batch_size)
         except REFUSALS as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             _logger.error(f'"{reason}" while running {what}.')
             if not retry or not isinstance(error, RuntimeError) or not check_batch_size_retry(str(error)):
                 break
