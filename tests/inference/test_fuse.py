@@ -12,6 +12,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from timm_asr import attach_asr, fold_asr, has_asr, plain_architecture, reparameterize
+from timm_asr.asr import wrapper
 
 ASR_KINDS = [name for name in kinds() if '_asr_' in name] + KEYWORD_KINDS
 # Full depth, every kind, up to the deepest.
@@ -163,6 +164,17 @@ def test_repvgg_is_folded_before_its_branches_are_merged():
     assert relative_error(expected, reparameterize(clone(model))(x)) < 1e-12
     stock = set(timm.create_model('repvgg_a0', num_classes=3, device='meta').state_dict())
     assert set(fold_asr(model).state_dict()) == stock
+
+
+def test_a_network_runs_where_folding_ended_in_the_middle(monkeypatch):
+    model = randomize(small('resnet20_asr_se')).eval()
+    expected, calls = model(x := images(model)), iter((wrapper.scale_,))
+    with monkeypatch.context() as patch:
+        patch.setattr(wrapper, 'scale_', lambda *args: next(calls)(*args))
+        with pytest.raises(StopIteration):
+            fold_asr(model)
+    assert len(asr_layers(model)) == 3
+    assert relative_error(expected, model(x)) < 1e-12
 
 
 def test_weights_in_several_files(tmp_path):

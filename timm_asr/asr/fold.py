@@ -36,7 +36,8 @@ def fold_asr(module: nn.Module) -> nn.Module:
     apart(module)
     if isinstance(module, ASR):
         return module.fold()
-    replace(module, {m: m.fold() for m in list(module.modules()) if isinstance(m, ASR)})
+    for asr in [m for m in module.modules() if isinstance(m, ASR)]:
+        replace(module, {asr: asr.fold()})  # at once: it does not run without its vectors, should the next one fail
     return module
 
 
