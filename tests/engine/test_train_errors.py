@@ -140,6 +140,12 @@ def test_processes_of_slurm_that_cannot_meet(tmp_path, monkeypatch):
         main(['--config', 'digits', '--device', 'cpu', '--output', str(tmp_path)])
 
 
+def test_a_number_of_processes_that_is_none(refused, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '')
+    for words in ((), ('--print-config',)):
+        assert 'WORLD_SIZE, RANK or a variable of SLURM is no number' in refused(*DIGITS, *words)
+
+
 def test_a_gate_that_the_line_names_wins_over_a_keyword():
     args = parse_args(['--model', 'resnet20', '--asr', 'se', '--model-kwargs', 'asr=ie', 'asr_depth=2'])
     assert (args.asr, args.model_kwargs) == ('se', {'asr_depth': 2})

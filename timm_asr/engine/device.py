@@ -28,7 +28,10 @@ def find_device(name: str | None = None) -> torch.device:
 
 def processes() -> tuple[int, int]:
     """The index of this process and their number, as torchrun or SLURM says: (0, 1) for one alone."""
-    return world_info_from_env()[1:] if is_distributed_env() else (0, 1)
+    try:
+        return world_info_from_env()[1:] if is_distributed_env() else (0, 1)
+    except ValueError as error:
+        raise BadInput(f'WORLD_SIZE, RANK or a variable of SLURM is no number ({error})') from None
 
 
 def synchronize(device: torch.device) -> None:
