@@ -56,12 +56,14 @@ def test_sites(name, capsys):
 def test_sites_of_a_checkpoint_and_of_an_exported_folder(tmp_path, capsys):
     model = timm.create_model('resnet20_asr_se', num_classes=3).eval()
     torch.save({'arch': 'resnet20_asr_se', 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
+    torch.save(model.state_dict(), tmp_path / 'b.pth')
     timm_asr.save_fused(model, tmp_path / 'folder')
     rows = []
-    for name in ('resnet20_asr_se', tmp_path / 'a.pth', tmp_path / 'folder'):
-        assert sites.main([str(name)]) == 0
+    for words in (['resnet20_asr_se'], [tmp_path / 'a.pth'], [tmp_path / 'b.pth', '--model', 'resnet20_asr_se'],
+                  [tmp_path / 'folder']):
+        assert sites.main([*map(str, words)]) == 0
         rows.append(capsys.readouterr().out.splitlines()[:-1])
-    assert rows[0] == rows[1] == rows[2]
+    assert rows[0] == rows[1] == rows[2] == rows[3]
     assert len(rows[0]) == 9
 
 

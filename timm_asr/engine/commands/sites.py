@@ -13,7 +13,7 @@ OPTIONS: list[Option] = [
         value('--sites', str, None, "show the layers of these names or patterns instead: 'layer4.*.bn3'", nargs='+',
               metavar='PATTERN'),
     ),
-    *pick('model-kwargs'),
+    *pick('model', help='name of the model, where a checkpoint does not say it'), *pick('model-kwargs'),
 ]
 
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr sites') -> int
             check_model_name(args.name)
             model = weightless(args.name, **args.model_kwargs)
         else:
-            model = open_source(args.name, pretrained=False, model_kwargs=args.model_kwargs).model
+            model = open_source(args.name, name=args.model, pretrained=False, model_kwargs=args.model_kwargs).model
         sites = match_sites(model, args.sites) if args.sites else known_sites(model)
         layers = {site: layer.layer if isinstance(layer, ASR) else layer
                   for site in sites for layer in [model.get_submodule(site)]}
