@@ -40,12 +40,14 @@ def test_the_hooks_of_a_summary_are_forgotten(network):
 def test_a_layer_that_is_pruned_or_parametrized_afterwards_does_not_lose_its_scale(network, run_before):
     if run_before:
         network(images(network))
-    norm = network.layer1[0].bn2.layer
+    norm, keys = network.layer3[1].bn2.layer, list(network.state_dict())
     prune.identity(norm, 'weight')
     for call in (lambda: network(images(network)), lambda: timm_asr.fold_asr(network)):
         with pytest.raises(TypeError, match='made by a hook .* call timm_asr.fold_asr.model. first'):
             call()
     prune.remove(norm, 'weight')
+    assert set(network.state_dict()) == set(keys)  # no other site was folded meanwhile
+    network(images(network))
     parametrizations.weight_norm(norm)
     with pytest.raises(TypeError, match='A ParametrizedBatchNorm2d cannot be scaled'):
         network(images(network))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .scaled import scaled_names
 from .together import apart
 from .wrapper import ASR
 
@@ -22,17 +23,18 @@ def fold_asr(module: nn.Module) -> nn.Module:
     the same function. Calling it twice changes nothing. Returns the module (for an ASR layer, the layer inside).
 
     Raises:
-        TypeError: The module is scripted.
-        ValueError: A layer shares its parameters with another. The module is unchanged.
+        TypeError: The module is scripted, or a layer has become one that cannot be scaled (pruned, quantized).
+        ValueError: A layer shares its parameters with another. In both cases the module is unchanged.
     """
     refuse_scripted(module, 'fold ASR')
     layers = {name: m for name, m in module.named_modules() if isinstance(m, ASR) and len(m.vectors)}
     found = places(module) if layers else []
     for name, asr in layers.items():
         try:
+            scaled_names(asr.layer)
             refuse_shared(found, asr.layer)
-        except ValueError as error:
-            raise ValueError(f"ASR of the site '{name}' cannot be folded: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"ASR of the site '{name}' cannot be folded: {error}") from None
     apart(module)
     if isinstance(module, ASR):
         return module.fold()

@@ -74,7 +74,7 @@ def scaled_names(layer: nn.Module) -> list[str]:
     if made and layer._forward_pre_hooks:  # replicas of DataParallel have no parameters either
         raise TypeError(
             f'The {made[0]} of this {kind.__name__} is made by a hook (pruning, weight_norm), which would undo the '
-            'scale: call timm_asr.fold_asr(model) first.')
+            'scale: remove it, and call timm_asr.fold_asr(model) first.')
     if isinstance(layer, tl.SplitBatchNorm2d):
         names += [f'aux_bn.{i}.{name}' for i in range(len(layer.aux_bn)) for name in _WEIGHT_BIAS]
     return names
