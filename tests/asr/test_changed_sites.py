@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import images, randomize, small
+from helpers import asr_layers, clone, images, randomize, small
 from test_together import same
 from timm.layers import freeze_batch_norm_2d, unfreeze_batch_norm_2d
 from torch import nn
@@ -34,6 +34,21 @@ def test_the_hooks_of_a_summary_are_forgotten(network):
         handle.remove()
     network(x)
     assert sum(len(group.sites) for group in together._groups[network]) == 7
+
+
+@pytest.mark.parametrize('name', ['resnet20_asr_se', 'repvgg_a0_cifar_asr_se'])
+def test_hooks_are_given_the_module_that_they_are_on_and_each_is_called(name):
+    model = randomize(small(name)).eval()
+    expected, modules, seen, back = clone(model)(x := images(model)), set(model.modules()), [], []
+    for module in modules:
+        module.register_forward_hook(lambda module, *_: seen.append(module))
+    for site in asr_layers(model):
+        site.vectors[0].gate.fc2.register_full_backward_hook(lambda module, *_: back.append(module))
+    y = model(x)
+    y.sum().backward()
+    assert torch.allclose(y, expected)
+    assert modules >= set(seen) >= {m for m in modules if isinstance(m, nn.BatchNorm2d)}
+    assert set(back) == {site.vectors[0].gate.fc2 for site in asr_layers(model)}
 
 
 @pytest.mark.parametrize('run_before', [False, True])

@@ -20,8 +20,9 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
+from ..gates.fused import is_hooked
 from ..gates.passes import begin, end, find, uncounted, version, within
-from .scaled import has_hooks, owner_of, scaled_names, stacks, stand_in
+from .scaled import owner_of, scaled_names, stacks, stand_in
 from .wrapper import ASR
 
 _Tensors = list[torch.Tensor]
@@ -183,12 +184,17 @@ _groups: 'weakref.WeakKeyDictionary[nn.Module, list[_Group]]' = weakref.WeakKeyD
 _OWN = vars(nn.Module()).keys()
 
 
+def _watched(site: ASR) -> bool:
+    """Whether vectors have hooks, each of which wants a pass of its own: those of the backward pass too."""
+    return any(map(is_hooked, site.vectors.modules()))
+
+
 def _key(site: ASR) -> Any:
     """Sites with the same key form a group, whose vectors one of them can compute; None for one that stays alone."""
     if getattr(site, '_is_fsdp_managed_module', False) or any(hasattr(p, 'ds_id') for p in site.parameters()):
         return None  # outside of its block it has a part of its parameters (FSDP, DeepSpeed)
     places = {name: owner_of(site.layer, name) for name in scaled_names(site.layer)}
-    if (has_hooks(site.vectors) or next(site.vectors.buffers(), None) is not None
+    if (_watched(site) or next(site.vectors.buffers(), None) is not None
             or not all(stacks(owner) for owner, _ in places.values())):
         return None
     settings = [(name, type(module), sorted((key, repr(value)) for key, value in vars(module).items()
@@ -212,7 +218,7 @@ def _scaled_by_site(network: nn.Module) -> dict[ASR, dict[str, torch.Tensor]]:
     if network not in _groups or any(tensors is None for _, tensors in read):
         # What cannot be joined, such as the shards of FSDP, stays alone from then on; what has hooks, while it has.
         read = [(group, tensors) for group in _find_groups(network) if (tensors := group.read()) is not None]
-        if any(isinstance(m, ASR) and has_hooks(m.vectors) for m in network.modules()):
+        if any(isinstance(m, ASR) and _watched(m) for m in network.modules()):
             _groups.pop(network, None)
         else:
             _groups[network] = [group for group, _ in read]
