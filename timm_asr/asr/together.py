@@ -11,6 +11,7 @@ runs without its network, as when blocks are recomputed for the backward pass, i
 
 import functools
 import weakref
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -140,6 +141,41 @@ class _Joined:
         return self.again.as_strided(*packed)
 
 
+class _Reached:
+    """The sites that a backward pass reaches. Parameters of all others get no gradient, as if their sites were alone.
+
+    Else zeros would be theirs, by which an optimizer decays weights of a layer that was dropped, say. It works by hooks
+    on the first and the last node of what is computed together.
+    """
+
+    def __init__(self) -> None:
+        self.sites: set[ASR] = set()
+        self.all = False  # where gradients of gradients may be wanted, which have other ways than through the sites
+
+    def out_of(self, tensors: Sequence[torch.Tensor], sites: Sequence[ASR]) -> Sequence[torch.Tensor]:
+        """Mark sites as reached by the gradients of their tensors, which come out of one operation."""
+        def mark(grads: Any) -> None:
+            self.all = self.all or torch.is_grad_enabled()
+            self.sites.update(site for site, grad in zip(sites, grads, strict=True) if grad is not None)
+
+        if tensors[0].grad_fn is not None:
+            tensors[0].grad_fn.register_prehook(mark)
+        return tensors
+
+    def into(self, tensor: torch.Tensor, sites: Sequence[ASR | None], last: bool = False) -> torch.Tensor:
+        """Drop the gradients for inputs of the sites that were not reached (None: of all), where a tensor is made."""
+        def drop(grads: Any, _: Any) -> Any:
+            reached = None if self.all else {None, *self.sites}
+            if last:
+                self.sites.clear()
+            return reached and tuple(
+                grad if site in reached else None for site, grad in zip(sites, grads, strict=True))
+
+        if tensor.grad_fn is not None:
+            tensor.grad_fn.register_hook(drop)
+        return tensor
+
+
 def _compute(groups: list[tuple[_Group, list[_Tensors]]]) -> dict[ASR, dict[str, torch.Tensor]]:
     """The scaled tensors of each site, from the tensors of groups that have one type, device and number of ``rows``.
 
@@ -150,24 +186,28 @@ def _compute(groups: list[tuple[_Group, list[_Tensors]]]) -> dict[ASR, dict[str,
     pieces = [one for group, tensors in groups for one in tensors[:group.inside]]
     # Name by name, then group by group, then site by site.
     pieces.append([t for j in range(rows) for group, tensors in groups for t in tensors[group.inside + j]])
-    joined = _Joined([t for piece in pieces for t in piece])
-    flat = joined.join()
+    joined, reached = _Joined([t for piece in pieces for t in piece]), _Reached()
+    sites = [site for group, _ in groups for site in group.sites]
+    owners = [site for group, _ in groups for _ in range(group.inside) for site in group.sites] + sites * rows
+    flat = reached.into(joined.join(), owners, last=True)
     cuts = iter(flat.split([sum(t.numel() for t in piece) for piece in pieces]))
 
-    found: dict[ASR, dict[str, torch.Tensor]] = {site: {} for group, _ in groups for site in group.sites}
+    found: dict[ASR, dict[str, torch.Tensor]] = {site: {} for site in sites}
     weights = []
     with uncounted(joined.pack, joined.unpack):
         for group, tensors in groups:
             v = group.channel_weights([next(cuts).view(len(one), *one[0].shape) for one in tensors[:group.inside]])
             weights.append(v)
             for name, one in zip(group.blocks, tensors[group.inside + rows:], strict=True):
-                for site, tensor in zip(group.sites, _ScaledStack.apply(v, *one).unbind(), strict=True):
+                stack = reached.into(_ScaledStack.apply(v, *one), [None, *group.sites])
+                for site, tensor in zip(group.sites, reached.out_of(stack.unbind(), group.sites), strict=True):
                     found[site][name] = tensor
         if rows:
             takers = [(site, group.rows[j], v.shape[1]) for j in range(rows)
                       for (group, _), v in zip(groups, weights, strict=True) for site in group.sites]
             scaled = next(cuts).view(rows, -1) * torch.cat([v.reshape(-1) for v in weights])
-            for (site, name, _), tensor in zip(takers, scaled.view(-1).split([n for *_, n in takers]), strict=True):
+            cut = reached.out_of(scaled.view(-1).split([n for *_, n in takers]), [site for site, *_ in takers])
+            for (site, name, _), tensor in zip(takers, cut, strict=True):
                 found[site][name] = tensor
     for group, tensors in groups:
         for site, *own in zip(group.sites, *tensors, strict=True):
