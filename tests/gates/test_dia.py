@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import timm
 import torch
-from helpers import images, randomize, relative_error
+from helpers import images, randomize, relative_error, small
 from safetensors.torch import load_file, save_file
 from timm.layers import set_reentrant_ckpt
 from timm.models._manipulate import group_parameters
@@ -213,3 +213,9 @@ def test_a_dropped_path_leaves_the_shortcut(backbone):
 def test_errors(name, kwargs, error, sentence):
     with pytest.raises(error, match=sentence):
         timm.create_model(name, device='meta', **kwargs)
+
+
+def test_a_traced_graph_names_no_parameter_that_it_does_not_use():
+    """Quantization by torch.fx fuses linear layers, and looked for weights of those that it had replaced."""
+    graph = torch.fx.symbolic_trace(small('resnet20_dia_lstm').eval()).graph
+    assert not [node.target for node in graph.nodes if node.op == 'get_attr' and not node.users]

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ def parameters_of(cell: nn.Module) -> list[Tensor]:
 
 def can_join(cell: nn.Module, x: Tensor) -> bool:
     """Whether a training step begins with x, the input of a stage, that :class:`Joined` can make cheaper."""
-    if not all(map(is_plain, cell.layers())):
+    if isinstance(x, torch.fx.Proxy) or not all(map(is_plain, cell.layers())):  # a tracer writes down what is asked for
         return False
     parameters = parameters_of(cell)
     return needs_gradient([x, *parameters]) and alike(x, *parameters)
