@@ -97,6 +97,14 @@ def test_images_of_any_size_where_the_network_can(export, model, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['a.out']
 
 
+def test_onnx_pools_to_grids_of_cells_at_any_size(tmp_path):
+    model = randomize(small('resnet20_spa', dtype=torch.float32, layers=(1, 1, 1))).eval()
+    file = timm_asr.export_onnx(model, tmp_path / 'a.onnx', any_size=True)
+    for height, width in ((32, 32), (41, 57)):
+        x = torch.randn(2, 3, height, width)
+        assert relative_error(model(x), run_onnx(file, x)) < 1e-5
+
+
 @pytest.mark.parametrize(('name', 'form'), [
     ('resnet20_se', False), ('resnet20_dia_se', False), ('resnet20_dia_lstm', False), ('resnet20_spe', True),
     ('resnet20_srm', True)])

@@ -45,14 +45,12 @@ class GridPool(nn.Module):
     @torch.jit.unused
     def _by_products(self, x: Tensor) -> Tensor:
         """Each average as two matrix products: ONNX has no pooling to a grid of any size."""
-        pairs = [[_cells(int(side), size).to(x) for side in x.shape[2:]] for size in (4, 2, 1)]
+        pairs = [[_cells(side, size).to(x) for side in x.shape[2:]] for size in (4, 2, 1)]
         return torch.cat([(rows @ x @ columns.t()).flatten(1) for rows, columns in pairs], dim=1)
 
 
 def _cells(side: int, size: int) -> Tensor:
-    """The matrix (size, side) that averages over the cells of ``adaptive_avg_pool``."""
-    matrix = torch.zeros(size, side)
-    for n in range(size):
-        start, end = n * side // size, -(-(n + 1) * side // size)
-        matrix[n, start:end] = 1 / (end - start)
-    return matrix
+    """The matrix (size, side) that averages over the cells of ``adaptive_avg_pool``; the side may be symbolic."""
+    cell, place = torch.arange(size)[:, None], torch.arange(side)
+    inside = (place >= cell * side // size) & (place < ((cell + 1) * side + size - 1) // size)
+    return inside / inside.sum(1, keepdim=True)
