@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from export_helpers import command, digits_model, our_checkpoint
-from helpers import asr_layers, randomize, small
+from helpers import asr_layers, randomize, relative_error, small
 from PIL import Image
 
 import timm_asr
@@ -91,6 +91,17 @@ def test_int8_of_trained_weights_keeps_the_accuracy(tmp_path):
     assert onnx_top1(quantized, [(images[:32], said[:32]), (images[32:], said[32:])]) > 80
     assert onnx_top1(file, [(images, (said + 1) % 10)]) == 0
     assert quantized.stat().st_size < 0.5 * file.stat().st_size
+
+
+def test_openvino_computes_what_onnxruntime_does(tmp_path):
+    """Of SGE, which OpenVINO got wrong where positions were counted by a map's shape."""
+    openvino, onnxruntime = pytest.importorskip('openvino'), pytest.importorskip('onnxruntime')
+    model = randomize(small('resnet20_sge', dtype=torch.float32, layers=(1, 1, 1))).eval()
+    x = torch.randn(8, 3, 32, 32)
+    file = int8(model, tmp_path, 'sge', [x])
+    wanted, = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider']).run(None, {'images': x.numpy()})
+    found = openvino.compile_model(file, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})([x.numpy()])[0]
+    assert relative_error(torch.from_numpy(wanted), torch.from_numpy(found)) < 0.05  # quantization differs in detail
 
 
 def test_without_images(tmp_path):

@@ -43,8 +43,9 @@ class SGE(ChannelGate):
 
     def logits(self, u: Tensor) -> Tensor:
         """Similarities, normalised over positions and scaled, (B, G, H, W) -> (B, G, H, W)."""
-        var, mean = torch.var_mean(u, dim=(2, 3), correction=0, keepdim=True)
-        u = (u - mean) / (var.clamp_min(1e-12).sqrt() + self.eps)  # a root at zero has no gradient
+        # Not var_mean: in ONNX it counts positions by their shape, and OpenVINO 2026.4 computes that wrong in int8.
+        u = u - average_pool(u)
+        u = u / (average_pool(u.square()).clamp_min(1e-12).sqrt() + self.eps)  # a root at zero has no gradient
         return u * self.weight[:, None, None] + self.bias[:, None, None]
 
     def scale(self, x: Tensor, v: Tensor) -> Tensor:
