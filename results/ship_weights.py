@@ -23,7 +23,6 @@ from torch import nn
 import timm_asr  # noqa: F401 - registers the models
 from timm_asr.checkpoints.open import open_source
 from timm_asr.checkpoints.provenance import file_sha256, public_arguments, versions
-from timm_asr.checkpoints.read import read_yaml
 from timm_asr.checkpoints.source import Source
 from timm_asr.engine.flags import DATA, IMAGE
 from timm_asr.engine.forms import compare, compare_forms
@@ -31,7 +30,6 @@ from timm_asr.engine.inputs import data_config_of, open_data
 from timm_asr.engine.loaders import make_eval_loader
 from timm_asr.engine.summary import read_summary
 from timm_asr.errors import BadInput, run_main
-from timm_asr.experiment.runner import OPTIONS
 from timm_asr.export.save import state_of
 from timm_asr.models.pretrained import FOLDER
 
@@ -82,7 +80,7 @@ def _read_log(run: Path) -> list[dict[str, float]]:
 
 
 def ship(run: Path, tag: str, dataset: str | None = None, data_dir: str | None = None, folder: Path = FOLDER,
-         labels: Sequence[str] | None = None, git_commit: str | None = None) -> Path:
+         labels: Sequence[str] | None = None, git_commit: str | None = None, recipe: str | None = None) -> Path:
     """Write the pair of files for a run, and return the path of the weights.
 
     Args:
@@ -93,6 +91,7 @@ def ship(run: Path, tag: str, dataset: str | None = None, data_dir: str | None =
         folder: Where the pair goes.
         labels: A name for each class.
         git_commit: What the run was made from, where the checkpoint does not say it.
+        recipe: The plan of an experiment that the run is of.
 
     Raises:
         BadInput: The folder is not that of a finished run, or the model is not one that this package registers.
@@ -116,9 +115,6 @@ def ship(run: Path, tag: str, dataset: str | None = None, data_dir: str | None =
     if not facts['epoch'] == log[-1]['epoch'] == args['epochs'] - 1:
         raise BadInput(f'{run} has not come to its end: {path.name} is of epoch {facts["epoch"]}, counted from 0, '
                        f'of {args["epochs"]}')
-    recipe = facts['recipe']
-    if (run / OPTIONS).is_file():  # a run of an experiment, whose options name the recipe
-        recipe = read_yaml(run / OPTIONS).get('config')
     loader = _test_images(source, dataset, data_dir)
     trained = source.model.float().eval().to(memory_format=torch.channels_last)
     half = _as_half(trained, loader)
@@ -137,7 +133,7 @@ def ship(run: Path, tag: str, dataset: str | None = None, data_dir: str | None =
         'pretrained_cfg': cfg, 'metrics': {
             key: value for key, value in metrics.items() if key.startswith(('top', 'images', 'logit', 'parameters'))},
         'provenance': {
-            **{key: facts.get(key) for key in _FACTS}, 'recipe': recipe,
+            **{key: facts.get(key) for key in _FACTS}, 'recipe': recipe or facts['recipe'],
             'git_commit': facts.get('git_commit') or git_commit,
             'shipped_with': versions(), 'arguments': public_arguments(args)},
         'log': log}
@@ -154,9 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--data-dir', help='the folder of the images (the run\'s own)')
     parser.add_argument('--label-names', type=lambda text: text.split(','), help='names of the classes, with commas')
     parser.add_argument('--git-commit', help='what the run was made from, where the checkpoint does not say it')
+    parser.add_argument('--recipe', help='the plan of an experiment that the run is of')
     args = parser.parse_args(argv)
     weights = ship(args.run, args.tag, args.dataset, args.data_dir, labels=args.label_names,
-                   git_commit=args.git_commit)
+                   git_commit=args.git_commit, recipe=args.recipe)
     content = json.loads(weights.with_suffix('.json').read_text(encoding='utf-8'))
     print(f'{weights.name}: {content["bytes"]:,} bytes, top-1 {content["metrics"].get("top1")} %, '
           f'SHA-256 {content["sha256"][:12]}...')
