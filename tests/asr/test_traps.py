@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.distributed.fsdp
 import torch.multiprocessing as mp
 from helpers import KEYWORD_KINDS, asr_layers, clone, images, kinds, randomize, relative_error, same_gradients, small
+from test_together import apart
 from timm.layers import (
     SplitBatchNorm2d,
     convert_splitbn_model,
@@ -79,6 +80,23 @@ def test_the_backward_pass_ends_where_all_before_is_frozen(name, kwargs, trained
     for (key, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
         assert (p.grad is not None) == key.startswith(trained)
         assert p.grad is None or relative_error(q.grad, p.grad) < 1e-9
+
+
+@pytest.mark.parametrize(('name', 'early'), [
+    ('resnet20_asr_se', 'layer1.0'), ('resnet56_acnet_asr_se', 'layer1.0'), ('vit_tiny_asr_se', 'blocks.0')])
+def test_sites_that_a_loss_does_not_reach_get_no_gradient(name, early):
+    """Zeros would do to a dropped block what weight decay and momentum do."""
+    features, model = [], randomize(small(name)).eval()
+    nets, x = (apart(model), model), images(model)
+    for net in nets:
+        net.get_submodule(early).register_forward_hook(lambda _, args, y: features.append(y))
+        loss = net(x).square().sum()
+        features.pop().square().sum().backward(retain_graph=True)
+    missing = [key for key, p in nets[0].named_parameters() if p.grad is None]
+    assert any('psi' in key for key in missing)
+    assert missing == [key for key, p in model.named_parameters() if p.grad is None]
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 @pytest.mark.parametrize('name', SOME + OTHERS)
