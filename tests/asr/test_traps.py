@@ -1,6 +1,7 @@
 """What timm and PyTorch do to models behind one's back: the attention stays, or it fails loudly."""
 
 import copy
+import gc
 import io
 import pickle
 import socket
@@ -97,6 +98,19 @@ def test_sites_that_a_loss_does_not_reach_get_no_gradient(name, early):
     assert missing == [key for key, p in model.named_parameters() if p.grad is None]
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize('name', ['resnet20_asr_se', 'resnet20_spe', 'resnet20_dia_lstm', 'resnet20_asr_spe'])
+def test_a_pass_without_a_backward_pass_is_freed(name):
+    model, x = model_and_images(name)
+    model(x)
+    counts = []
+    for _ in range(2):
+        gc.collect()
+        counts.append(len(gc.get_objects()))
+        for _ in range(8):
+            model(x)
+    assert counts[1] - counts[0] < 8  # a graph is a dozen objects
 
 
 @pytest.mark.parametrize('name', SOME + OTHERS)

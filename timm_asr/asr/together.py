@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from ..gates.fused import is_hooked
-from ..gates.passes import begin, end, find, uncounted, version, within
+from ..gates.passes import begin, detached, end, find, uncounted, version, within
 from .scaled import owner_of, scaled_names, stacks, stand_in
 from .wrapper import ASR
 
@@ -127,7 +127,7 @@ class _Joined:
 
     def pack(self, tensor: torch.Tensor) -> Any:
         if tensor._base is None or tensor._base is not self.flat():
-            return tensor
+            return detached(tensor)
         return tensor.size(), tensor.stride(), tensor.storage_offset()
 
     def unpack(self, packed: Any) -> torch.Tensor:

@@ -23,6 +23,7 @@ from torch import nn
 from ..checkpoints.find import check_model_name, expand_names, read_model_list, source_of
 from ..checkpoints.open import open_source
 from ..errors import BadInput
+from ..gates.passes import detached
 from ..models.auxiliary import auxiliary_loss
 from ..models.counts import count_operations, count_parameters
 from .build import checkpoint_gradients
@@ -52,7 +53,7 @@ def saved_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
             saved[storage._cdata] = storage
-        return tensor
+        return detached(tensor)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()

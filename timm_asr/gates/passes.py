@@ -87,9 +87,16 @@ def take(module: nn.Module, parameter: Tensor) -> dict[str, Tensor] | None:
 _may_save_by_hooks: Callable[[], bool] = getattr(torch._C._autograd, '_saved_tensors_hooks_is_enabled')  # noqa: B009
 
 
-def uncounted(
-        pack: Callable[[Tensor], Any] = lambda tensor: tensor, unpack: Callable[[Any], Tensor] = lambda packed: packed,
-) -> AbstractContextManager[object]:
+def detached(tensor: Tensor) -> Tensor:
+    """What a hook keeps of a saved tensor. An operation that kept its own result, graph and all, would never be freed.
+
+    PyTorch gives the tensor its place in the graph again when it is taken out.
+    """
+    return tensor if tensor.grad_fn is None else tensor.detach()
+
+
+def uncounted(pack: Callable[[Tensor], Any] = detached, unpack: Callable[[Any], Tensor] = lambda packed: packed,
+              ) -> AbstractContextManager[object]:
     """Where a module makes its tensors itself: a checkpoint must not count what is saved for the backward pass.
 
     When the checkpoint ran for the first time, the tensors may have been handed out.
