@@ -163,27 +163,21 @@ def run_with(layer: nn.Module, tensors: Mapping[str, torch.Tensor], x: torch.Ten
 
     ``torch.func.functional_call`` would swap them in and out, which two threads cannot do at once.
     """
-    if torch.compiler.is_compiling():  # where it is traced, nothing is swapped
-        return functional_call(layer, dict(tensors), (x,))
-    modules: list[nn.Module] = []
-    twin = stand_in(layer, tensors, modules)
-    if any(map(is_hooked, modules)):  # a hook is given the module that it is on, and may keep something there
+    twin = None if torch.compiler.is_compiling() else stand_in(layer, tensors)  # where it is traced, nothing is swapped
+    # A hook is given the module that it is on, and may keep something there.
+    if twin is None or any(map(is_hooked, layer.modules())):
         return functional_call(layer, dict(tensors), (x,))
     return twin(x)
 
 
-def stand_in(
-        module: nn.Module, tensors: Mapping[str, torch.Tensor], modules: list[nn.Module] | None = None) -> Any:
+def stand_in(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Any:
     """A module that computes what this one does, with other tensors: their names as in ``module.named_parameters()``.
 
     It shares everything else with the module, running statistics included. The module itself is not touched.
-    ``modules`` gets it and those inside that have such a twin.
 
     Raises:
         TypeError: The module's ``forward`` was replaced by another function, which would call the module itself.
     """
-    modules = [] if modules is None else modules
-    modules.append(module)
     twin = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
     twin.__dict__['_compiled_call_impl'] = None  # of the module itself too
@@ -201,8 +195,7 @@ def stand_in(
             twin.__dict__[name] = tensor  # found before a parameter or buffer of that name
     if children:
         twin.__dict__['_modules'] = {
-            **module._modules,
-            **{name: stand_in(module._modules[name], own, modules) for name, own in children.items()}}  # type: ignore[arg-type]
+            **module._modules, **{name: stand_in(module._modules[name], own) for name, own in children.items()}}  # type: ignore[arg-type]
     return twin
 
 
