@@ -55,8 +55,7 @@ def data_config_of(args: argparse.Namespace, model: nn.Module, trained: Mapping[
     By the flags, else as in the training run, else by the model's own configuration.
     """
     given = {key: value for key in _IMAGE if (value := getattr(args, key, None))}
-    # Validation in a training run crops the centre, whatever the model's own configuration has.
-    known = {**trained, 'crop_mode': 'center'} if trained else {}
+    known = dict(trained or {})
     if 'img_size' in given or 'input_size' in given:
         known.pop('input_size', None)
     test_size = not (known or getattr(args, 'use_train_size', False))
