@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -112,21 +113,14 @@ def test_checkpoints_that_do_not_fit(refused, images, checkpoint, tmp_path):
         assert reason in said(path)
 
 
-def test_too_little_memory_is_said_in_a_sentence(tmp_path, monkeypatch):
-    def forward(*_):
-        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')
-
-    monkeypatch.setattr('timm_asr.engine.build.Task.forward', forward)
-    with pytest.raises(Stopped, match='too little memory for --batch-size .*CUDA out.*; no checkpoint was written'):
-        main(['--config', 'digits', '--device', 'cpu', '--workers', '0', '--output', str(tmp_path)])
-
-
-def test_a_loading_worker_that_the_system_kills(tmp_path, monkeypatch):
-    def forward(*_):
-        raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error.')
-
-    monkeypatch.setattr('timm_asr.engine.build.Task.forward', forward)
-    with pytest.raises(Stopped, match=r'Bus error: use fewer --workers, or give it more \(shared\) memory; the last'):
+@pytest.mark.parametrize(('error', 'said'), [
+    (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate'),
+     'too little memory for --batch-size .*CUDA out.*; no checkpoint was written'),
+    (RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error.'),
+     r'Bus error: use fewer --workers, or give it more \(shared\) memory; the last')])
+def test_too_little_memory_is_said_in_a_sentence(error, said, tmp_path, monkeypatch):
+    monkeypatch.setattr('timm_asr.engine.build.Task.forward', Mock(side_effect=error))
+    with pytest.raises(Stopped, match=said):
         main(['--config', 'digits', '--device', 'cpu', '--workers', '0', '--output', str(tmp_path)])
 
 
@@ -152,10 +146,7 @@ def test_a_gate_that_the_line_names_wins_over_a_keyword():
 
 
 def test_too_little_memory_before_the_first_step(capsys):
-    def load():
-        raise torch.OutOfMemoryError('CUDA out of memory.')
-
-    assert run_main(load, 'train.py') == 1
+    assert run_main(Mock(side_effect=torch.OutOfMemoryError('CUDA out of memory.')), 'train.py') == 1
     assert capsys.readouterr().err == 'train.py: error: too little memory (CUDA out of memory.)\n'
 
 

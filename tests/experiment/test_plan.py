@@ -5,7 +5,7 @@ import yaml
 
 from timm_asr.engine.commands.train import parse_args
 from timm_asr.errors import BadInput
-from timm_asr.experiment.plan import _DEFAULTS, find_plan, read_plan
+from timm_asr.experiment.plan import _DEFAULTS, read_plan
 
 PLAN = {
     'name': 'x', 'baseline': 'plain', 'seeds': [0, 1, 2, 3],
@@ -76,8 +76,3 @@ def test_a_budget_scales_epochs_images_and_seeds(write):
 def test_what_is_wrong_is_said(write, changes, reason):
     with pytest.raises(BadInput, match=reason):
         read_plan(write(**changes))
-
-
-def test_a_plan_that_is_not_there(tmp_path):
-    with pytest.raises(BadInput, match='no experiment at'):
-        find_plan(str(tmp_path / 'x.yaml'))

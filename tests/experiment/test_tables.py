@@ -9,6 +9,7 @@ import torch
 from timm_asr.checkpoints.source import data_config_of
 from timm_asr.engine.build import build_model
 from timm_asr.engine.commands import train
+from timm_asr.errors import BadInput
 from timm_asr.experiment import runner
 from timm_asr.experiment.plan import find_plan, list_tables, read_plan
 
@@ -18,6 +19,8 @@ EXPECTED = {'asr': (2, 3, 4, 6, 7, 8, 9), 'dia': (3, 4, 6, 7, *range(10, 16)), '
 
 def test_the_tables_are_all_there():
     assert set(list_tables()) == {f'{paper}_table{number}' for paper, numbers in EXPECTED.items() for number in numbers}
+    with pytest.raises(BadInput, match="no experiment at .*; the nearest of .* is 'asr_table2'"):
+        find_plan('asr_tabel2')
 
 
 @functools.cache
