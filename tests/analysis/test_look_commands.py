@@ -14,9 +14,11 @@ from PIL import Image
 
 from timm_asr.analysis import measure_stripes
 from timm_asr.detection import create_detector
+from timm_asr.engine import looking
 from timm_asr.engine.commands import dispatch
 from timm_asr.engine.summary import add_summary
-from timm_asr.figures import plot_curve, style
+from timm_asr.figures import plot_curve, plot_looks, style
+from timm_asr.figures.gates import _chosen
 
 
 def checkpoint_of(name, path, seed=0, **kwargs):
@@ -62,6 +64,8 @@ def test_stripes(command, tmp_path):
     assert [row['gate'] for row in rows] == [f'layer{s}.{b}.se' for s in (1, 2, 3) for b in range(3)]
     assert float(rows[4]['std']) == told['gates'][4]['std']
     assert told['command'].startswith('timm-asr stripes --checkpoint ')
+    assert "no gate 'x' to draw" in command(f'stripes --checkpoint TMP/last.pth.tar {DATA} --gates x', fails=True)[0]
+    assert [_chosen('abcdefg', count) for count in (1, 3, 9)] == [['a'], ['a', 'd', 'g'], list('abcdefg')]
 
 
 def test_stripes_over_the_epochs_of_a_run(command, tmp_path):
@@ -72,6 +76,7 @@ def test_stripes_over_the_epochs_of_a_run(command, tmp_path):
     told = json.loads((folder / 'differences.json').read_text())
     assert told['epochs'] == [0, 5, 10]
     assert torch.tensor(told['gates']['layer3.2.se']).shape == (2, 3, 64)
+    assert [row['epoch'] for row in csv.DictReader((folder / 'differences.csv').open())][:4] == ['5', '5', '5', '10']
     (tmp_path / 'checkpoint-5.pth.tar').rename(tmp_path / 'checkpoint-9.pth.tar')
     assert 'epochs are missing between 0 and 10' in command(f'stripes --checkpoints TMP {DATA}', fails=True)[0]
 
@@ -96,31 +101,42 @@ def test_stripes_of_a_detector(command, tmp_path):
     assert told['score'] == pytest.approx(expected.score, abs=1e-4)
 
 
-def test_gradcam(command, tmp_path):
+def test_gradcam(command, tmp_path, monkeypatch):
     pytest.importorskip('pytorch_grad_cam')
+    seen = []
+    monkeypatch.setattr(looking, 'plot_looks', lambda images, *more: seen.append(images) or plot_looks(images, *more))
     for seed in (0, 1):
         checkpoint_of('resnet20', tmp_path / f'{seed}.pth.tar', seed)
     _, folder = command(f'gradcam --checkpoint TMP/0.pth.tar TMP/1.pth.tar {DATA} --images 22 --samples 0')
-    shown = [(row['image'], row['model']) for row in json.loads((folder / 'gradcam.json').read_text())['scores']]
-    assert shown == [
+    scores = json.loads((folder / 'gradcam.json').read_text())['scores']
+    assert [(row['image'], row['model']) for row in scores] == [
         (i, name) for name in ('resnet20', 'resnet20 (2)') for i in range(22)]
+    assert min(row['softmax score'] for row in scores) < 0.1  # of the labels, by networks that know nothing
+    assert -1e-5 < seen[0].min() < seen[0].max() < 1 + 1e-5  # as the files have them
     _, folder = command(
-        f'gradcam --checkpoint TMP/0.pth.tar TMP/1.pth.tar --labels one two {DATA} --images 3 --samples 25')
+        f'gradcam --checkpoint TMP/0.pth.tar TMP/1.pth.tar --labels one two {DATA} --images 3 --samples 25 '
+        '--target predicted')
     assert files(folder) == {'gradcam.csv', 'gradcam.json', 'gradcam.png'}
     told = json.loads((folder / 'gradcam.json').read_text())
     assert torch.tensor(told['average']['two']).shape == (32, 32)
+    assert min(row['softmax score'] for row in told['scores']) > 0.1
     assert [(row['image'], row['model']) for row in told['scores']] == [
         (image, model) for model in ('one', 'two') for image in (0, 1, 2, 'mean of 25')]
 
 
 def test_gradients(command):
-    _, folder = command(
-        f'gradients --model resnet20 resnet20_se --model-kwargs no_skip=True num_classes=10 {DATA} --samples 40')
+    line = f'gradients --model resnet20 resnet20_se --model-kwargs no_skip=True num_classes=10 {DATA} --samples 40'
+    means = []
+    for words in ('', ' --eval-mode'):
+        torch.manual_seed(0)  # of the weights
+        _, folder = command(line + words)
+        rows = list(csv.DictReader((folder / 'gradients.csv').open()))
+        means.append(rows[0]['mean'])
     assert files(folder) == {'gradients.csv', 'gradients.json', 'gradients.png'}
-    rows = list(csv.DictReader((folder / 'gradients.csv').open()))
     assert [(row['model'], row['stage']) for row in rows] == [
         (f'{model} (random weights)', f'layer{n}') for model in ('resnet20', 'resnet20_se') for n in (1, 2, 3)]
     assert all(float(row['mean']) > 0 for row in rows)
+    assert means[0] != means[1]
 
 
 def test_feature_integration(command, tmp_path):
@@ -129,34 +145,36 @@ def test_feature_integration(command, tmp_path):
         f'feature-integration --checkpoint TMP/last.pth.tar {DATA} --samples 30 --channels 4 --trees 3 --jobs 1')
     assert 'layer3: 30 images, 3 blocks, 64 channels' in out
     assert files(folder) == {'integration.csv', 'integration.json', 'integration.png'}
-    assert len(list(csv.DictReader((folder / 'integration.csv').open()))) == 9
+    rows = [list(row.values())[:3] for row in csv.DictReader((folder / 'integration.csv').open())]
+    assert rows == [[f'layer{n}', *pair] for n in (1, 2, 3) for pair in ('21', '31', '32')]
 
 
-def run_folder(folder, model, top1):
+def run_folder(folder, asr, top1):
     folder.mkdir()
-    (folder / 'args.yaml').write_text(f'model: {model}\nasr: null\n')
+    (folder / 'args.yaml').write_text(f'model: resnet20\nasr: {asr}\n')
     for epoch in range(3):
         add_summary(folder / 'summary.csv', {'epoch': epoch, 'train_loss': 2.0 - epoch, 'eval_loss': 1.0,
                                              'eval_top1': top1 - 2 + epoch})
 
 
 def test_curves_and_scatter(command, tmp_path):
-    run_folder(tmp_path / 'a', 'resnet20', 90.0)
-    run_folder(tmp_path / 'b', 'resnet20_se', 91.0)
+    run_folder(tmp_path / 'a', 'null', 90.0)
+    run_folder(tmp_path / 'b', 'se', 91.0)
     before = dict(matplotlib.rcParams)
     _, folder = command('curves TMP/a TMP/b TMP/a')
     assert dict(matplotlib.rcParams) == before
     assert files(folder) == {'curves.csv', 'curves.json', 'curves.png'}
     assert [row['run'] for row in csv.DictReader((folder / 'curves.csv').open())] == ['resnet20'] * 3 + [
-        'resnet20_se'] * 3 + ['resnet20 (2)'] * 3
-    (tmp_path / 'speed.csv').write_text(
-        'model,infer_samples_per_sec,infer_time_ratio,param_count\n'
-        'resnet20,100.5,1,0.27\nresnet20_se+reparam,90,1.25,0.28\nother,1,,1\n')
-    (tmp_path / 'seeds.csv').write_text('model,top1\nresnet20_se,92\nresnet20_se,93\n')
-    _, folder = command('scatter TMP/a TMP/b TMP/seeds.csv --benchmark TMP/speed.csv')
-    assert json.loads((folder / 'scatter.json').read_text())['models'] == [
-        {'model': 'resnet20', 'images_per_second': 100.5, 'parameters': 270000.0, 'top1': 90.0},
-        {'model': 'resnet20_se+reparam', 'images_per_second': 80.4, 'parameters': 280000.0, 'top1': 92.0}]
+        'resnet20+asr-se'] * 3 + ['resnet20 (2)'] * 3
+    (tmp_path / 'seeds.csv').write_text('model,top1\nresnet20+asr-se,92\nresnet20+asr-se,93\n')
+    for kind, form in (('infer', 'reparam'), ('train', 'fold-bn')):
+        (tmp_path / 'speed.csv').write_text(
+            f'model,{kind}_samples_per_sec,{kind}_time_ratio,param_count\n'
+            f'resnet20,100.5,1,0.27\nresnet20+asr-se+{form},90,1.25,0.28\nother,1,,1\n')
+        _, folder = command('scatter TMP/a TMP/b TMP/seeds.csv --benchmark TMP/speed.csv')
+        assert json.loads((folder / 'scatter.json').read_text())['models'] == [
+            {'model': 'resnet20', 'images_per_second': 100.5, 'parameters': 270000.0, 'top1': 90.0},
+            {'model': f'resnet20+asr-se+{form}', 'images_per_second': 80.4, 'parameters': 280000.0, 'top1': 92.0}]
 
 
 def test_figures_without_matplotlib_and_of_little(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import timm
 import torch
 from helpers import asr_layers, randomize, relative_error
 from torch import nn
+from torchvision.models.detection import faster_rcnn, retinanet
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -123,7 +124,8 @@ def test_frozen_norms_keep_the_attention_and_train_it():
 def test_weights_of_a_trained_classifier(frozen_bn, asr, tmp_path):
     """As train.py writes them; every one of the backbone arrives, and ASR that is added starts as their function."""
     classifier = randomize(timm.create_model('resnet18_asr_se' if asr is None else 'resnet18', num_classes=7, **SLIM))
-    torch.save({'arch': 'resnet18_asr_se', 'state_dict': classifier.state_dict()}, tmp_path / 'last.pth.tar')
+    raw = {key: 0 * value for key, value in classifier.state_dict().items()}
+    torch.save({'state_dict': raw, 'state_dict_ema': classifier.state_dict()}, tmp_path / 'last.pth.tar')
     detector = create_detector(
         'fasterrcnn', 'resnet18_asr_se' if asr is None else 'resnet18', checkpoint=tmp_path / 'last.pth.tar', asr=asr,
         frozen_bn=frozen_bn, backbone_kwargs=SLIM, **RCNN)
@@ -214,7 +216,7 @@ def maps(strides):
     return {str(n): torch.rand(1, 3, SIZE // s, SIZE // s, generator=generator) for n, s in enumerate(strides)}
 
 
-def test_the_usual_strides_are_pooled_as_torchvision_does():
+def test_the_usual_strides_are_pooled_and_have_anchors_as_torchvision_has_them():
     corners = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) * SIZE / 2
     sides = torch.logspace(0.5, math.log10(SIZE / 2), 200)
     boxes = torch.cat([corners, corners + sides[:, None]], 1)
@@ -223,6 +225,9 @@ def test_the_usual_strides_are_pooled_as_torchvision_does():
     ours = region_pool((4, 8, 16, 32), 7)
     what = features, [boxes], [(SIZE, SIZE)]
     assert torch.equal(ours(*what), theirs(*what))
+    for net, usual in (build('fasterrcnn', 'resnet18').rpn, faster_rcnn), (build('retinanet', 'resnet18'), retinanet):
+        found, usual = net.anchor_generator, usual._default_anchorgen()
+        assert (found.sizes, found.aspect_ratios) == (usual.sizes, usual.aspect_ratios)
 
 
 @pytest.mark.parametrize(('strides', 'levels'), [

@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import logging
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -61,12 +62,13 @@ def test_the_inference_form_is_what_is_measured():
 def test_training_options_have_their_effect():
     step = TrainStep('resnet20_asr_se', options(
         '--opt', 'adamw', '--opt-betas', '0.5', '0.6', '--opt-eps', '0.1', '--weight-decay', '0.3',
-        '--smoothing', '0.25', '--drop', '0.4', '--grad-checkpointing', '--clip-grad', '0.01',
-        '--clip-mode', 'value'), CPU, 2)
+        '--smoothing', '0.25', '--drop', '0.4', '--drop-path', '0.01', '--gp', 'max', '--grad-checkpointing',
+        '--clip-grad', '0.01', '--clip-mode', 'value'), CPU, 2)
     assert isinstance(step.optimizer, torch.optim.AdamW)
     group = max(step.optimizer.param_groups, key=lambda group: group['weight_decay'])
     assert (tuple(group['betas']), group['eps'], group['weight_decay']) == ((0.5, 0.6), 0.1, 0.3)
     assert (step.loss.label_smoothing, step.model.drop_rate, step.model.grad_checkpointing) == (0.25, 0.4, True)
+    assert (step.model.layer3[-1].drop_path.drop_prob, step.model.global_pool.pool_type) == (0.01, 'max')
     before = {name: p.detach().clone() for name, p in step.eager.named_parameters()}
     step()
     assert [name for name, p in step.eager.named_parameters() if torch.equal(before[name], p)] == []
@@ -105,6 +107,8 @@ def test_channels_last_and_sizes():
     assert step.images.shape == (2, 1, 40, 48)
     assert step.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     step()
+    for words, side in (([], 288), (['--use-train-size'], 224)):
+        assert InferenceStep('resnet18', options(*words), CPU, 1).input_size == (3, side, side)
 
 
 def test_bytes_saved_for_backward():
@@ -141,8 +145,10 @@ def test_columns(run):
     assert row['param_count'] == 0.27
 
 
-def test_detail_splits_the_step(run):
-    row = run('-m', 'resnet20', '--bench', 'train', '--detail')
+def test_detail_splits_the_step(run, caplog):
+    caplog.set_level('INFO', 'timm_asr')
+    row = run('-m', 'resnet20', '--bench', 'train', '--detail', '--amp', '--amp-dtype', 'bfloat16')
+    assert 'in amp_bfloat16 precision' in caplog.text
     parts = sum(row[f'train_{key}_time'] for key in ('fwd', 'bwd', 'opt'))
     assert 0 < parts <= row['train_step_time'] * 1.01
 
@@ -168,15 +174,6 @@ def test_markdown_is_a_table():
     assert text.splitlines() == [
         '| model | speed | error |', '| ----- | ----: | ----- |', '| a\\|b  |   1.5 |       |',
         '| c     |       | none  |']
-
-
-def test_a_checkpoint_and_an_exported_folder(run, tmp_path):
-    model = timm.create_model('resnet20_asr_se', num_classes=7)
-    torch.save({'arch': 'resnet20_asr_se', 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
-    timm_asr.save_fused(model, tmp_path / 'folder')
-    rows = run('-m', tmp_path / 'a.pth', '--versus', tmp_path / 'folder', f'{tmp_path / "a.pth"}+fold-bn', '--rounds',
-               '2', '--bench', 'inference')
-    assert len(rows) == 3
 
 
 def test_measured_as_trained_is_said_once(run, caplog):
@@ -229,9 +226,10 @@ def test_ratios_are_those_of_rounds():
 
 def test_versus(capsys, monkeypatch, tmp_path):
     times = {'resnet20': [1.0, 2.0, 1.0], 'resnet20_asr_se': [1.0, 2.0, 1.1], 'resnet20_se': [2.0, 4.0, 2.1]}
-    monkeypatch.setattr(bench, 'interleave', lambda *_, **__: times)
+    monkeypatch.setattr(bench, 'interleave', timing := Mock(return_value=times))
     benchmark.main([*SHORT, '-m', 'resnet20', '--versus', 'resnet20_asr_se', 'resnet20_se', '--rounds', '3', '-b', '4',
                     '--results-file', str(tmp_path / 'a.md'), '--results-format', 'md'])
+    assert timing.call_args.kwargs == {'rounds': 3, 'iters': 1, 'warmup': 1, 'device': CPU}
     table, result = capsys.readouterr().out.split('--result\n')
     rows, table = json.loads(result), table.splitlines()
     assert [row['model'] for row in rows] == list(times)
@@ -274,11 +272,19 @@ def test_smaller_batches_after_an_error(run, monkeypatch):
 def test_a_network_that_does_not_take_the_images_has_a_row(run, tmp_path):
     (tmp_path / 'list.txt').write_text('test_vit\nresnet20\n')
     for kind in ('profile', 'inference'):
-        good, bad = run('--model-list', tmp_path / 'list.txt', '--bench', kind, '--img-size', '40')
+        good, bad = run('--model-list', tmp_path / 'list.txt', '--bench', kind, '--img-size', '40', '--results-file',
+                        tmp_path / 'a.csv')
         assert good['model'] == 'resnet20'
         assert bad == {'model': 'test_vit', 'error': 'Input height (40) should be divisible by patch size (16)'}
     row = run('-m', 'test_resnet', '--bench', 'train', '--img-size', '32', '-b', '1')
     assert row['error'].startswith('Expected more than 1 value per channel when training')
+
+
+def test_an_interrupt_keeps_what_is_measured_the_fastest_first(run, tmp_path, monkeypatch):
+    rows = [{'model': name, 'train_samples_per_sec': speed} for speed, name in enumerate(('resnet20', 'resnet32'))]
+    monkeypatch.setattr(bench, 'measure', Mock(side_effect=[rows[:1], rows[1:], KeyboardInterrupt]))
+    (tmp_path / 'list.txt').write_text('resnet20\nresnet32\nresnet44\n')
+    assert run('--model-list', tmp_path / 'list.txt', '--bench', 'train') == rows[::-1]
 
 
 @pytest.mark.parametrize(('words', 'said'), [

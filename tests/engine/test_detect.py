@@ -5,6 +5,7 @@ import json
 import sys
 from functools import partial
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from pages import ROOT
 from safetensors.torch import load_file
 from train_helpers import python
 
-from timm_asr.detection import create_detector
+from timm_asr.detection import CocoSet, create_detector
 from timm_asr.engine import detecting
 from timm_asr.engine.commands import run_command
+from timm_asr.errors import BadInput
 
 pytest.importorskip('faster_coco_eval', reason='the extra `detection` is not installed')
 sys.path.insert(0, str(ROOT / 'examples'))
@@ -92,6 +94,16 @@ def test_figures_are_measured_in_float32(monkeypatch):
     cast, datasets = partial(torch.autocast, 'cpu', torch.bfloat16), (None, SimpleNamespace(coco=0))
     job = SimpleNamespace(autocast=cast, datasets=datasets)
     assert detecting.DetectionRun.figures(job, None, None) == {'AP': 0.5, 'mask_AP': 0.4}
+
+
+def test_outputs_follow_the_largest_category_and_warm_up_counts_updates(drawn, monkeypatch):
+    data = CocoSet(drawn / 'drawn' / 'train2017', drawn / 'drawn' / 'annotations' / 'instances_train2017.json')
+    data.coco.cats[5] = data.coco.cats.pop(3)
+    monkeypatch.setattr(detecting, 'open_set', Mock(return_value=data))
+    monkeypatch.setattr(detecting, 'resolve_learning_rate', stop := Mock(side_effect=BadInput('seen')))
+    assert detect(drawn, '--warmup-steps', 6, '--grad-accum-steps', 2, '--batch-size', 7) == 2
+    args, _ = stop.call_args.args
+    assert (args.num_classes, args.warmup_epochs) == (5, 12)  # the eighth image is no batch of its own
 
 
 @pytest.mark.parametrize(('words', 'sentence'), [

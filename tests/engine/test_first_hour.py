@@ -80,19 +80,19 @@ def test_a_model_of_a_folder_trains_and_its_checkpoint_is_taken_everywhere(image
     checkpoint = str(tmp_path / 'run' / 'model_best.pth.tar')
     validate.main([str(images), '--checkpoint', checkpoint, '-b', '4', '-j', '0', '--device', 'cpu'])
     assert result(capsys)['img_size'] == 32
-    assert benchmark.main(['-m', checkpoint, '--bench', 'inference', '-b', '2', '--num-warm-iter', '1',
-                           '--num-bench-iter', '1', '--device', 'cpu']) == 0
     from timm_asr.engine.commands.export import main as export
-    capsys.readouterr()
-    assert export([checkpoint, '--output', str(tmp_path / 'exported'), '--device', 'cpu']) == 0
+    exported = str(tmp_path / 'exported')
+    assert export([checkpoint, '--output', exported, '--device', 'cpu']) == 0
     assert capsys.readouterr().out.startswith('export   test_resnet --asr se, epoch 0, ')
-    assert timm.create_model(f'local-dir:{tmp_path / "exported"}', pretrained=True).num_classes == 3
+    assert timm.create_model(f'local-dir:{exported}', pretrained=True).num_classes == 3
+    assert benchmark.main(['-m', checkpoint, '--versus', exported, f'{checkpoint}+fold-bn', '--bench', 'inference',
+                           '-b', '2', '--rounds', '1', '--num-bench-iter', '1', '--device', 'cpu']) == 0
 
 
 def test_side_by_side(monkeypatch):
     """Plain, SE and ASR: which are the same network, who was trained, and where the spread is."""
     args = parse_args(['--model', 'resnet20_asr_se', '--dataset', 'digits', '--model-kwargs', 'layers=(1,1,1)',
-                       'channels=(8,8,8)', '--num-classes', '3'])
+                       'channels=(8,8,8)', '--num-classes', '3', '--drop-path', '0.1'])
     model = timm.create_model('resnet20_asr_se', layers=(1, 1, 1), channels=(8, 8, 8), num_classes=3).eval()
     columns = columns_of(args, model, timm_asr.reparameterize(copy.deepcopy(model)))
     assert list(columns) == ['resnet20', 'resnet20_se', 'resnet20_asr_se']

@@ -70,6 +70,8 @@ def test_sites_of_a_checkpoint_and_of_an_exported_folder(tmp_path, capsys):
 def test_sites_that_are_named_and_those_that_are_not_there(capsys):
     assert sites.main(['resnet20', '--sites', 'layer3.*.bn1']) == 0
     assert capsys.readouterr().out.splitlines()[0].split() == ['layer3.0.bn1', 'BatchNorm2d', '64', 'channels']
+    assert sites.main(['resnet20', '--model-kwargs', 'layers=(1,1,2)']) == 0
+    assert capsys.readouterr().out.endswith('4 sites in resnet20.\n')
     for words, said in ((['resnet20', '--sites', 'bn9'], "No module of this .* is called 'bn9'"),
                         (['resnet5'], "unknown model 'resnet5'; the nearest names are"),
                         (['resnet20', '--sites', 'act1'], 'A ReLU cannot be scaled by its parameters')):

@@ -39,6 +39,9 @@ def test_every_recipe_of_detection_is_read_and_its_rows_have_names(detector):
     args = parse(detect.OPTIONS, {}, ['--config', f'coco_{detector}', '--data-dir', 'coco'])
     assert (args.detector, args.epochs, args.decay_milestones, args.lr) == (detector, 12, [8, 11], None)
     assert args.lr_base == (0.01 if detector == 'retinanet' else 0.02)
+    usual = vars(parse(detect.OPTIONS, {}, ['--data-dir', 'coco']))  # without a recipe
+    assert {key for key, value in vars(args).items() if value != usual[key]} <= {
+        'config', 'detector', 'backbone', 'frozen_bn', 'amp', *(['lr_base'] if detector == 'retinanet' else [])}
     rows = set(re.findall(r'`(resnet50\w*)`', (FOLDER.parents[1] / 'docs' / 'downstream.md').read_text()))
     assert rows >= {'resnet50', args.backbone, *(f'resnet50_{row}' for row in (
         'se', 'eca', 'sge', 'asr_se', 'asr_eca', 'se_asr_se', 'eca_asr_eca', 'dia_lstm', 'dia_lstm_light'))}

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -55,6 +56,15 @@ def test_bad_input(tmp_path):
         with pytest.raises(BadInput, match=said) as error:
             run.main(words)
         assert '\n' not in str(error.value)
+
+
+def test_what_is_exported_after_timms_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.export, 'main', export := Mock())
+    (tmp_path / 'mine.yaml').write_text('model_ema: true\nval_split: test\nclass_map: m.txt\n')
+    run.export_best(tmp_path / 'best', ['-c', str(tmp_path / 'mine.yaml'), 'images', '-j', '3'], 'x')
+    assert export.call_args.args[0] == [
+        str(tmp_path / 'best'), '--output', str(tmp_path), '--force', '--workers', '3', '--use-ema',
+        '--data-dir=images', '--split=test', '--class-map=m.txt']
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import tarfile
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
@@ -87,14 +88,14 @@ def test_iterable_data(tmp_path, monkeypatch):
             self.epochs.append(epoch)
 
     def create(name, root, split, **kwargs):
-        asked.append((name, split, kwargs['num_samples'], kwargs.get('repeats')))
+        asked.append((name, split, *map(kwargs.get, ('num_samples', 'input_key', 'target_key', 'repeats'))))
         return timm.data.IterableImageDataset('', reader=Reader())
 
     asked = []
     monkeypatch.setattr(loaders, 'create_dataset', create)
     train(['--dataset', 'wds/x', '--data-dir', tmp_path, '--train-num-samples', 14, '--val-num-samples', 7,
-           '--epoch-repeats', 2, '--epochs', 2], tmp_path)
-    assert asked == [('wds/x', 'train', 14, 2.0), ('wds/x', 'validation', 7, None)]
+           '--epoch-repeats', 2, '--epochs', 2, '--input-key', 'image', '--target-key', 'class'], tmp_path)
+    assert asked == [('wds/x', 'train', 14, 'image', 'class', 2.0), ('wds/x', 'validation', 7, 'image', 'class', None)]
     assert Reader.epochs == [0, 1]
     assert len(rows(tmp_path)) == 2
 
@@ -222,10 +223,7 @@ def test_classes_that_a_map_leaves_out_are_named(images, tmp_path, caplog):
 
 
 def test_data_that_is_there_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
-    def lock(*_):
-        raise PermissionError(13, 'Permission denied')
-
-    monkeypatch.setattr(factory, 'FileLock', lock)
+    monkeypatch.setattr(factory, 'FileLock', Mock(side_effect=PermissionError(13, 'Permission denied')))
     monkeypatch.setattr(factory.timm.data, 'create_dataset', lambda *args, **kwargs: [1, 2])
     assert len(create_dataset('torch/cifar10', str(tmp_path), 'train', download=True)) == 2
 
@@ -246,15 +244,10 @@ def test_several_processes_download_one_after_another(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('error', [OSError, SyntaxError, Image.DecompressionBombError])
 def test_an_image_that_pillow_does_not_read_is_named(error):
-    class Unreadable(list):
-        def __getitem__(self, index):
-            raise error
-
-        def filename(self, index, absolute):
-            return index
-
+    dataset = MagicMock(filename=lambda index, absolute: index)
+    dataset.__len__.return_value, dataset.__getitem__.side_effect = 2, error
     with pytest.raises(BadInput, match='cannot read the image 1'):
-        Images(Unreadable([0, 1]))[1]
+        Images(dataset)[1]
 
 
 def test_training_images_are_not_taken_for_validation(images, tmp_path):
@@ -267,7 +260,9 @@ def test_training_images_are_not_taken_for_validation(images, tmp_path):
             train(['--data-dir', data, *words], tmp_path)
 
 
-def test_images_of_torchvisions_sets_come_in_the_mode_of_the_model(images):
+def test_images_of_torchvisions_sets_come_in_the_mode_of_the_model(images, monkeypatch):
+    monkeypatch.setattr(factory, 'STL10', lambda root, split, download: [(Image.new('RGB', (9, 9)), split)])
+    assert [create_dataset('torch/stl10', 'x', split)[0][1] for split in ('train', 'val')] == ['train', 'test']
     for mode in ('L', 'RGB'):
         found = create_dataset('torch/image_folder', str(images), 'train', input_img_mode=mode)
         image, label = found[0]

@@ -4,6 +4,7 @@ Model, batch and number of epochs are made small by what is appended; everything
 """
 
 import copy
+import json
 import math
 import shlex
 import sys
@@ -106,6 +107,7 @@ def test_resnet_a3(train):
             'args.yaml'} <= files
     header = (run.folder / 'summary.csv').read_text().splitlines()[0]
     assert header == 'epoch,train_loss,eval_loss,eval_top1,eval_top5,lr'
+    assert json.loads((run.folder / 'metrics.json').read_text())['epoch_last'] == 1
 
 
 def test_resnet_a2(train):
@@ -230,7 +232,10 @@ def test_torchscript(train):
 
 
 def test_model_dtype(train):
-    run = train('--lr 0.1 --model-dtype bfloat16')
+    run = train('--lr 0.1 --model-dtype bfloat16 --scale 0.3 0.8 --ratio 0.9 1.1 --grayscale-prob 0.2 '
+                '--gaussian-blur-prob 0.3 --color-jitter-prob 0.4')
+    assert all(what in run.transform for what in (
+        'scale=(0.3, 0.8), ratio=(0.9, 1.1)', 'RandomGrayscale(p=0.2)', 'p=0.3', 'p=0.4'))
     assert run.seen.batches[0][0].dtype == torch.bfloat16
     assert {value.dtype for value in run.last['state_dict'].values()} == {torch.bfloat16, torch.int64}
 
@@ -262,7 +267,7 @@ def test_small_options_have_their_effect(train, tmp_path, monkeypatch):
     run = train('--lr-base 0.2 --lr-base-size 12 --head-init-scale 0 --head-init-bias 0.25 --val-interval 2 '
                 '--save-images --log-interval 1 --mean 0.5 --std 0.25 --val-split "" --grad-checkpointing '
                 '--model-kwargs asr_depth=2 --opt-kwargs nesterov=False --start-epoch 1 --warmup-epochs 0 '
-                '--fast-norm --synchronize-step --hflip 1 --vflip 0 --no-aug --drop-connect 0.3 '
+                '--fast-norm --synchronize-step --hflip 1 --vflip 0 --no-aug --drop-connect 0.3 --gp max '
                 '--device-modules a_module_of_mine', finish=True)
     assert not (run.folder / 'model.safetensors').exists()  # nothing to compare on
     assert run.args.lr == pytest.approx(0.1)
@@ -271,6 +276,7 @@ def test_small_options_have_their_effect(train, tmp_path, monkeypatch):
     assert run.last['metric'] is not None  # the training loss
     assert run.job.saver.decreasing
     assert run.model.grad_checkpointing
+    assert run.model.global_pool.pool_type == 'max'
     assert run.model.layer3[-1].drop_path.drop_prob == pytest.approx(0.3)
     assert 'a_module_of_mine' in sys.modules
     assert run.optimizer.defaults['nesterov'] is False

@@ -6,6 +6,7 @@ import logging
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -118,13 +119,16 @@ def test_other_ways_to_the_same_figures(run, model, folder, checkpoint, words):
 
 
 def test_the_inference_form_is_what_is_measured(run, checkpoint, monkeypatch):
-    seen: list[nn.Module] = []
-    monkeypatch.setattr(validation, 'evaluate', lambda model, *a, **k: seen.append(model) or evaluate(model, *a, **k))
-    for words in ([], ['--reparam'], ['--fold-bn']):
+    seen, crops = [], []
+    monkeypatch.setattr(validation, 'evaluate', lambda model, loader, *a, **k: (
+        seen.append(model) or crops.append(repr(loader.dataset.transform)) or evaluate(model, loader, *a, **k)))
+    for words in (['--gp', 'max'], ['--reparam'], ['--fold-bn', '--crop-border-pixels', '4']):
         run('--checkpoint', checkpoint, *words)
     assert [timm_asr.has_asr(m) for m in seen] == [True, False, False]
+    assert [m.global_pool.pool_type for m in seen] == ['max', 'avg', 'avg']
     norms = [sum(isinstance(x, nn.BatchNorm2d) for x in m.modules()) for m in seen]
     assert norms[0] == norms[1] > norms[2] == 0
+    assert ['TrimBorder' in transform for transform in crops] == [False, False, True]
 
 
 @pytest.mark.parametrize('words', [['--model-dtype', 'bfloat16'], ['--amp', '--amp-dtype', 'bfloat16']])
@@ -180,13 +184,13 @@ def test_a_network_that_does_not_take_the_images(run, checkpoint, tmp_path):
     (tmp_path / 'b.pth').write_bytes(checkpoint.read_bytes())
     row, = run('--checkpoint', tmp_path, '--img-size', 100)
     assert Path(row['checkpoint']).name == 'b.pth'
+    words = '--checkpoint', tmp_path / 'a.pth', '--img-size', 100, '--results-file', tmp_path / 'a.csv'
+    assert 'error' in run(*words, '--retry')
+    assert not (tmp_path / 'a.csv').exists()
 
 
 def test_an_error_in_a_loading_worker_is_said(run, checkpoint, monkeypatch):
-    def getitem(self: Any, index: int) -> Any:
-        raise ValueError('this image has no pixels')
-
-    monkeypatch.setattr(timm.data.ImageDataset, '__getitem__', getitem)
+    monkeypatch.setattr(timm.data.ImageDataset, '__getitem__', Mock(side_effect=ValueError('this image has no pixels')))
     with pytest.raises(BadInput, match=r'cannot be validated: this image has no pixels$'):
         run('--checkpoint', checkpoint, '-j', '1')
 
@@ -201,12 +205,7 @@ def test_a_list_of_models(run, model, folder, tmp_path, checkpoint):
 
 
 def test_an_interrupt_keeps_the_models_that_are_done(folder, tmp_path, monkeypatch, capsys):
-    def interrupted(args, device):
-        if args.checkpoint.endswith('b.pth'):
-            raise KeyboardInterrupt
-        return {'model': 'a', 'top1': 50.0}
-
-    monkeypatch.setattr(validation, 'validate', interrupted)
+    monkeypatch.setattr(validation, 'validate', Mock(side_effect=[{'model': 'a', 'top1': 50.0}, KeyboardInterrupt]))
     for name in ('a.pth', 'b.pth', 'c.pth'):
         (tmp_path / name).write_bytes(b'')
     words = ['--data-dir', str(folder), '--checkpoint', str(tmp_path), '--results-file', str(tmp_path / 'all.csv')]

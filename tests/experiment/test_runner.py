@@ -8,6 +8,7 @@ import signal
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -114,10 +115,7 @@ def test_an_arm_may_get_a_nicer_name_and_versions_are_named(tmp_path):
 
 
 def test_a_report_is_printed_where_it_cannot_be_written(finished, capsys, monkeypatch):
-    def full(*args):
-        raise OSError('No space left on device')
-
-    monkeypatch.setattr(report, 'write_results', full)
+    monkeypatch.setattr(report, 'write_results', Mock(side_effect=OSError('No space left on device')))
     assert command(*finished, '--report') == 0
     shown = capsys.readouterr()
     assert '15 of 15 runs are done' in shown.out
@@ -131,10 +129,7 @@ def test_processes_of_slurm_share_the_runs_and_not_a_run(tmp_path, monkeypatch):
 
 
 def test_a_worker_that_the_system_kills_is_named(tmp_path, monkeypatch):
-    def broken(*args, **kwargs):
-        raise BrokenProcessPool
-
-    monkeypatch.setattr(runner.ProcessPoolExecutor, 'map', broken)
+    monkeypatch.setattr(runner.ProcessPoolExecutor, 'map', Mock(side_effect=BrokenProcessPool))
     with pytest.raises(Stopped, match='a run was killed, perhaps for want of memory'):
         command(write(tmp_path / 'plan.yaml', {'plain': {}}, [0]), tmp_path / 'runs', '--parallel', 2)
 
@@ -247,6 +242,8 @@ def test_faults_are_found_before_the_first_run(tmp_path, capsys):
     with pytest.raises(BadInput, match='--output'):
         experiment.main([str(plan)])
     write(plan, {'plain': {}}, [0])
+    with pytest.raises(BadInput, match='--device warp: not a device'):
+        command(plan, tmp_path / 'fourth', '--device', 'warp')
     assert command(plan, tmp_path / 'other', '--check') == 0  # nothing was begun there
     capsys.readouterr()
     assert command(plan, tmp_path / 'third', '--check') == 0

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 import timm_asr
 from timm_asr.checkpoints.provenance import base_name, file_sha256, git_commit, public_arguments
 from timm_asr.checkpoints.read import read_config
+from timm_asr.engine import exporting
 from timm_asr.errors import BadInput
 
 
@@ -143,12 +145,15 @@ def test_a_checkpoint_of_a_stock_name_with_asr(tmp_path):
     assert read_provenance(again)['weights_sha256'] == read_provenance(folder)['weights_sha256']
 
 
-def test_the_command_says_what_it_does(model, checkpoint, tmp_path, capsys):
+def test_the_command_says_what_it_does(model, checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(exporting, 'export_program', program := Mock(return_value=checkpoint))
     folder = tmp_path / 'out'
-    status, out, err = command(capsys, 'export', checkpoint, '--output', folder, '--keep-trainable', '-j', 0)
+    status, out, err = command(capsys, 'export', checkpoint, '--output', folder, '--keep-trainable', '-j', 0,
+                               '--torch-export', tmp_path / 'a.pt2', '--fold-bn', '--any-size')
     assert (status, err) == (0, '')
+    assert program.call_args.kwargs['fold_bn'] is program.call_args.kwargs['any_size'] is True
     steps = [line.split()[0] for line in out.splitlines() if line[0] != ' ']
-    assert steps == ['export', 'compare', 'fold', 'check', 'check', 'written']
+    assert steps == ['export', 'compare', 'fold', 'check', 'check', 'written', 'written']
     assert 'epoch 7, raw weights (averaged ones are there too: --use-ema), from last.pth.tar' in out
     assert 'loads by timm and timm_asr; logits differ' in out
     size = f'{(folder / "model.safetensors").stat().st_size:,}'
@@ -168,9 +173,11 @@ def test_the_command_says_what_it_does(model, checkpoint, tmp_path, capsys):
     with pytest.raises(BadInput, match='its trainable form would be lost'):
         timm_asr.save_fused(folder / 'trainable', folder, overwrite=True)
     # Figures are of the images that they were measured on.
-    assert command(capsys, 'export', folder, '--output', tmp_path / 'cropped', '--crop-pct', 0.8)[0] == 0
-    assert not (tmp_path / 'cropped' / 'metrics.json').exists()
-    assert read_provenance(tmp_path / 'cropped')['metrics'] is None
+    for words in (['--crop-pct', 0.8], ['--interpolation', 'nearest']):
+        other = tmp_path / words[0]
+        assert command(capsys, 'export', folder, '--output', other, *words)[0] == 0
+        assert not (other / 'metrics.json').exists()
+        assert read_provenance(other)['metrics'] is None
     assert command(capsys, 'export', checkpoint, '--output', folder, '--use-ema', '--force', '-j', 0)[0] == 0
     assert not (folder / 'trainable').exists()
 
