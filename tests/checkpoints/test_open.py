@@ -54,11 +54,12 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def test_a_checkpoint_says_itself_which_model_it_holds(tmp_path: Path) -> None:
     model = make(in_chans=1, drop_rate=0.5, asr_depth=2)
-    path = save(tmp_path / 'a.pth.tar', model, args={'model': NAME, 'in_chans': 1, 'model_kwargs': {'asr_depth': 2}})
-    loaded = load_model(str(path))
-    assert loaded.num_classes == 7
-    assert torch.equal(logits(loaded, 1), logits(model, 1))
-    assert timm_asr.has_asr(loaded)
+    for args, asked in (({'in_chans': 1}, {}), ({'input_size': [1, 32, 32]}, {'img_size': 48})):
+        path = save(tmp_path / 'a.pth.tar', model, args={'model': NAME, 'model_kwargs': {'asr_depth': 2}, **args})
+        loaded = load_model('', path, **asked)
+        assert loaded.num_classes == 7
+        assert torch.equal(logits(loaded, 1), logits(model, 1))
+        assert timm_asr.has_asr(loaded)
 
 
 @pytest.mark.parametrize(('name', 'kwargs', 'args'), [
@@ -115,10 +116,12 @@ def test_a_run_whose_model_was_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_deit_names_a_side(tmp_path: Path) -> None:
-    model = make('vit_tiny_patch16_224', img_size=48)
-    torch.save({'model': model.state_dict(), 'args': argparse.Namespace(model='vit_tiny_patch16_224', input_size=48)},
+    model = make(name := 'deit_tiny_distilled_patch16_224', img_size=48)  # with two classifiers
+    ema = {key: value + 1 for key, value in model.state_dict().items()}
+    torch.save({'model': model.state_dict(), 'model_ema': ema, 'args': argparse.Namespace(model=name, input_size=48)},
                tmp_path / 'best_checkpoint.pth')
-    source = open_source(tmp_path / 'best_checkpoint.pth')
+    source = open_source(tmp_path / 'best_checkpoint.pth', use_ema=True)
+    assert torch.equal(source.model.head.bias, ema['head.bias'])
     assert source.model.patch_embed.img_size == (48, 48)
     assert (source.data_config['input_size'], source.data_config['crop_mode']) == ((3, 48, 48), 'center')
 
@@ -199,7 +202,9 @@ def test_truncated_and_foreign_files(tmp_path: Path, checkpoint: Path) -> None:
 
 def test_what_does_not_fit(tmp_path: Path, checkpoint: Path) -> None:
     refused('trained for 7 classes, but 10 were asked for', NAME, checkpoint, num_classes=10)
-    refused('has 7 classes, but 10 were asked for', timm_asr.save_fused(make(), tmp_path / 'fused'), num_classes=10)
+    folder = timm_asr.save_fused(make(), tmp_path / 'fused')
+    refused('has 7 classes, but 10 were asked for', folder, num_classes=10)
+    refused('is an exported folder, which has no averaged weights', '', folder, use_ema=True)
     refused('have 1000 classes, but 10 were asked for', 'resnet18.a1_in1k', pretrained=True, num_classes=10)
     refused('resnet32_asr_se has no pretrained weights; name the weights with --checkpoint', 'resnet32_asr_se',
             pretrained=True)
@@ -261,7 +266,8 @@ def test_an_older_folder_still_loads(tmp_path: Path) -> None:
         config = json.loads((part / 'config.json').read_text())
         config['model_args']['num_classes'] = 7
         section = config['timm_asr']
-        section |= {'format': 1, 'created': '2026-01-01T00:00:00+00:00', 'form': section['form'].replace('old', 'us')}
+        section |= {'format': 1, 'created': '2026-01-01T00:00:00+00:00', 'form': section['form'].replace('old', 'us'),
+                    'arguments': {'lr': 0.1, 'data_dir': '/home/me'}}
         for key in ('files', 'base_model'):
             section.pop(key, None)
         for key in ('auto_map', 'image_processor_type'):
@@ -273,7 +279,7 @@ def test_an_older_folder_still_loads(tmp_path: Path) -> None:
     assert open_source(folder).metrics == {'top1': 1.0, 'top1_folded': 1.0}
     again = json.loads((timm_asr.save_fused(folder, tmp_path / 'b') / 'config.json').read_text())
     assert 'num_classes' not in again['model_args']
-    assert again['timm_asr']['form'] == 'folded'
+    assert (again['timm_asr']['form'], again['timm_asr']['arguments']) == ('folded', {'lr': 0.1})
 
 
 def test_what_was_trained_further_is_not_what_its_folder_says_of_the_run_before(tmp_path: Path) -> None:

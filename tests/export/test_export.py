@@ -1,6 +1,7 @@
 """Export of checkpoints and folders: what config.json says of them, and the command."""
 
 import json
+import shutil
 import subprocess
 from unittest.mock import Mock
 
@@ -13,6 +14,7 @@ from helpers import images, randomize, relative_error
 from safetensors.torch import save_file
 
 import timm_asr
+from timm_asr.checkpoints import provenance
 from timm_asr.checkpoints.provenance import base_name, file_sha256, git_commit, public_arguments
 from timm_asr.checkpoints.read import read_config
 from timm_asr.engine import exporting
@@ -49,6 +51,9 @@ def test_a_checkpoint_of_this_package(model, checkpoint, tmp_path):
     assert (data['input_size'], data['mean'], data['std']) == ((1, 32, 32), [0.3053], [0.376])
     assert (data['crop_pct'], data['interpolation']) == (1.0, 'bilinear')
     assert loaded.pretrained_cfg['label_names'] == [f'digit {i}' for i in range(10)]
+    given = reload(timm_asr.save_fused(checkpoint, tmp_path / 'given', check=False, label_names='abcdefghij',
+                                       data_config={**data, 'crop_pct': 0.5})).pretrained_cfg
+    assert (given['crop_pct'], given['label_names'][0]) == (0.5, 'a')
 
 
 def test_provenance(checkpoint, tmp_path):
@@ -102,12 +107,23 @@ def test_arguments_go_out_by_name_and_then_by_value():
     assert base_name('a/b/') == 'b'
 
 
-def test_git_commit_of_the_checkout():
-    try:
-        head = subprocess.check_output(['git', '-C', timm_asr.__path__[0], 'rev-parse', 'HEAD'], text=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip('git is not installed, or this is no checkout')
-    assert git_commit().removesuffix('-dirty') == head.strip()
+@pytest.mark.skipif(shutil.which('git') is None, reason='git is not installed')
+def test_git_commit_of_the_checkout(tmp_path, monkeypatch):
+    def git(*words):
+        line = ['git', '-c', 'user.name=me', '-c', 'user.email=me@here', *words]
+        return subprocess.check_output(line, cwd=tmp_path, text=True).strip()
+
+    monkeypatch.setattr(provenance, '__file__', str(tmp_path / 'provenance.py'))
+    (tmp_path / '__init__.py').touch()
+    git('init', '-q')
+    git('commit', '-q', '--allow-empty', '-m', 'of a project with an environment inside')
+    assert git_commit.__wrapped__() is None
+    git('add', '.')
+    git('commit', '-q', '-m', 'of this package')
+    git('tag', '-a', '-m', 'a release', 'v1')
+    assert git_commit.__wrapped__() == git('rev-parse', 'HEAD')
+    (tmp_path / '__init__.py').write_text('# changed')
+    assert git_commit.__wrapped__() == f'{git("rev-parse", "HEAD")}-dirty'
 
 
 def test_a_checkpoint_of_timms_script(tmp_path):
@@ -128,17 +144,22 @@ def test_a_checkpoint_of_timms_script(tmp_path):
 
 
 def test_a_checkpoint_of_a_stock_name_with_asr(tmp_path):
-    model = randomize(timm_asr.create_model('resnet18', asr='ie', num_classes=10, in_chans=1)).eval()
+    model = randomize(timm_asr.create_model(
+        'resnet18', asr='ie', asr_sites='layer4.*.bn2', num_classes=10, in_chans=1)).eval()
     path = our_checkpoint(
-        tmp_path / 'last.pth.tar', model, argv=['--model', 'resnet18', '--asr', 'ie'], arch='resnet18')
+        tmp_path / 'last.pth.tar', model, arch='resnet18', data_config={'crop_pct': 0.8},
+        argv=['--model', 'resnet18', '--asr', 'ie', '--eval-metric', 'loss'])
     folder = timm_asr.save_fused(path, tmp_path / 'a', keep_trainable=True)
     loaded = reload(folder)
     assert type(loaded) is timm.models.ResNet
+    assert loaded.pretrained_cfg['crop_pct'] == 0.8  # as it was in the run, whatever options and timm would say now
     x = images(model, size=32)
     assert relative_error(model(x), loaded(x)) < 1e-5
     told = read_provenance(folder / 'trainable')
-    assert (told['model'], told['asr']['asr'], told['needs']) == ('resnet18', 'ie', ['timm_asr'])
-    assert relative_error(model(x), timm_asr.load_trainable(folder).eval()(x)) < 1e-5
+    assert (told['model'], told['asr']['asr'], told['needs'], told['metrics']) == ('resnet18', 'ie', ['timm_asr'], None)
+    trainable = timm_asr.load_trainable(folder).eval()
+    assert timm_asr.has_asr(trainable)
+    assert relative_error(model(x), trainable(x)) < 1e-5
     with pytest.raises(RuntimeError, match='psi'):
         reload(folder / 'trainable')  # stock timm does not take it for something else
     again = timm_asr.save_fused(folder / 'trainable', tmp_path / 'b')
@@ -237,7 +258,7 @@ def test_one_sentence_for_what_is_wrong(argv, sentence, checkpoint, tmp_path, ca
 
 
 def test_figures_and_plots_of_the_best_checkpoint_go_along(model, tmp_path):
-    best = our_checkpoint(tmp_path / 'model_best.pth.tar', model)
+    best = our_checkpoint(tmp_path / 'model_best.pth.tar', model, nudged(model))
     other = our_checkpoint(tmp_path / 'last.pth.tar', nudged(model), epoch=8)
     plot = b'\x89PNG\r\n\x1a\nplot'
     (tmp_path / 'attention.png').write_bytes(plot)
@@ -246,6 +267,7 @@ def test_figures_and_plots_of_the_best_checkpoint_go_along(model, tmp_path):
     folder = timm_asr.save_fused(best, tmp_path / 'a')
     assert (folder / 'attention.png').read_bytes() == plot
     assert read_provenance(folder)['metrics']['after'] == {'top1': 91.5}
-    folder = timm_asr.save_fused(other, tmp_path / 'b')
-    assert not {'attention.png', 'metrics.json'} & {p.name for p in folder.iterdir()}
-    assert read_provenance(folder)['metrics']['after'] is None
+    for source, use_ema, beside in ((other, False, []), (best, True, ['attention.png'])):  # of its averaged weights
+        folder = timm_asr.save_fused(source, tmp_path / str(use_ema), use_ema=use_ema)
+        assert [p.name for p in folder.iterdir() if p.name in ('attention.png', 'metrics.json')] == beside
+        assert read_provenance(folder)['metrics']['after'] is None

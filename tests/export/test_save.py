@@ -13,7 +13,7 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 from timm.utils import ModelEma, ModelEmaV3, freeze
 from torch import nn
 
-from timm_asr import attach_asr, create_model, has_asr, load_trainable, save_fused
+from timm_asr import create_model, has_asr, load_trainable, save_fused
 from timm_asr.checkpoints.open import open_source
 from timm_asr.checkpoints.read import read_config
 from timm_asr.errors import BadInput
@@ -71,12 +71,13 @@ def test_a_fresh_process_loads_what_was_saved(tmp_path):
 
 
 def test_nothing_of_the_stock_weights_leaks_in(tmp_path):
-    model = attach_asr(timm.create_model('resnet18.a1_in1k', num_classes=3), 'se')
+    model = create_model('resnet18.a1_in1k', asr='se', num_classes=3)
     cfg = model.pretrained_cfg
     foreign = {'tag', 'license', 'paper_ids', 'origin_url', 'hf_hub_id', 'url', 'test_input_size', 'test_crop_pct'}
     assert foreign <= set(cfg)  # there is something that could leak
-    folder = save_fused(model, tmp_path)
+    folder = save_fused(model, tmp_path, keep_trainable=True)
     assert not foreign & set(read_config(folder)['pretrained_cfg'])
+    assert not {'test_input_size', 'test_crop_pct'} & set(load_trainable(folder).pretrained_cfg)
     text = (folder / 'config.json').read_text()
     assert not [cfg[key] for key in ('tag', 'license', 'origin_url') if str(cfg[key]) in text]
 
