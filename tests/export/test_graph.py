@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 import timm
 import torch
-from export_helpers import command, digits_model, our_checkpoint
+from export_helpers import command, digits_model, nudged, our_checkpoint
 from helpers import images, randomize, relative_error, small
 
 import timm_asr
@@ -29,6 +29,9 @@ def model():
 def run_onnx(file, x):
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     return torch.from_numpy(session.run(None, {'images': x.numpy()})[0])
+
+
+RUNS = {timm_asr.export_onnx: run_onnx, timm_asr.export_program: lambda file, x: torch.export.load(file).module()(x)}
 
 
 def test_the_size_and_the_classes_are_those_of_the_model(tmp_path):
@@ -77,13 +80,12 @@ def test_onnxruntime_gives_the_same_logits_for_other_gates(name, tmp_path):
         assert relative_error(model(x[:batch]), run_onnx(file, x[:batch])) < 1e-5
 
 
-@pytest.mark.parametrize('export', [timm_asr.export_onnx, timm_asr.export_program])
+@pytest.mark.parametrize('export', RUNS)
 def test_images_of_any_size_where_the_network_can(export, model, tmp_path):
     file = export(model, tmp_path / 'a.out', any_size=True)
-    run = run_onnx if export is timm_asr.export_onnx else lambda file, x: torch.export.load(file).module()(x)
     for height, width in ((32, 32), (48, 80), (17, 33)):
         x = torch.randn(2, 1, height, width)
-        assert relative_error(model(x), run(file, x)) < 1e-5
+        assert relative_error(model(x), RUNS[export](file, x)) < 1e-5
     if export is timm_asr.export_onnx:
         inside = onnx.load(file).graph
         axes = [[size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
@@ -160,6 +162,8 @@ def test_a_program_runs_by_pytorch_alone(model, tmp_path):
 
 
 def test_what_differs_is_not_kept(model, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r'computes differs by inf of the largest logit on real images'):
+        timm_asr.export_program(model, tmp_path / 'a', images=[torch.full((1, 1, 32, 32), torch.nan)])
     reparameterize = graph.reparameterize
 
     def wrong(module, **kwargs):
@@ -179,13 +183,17 @@ def test_packages_that_are_missing(model, tmp_path, monkeypatch):
         timm_asr.export_onnx(model, tmp_path / 'a.onnx')
 
 
-def test_files_that_are_there(model, tmp_path):
-    (tmp_path / 'a.pt2').write_text('mine')
+@pytest.mark.parametrize('export', RUNS)
+def test_files_that_are_there(export, tmp_path):
+    checkpoint = our_checkpoint(tmp_path / 'last.pth.tar', model := digits_model(), nudged(model))
+    (file := tmp_path / 'a.pt2').write_text('mine')
     with pytest.raises(BadInput, match='a.pt2 is there already; choose another name'):
-        timm_asr.export_program(model, tmp_path / 'a.pt2')
+        export(checkpoint, file)
     with pytest.raises(BadInput, match='is a folder, and a file is to be written there'):
-        timm_asr.export_program(model, tmp_path)
-    assert (tmp_path / 'a.pt2').read_text() == 'mine'
+        export(checkpoint, tmp_path)
+    assert file.read_text() == 'mine'
+    export(checkpoint, file, use_ema=True, overwrite=True)
+    assert relative_error(nudged(model)(x := images(model, size=32)), RUNS[export](file, x)) < 1e-5
 
 
 def test_what_cannot_be_followed_is_one_sentence(tmp_path):
@@ -210,5 +218,5 @@ def test_the_command(tmp_path, capsys):
     for by in ('onnxruntime', 'torch.export'):  # the digits of the run are at hand
         assert f'check    logits by {by} differ by ' in out
     assert out.count('real ones') == 2
-    names = json.loads(onnx.load(tmp_path / 'a.onnx').metadata_props[0].value)['label_names']
-    assert names[3] == 'digit 3'
+    about = json.loads(onnx.load(tmp_path / 'a.onnx').metadata_props[0].value)
+    assert (about['label_names'][3], about['mean']) == ('digit 3', [0.3053])
