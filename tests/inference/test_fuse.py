@@ -180,7 +180,7 @@ def test_a_network_runs_where_folding_ended_in_the_middle(monkeypatch):
 def test_weights_in_several_files(tmp_path):
     model, other = (small('resnet20_asr_se', layers=(1, 1, 1)) for _ in range(2))
     huggingface_hub.save_torch_model(model, str(tmp_path), max_shard_size=1)  # one tensor in each
-    huggingface_hub.load_torch_model(other, tmp_path, strict=True)
+    huggingface_hub.load_torch_model(other, tmp_path)
     assert all(torch.equal(tensor, other.state_dict()[key]) for key, tensor in model.state_dict().items())
 
 
