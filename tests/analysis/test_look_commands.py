@@ -64,7 +64,8 @@ def test_stripes(command, tmp_path):
     assert [row['gate'] for row in rows] == [f'layer{s}.{b}.se' for s in (1, 2, 3) for b in range(3)]
     assert float(rows[4]['std']) == told['gates'][4]['std']
     assert told['command'].startswith('timm-asr stripes --checkpoint ')
-    assert "no gate 'x' to draw" in command(f'stripes --checkpoint TMP/last.pth.tar {DATA} --gates x', fails=True)[0]
+    for name, said in (('x', '--gates x: there is no such module in resnet20_se'), ('fc', "no gate 'fc' to draw")):
+        assert said in command(f'stripes --checkpoint TMP/last.pth.tar {DATA} --gates {name}', fails=True)[0]
     assert [_chosen('abcdefg', count) for count in (1, 3, 9)] == [['a'], ['a', 'd', 'g'], list('abcdefg')]
 
 

@@ -142,7 +142,10 @@ def test_the_command(tmp_path, capsys):
     assert metrics['top1_onnx'] == pytest.approx(metrics['top1_folded'])
     operations = {node.op_type for node in onnx.load(files['float.onnx']).graph.node}
     assert 'BatchNormalization' not in operations
-    assert 'QuantizeLinear' in {node.op_type for node in onnx.load(files['int8.onnx']).graph.node}
+    graph = onnx.load(files['int8.onnx']).graph
+    assert 'QuantizeLinear' in {node.op_type for node in graph.node}
+    zeros = [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.endswith('zero_point')]
+    assert len(zeros) > 20 and not any(zero.any() for zero in zeros)  # symmetric
 
 
 @pytest.mark.parametrize('splits', [('val',), ('train', 'val')])

@@ -108,6 +108,8 @@ def stripes(args: Namespace, device: torch.device, folder: Path, caption: str) -
         _differences(args, device, folder, caption)
         return
     label, model, loader, *_ = _detector(args) if args.detector else next(_opened(args, device, args.samples))
+    if unknown := {*(args.gates or ())} - dict(model.named_modules()).keys():
+        raise BadInput(f'--gates {min(unknown)}: there is no such module in {label}')
     report = measure_stripes(model.to(device), loader, samples=args.samples, keep=args.images,
                              progress=not args.no_progress)
     print(f'\n{report}\n')
