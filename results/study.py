@@ -207,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             plot_arms(plan.name, {arm.name: list(values_of(whole, arm.name, 'top1').values()) for arm in plan.arms},
                       HERE / 'study' / f'{name}.png', 'python results/study.py RUNS')
             sections.append(f'![{plan.name}](study/{name}.png)')
-            shown.append((plan, whole))
+            if len(whole) > len(plan.arms):  # one seed has no differences
+                shown.append((plan, whole))
             if any(arm.name.startswith('ASR') for arm in plan.arms):
                 lines.append(line(plan, whole, margin))
     for name in SEARCHES:
