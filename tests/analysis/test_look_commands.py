@@ -78,6 +78,7 @@ def test_stripes_over_the_epochs_of_a_run(command, tmp_path):
     assert told['epochs'] == [0, 5, 10]
     assert torch.tensor(told['gates']['layer3.2.se']).shape == (2, 3, 64)
     assert [row['epoch'] for row in csv.DictReader((folder / 'differences.csv').open())][:4] == ['5', '5', '5', '10']
+    assert '--gates x: there is no such module' in command(f'stripes --checkpoints TMP {DATA} --gates x', fails=True)[0]
     (tmp_path / 'checkpoint-5.pth.tar').rename(tmp_path / 'checkpoint-9.pth.tar')
     assert 'epochs are missing between 0 and 10' in command(f'stripes --checkpoints TMP {DATA}', fails=True)[0]
 

@@ -101,6 +101,12 @@ def _images_alone(batch: Sequence[Any]) -> tuple[list[torch.Tensor], None]:
     return [to_tensor(image) for image, _ in batch], None
 
 
+def _check_gates(args: Namespace, label: str, model: nn.Module) -> None:
+    """Of those that are to be drawn; which modules are gates is known after measuring."""
+    if unknown := {*(args.gates or ())} - dict(model.named_modules()).keys():
+        raise BadInput(f'--gates {min(unknown)}: there is no such module in {label}')
+
+
 @_look
 def stripes(args: Namespace, device: torch.device, folder: Path, caption: str) -> None:
     """stripes.csv, stripes.json, stripes.png, deviations.png; with checkpoints, differences."""
@@ -108,8 +114,7 @@ def stripes(args: Namespace, device: torch.device, folder: Path, caption: str) -
         _differences(args, device, folder, caption)
         return
     label, model, loader, *_ = _detector(args) if args.detector else next(_opened(args, device, args.samples))
-    if unknown := {*(args.gates or ())} - dict(model.named_modules()).keys():
-        raise BadInput(f'--gates {min(unknown)}: there is no such module in {label}')
+    _check_gates(args, label, model)
     report = measure_stripes(model.to(device), loader, samples=args.samples, keep=args.images,
                              progress=not args.no_progress)
     print(f'\n{report}\n')
@@ -130,7 +135,8 @@ def _differences(args: Namespace, device: torch.device, folder: Path, caption: s
     if len(steps) > 1:
         raise BadInput(f'--checkpoints {args.checkpoints}: epochs are missing between {epochs[0]} and {epochs[-1]}, '
                        'and differences would be of unlike steps; train with --checkpoint-hist 1000 to keep all')
-    label, _, loader, _ = next(_opened(_with(args, checkpoint=str(files[0]), batch_size=3), device, 3))
+    label, model, loader, _ = next(_opened(_with(args, checkpoint=str(files[0]), batch_size=3), device, 3))
+    _check_gates(args, label, model)
     images = next(iter(loader))[0][:3]
     found = stripe_differences((open_model(_with(args, checkpoint=str(file)))[0].to(device) for file in files), images)
     rows = [{'gate': name, 'epoch': epoch, 'image': image, 'mean difference': values[step, image].mean().item()}
