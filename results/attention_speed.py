@@ -49,10 +49,7 @@ def stir(model: nn.Module) -> nn.Module:
 
 
 def torch_step(model: nn.Module, images: torch.Tensor) -> Callable[[], torch.Tensor]:
-    def step() -> torch.Tensor:
-        with torch.inference_mode():
-            return model(images)
-    return step
+    return torch.inference_mode()(lambda: model(images))
 
 
 def dianet(folder: Path) -> nn.Module:

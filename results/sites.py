@@ -15,7 +15,6 @@ come, and several of these scripts may run side by side (`--part`).
 
 import argparse
 import csv
-import fcntl
 import fnmatch
 import json
 import os
@@ -29,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from sites_check import EXACT, SEED, check, family_of, reduced, structure
 
 HERE = Path(__file__).parent
@@ -88,8 +88,7 @@ def read_rows() -> dict[str, dict[str, Any]]:
 @contextmanager
 def table_of_rows() -> Iterator[dict[str, dict[str, Any]]]:
     """The rows of sites.csv, to be changed inside; other processes wait."""
-    with CSV.with_suffix('.lock').open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(CSV.with_suffix('.lock')):
         rows = read_rows()
         yield rows
         aside = CSV.with_suffix('.part')

@@ -92,13 +92,6 @@ def randomize(model: Any) -> None:
                 t.add_(0.3 * noise * (t.std() if t.numel() > 1 and t.std() > 0 else 0.1))
 
 
-def difference(a: Any, b: Any) -> float:
-    """Largest difference over the largest value; infinite where a value is not finite."""
-    if not (a.isfinite().all() and b.isfinite().all()):
-        return float('inf')
-    return float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
-
-
 def first_output(model: Any, cfg: dict[str, Any]) -> tuple[Any, Any]:
     """Images and what the model says to them: small ones where it takes them."""
     import torch
@@ -132,6 +125,7 @@ def check(name: str, **kwargs: Any) -> dict[str, Any]:
     import timm_asr
     from timm_asr.asr.sites import known_sites
     from timm_asr.asr.wrapper import ASR
+    from timm_asr.inference.compare import relative_difference as difference
 
     torch.manual_seed(SEED)
     model = timm.create_model(name, **kwargs).double().eval()

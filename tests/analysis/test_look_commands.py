@@ -177,6 +177,8 @@ def test_curves_and_scatter(command, tmp_path):
         assert json.loads((folder / 'scatter.json').read_text())['models'] == [
             {'model': 'resnet20', 'images_per_second': 100.5, 'parameters': 270000.0, 'top1': 90.0},
             {'model': f'resnet20+asr-se+{form}', 'images_per_second': 80.4, 'parameters': 280000.0, 'top1': 92.0}]
+    (tmp_path / 'a' / 'summary.csv').write_text('epoch,train_loss\n0,2.5\n')  # never validated
+    assert 'accuracies of none' in command('scatter TMP/a --benchmark TMP/speed.csv', fails=True)[0]
 
 
 def test_figures_without_matplotlib_and_of_little(tmp_path, monkeypatch):

@@ -291,7 +291,7 @@ def test_an_interrupt_keeps_what_is_measured_the_fastest_first(run, tmp_path, mo
     (['-m', 'resnet2o'], "unknown model 'resnet2o'; the nearest names are"),
     (['-m', 'resnet20', '--versus', 'resnet20_asr_ze'], "unknown model 'resnet20_asr_ze'"),
     (['-m', 'resnet20', '--versus', 'resnet20'], 'name another model'), (['-m', 'nope*'], "no model matches 'nope*'"),
-    (['--model-list', 'nowhere.txt'], 'cannot read the model list nowhere.txt'),
+    (['--model-list', 'nowhere.txt'], 'nowhere.txt cannot be read'),
     (['-m', 'resnet20', '--bench', 'train', '--fold-bn'], 'is not trained'),
     (['-m', 'resnet20', '--bench', 'profile', '--versus', 'resnet20_se'], '--versus compares times'),
     (['-m', 'resnet20', '--precision', 'tf32'], '--precision tf32'),

@@ -43,6 +43,15 @@ def test_another_arm_to_compare_with(write):
         read_plan(write(), versus='SE')
 
 
+def test_too_few_seeds_to_decide_are_named(write):
+    assert read_plan(write(seeds=[0, 1, 2, 3, 4])).undecidable == ''  # 2 of 252 ways, twice
+    assert 'below 0.057' in read_plan(write()).undecidable  # 2 of 70 ways, twice
+    assert read_plan(write(seeds=[0, 1, 2])).undecidable.startswith(
+        'With 3 seeds an arm and 2 comparisons no corrected permutation p can be below 0.2:')
+    assert 'With 1 seed an arm' in read_plan(write(), 0.25).undecidable
+    assert read_plan(write(baseline='', seeds=[0], arms={'plain': {}})).undecidable == ''
+
+
 def test_a_budget_scales_epochs_images_and_seeds(write):
     plan = read_plan(write(), 0.25)
     options = plan.arms[0].options

@@ -1,5 +1,7 @@
 """Successive halving: fewer arms for longer, chosen on held-out images, and resumable as any experiment."""
 
+import csv
+
 import pytest
 from test_runner import command
 from test_runner import write as write_plan
@@ -32,6 +34,9 @@ def test_the_best_arm_survives_and_is_trained_longest(tmp_path, capsys, monkeypa
     (tmp_path / 'runs' / 'round2' / 'plain-1' / 'result.json').unlink()
     assert command(plan, tmp_path / 'runs', '--report') == 0
     assert 'round 2: 2 epochs: 1 of 4 runs are missing.' in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / 'runs' / 'results.csv').open(newline='')))
+    assert [row['epochs'] for row in rows] == ['1'] * 8 + ['2'] * 3
+    assert (tmp_path / 'runs' / 'results.png').is_file()
     with pytest.raises(BadInput, match='compare arms, and a search ranks them'):
         command(plan, tmp_path / 'runs', '--report', '--dia-format')
 

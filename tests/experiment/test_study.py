@@ -88,4 +88,6 @@ def test_what_users_read_is_what_the_rows_say(tmp_path, monkeypatch):
     monkeypatch.setattr(study, 'HERE', tmp_path / 'results')
     monkeypatch.setattr(study, 'PAGE', tmp_path / 'docs' / study.PAGE.name)
     assert study.main([str(tmp_path / 'runs')]) == 0
-    assert study.PAGE.read_text(encoding='utf-8') == (ROOT / 'docs' / study.PAGE.name).read_text(encoding='utf-8')
+    for path in (study.PAGE, study.HERE / 'study.md'):
+        written = ROOT / ('docs' if path == study.PAGE else 'results') / path.name
+        assert path.read_text(encoding='utf-8') == written.read_text(encoding='utf-8')

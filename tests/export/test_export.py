@@ -237,7 +237,7 @@ def test_published_weights_are_a_source(tmp_path):
 @pytest.mark.parametrize(('argv', 'sentence'), [
     ('{c}', 'nothing to write: give --output FOLDER, --onnx FILE or --torch-export FILE'),
     ('{c} --output {t}/x --data-dir {t}/nowhere', 'no data at {t}/nowhere'),
-    ('{c} --output {t}/x --labels {t}/nowhere', '--labels {t}/nowhere: No such file or directory'),
+    ('{c} --output {t}/x --labels {t}/nowhere', '{t}/nowhere cannot be read (No such file or directory)'),
     ('{c} --output {t}/x --labels {t}/text.pth', '1 label names were given for 10 classes'),
     ('{c} --output {t}/x --int8 {t}/y.onnx', '--int8 goes with --onnx'),
     ('{c} --onnx {t}/x.onnx --int8 {t}/x.onnx', '--onnx, --int8 and --torch-export write a file each'),

@@ -45,10 +45,8 @@ def fold_asr(module: nn.Module) -> nn.Module:
 
 def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
     """Put new modules in the place of others inside a model, under every name that these have."""
-    children = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
-    for parent, name, child in children:
-        if child in new:
-            setattr(parent, name, new[child])
+    for parent, name, child in [(p, n, c) for p in model.modules() for n, c in p._modules.items() if c in new]:
+        setattr(parent, name, new[child])
 
 
 def refuse_scripted(model: nn.Module, verb: str) -> None:

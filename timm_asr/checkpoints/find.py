@@ -8,7 +8,7 @@ from timm.models import get_arch_pretrained_cfgs, is_model, list_models
 
 from ..errors import BadInput, nearest
 from .names import WEIGHT_SUFFIXES
-from .read import is_folder_of_weights
+from .read import is_folder_of_weights, read_text
 
 HUB_PREFIXES = ('hf-hub:', 'hf_hub:')
 FOLDER_PREFIX = 'local-dir:'
@@ -63,11 +63,7 @@ def expand_names(name: str, pretrained: bool = False, exclude: Sequence[str] = (
 
 def read_model_list(path: str | Path) -> list[str]:
     """The names in a text file, one a line; blank lines and those that start with # are skipped."""
-    try:
-        lines = Path(path).read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'it is neither text nor a checkpoint'
-        raise BadInput(f'cannot read the model list {path}: {reason}') from None
+    lines = read_text(Path(path)).splitlines()
     names = [line.strip() for line in lines if line.strip() and not line.startswith('#')]
     if not names:
         raise BadInput(f'the model list {path} is empty')

@@ -195,16 +195,6 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
     return {key.replace('_fused', '_folded'): value for key, value in read_json(folder / METRICS).items()}
 
 
-def trained_as(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training checkpoint says about its model: ``model`` and the options that shaped it; empty if nothing."""
-    args = content.get('args') or {}
-    keys = ('num_classes', 'in_chans', 'img_size', 'input_size', 'gp', 'bn_eps', 'model_kwargs', 'asr',
-            'last_norm_init')
-    found = {key: args[key] for key in keys if args.get(key) not in (None, '', {})}
-    name = content.get('arch') or args.get('model')
-    return {'model': name, **found} if isinstance(name, str) else found
-
-
 def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any], kwargs: dict[str, Any]) -> Source:
     content = read_checkpoint(path)
 
@@ -214,8 +204,8 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any]
         return {key: value for key, value in found.items() if '.aux_bn.' not in key}
 
     weights = read()
-    said = trained_as(content)
-    name = name or said.get('model', '')
+    args = dict(content.get('args') or {})
+    name = name or content.get('arch') or args.get('model') or ''
     if not name:
         raise BadInput(f'{path} does not say which model it is: name that with --model')
     known = None
@@ -223,22 +213,21 @@ def _open_checkpoint(path: Path, use_ema: bool, name: str, shape: dict[str, Any]
         check_model_name(name)
         known = timm.get_pretrained_cfg(name)
     if shape['img_size'] is None and shape['input_size'] is None:
-        shape = {**shape, 'img_size': said.get('img_size'), 'input_size': said.get('input_size')}
+        shape = {**shape, 'img_size': args.get('img_size'), 'input_size': args.get('input_size')}
     if shape['in_chans'] is None and shape['input_size'] is None:
-        shape['in_chans'] = said.get('in_chans') or (said.get('input_size') or [None])[0]
-    kwargs = {'global_pool': said.get('gp'), 'bn_eps': said.get('bn_eps'), 'asr': said.get('asr'),
-              **(said.get('model_kwargs') or {}), **{key: value for key, value in kwargs.items() if value is not None}}
+        shape['in_chans'] = args.get('in_chans') or (args.get('input_size') or [None])[0]
+    kwargs = {'global_pool': args.get('gp') or None, 'bn_eps': args.get('bn_eps'), 'asr': args.get('asr') or None,
+              **(args.get('model_kwargs') or {}), **{key: value for key, value in kwargs.items() if value is not None}}
     if kwargs['asr']:
         # The weights know their sites, whatever is found by default.
         kwargs.setdefault('asr_sites', list(dict.fromkeys(
             key.partition('.vectors.')[0] for key in weights if '.vectors.' in key)) or None)
     if 'num_classes' not in kwargs:
-        kwargs['num_classes'] = classes_in(weights, getattr(known, 'classifier', None)) or said.get('num_classes')
+        kwargs['num_classes'] = classes_in(weights, getattr(known, 'classifier', None)) or args.get('num_classes')
     model = _create(name, False, shape, kwargs)
     load_weights(model, path, read(model.state_dict()), name)  # a few of timm's networks have a 'backbone' inside
     facts = checkpoint_facts(path, content, use_ema)
     facts |= {'model': name_of(model), 'asr': getattr(model, 'asr_options', None)}
-    args = dict(content.get('args') or {})
     # A run folder has the figures of one checkpoint, the best. What lies beside bare weights is not theirs.
     metrics = read_metrics(path.parent) if args else None
     fits = metrics is not None and all(metrics.get(key) == facts.get(key) for key in ('model', 'epoch', 'weights'))

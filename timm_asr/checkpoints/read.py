@@ -36,7 +36,8 @@ def is_regular(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The content of a text file that is not too long; else ``BadInput``."""
     try:
         if path.stat().st_size > _LARGEST_TEXT:
             raise BadInput(f'{path} is refused: it has {path.stat().st_size:,} bytes, where a few thousand belong')
@@ -58,7 +59,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A mapping in a YAML file, empty for an empty file; ``BadInput`` if its aliases expand to far more than that."""
     path = Path(path)
     try:
-        content = yaml.safe_load(_text(path))
+        content = yaml.safe_load(read_text(path))
         if sum(1 for _ in islice(_expanded(content), _MOST_VALUES + 1)) > _MOST_VALUES:
             raise BadInput(f'{path} is refused: its aliases expand it to more than {_MOST_VALUES:,} values')
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -70,7 +71,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """An object in a JSON file; ``BadInput`` if it cannot be read or holds something else."""
     path = Path(path)
     try:
-        content = json.loads(_text(path))
+        content = json.loads(read_text(path))
     except (ValueError, RecursionError):
         raise BadInput(f'{path} is not valid JSON') from None
     return _mapping(content, path, 'JSON')

@@ -2,7 +2,7 @@
 
 from .backbone import TimmPyramid
 from .coco import CocoSet, collate
-from .create import create_detector, list_detectors
+from .create import create_detector
 from .evaluate import evaluate_coco
 
-__all__ = ['CocoSet', 'TimmPyramid', 'collate', 'create_detector', 'evaluate_coco', 'list_detectors']
+__all__ = ['CocoSet', 'TimmPyramid', 'collate', 'create_detector', 'evaluate_coco']

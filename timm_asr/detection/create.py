@@ -42,11 +42,6 @@ def region_pool(strides: Sequence[int], output_size: int) -> MultiScaleRoIAlign:
     return pool
 
 
-def list_detectors() -> list[str]:
-    """Names that :func:`create_detector` knows."""
-    return list(_CLASSES)
-
-
 def create_detector(name: str, backbone: str, num_classes: int = 91, *, pretrained: bool = False,
                     checkpoint: str | os.PathLike = '', asr: str | None = None, frozen_bn: bool = False,
                     strides: Sequence[int] | None = None, fpn_channels: int = 256,

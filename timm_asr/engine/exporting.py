@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..checkpoints.names import GATES, GATES_PLOT, PROGRAM, WEIGHTS
 from ..checkpoints.open import open_source
 from ..checkpoints.provenance import dataset_name, file_sha256
-from ..checkpoints.read import first_line
+from ..checkpoints.read import first_line, read_text
 from ..checkpoints.source import Source, used_data_config
 from ..errors import BadInput, Stopped
 from ..export.graph import check_packages, export_onnx, export_program
@@ -179,10 +179,7 @@ def export(args: argparse.Namespace, *_: Any) -> None:
     """
     setup_logging()
     _check(args)
-    try:
-        labels = Path(args.labels).read_text(encoding='utf-8').splitlines() if args.labels else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f'--labels {args.labels}: {getattr(error, "strerror", None) or "not a text file"}') from None
+    labels = read_text(Path(args.labels)).splitlines() if args.labels else None
     opened = _Opened(args, 'export')
     source = opened.source
     source.label_names = labels or source.label_names

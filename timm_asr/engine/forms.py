@@ -57,8 +57,7 @@ def compare_forms(model: nn.Module, facts: Mapping[str, Any], loader: Iterable, 
     figures: dict[str, Any] = {
         'model': facts.get('model'), 'plain': plain_architecture(facts.get('model') or ''),
         **({'asr': facts['asr']['asr']} if facts.get('asr') else {}),
-        **{key: facts.get(key) for key in ('dataset', 'epoch', 'weights')}, 'was_asr': has_asr(model),
-        'images': compared[0].images}
+        **{key: facts.get(key) for key in ('dataset', 'epoch', 'weights')}, 'images': compared[0].images}
     for (end, name, form), found in zip(forms, compared, strict=True):
         if not found.same:
             raise Stopped(

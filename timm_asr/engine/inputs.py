@@ -181,5 +181,6 @@ def with_smaller_batches(run: Callable[[int], dict[str, Any]], batch_size: int, 
             if not retry or not isinstance(error, RuntimeError) or not check_batch_size_retry(str(error)):
                 break
         batch_size = decay_batch_step(batch_size)
-        _logger.warning(f'Reducing batch size to {batch_size} for retry.')
+        if batch_size:
+            _logger.warning(f'Reducing batch size to {batch_size} for retry.')
     return {'error': reason}

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from timm.utils import NativeScaler, dispatch_clip_grad
 from torchvision.utils import save_image
 
-from ..checkpoints.open import trained_as
 from ..checkpoints.provenance import git_commit, versions
 from ..checkpoints.read import first_line
 from ..checkpoints.weights import load_weights, state_dict_of
@@ -233,9 +232,9 @@ def restore(training: Training, found: Found) -> None:
         raise BadInput(f'--resume {path}: not a training checkpoint; load weights alone by --initial-checkpoint')
     if content.get('arch') != args.model:
         raise BadInput(f'--resume {path}: it is a checkpoint of {content.get("arch")}, not of {args.model}')
-    had, asked = (f'with --asr {gate}' if gate else 'without --asr'
-                  for gate in (trained_as(content).get('asr'), args.asr))
-    gains = [(of.get('model_kwargs') or {}).get('asr_gain') or 1.0 for of in (trained_as(content), vars(args))]
+    before = content.get('args') or {}
+    had, asked = (f'with --asr {gate}' if gate else 'without --asr' for gate in (before.get('asr'), args.asr))
+    gains = [(of.get('model_kwargs') or {}).get('asr_gain') or 1.0 for of in (before, vars(args))]
     if gains[0] != gains[1]:  # the one keyword that no parameter shows
         had, asked = (f'with --asr-gain {gain:g}' for gain in gains)
     if had != asked:
@@ -257,7 +256,6 @@ def restore(training: Training, found: Found) -> None:
     except Exception as error:  # whatever an optimizer says to a state that is not its own
         raise BadInput(f'--resume {path}: its optimizer does not fit --opt {args.opt} ({first_line(error)}); '
                        'use --no-resume-opt to go on without it') from None
-    before = content.get('args') or {}
     for name in ('lr', 'weight_decay', 'momentum'):
         asked, had = getattr(args, name), before.get(name)
         if had is not None and had != asked:

@@ -8,7 +8,6 @@
 
 import argparse
 import ast
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
@@ -181,16 +180,15 @@ def as_yaml(options: Mapping[str, Any]) -> str:
     return yaml.safe_dump(plain, default_flow_style=None, sort_keys=True, width=100)
 
 
-def parse(options: Sequence[Option], refused: Mapping[str, str] | None = None, argv: Sequence[str] | None = None,
+def parse(options: Sequence[Option], refused: Mapping[str, str] | None = None, argv: Sequence[str] = (),
           prog: str | None = None, description: str = '', print_config: bool = True) -> argparse.Namespace:
     """The namespace of a command line: the YAML file of ``--config`` sets the defaults, then comes the line itself.
 
-    ``argv`` is the line without the program's name; that of the process if None. ``refused`` has the names that are
+    ``argv`` is the line without the program's name. ``refused`` has the names that are
     left out on purpose (``--name``, ``--names-*``), each with the sentence that says why. Without ``print_config``
     the script obeys ``--print-config`` itself, once more is resolved. What is wrong ends in SystemExit with status 2
     and one sentence; ``BadInput``: ``--config`` names neither a file nor a recipe.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     options = [*CONFIG_OPTIONS, *options]
     parser = build_parser(options, prog, description)
 

@@ -112,7 +112,7 @@ def scatter(args: Namespace, words: Sequence[str], prog: str) -> None:
     for path in map(Path, args.runs):
         if path.is_dir():
             name, rows = _read_run(path)
-            found = [(name, rows[-1].get('eval_top1') or 'nan')]
+            found = [(name, rows[-1]['eval_top1'])] if rows[-1].get('eval_top1') else []
         else:
             found = [(row['model'], row['top1']) for row in _read_rows(path) if row.get('top1')]
         for name, top1 in found:

@@ -3,11 +3,11 @@
 import gc
 import itertools
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from .device import synchronize
@@ -23,10 +23,7 @@ class Spread(NamedTuple):
     @classmethod
     def of(cls, values: Sequence[float]) -> 'Spread':
         """The spread of at least one value."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        q1, median, q3 = statistics.quantiles(values, n=4, method='inclusive')
-        return cls(median, q1, q3)
+        return cls(*np.percentile(values, (50, 25, 75)).tolist())
 
 
 def turns(steps: Mapping[str, Callable[[], object]], iters: int = 1, device: torch.device | str = 'cpu',

@@ -83,6 +83,17 @@ class Plan:
         """All of them, seed by seed, so that an experiment that is stopped early is balanced."""
         return tuple(Run(arm, seed) for seed in self.seeds for arm in self.arms)
 
+    @property
+    def undecidable(self) -> str:
+        """A sentence where the seeds are too few for any p below 0.05, by the permutation test with Holm's correction;
+        '' elsewhere. It is least where every run of one arm is above every run of the other.
+        """
+        seeds, count = len(self.seeds), sum(bool(arm.versus) for arm in self.arms)
+        least = min(1.0, 2 / math.comb(2 * seeds, seeds) * count)
+        return '' if least < 0.05 else (
+            f'With {seeds} seed{"s" * (seeds > 1)} an arm and {count} comparison{"s" * (count > 1)} no corrected '
+            f'permutation p can be below {least:.2g}: these runs describe, and cannot decide.')
+
 
 def list_tables() -> list[str]:
     """Names of the papers' tables that come with the package."""

@@ -11,6 +11,7 @@ from ..engine.reports import as_markdown, write_results
 from ..figures.training import plot_arms
 from .plan import Plan
 from .runner import read_results, values_of
+from .search import ranking, rounds
 from .statistics import Comparison, compare, holm
 
 _logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def markdown(plan: Plan, rows: Sequence[dict[str, Any]], dia: bool = False) -> s
     if plan.budget != 1:
         text.append(f'**Budget {plan.budget:g}**: epochs, training images and seeds are scaled by this factor; figures '
                     'of the paper are of the whole recipe and cannot be compared.')
-    text.append(f'{len(rows)} of {len(plan.runs)} runs are done.')
+    text += [f'{len(rows)} of {len(plan.runs)} runs are done.', plan.undecidable]
     versions = ('timm_asr', 'git_commit', 'timm', 'torch')
     if len({tuple(row.get(key) or '' for key in versions) for row in rows}) > 1:
         text.append('**The runs are of several versions** of torch, timm or this package: results.csv says which.')
@@ -99,13 +100,18 @@ def markdown(plan: Plan, rows: Sequence[dict[str, Any]], dia: bool = False) -> s
 
 def write_report(plan: Plan, output: Path, dia: bool = False) -> str:
     """Write the CSV and the figure into the folder, once a run is done; returns the Markdown."""
-    rows = read_results(plan, output)
+    rows, values = [], {}
+    for part, folder in rounds(plan, output) if plan.halving else [(plan, output)]:
+        found = read_results(part, folder)
+        rows += found
+        for arm in part.arms:
+            name = f'{arm.name}, {arm.options["epochs"]} epochs' if plan.halving else arm.name
+            values[name] = list(values_of(found, arm.name, 'top1').values())
     if rows:
         try:
             write_results(output / 'results.csv', rows)
-            plot_arms(plan.name + (f' (budget {plan.budget:g})' if plan.budget != 1 else ''),
-                      {arm.name: list(values_of(rows, arm.name, 'top1').values()) for arm in plan.arms},
+            plot_arms(plan.name + (f' (budget {plan.budget:g})' if plan.budget != 1 else ''), values,
                       output / 'results.png', f'timm-asr experiment FILE --output {output} --report')
         except OSError as error:
             _logger.warning(f'No results.csv and results.png: {error}')
-    return markdown(plan, rows, dia)
+    return ranking(plan, output) if plan.halving else markdown(plan, rows, dia)

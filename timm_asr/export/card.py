@@ -4,6 +4,7 @@ The text is in ``card.md.j2``; what is in here are the facts that it is filled w
 from a configuration by ``text`` or ``code``.
 """
 
+import html
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -26,9 +27,7 @@ _TEMPLATE = Path(__file__).with_name('card.md.j2')
 
 def plain_text(value: Any) -> str:
     """A value as Markdown that shows it and does nothing else: on one line, nothing in it a link, a tag or a rule."""
-    text = ' '.join(str(value).split())[:200]
-    for letter in '&<>"\'':
-        text = text.replace(letter, f'&#{ord(letter)};' if letter != '&' else '&amp;')
+    text = html.escape(' '.join(str(value).split())[:200])
     return re.sub(r'([\\`*{}\[\]()+!|~$]|(?<!&)#|(?<!\w)_|_(?!\w))', r'\\\1', text)
 
 
@@ -84,10 +83,10 @@ def model_card(folder: Path, repo_id: str, license: str | None = None, dataset_n
     return re.sub(r'\n{3,}', '\n\n', filled.content).rstrip() + '\n'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = '---:') -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown without the columns that have nothing in them; figures are to the right."""
     used = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
-    rule = ['---', *[align] * (len(head) - 1)]
+    rule = ['---', *['---:'] * (len(head) - 1)]
     return '\n'.join(f'| {" | ".join(row[i] for i in used)} |' for row in (head, rule, *rows))
 
 

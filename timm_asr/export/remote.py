@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelInfo, constants, errors, hf_hub_download
 from torch import nn
 
+from ..checkpoints.find import FOLDER_PREFIX
 from ..checkpoints.names import CONFIG, KEY, TRAINABLE, WEIGHTS
 from ..checkpoints.open import create_trainable
 from ..checkpoints.read import read_config
@@ -111,12 +112,12 @@ def load_trainable(name: str | Path, *, num_classes: int | None = None, revision
             SHA-256 is not that of their configuration).
         Stopped: The Hub cannot be reached, and the cache does not have the files.
     """
-    local = Path(str(name).removeprefix('local-dir:'))
+    local = Path(str(name).removeprefix(FOLDER_PREFIX))
     if local.is_dir():
         if revision:
             raise BadInput(f'{local} is a folder, which has no revision {revision}')
         place, again, fetch = str(local), 'write or copy the folder again', local.joinpath
-    elif isinstance(name, Path) or str(name).startswith(('local-dir:', '.', '/')):
+    elif isinstance(name, Path) or str(name).startswith((FOLDER_PREFIX, '.', '/')):
         raise BadInput(f'there is no folder {name}')
     else:
         place, revision = split_repo_id(str(name), revision)

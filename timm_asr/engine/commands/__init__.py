@@ -24,12 +24,10 @@ def command(name: str, options: Sequence[Option], work: str, refused: Mapping[st
 
     ``work`` is 'module.function' of the engine, called with the options, the words of the line and the program's name.
     """
-    def main(argv: Sequence[str] | None = None, prog: str = f'timm-asr {name.rpartition(".")[2].replace("_", "-")}',
-             ) -> int:
-        words = list(sys.argv[1:] if argv is None else argv)
-        args = parse(options, refused, words, prog, sys.modules[name].__doc__ or '')
+    def main(argv: Sequence[str], prog: str = f'timm-asr {name.rpartition(".")[2].replace("_", "-")}') -> int:
+        args = parse(options, refused, argv, prog, sys.modules[name].__doc__ or '')
         module, function = work.split('.')
-        return getattr(importlib.import_module(f'...{module}', name), function)(args, words, prog) or 0
+        return getattr(importlib.import_module(f'...{module}', name), function)(args, argv, prog) or 0
 
     return main
 

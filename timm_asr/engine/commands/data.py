@@ -20,7 +20,7 @@ OPTIONS: list[Option] = group(
 )
 
 
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr data') -> int:
+def main(argv: Sequence[str], prog: str = 'timm-asr data') -> int:
     """Run the command; returns the exit status."""
     args = parse(OPTIONS, {}, argv, prog, __doc__)
     if not args.data_dir:

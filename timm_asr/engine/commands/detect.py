@@ -5,7 +5,6 @@ on and a hundredth from epoch 11 on, after a linear warm-up.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from ...errors import BadInput
@@ -50,9 +49,8 @@ OPTIONS: list[Option] = [
 ]
 
 
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr detect') -> int:
+def main(argv: Sequence[str], prog: str = 'timm-asr detect') -> int:
     """Run the command; returns the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
     own = parse(OPTIONS, {}, argv, prog, __doc__)
     if not own.data_dir:
         raise BadInput("--data-dir is missing: a folder with train2017/, val2017/ and annotations/, as COCO has")

@@ -24,7 +24,7 @@ OPTIONS = [
 ]
 
 
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr experiment') -> int:
+def main(argv: Sequence[str], prog: str = 'timm-asr experiment') -> int:
     """Run the command; returns the exit status."""
     args = parse(OPTIONS, {}, argv, prog, __doc__)
     if not args.output:
@@ -42,26 +42,25 @@ def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr experiment') -
     os.environ['WORLD_SIZE'] = '1'
     os.environ.pop('RANK', None)
     setup_logging()
-    if plan.halving:
-        if args.dia_format or args.versus:
-            raise BadInput('--dia-format and --versus compare arms, and a search ranks them; leave them out')
-        from ...experiment.search import ranking, rounds
-        if not args.report:
-            check_plan(plan, output / 'check', parse_args)
-            while missing_runs(*(latest := rounds(plan, output)[-1])) and not args.check:
-                make_runs(*latest, parse_args, args.parallel, args.device)
-        print(ranking(plan, output), end='')
-        return 0
+    if plan.halving and (args.dia_format or args.versus):
+        raise BadInput('--dia-format and --versus compare arms, and a search ranks them; leave them out')
     if args.report:
         from ...experiment.report import write_report  # with scipy, which training does not need
         print(write_report(plan, output, args.dia_format), end='')
+        return 0
+    if plan.halving:
+        from ...experiment.search import ranking, rounds
+        check_plan(plan, output / 'check', parse_args)
+        while missing_runs(*(latest := rounds(plan, output)[-1])) and not args.check:
+            make_runs(*latest, parse_args, args.parallel, args.device)
+        print(ranking(plan, output), end='')
         return 0
     check_plan(plan, output, parse_args)
     todo = missing_runs(plan, output)
     if args.check:
         print(*(run.name for run in todo), sep='\n')
         return 0
-    print(f'{plan.name}: {len(todo)} of {len(plan.runs)} runs to make.', file=sys.stderr)
+    print(f'{plan.name}: {len(todo)} of {len(plan.runs)} runs to make.', plan.undecidable, file=sys.stderr)
     make_runs(plan, output, parse_args, args.parallel, args.device)
     print(f'{plan.name}: all {len(plan.runs)} runs are done; --report compares them.', file=sys.stderr)
     return 0

@@ -13,7 +13,7 @@ OPTIONS: list[Option] = group(
 )
 
 
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr models') -> int:
+def main(argv: Sequence[str], prog: str = 'timm-asr models') -> int:
     """Run the command; returns the exit status. ``BadInput``: no name matches."""
     args = parse(OPTIONS, {}, argv, prog, __doc__)
     from fnmatch import filter as matching

@@ -26,7 +26,7 @@ OPTIONS: list[Option] = [
 ]
 
 
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr publish') -> int:
+def main(argv: Sequence[str], prog: str = 'timm-asr publish') -> int:
     """Run the command; returns the exit status."""
     args = parse(OPTIONS, {}, argv, prog, __doc__)
     if not args.repo_id:

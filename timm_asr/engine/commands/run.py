@@ -26,15 +26,14 @@ folder of the run, as `train` does at its end: the folded network, checked on th
 """
 
 
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr run') -> int:
+def main(argv: Sequence[str], prog: str = 'timm-asr run') -> int:
     """Run the command; returns the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (['-h'], ['--help']):
+    if argv[:1] in (['-h'], ['--help']):
         print(USAGE.format(prog=prog), end='')
         return 0
-    if not words or words[0].startswith('-'):
+    if not argv or argv[0].startswith('-'):
         raise BadInput(f'no script given: {prog} SCRIPT [ARGUMENT ...]')
-    script, *arguments = words
+    script, *arguments = argv
     if not Path(script).is_file():
         raise BadInput(f'no script at {script}')
     before = sys.argv, list(sys.path)

@@ -17,7 +17,7 @@ OPTIONS: list[Option] = [
 ]
 
 
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr sites') -> int:
+def main(argv: Sequence[str], prog: str = 'timm-asr sites') -> int:
     """Run the command; returns the exit status. ``BadInput``: there is no such model, or no place for ASR in it."""
     args = parse(OPTIONS, {}, argv, prog, __doc__)
     from ...asr.scaled import out_channels

@@ -208,7 +208,7 @@ REFUSED = {
     '--fuser': "PyTorch's JIT fusers are superseded; use --torchcompile",
     '--tta': "timm's loaders make no oversampled copies, so the factor would average different images",
     '--use-multi-epochs-loader': 'loading workers live on between epochs without it',
-    **dict.fromkeys(('--naflex-loader', '--naflex-*'), f'NaFlex loading {_TIMMS}'),
+    '--naflex-*': f'NaFlex loading {_TIMMS}',
     '--kd-model-name': _DISTILL, '--kd-*': _DISTILL, '--distill-loss-weight': _DISTILL, '--task-loss-weight': _DISTILL,
 }
 
@@ -224,9 +224,8 @@ _RANGES = (
 _DATA_OR_MODEL = ('--config', '--data-dir', '--dataset', '--model')
 
 
-def main(argv: Sequence[str] | None = None, prog: str = 'timm-asr train') -> int:
+def main(argv: Sequence[str], prog: str = 'timm-asr train') -> int:
     """Run the command; returns the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
     args = parse_args(argv, prog)
     from .. import training
     return training.main(args, argv, prog)

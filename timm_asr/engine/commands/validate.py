@@ -36,6 +36,5 @@ FUSER = "PyTorch's JIT fusers are superseded; use --torchcompile"
 AOT = 'it hands the graph to a JIT fuser, which is superseded; use --torchcompile, or --torchcompile aot_eager'
 _NOT_HERE = 'it is not part of this engine; use `timm-asr run TIMM/validate.py`'
 #: Flags of timm's validate.py that are left out on purpose, each with the sentence that says so.
-REFUSED = {'--fuser': FUSER, '--aot-autograd': AOT, '--naflex-loader': _NOT_HERE, '--naflex-*': _NOT_HERE,
-           '--tf-preprocessing': _NOT_HERE}
+REFUSED = {'--fuser': FUSER, '--aot-autograd': AOT, '--naflex-*': _NOT_HERE, '--tf-preprocessing': _NOT_HERE}
 main = command(__name__, OPTIONS, 'validation.main', REFUSED)
