@@ -39,8 +39,8 @@ from timm_asr.figures.training import plot_arms
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / 'docs' / 'should_i_use_it.md'
 SEARCHES = ('search', 'rates', 'rates_83')
-ORDER = ('small', 'confirm', 'rates_confirm', 'depth', 'depth_30', 'depth_60', 'all_images_20', 'all_images_56',
-         'methods', 'full')
+ORDER = ('small', 'confirm', 'rates_confirm', 'depth', 'rates_83_confirm', 'depth_30', 'depth_60', 'all_images_20',
+         'all_images_56', 'methods', 'full')
 MARKS = '<!-- study: begin -->', '<!-- study: end -->'
 SHORT = {'a gain': 'gain', 'a loss': 'loss', 'not known with so many seeds': 'not known'}
 PICTURE = '![A panel an experiment, a row an arm: its difference to the best control, in points](images/study.png)'
