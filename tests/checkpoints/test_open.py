@@ -298,6 +298,8 @@ def test_what_was_trained_further_is_not_what_its_folder_says_of_the_run_before(
 def test_what_training_started_from(tmp_path: Path) -> None:
     model = make('resnet18')
     for args, wanted in (({'pretrained': True}, 'timm/resnet18.a1_in1k'), ({}, None),
+                         ({'pretrained': True, 'pretrained_path': 'a.safetensors'}, None),
+                         ({'pretrained': True, 'initial_checkpoint': 'a.pth'}, None),
                          ({'model': 'hf-hub:me/net@v1'}, 'me/net')):
         path = save(tmp_path / 'a.pth.tar', model, 'resnet18', args={'model': 'resnet18', **args})
         assert open_source(path).facts.get('base_model') == wanted

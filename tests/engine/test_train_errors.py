@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from train_helpers import run
 
 from timm_asr.checkpoints.read import HASH
@@ -111,6 +112,14 @@ def test_checkpoints_that_do_not_fit(refused, images, checkpoint, tmp_path):
             ({'optimizer': {'state': 3, 'param_groups': [{}]}}, 'its optimizer does not fit --opt sgd')):
         torch.save({**whole, **change}, path)
         assert reason in said(path)
+
+
+def test_weights_that_are_on_the_hub_alone(refused, monkeypatch):
+    monkeypatch.setattr('timm_asr.engine.build.create_model', Mock(side_effect=LocalEntryNotFoundError('x')))
+    said = refused(*DIGITS, '--model', 'resnet18', '--pretrained')
+    assert said.startswith('the weights of resnet18 are not on this machine, and the Hub cannot be reached; --pretr')
+    monkeypatch.setattr('timm_asr.engine.build.create_model', Mock(side_effect=ValueError(300 * 'x')))
+    assert refused(*DIGITS, '--model', 'resnet18').endswith('xxx…')
 
 
 @pytest.mark.parametrize(('error', 'said'), [

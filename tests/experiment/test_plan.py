@@ -77,9 +77,10 @@ def test_a_budget_scales_epochs_images_and_seeds(write):
 
 
 @pytest.mark.parametrize(('changes', 'reason'), [
-    ({'arm': {}}, 'name, base, arms'), ({'arms': []}, 'arms one of names'), ({'arms': {'a': 3}}, 'arms one of names'),
+    ({'arm': {}}, "no 'arm', did you mean 'arms'; it has name, base"),
+    ({'arms': []}, 'arms one of names'), ({'arms': {'a': 3}}, 'arms one of names'),
     ({'seeds': 3}, 'list of whole numbers'), ({'seeds': [0.5]}, 'list of whole numbers'),
-    ({'baseline': 'none'}, "no arm 'none' to compare 'plain' with"),
+    ({'baseline': 'plan'}, "no arm 'plan' to compare 'plain' with, did you mean 'plain'"),
     ({'arms': {'a b': {}, 'a_b': {}}, 'baseline': ''}, 'share a folder'),
     ({'base': {'config': 'cifar10_resnet165'}}, 'cifar10_resnet164')])
 def test_what_is_wrong_is_said(write, changes, reason):

@@ -136,7 +136,8 @@ def checkpoint_facts(path: Path, content: Mapping[str, Any], use_ema: bool) -> d
         **(content.get('made_by') or {}), 'model': content.get('arch') or args.get('model'),
         'recipe': public_name(base_name(args['config']).rsplit('.', 1)[0], _WORD) if args.get('config') else None,
         'arguments': public_arguments(args) or None, 'seed': args.get('seed'), 'dataset': dataset_name(args),
-        'base_model': base_model_of(str(args.get('model') or ''), bool(args.get('pretrained'))),
+        'base_model': base_model_of(str(args.get('model') or ''), bool(args.get('pretrained')) and not (
+            args.get('pretrained_path') or args.get('initial_checkpoint'))),
         'weights': 'ema' if use_ema else 'raw', 'epoch': content.get('epoch'),
         'source': {'file': path.name, 'sha256': file_sha256(path)}}
     if isinstance(metric, int | float) and args.get('eval_metric') in ('top1', 'top5'):

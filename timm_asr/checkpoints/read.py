@@ -28,7 +28,8 @@ _MOST_VALUES = 200_000
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, without its full stop; the next one too where it ends with a colon."""
     first, *rest = [line.strip() for line in sentence(error).strip().splitlines()] or [type(error).__name__]
-    return (f'{first} {rest[0]}' if first.endswith(':') and rest else first).rstrip('.')[:200]
+    text = (f'{first} {rest[0]}' if first.endswith(':') and rest else first).rstrip('.')
+    return text if len(text) <= 200 else f'{text[:199]}…'
 
 
 def is_regular(path: Path) -> bool:
@@ -93,7 +94,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise BadInput(f'{folder} is not a folder of weights: it has no {CONFIG}; write one by '
-                       '`python -m timm_asr export` or timm_asr.save_fused')
+                       '`timm-asr export` or timm_asr.save_fused')
     config = read_json(path)
     if not config.get('architecture'):
         raise BadInput(f'{path} names no architecture')

@@ -70,7 +70,7 @@ def make_body(name: str, pretrained: bool = False, checkpoint: str | os.PathLike
         if trained and not has_asr(body):
             raise ValueError(
                 f"The checkpoint {checkpoint} has ASR, and '{name}' by its name has none: name its gate, e.g. "
-                "asr='se', or export it (python -m timm_asr export) and give model.safetensors of that folder.")
+                "asr='se', or export it (timm-asr export) and give model.safetensors of that folder.")
         complaint = f"The checkpoint {checkpoint} is not one of '{name}'{' with this ASR' if asr and trained else ''}"
         attached = bool(asr) and not trained  # what is attached is not in the checkpoint yet
         body.load_state_dict(body.state_dict() | _found(body, state, attached, complaint))

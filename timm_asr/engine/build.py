@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import resolve_model_input_args
@@ -66,6 +67,9 @@ def build_model(args: argparse.Namespace, weights: bool = True) -> nn.Module:
     try:
         resolved = resolve_model_input_args(args.model, shape, **{**keywords, **args.model_kwargs})
         model = create_model(**resolved, pretrained=pretrained)
+    except LocalEntryNotFoundError:
+        raise BadInput(f'the weights of {args.model} are not on this machine, and the Hub cannot be reached; '
+                       '--pretrained-path FILE takes them from a file') from None
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, OSError) as error:
         if pretrained and variant is not None and variant.asr and isinstance(error, RuntimeError):
             path = f'--pretrained-path {args.pretrained_path}' if args.pretrained_path else '--pretrained'

@@ -91,13 +91,13 @@ def _described(source: Source) -> str:
 def _check(args: argparse.Namespace) -> None:
     """Check the options against each other. ``BadInput``: one belongs to something that is not to be written."""
     graphs = args.onnx or args.torch_export
-    if not args.output and not graphs:
-        raise BadInput('nothing to write: give --output FOLDER, --onnx FILE or --torch-export FILE')
     for name, needs, there in (
             ('keep_trainable', '--output', args.output), ('any_size', '--onnx or --torch-export', graphs),
             ('fold_bn', '--onnx or --torch-export', graphs), ('int8', '--onnx', args.onnx)):
         if getattr(args, name) and not there:
             raise BadInput(f'--{name.replace("_", "-")} goes with {needs}')
+    if not args.output and not graphs:
+        raise BadInput('nothing to write: give --output FOLDER, --onnx FILE or --torch-export FILE')
     if args.samples < 1:
         raise BadInput('--samples takes one image or more')
     files = [Path(path) for path in (args.onnx, args.int8, args.torch_export) if path]

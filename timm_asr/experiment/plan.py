@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.recipes import find_recipe
-from ..errors import BadInput, nearest
+from ..errors import BadInput, did_you_mean
 
 TABLES = Path(__file__).resolve().parent / 'tables'
 _KEYS = ('name', 'base', 'arms', 'seeds', 'baseline', 'note', 'halving')
@@ -105,8 +105,7 @@ def find_plan(name: str) -> Path:
     for path in (Path(name), TABLES / f'{name.removesuffix(".yaml")}.yaml'):
         if path.is_file():
             return path
-    near = nearest(Path(name).stem, list_tables())
-    raise BadInput(f'no experiment at {name}; the nearest of the tables that come along is {near[0]!r}')
+    raise BadInput(f'no experiment at {name}{did_you_mean(Path(name).stem, list_tables())}')
 
 
 def _merge(*parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,8 +143,9 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
         raise BadInput(f'--budget {budget:g}: expected a factor above 0 and at most 1')
     from ..checkpoints.read import read_yaml  # imports torch, which help does without
     content = read_yaml(path)
-    if set(content) - set(_KEYS):
-        raise BadInput(f'{path}: an experiment has {", ".join(_KEYS)} and nothing else')
+    for key in set(content) - set(_KEYS):
+        raise BadInput(f'{path}: an experiment has no {key!r}{did_you_mean(str(key), _KEYS)}; it has '
+                       f'{", ".join(_KEYS)}')
     base, arms, seeds = content.get('base') or {}, content.get('arms'), content.get('seeds')
     if not isinstance(base, dict) or not isinstance(arms, dict) or not arms or not all(
             isinstance(arm, dict) for arm in arms.values()):
@@ -161,7 +161,8 @@ def read_plan(path: str | Path, budget: float = 1.0, versus: str | None = None) 
     for name, own in arms.items():
         against = baseline if versus is not None else str(own.get('versus', baseline))
         if against not in ('', *arms):
-            raise BadInput(f'{path}: there is no arm {against!r} to compare {name!r} with')
+            raise BadInput(f'{path}: there is no arm {against!r} to compare {name!r} with'
+                           f'{did_you_mean(against, list(arms))}')
         if not isinstance(own.get('reported'), int | float | None):
             raise BadInput(f'{path}: reported, the figure of a paper, is a number, and the arm {name!r} has '
                            f'{own["reported"]!r}')
