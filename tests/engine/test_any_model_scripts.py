@@ -64,6 +64,9 @@ def test_pretrained_weights_keep_their_function(tmp_path):
     model = timm_asr.create_model(name, pretrained=True, asr='srm').eval()
     assert len(asr_layers(model)) == 4
     assert relative_error(expected, model(x)) < 1e-5
+    from_file = timm_asr.create_model(
+        'test_convnext', asr='srm', checkpoint_path=str(folder / 'model.safetensors'), **SMALL).eval()
+    assert relative_error(expected, from_file(x)) < 1e-5
     changed = timm_asr.create_model(name, pretrained=True, asr='srm', preserve=False).eval()
     assert relative_error(expected, changed(x)) > 1e-3
     # once more, from fine-tuned to stock timm

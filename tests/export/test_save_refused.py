@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+from export_helpers import our_checkpoint
 from torch import nn
 
 from timm_asr import attach_asr, freeze_attention, reparameterize, save_fused
@@ -33,6 +34,15 @@ def test_what_could_not_be_loaded_back_is_refused(tmp_path, make, sentence):
         save_fused(make(), tmp_path / 'folder')
     assert '\n' not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_ones_own_is_not_replaced(tmp_path):
+    path = our_checkpoint(tmp_path / 'last.pth.tar', timm.create_model('resnet20_asr_se', in_chans=1))
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder' / 'args.yaml').write_text('mine')
+    with pytest.raises(BadInput, match='folder has a args.yaml already; choose another folder, or replace'):
+        save_fused(path, tmp_path / 'folder')
+    assert (tmp_path / 'folder' / 'args.yaml').read_text() == 'mine'
 
 
 @pytest.mark.parametrize('make', [

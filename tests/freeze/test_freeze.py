@@ -1,6 +1,7 @@
 """Gates replaced by their means: exact where they are constant, and what is reported where they are not."""
 
 import copy
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import update_bn
 import timm_asr
 from timm_asr.asr.wrapper import ASR
 from timm_asr.freeze.attention import recalibrate_batch_norm
+from timm_asr.freeze.report import _figures
 from timm_asr.gates.gate import ChannelGate
 
 # Name, its keywords, the plain network that is left with its keywords, image size, and where the constants go.
@@ -139,6 +141,8 @@ def test_figures_of_gates_that_are_not_constant(name, size):
     assert change.top1 == pytest.approx(tuple(
         100 * (y.argmax(1) == labels).double().mean().item() for y in (before, after)))
     assert report.images == change.images == 10
+    told = _figures(Mock(top1=(50.0, 40.0)))
+    assert (told['top1_before'], told['top1_after']) == (50, 40)
 
 
 def test_a_threshold_leaves_gates_as_they_are():

@@ -169,7 +169,7 @@ def test_construction_on_a_device_in_a_dtype(backbone):
 
 
 def test_stages_without_a_unit():
-    model = dia(dia_stages=(3,))
+    model = dia(dia_stages=3)
     assert [type(getattr(model, f'layer{n}')) for n in (1, 2, 3)] == [PlainStage, PlainStage, SharedStage]
     assert not any('.unit.' in key for key in model.state_dict() if not key.startswith('layer3'))
     everywhere = dia(dia_stages=(1, 2, 3))

@@ -24,6 +24,13 @@ def test_plain_backbone_is_its_equations(name, kwargs, training):
     assert relative_error(expected, model.train(training)(x)) < 1e-10
 
 
+def test_arguments_of_the_blocks_are_joined():
+    model = timm.create_model('resnext101_8x32d_se', **WIDE, block_args={'base_width': 32})
+    conv = model.layer1[0].conv2
+    assert (conv.groups, conv.out_channels) == (8, 8 * (8 * 32 // 64))
+    assert model.layer1[0].se is not None
+
+
 def test_pruning_drops_the_final_norm_with_the_last_stage():
     model = randomize(timm.create_model('wrn52_4', **WIDE)).eval()
     x = images(model)
