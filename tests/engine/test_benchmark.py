@@ -102,6 +102,12 @@ def test_precision(precision, weights, output):
     assert seen == [output]
 
 
+@pytest.mark.parametrize(('words', 'norms'), [((), True), (('--reparam',), True), (('--fold-bn',), False)])
+def test_norms_are_folded_where_asked_for(words, norms):
+    step = InferenceStep('resnet20', options(*words), CPU, 1)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in step.model.modules()) == norms
+
+
 def test_channels_last_and_sizes():
     step = InferenceStep('resnet20', options('--channels-last', '--input-size', '1', '40', '48'), CPU, 2)
     assert step.images.shape == (2, 1, 40, 48)

@@ -90,6 +90,7 @@ def _export(write: Callable[..., Run], by: str, source: Source, file: Path, fold
     if file.exists() and not overwrite:
         raise BadInput(f'{file} is there already; choose another name, or replace it (--force, or overwrite=True)')
     reference = to_float32(copy.deepcopy(source.model))
+    # torch.export.save warns of channels_last weights and takes them for parts of others.
     reference.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     ready = copy.deepcopy(reference)
     for module in ready.modules() if by == 'onnxruntime' else ():
