@@ -1,5 +1,6 @@
 """The names of this package: which there are, what each one is, and how timm learns them."""
 
+import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -108,7 +109,7 @@ class Variant:
 
 def _build(backbone: Backbone, name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """A variant of a backbone by timm's builder: its arguments, then those of the caller."""
-    own = dict(backbone.arguments)
+    own = copy.deepcopy(dict(backbone.arguments))  # timm writes into feature_cfg
     if 'block_args' in own:
         kwargs['block_args'] = {**own['block_args'], **(kwargs.get('block_args') or {})}
     kwargs = {**own, **kwargs}
