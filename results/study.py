@@ -106,7 +106,8 @@ def conclusion(plan: Plan, whole: Sequence[dict[str, Any]], margin: float) -> li
         return []
     seeds = len(whole) // len(plan.arms)
     if seeds < 5:
-        return [f'{plan.name}: {seeds} seed{"s" * (seeds > 1)}, which describe{"s" * (seeds == 1)} and cannot decide.']
+        return [] if plan.undecidable else [
+            f'{plan.name}: {seeds} seed{"s" * (seeds > 1)}, which describe{"s" * (seeds == 1)} and cannot decide.']
     so_far = f', {seeds} of {len(plan.seeds)} seeds so far' * (seeds < len(plan.seeds))
     return [f'{plan.name}{so_far}: against the better control, {control!r}, by the rule of the plan:',
             '\n'.join(f'- **{name}** against {control}: {what} ({figures}).'

@@ -13,7 +13,9 @@ from train_helpers import run
 
 import timm_asr
 from timm_asr.checkpoints.open import open_source
+from timm_asr.engine.build import build_model
 from timm_asr.engine.commands import benchmark, validate
+from timm_asr.engine.commands.train import parse_args
 from timm_asr.errors import BadInput
 
 SMALL = {'num_classes': 3, 'depths': (1, 1, 1, 1)}
@@ -73,6 +75,16 @@ def test_pretrained_weights_keep_their_function(tmp_path):
     timm_asr.save_fused(randomize(model), tmp_path / 'again')
     again = timm.create_model(f'local-dir:{tmp_path / "again"}', pretrained=True).eval()
     assert relative_error(model(x), again(x)) < 1e-5
+
+
+def test_train_goes_on_from_a_trainable_folder_by_the_words_that_it_says(tmp_path):
+    model = randomize(timm_asr.create_model('test_convnext', asr='se', num_classes=3))
+    folder = timm_asr.save_fused(model, tmp_path / 'folder', keep_trainable=True) / 'trainable'
+    with pytest.raises(BadInput, match='has ASR, which is not in the name') as caught:
+        build_model(parse_args(['--model', f'local-dir:{folder}', '--pretrained']))
+    said = str(caught.value).split('goes on with it: ')[1]
+    again = build_model(parse_args([*said.split(), '--num-classes', '3']))
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'test_vit', 'test_efficientnet'])

@@ -4,6 +4,7 @@ import argparse
 import logging
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from torch import nn
 from ..asr.sites import known_sites
 from ..asr.wrapper import ASR
 from ..checkpoints.find import FOLDER_PREFIX, HUB_PREFIXES, check_model_name
-from ..checkpoints.read import first_line, read_checkpoint
+from ..checkpoints.names import KEY, WEIGHTS
+from ..checkpoints.read import first_line, read_checkpoint, read_config
 from ..checkpoints.weights import averaged_in, load_weights, state_dict_of
 from ..errors import BadInput, nearest
 from ..models.auxiliary import auxiliary_loss
@@ -38,7 +40,16 @@ def title_of(args: argparse.Namespace) -> str:
 
 def check_model(args: argparse.Namespace) -> None:
     """Raise ``BadInput``, with the nearest names, unless there is such a model."""
-    if not args.model.startswith((*HUB_PREFIXES, FOLDER_PREFIX)):
+    if args.model.startswith(FOLDER_PREFIX):
+        folder = args.model.removeprefix(FOLDER_PREFIX)
+        config = read_config(folder)
+        section = config.get(KEY) or {}
+        gate = (section.get('asr') or {}).get('asr')
+        if gate and section.get('form') == 'trainable':  # timm would leave the ASR out without a word
+            raise BadInput(f'{args.model} has ASR, which is not in the name of its network; this goes on with it: '
+                           f'--model {config["architecture"]} --asr {gate} --initial-checkpoint '
+                           f'{Path(folder) / WEIGHTS}')
+    elif not args.model.startswith(HUB_PREFIXES):
         check_model_name(args.model)
 
 
