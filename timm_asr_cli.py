@@ -14,7 +14,7 @@ def main(*command: str, prog: str = 'timm-asr') -> int:
     if not words or {'-h', '--help'} & set(words[:2]):
         spec = find_spec('timm_asr')
         assert spec is not None
-        sys.modules['timm_asr'] = module_from_spec(spec)
+        sys.modules.setdefault('timm_asr', module_from_spec(spec))
     from timm_asr.engine.commands import dispatch, run_command
     return run_command(command[0], words[1:], prog) if command else dispatch(words, prog)
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from scipy import stats
 
 from timm_asr.engine.reports import as_markdown, write_results
 from timm_asr.errors import BadInput, run_main
@@ -74,16 +75,19 @@ def verdicts(plan: Plan, rows: Sequence[dict[str, Any]], control: str, margin: f
     for name, c in found.items():
         if name in ('plain', *CONTROLS):
             continue
+        arms = [list(values_of(rows, each, 'top1').values()) for each in (name, control)]
+        high = max(c.high, stats.ttest_rel(*arms).confidence_interval().high)  # the bootstrap's alone is too narrow
         if corrected[name] < LEVEL and c.low > 0:
             what = 'a gain'
         elif corrected[name] < LEVEL and c.high < 0:
             what = 'a loss'
-        elif c.high < margin:
-            what = f'no gain of {margin:g} points or more'
+        elif high < margin:
+            what = f'no gain of {margin:g} point{"s" * (margin != 1)} or more'
         else:
             what = 'not known with so many seeds'
         interval = '' if math.isnan(c.low) else f', 95 % from {c.low:+.2f} to {c.high:+.2f}'
-        text[name] = what, f'{c.difference:+.2f} points{interval}, corrected p {corrected[name]:.3f}'
+        text[name] = what, (f'{c.difference:+.2f} points{interval}, corrected p {corrected[name]:.3f}, detectable '
+                            f'{c.detectable:.2f}')
     return text
 
 
@@ -125,7 +129,8 @@ def line(plan: Plan, whole: Sequence[dict[str, Any]], margin: float) -> dict[str
     if control is not None and seeds >= 5:
         for name, (what, _) in verdicts(plan, whole, control, margin).items():
             cells[name] += f', {SHORT.get(what, "no gain")}'
-    return {'experiment': plan.name, 'seeds': seeds, 'plain': cells['plain'],
+    of = f' of {len(plan.seeds)}' * (seeds < len(plan.seeds))
+    return {'experiment': plan.name, 'seeds': f'{seeds}{of}', 'plain': cells['plain'],
             'best control': f'{cells[control]} ({control})' if control else '',
             **{name: cells.get(name, '') for name in ('ASR(SE)', 'ASR(IE)', 'SE')}}
 

@@ -9,6 +9,7 @@ from helpers import asr_sites, randomize, relative_error
 from timm.models.byobnet import RepVggBlock
 from torch import nn
 
+import timm_asr
 from timm_asr import attach_asr, fold_asr, has_asr
 from timm_asr.gates.se import SE
 from timm_asr.gates.sge import SGE
@@ -100,6 +101,19 @@ def test_attaching_twice_is_refused():
     with pytest.raises(ValueError, match=r"'layer1.0.bn2' has ASR already; .* such as depth=2"):
         attach_asr(model)
     assert list(before) == list(model.state_dict())
+
+
+def test_other_asr_after_folding_is_the_one_that_is_said():
+    model = fold_asr(timm_asr.create_model('resnet18', asr='se', num_classes=3))
+    assert model.asr_options == {'asr': 'se'}
+    assert attach_asr(model, 'ie').__dict__.get('asr_options') is None
+
+
+def test_what_a_model_caches_in_eval_mode_hides_no_site():
+    """LeViT keeps its position biases, of which the graph of the last pass is a part."""
+    model = timm.create_model('levit_128s').eval()
+    model(torch.zeros(1, 3, 224, 224))
+    assert len(asr_sites(attach_asr(model))) == 20
 
 
 def test_a_model_without_known_sites_says_what_was_looked_for():

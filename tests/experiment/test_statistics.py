@@ -17,23 +17,26 @@ def arm(mean, seeds=8, deviation=0.3, draw=0):
 
 def test_figures_by_formula():
     """Of arms that differ in size and spread, the first one worse; then seed by seed, as they have the same seeds."""
-    a, b = {0: 3.0, 1: 9.0, 2: 4.0, 5: 5.0}, {5: 8.0, 2: 7.5, 1: 9.5, 0: 8.1, 7: 8.4, 8: 7.9}
+    a, b = {0: 3.0, 1: 9.0, 2: 4.0, 5: 5.0, 9: 6.5}, {9: 8.2, 5: 8.0, 2: 7.5, 1: 9.5, 0: 8.1, 7: 8.4, 8: 7.9}
     x, y = np.array(list(a.values())), np.array(list(b.values()))
-    found, n, m, u, w = compare(a, b), 4, 6, x.var(ddof=1), y.var(ddof=1)
+    found, n, m, u, w = compare(a, b), 5, 7, x.var(ddof=1), y.var(ddof=1)
     t = (x.mean() - y.mean()) / math.sqrt(u / n + w / m)
     freedom = (u / n + w / m) ** 2 / ((u / n) ** 2 / (n - 1) + (w / m) ** 2 / (m - 1))
-    error = math.sqrt((3 * u + 5 * w) / 8 * (1 / n + 1 / m))
+    error = math.sqrt((4 * u + 6 * w) / 10 * (1 / n + 1 / m))
     assert (found.t, found.welch) == pytest.approx((t, 2 * stats.t.cdf(t, freedom)))
-    assert found.student == pytest.approx(2 * stats.t.cdf((x.mean() - y.mean()) / error, 8))
-    pairs = compare(a, same := {seed: b[seed] for seed in (5, 2, 1, 0)})
+    assert found.student == pytest.approx(2 * stats.t.cdf((x.mean() - y.mean()) / error, 10))
+    pairs = compare(a, same := {seed: b[seed] for seed in (9, 5, 2, 1, 0)})
     differences = np.array([a[seed] - same[seed] for seed in a])
     assert (found.paired, pairs.paired, pairs.difference) == (False, True, pytest.approx(differences.mean()))
     for one, samples, statistic in ((pairs, (differences,), np.mean), (
             found, (x, y), lambda x, y, axis: (x.mean(axis) - y.mean(axis)).round(9))):
         interval = stats.bootstrap(samples, statistic, method='BCa', rng=np.random.default_rng(0)).confidence_interval
         assert (one.low, one.high) == pytest.approx(tuple(interval))
-    other = compare(a, {seed + 9: value for seed, value in same.items()})
+    other = compare(a, {seed + 10: value for seed, value in same.items()})
     assert other.permutation == pairs.permutation  # which is not paired
+    few = compare({seed: a[seed] for seed in (0, 1, 2, 5)}, same)
+    assert math.isnan(few.low)
+    assert math.isnan(few.high)
 
 
 def test_no_effect_is_found_where_there_is_none():

@@ -36,7 +36,7 @@ def test_a_gain_is_one_over_the_better_control_not_over_plain():
     assert study.better_control(SMALL, found) in study.CONTROLS
     text = study.verdicts(SMALL, found, 'last norm 0', 1.0)
     assert set(text) == {'ASR(SE)', 'ASR(IE)', 'ASR(free)', 'SE'}
-    assert [text[arm][0] for arm in ('SE', 'ASR(IE)', 'ASR(SE)')] == ['a gain', 'a loss', 'no gain of 1 points or more']
+    assert [text[arm][0] for arm in ('SE', 'ASR(IE)', 'ASR(SE)')] == ['a gain', 'a loss', 'no gain of 1 point or more']
     assert [text[arm][1][0] for arm in ('SE', 'ASR(IE)')] == ['+', '-']
     noisy = rows({}, seeds=3, deviation=5)
     assert any('not known' in what for what, _ in study.verdicts(SMALL, noisy, 'last norm 0', 1.0).values())

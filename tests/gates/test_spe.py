@@ -96,7 +96,9 @@ def test_the_penalty_is_in_the_gradient_where_nobody_asks_for_it(copied):
     lambda gate: gate.load_state_dict(gate.state_dict(), assign=True) and gate.compile(backend='eager'),
     lambda gate: SPE(C, device='meta').to_empty(device='cpu'),
     lambda gate: copy.deepcopy(gate.requires_grad_(False)).requires_grad_(True),
-    lambda gate: torch.no_grad()(gate.penalty)()], ids=['assigned', 'compiled', 'meta', 'frozen copy', 'logged'])
+    lambda gate: torch.no_grad()(gate.penalty)(),
+    lambda gate: gate.penalty() and copy.deepcopy(gate)],
+    ids=['assigned', 'compiled', 'meta', 'frozen copy', 'logged', 'copy of one that was asked'])
 def test_the_penalty_stays_in_the_gradient(change):
     gate = SPE(C)
     found = change(gate)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..gates.gate import ChannelGate
-from .fold import places, refuse_scripted, refuse_shared, replace
+from .fold import has_asr, places, refuse_scripted, refuse_shared, replace
 from .scaled import has_hooks
 from .sites import known_sites, match_sites
 from .together import together
@@ -92,6 +92,8 @@ def attach_asr(
     if model in made:
         raise ValueError('The model itself is the site, and nothing around it could hold the wrapper; put it into an '
                          'nn.Sequential first.')
+    if not has_asr(model):
+        vars(model).pop('asr_options', None)  # of ASR that was folded
     for layer, asr in made.items():
         asr.train(layer.training)
         if preserve:

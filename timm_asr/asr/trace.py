@@ -98,8 +98,7 @@ def _skeleton(model: nn.Module) -> nn.Module:
 
     What is the same tensor in the model is the same one in the copy.
     """
-    tensors = [t for m in model.modules() for own in (m._parameters, m._buffers, vars(m)) for t in own.values()
-               if isinstance(t, torch.Tensor)]
+    tensors = [t for m in model.modules() for t in tree_leaves(vars(m)) if isinstance(t, torch.Tensor)]
     skeleton = copy.deepcopy(model, {
         id(t): nn.Parameter(t.detach().to('meta'), requires_grad=False) if isinstance(t, nn.Parameter)
         else t.detach().to('meta') for t in tensors}).eval()

@@ -92,9 +92,9 @@ def markdown(plan: Plan, rows: Sequence[dict[str, Any]], dia: bool = False) -> s
         text += [
             as_markdown(table(plan, rows, found)).rstrip(),
             f'Top-1 is that of the last epoch, mean ± standard deviation over seeds. {against}Interval: BCa bootstrap, '
-            f"{way}. p: two-sided, Welch's t-test and the permutation of runs between the two arms (not paired), in "
-            "brackets with Holm's correction over the comparisons. Detectable: the smallest difference that a t-test "
-            'at 5 % would find in 80 % of such experiments.']
+            f"{way}, from five seeds on. p: two-sided, Welch's t-test and the permutation of runs between the two arms "
+            "(not paired), in brackets with Holm's correction over the comparisons. Detectable: the smallest difference"
+            ' that a t-test at 5 % would find in 80 % of such experiments, without the correction.']
     return '\n\n'.join(filter(None, text)) + '\n'
 
 

@@ -16,7 +16,7 @@ class Comparison:
     """Arm minus baseline."""
 
     difference: float  # of the means
-    low: float  # BCa bootstrap interval of 95 %; NaN where the seeds are too few
+    low: float  # BCa bootstrap interval of 95 %; NaN for fewer than five seeds
     high: float
     paired: bool  # whether the interval is over differences seed by seed
     t: float  # Welch's
@@ -48,8 +48,10 @@ def _difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def _bca(*samples: np.ndarray) -> tuple[float, float]:
-    """95 % interval of a mean, or of a difference of means; NaN for fewer than three values or no spread."""
-    if min(map(len, samples)) < 3 or all(np.ptp(sample) == 0 for sample in samples):
+    """95 % interval of a mean, or of a difference of means; NaN for no spread, or fewer than five values, with which it
+    would hold the truth in fewer than 80 of 100 experiments.
+    """
+    if min(map(len, samples)) < 5 or all(np.ptp(sample) == 0 for sample in samples):
         return math.nan, math.nan
     statistic = np.mean if len(samples) == 1 else _difference
     with warnings.catch_warnings(action='ignore'):

@@ -208,6 +208,7 @@ def _needs_of(architecture: str) -> list[str]:
     return [] if home == 'timm' else [home]
 
 
+@torch.random.fork_rng(devices=[])  # a network is made only to compare with
 def _check_written(folder: Path, model: nn.Module, data: Mapping[str, Any], label_names: Sequence[str] | None,
                   trainable: bool) -> float:
     """Load a folder and compare it with the model that was written, in eval mode, on random images.

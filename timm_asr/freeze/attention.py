@@ -238,6 +238,7 @@ def _gateless(name: str, args: dict[str, Any], asr: bool) -> list[tuple[str, dic
 
 
 @torch.no_grad()
+@torch.random.fork_rng(devices=[])  # a network is made only to compare with
 def _name_frozen(model: nn.Module, images: torch.Tensor) -> tuple[str, dict[str, Any]] | None:
     """Name and keywords of a registered network that takes a frozen model's state dict and is the same function.
 

@@ -267,7 +267,10 @@ def standard(like: Tensor) -> tuple[Tensor, Tensor]:
     """Zeros and ones, as many as there are rows: mean and variance of a norm that does nothing."""
     if type(like) not in (Tensor, nn.Parameter):  # a FakeTensor's must not stay for others
         return like.new_zeros(len(like)), like.new_ones(len(like))
-    return _zeros_and_ones(len(like), like.dtype, like.device)
+    found = _zeros_and_ones(len(like), like.dtype, like.device)
+    if type(found[0]) is not Tensor:  # nor one that a mode made
+        _zeros_and_ones.cache_clear()
+    return found
 
 
 def unsaved(like: Tensor) -> tuple[Tensor | None, Tensor | None]:

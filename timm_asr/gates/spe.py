@@ -176,6 +176,7 @@ class SPE(ChannelGate):
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of copies and pickles, whose parameters have no hooks
         super().__setstate__(state)
+        self.collected = False  # whoever trains the copy may not add the penalty
         self._watch()
 
     def _load_from_state_dict(self, *args: Any) -> None:  # of ``assign=True``, which replaces parameters

@@ -1,7 +1,9 @@
 """Fold every BatchNorm into the convolution before it."""
 
+import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame, FrozenBatchNormAct2d
@@ -20,13 +22,36 @@ _FROZEN = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d, *_FROZEN)
 
 
+_TRACING = threading.RLock()
+
+
 class Tracer(fx.Tracer):
-    """torch.fx's tracer with timm's list of what it cannot trace through, and further modules to stop at."""
+    """torch.fx's tracer with timm's list of what it cannot trace through, and further modules to stop at.
+
+    torch.fx changes how modules of the whole process are called while it traces: one traces at a time, and modules that
+    other threads run meanwhile are run.
+    """
 
     def __init__(self, leaves: Iterable[nn.Module] = ()) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
         self.kinds = tuple(get_notrace_modules())
         self.leaves = set(leaves)
+
+    def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
+        with _TRACING:
+            self.thread = threading.get_ident()
+            return super().trace(root, concrete_args)
+
+    def call_module(
+            self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (m in self.leaves or isinstance(m, (*self.kinds, FrozenBatchNorm2d))

@@ -117,6 +117,7 @@ def _attention(module: nn.Module, name: str = '') -> Iterator[tuple[str, nn.Modu
                 yield from _attention(child, f'{name}.{key}' if name else key)
 
 
+@torch.random.fork_rng(devices=[])  # the merged layers are drawn before they are filled
 def _merge(module: nn.Module, itself: bool) -> nn.Module:
     """Merge parallel branches by timm's function, which looks at children only."""
     dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
