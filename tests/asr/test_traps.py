@@ -261,16 +261,6 @@ def test_features_are_equal_before_and_after_fusing(name):
 
 
 @pytest.mark.parametrize('name', SOME + OTHERS)
-def test_how_one_caller_takes_features_leaves_the_next_caller_alone(name):
-    more = {'depth': 4} if name.startswith('vit') else {}
-    before = small(name, features_only=True, **more)
-    small(name, features_only=True, feature_cls='getter', out_indices=(1,), **more)
-    after = small(name, features_only=True, **more)
-    assert type(after) is type(before)
-    assert after.feature_info.channels() == before.feature_info.channels()
-
-
-@pytest.mark.parametrize('name', SOME + OTHERS)
 def test_meta_construction_and_loading(name):
     model, x = model_and_images(name)
     empty = small(name, device='meta')

@@ -36,6 +36,19 @@ def test_the_random_state(name, act, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize('name', [
+    'resnet20_asr_se', 'resnet56_acnet_asr_se', 'vit_tiny_asr_eca', 'repvgg_a0_cifar_se_asr_se',
+    'mobilenetv1_100_cifar_asr_ie', 'shufflenetv2_100_cifar_srm_asr_srm', 'vgg19_cifar_asr_eca'])
+def test_how_the_next_caller_takes_features(name):
+    """timm's builder writes into the options that it is given."""
+    more = {'depth': 4} if name.startswith('vit') else {}
+    before = small(name, features_only=True, **more)
+    small(name, features_only=True, feature_cls='getter', out_indices=(1,), **more)
+    after = small(name, features_only=True, **more)
+    assert type(after) is type(before)
+    assert after.feature_info.channels() == before.feature_info.channels()
+
+
 def test_the_switches_of_precision():
     """Two threads are inside, and the one that came first leaves first."""
     matmul = torch.backends.cuda.matmul
