@@ -75,8 +75,10 @@ def verdicts(plan: Plan, rows: Sequence[dict[str, Any]], control: str, margin: f
     for name, c in found.items():
         if name in ('plain', *CONTROLS):
             continue
-        arms = [list(values_of(rows, each, 'top1').values()) for each in (name, control)]
-        high = max(c.high, stats.ttest_rel(*arms).confidence_interval().high)  # the bootstrap's alone is too narrow
+        arm, other = (values_of(rows, each, 'top1') for each in (name, control))
+        pairs = [(arm[seed], other[seed]) for seed in arm.keys() & other.keys()]  # a run may have been stopped
+        by_t = stats.ttest_rel(*zip(*pairs, strict=True)).confidence_interval()
+        high = max(c.high, by_t.high)  # the bootstrap's alone is too narrow
         if corrected[name] < LEVEL and c.low > 0:
             what = 'a gain'
         elif corrected[name] < LEVEL and c.high < 0:

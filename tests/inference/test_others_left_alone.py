@@ -14,25 +14,25 @@ from timm_asr.gates import fused
 from timm_asr.gates.precision import without_tf32
 
 
-def saved(folder):
-    return lambda model: timm_asr.save_fused(model, folder, keep_trainable=True)
+def save(model, folder):
+    timm_asr.save_fused(model, folder, keep_trainable=True)
 
 
-def frozen(folder):
-    return lambda model: timm_asr.freeze_attention(model, [torch.randn(4, 3, 32, 32, generator=torch.Generator())])
+def freeze(model, folder):
+    timm_asr.freeze_attention(model, [torch.randn(4, 3, 32, 32, generator=torch.Generator())])
 
 
-def merged(folder):
-    return timm_asr.reparameterize
+def merge(model, folder):
+    timm_asr.reparameterize(model)
 
 
 @pytest.mark.parametrize(('name', 'act'), [
-    ('resnet20_asr_se', saved), ('seresnet18', frozen), ('resnet56_acnet_asr_se', merged),
-    ('repvgg_a0_cifar_asr_se', merged)])
+    ('resnet20_asr_se', save), ('seresnet18', freeze), ('resnet56_acnet_asr_se', merge),
+    ('repvgg_a0_cifar_asr_se', merge)])
 def test_the_random_state(name, act, tmp_path):
     model = (timm.create_model(name) if name == 'seresnet18' else small(name, dtype=None)).eval()
     before = torch.get_rng_state()
-    act(tmp_path / 'folder')(model)
+    act(model, tmp_path / 'folder')
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -135,14 +135,19 @@ def _open_folder(folder: Path, use_ema: bool, shape: Mapping[str, Any], kwargs: 
     own = not expected or (weights.is_file() and file_sha256(weights) == expected)
     facts = {key: value for key, value in section.items() if own and key not in (
         'weights_sha256', 'created', 'exported_with', 'files', 'format', 'code', 'dtype')}
-    attached = section.get('form') == 'trainable' and section.get('asr')
-    model = (create_trainable(folder, shape, **kwargs) if attached else
+    model = (create_trainable(folder, shape, **kwargs) if attached_in(config) else
              _create(f'{FOLDER_PREFIX}{folder}', True, shape, kwargs))
     facts = facts or {'model': name_of(model), 'asr': getattr(model, 'asr_options', None)}
     beside, listed = _files_beside(folder, {}, True) if own else {}, section.get('files')
     return Source(model, facts, label_names=label_names_of(model, config),
                   metrics=read_metrics(folder) if own else None,
                   files={name: content for name, content in beside.items() if listed is None or name in listed})
+
+
+def attached_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of the ASR that stands beside the name of the network in a trainable folder; {} where there is none."""
+    section = config.get(KEY) or {}
+    return (section.get('asr') or {}) if section.get('form') == 'trainable' else {}
 
 
 def create_trainable(folder: str | Path, shape: Mapping[str, Any] | None = None, **kwargs: Any) -> nn.Module:
@@ -156,12 +161,11 @@ def create_trainable(folder: str | Path, shape: Mapping[str, Any] | None = None,
     """
     folder = Path(folder)
     config = read_config(folder)
-    name, section = config['architecture'], config.get(KEY) or {}
+    name = config['architecture']
     check_model_name(name)
     args = {key: value for key, value in (config.get('model_args') or {}).items()
             if key not in _NOT_ITS_OWN and not isinstance(value, Mapping)}
-    asr = (section.get('asr') or {}) if section.get('form') == 'trainable' else {}
-    args |= {key: value for key, value in asr.items() if key in ASR_KEYWORDS}
+    args |= {key: value for key, value in attached_in(config).items() if key in ASR_KEYWORDS}
     said = {**(config.get('pretrained_cfg') or {}), **{key: config[key] for key in ('label_names',) if key in config}}
     cfg = {key: value for key, value in said.items() if key in CFG_KEYS}
     try:

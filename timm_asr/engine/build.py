@@ -21,7 +21,8 @@ from torch import nn
 from ..asr.sites import known_sites
 from ..asr.wrapper import ASR
 from ..checkpoints.find import FOLDER_PREFIX, HUB_PREFIXES, check_model_name
-from ..checkpoints.names import KEY, WEIGHTS
+from ..checkpoints.names import WEIGHTS
+from ..checkpoints.open import attached_in
 from ..checkpoints.read import first_line, read_checkpoint, read_config
 from ..checkpoints.weights import averaged_in, load_weights, state_dict_of
 from ..errors import BadInput, nearest
@@ -43,9 +44,7 @@ def check_model(args: argparse.Namespace) -> None:
     if args.model.startswith(FOLDER_PREFIX):
         folder = args.model.removeprefix(FOLDER_PREFIX)
         config = read_config(folder)
-        section = config.get(KEY) or {}
-        gate = (section.get('asr') or {}).get('asr')
-        if gate and section.get('form') == 'trainable':  # timm would leave the ASR out without a word
+        if gate := attached_in(config).get('asr'):  # timm would leave the ASR out without a word
             raise BadInput(f'{args.model} has ASR, which is not in the name of its network; this goes on with it: '
                            f'--model {config["architecture"]} --asr {gate} --initial-checkpoint '
                            f'{Path(folder) / WEIGHTS}')

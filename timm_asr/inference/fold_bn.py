@@ -20,8 +20,6 @@ from ..gates.forms import PointwiseConv2d
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame, PointwiseConv2d)
 _FROZEN = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d, *_FROZEN)
-
-
 _TRACING = threading.RLock()
 
 
