@@ -121,7 +121,6 @@ def test_psi_between_two_passes(model):
 def test_two_passes_before_a_backward_pass(model):
     x, z, other = images(model), images(model), apart(model)
     for net in (model, other):
-        net.zero_grad()
         (net(x).square().sum() + net(z).sum()).backward()
     same_gradients(other, model)
 
@@ -265,7 +264,8 @@ def test_networks_within_networks(computed):
     lambda m: m.float(), lambda m: timm.layers.convert_sync_batchnorm(m).eval(),
     lambda m: timm_asr.attach_asr(m, 'eca', sites=['bn1']), lambda m: setattr(m.layer1[1], 'bn2', nn.Identity()) or m,
     lambda m: setattr(m.layer2[0], 'bn2', m.layer2[0].bn2.fold()) or m,
-    lambda m: m.to(memory_format=torch.channels_last)])
+    lambda m: m.to(memory_format=torch.channels_last), lambda m: setattr(asr_layers(m)[1].vectors[0], 'gain', 2.0) or m,
+    lambda m: asr_layers(m)[1].vectors[0].gate.fc1.register_forward_hook(lambda *a: 2 * a[2]) and m])
 def test_a_network_that_has_become_another_one(model, change):
     model(images(model))
     model = change(model)

@@ -21,7 +21,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from ..gates.fused import is_hooked
+from ..gates.fused import hooks_of, is_hooked
 from ..gates.passes import begin, detached, end, find, uncounted, version, within
 from .scaled import owner_of, scaled_names, stacks, stand_in
 from .wrapper import ASR
@@ -34,9 +34,12 @@ class _Group:
 
     def __init__(self, sites: list[ASR]) -> None:
         self._sites = [weakref.ref(site) for site in sites]  # of which a network may be pruned
-        # Every module inside, and where it hangs: one that is replaced must not go on computing.
+        # Every module inside, and where it hangs: one that is replaced must not go on computing. Then settings.
         self.links = [(parent._modules, key, child) for site in sites for parent in site.modules()
                       for key, child in parent._modules.items()]
+        self.links += [(vars(module), key, value) for site in sites for module in site.vectors.modules()
+                       for key, value in _settings(module).items()]
+        self.hooks = [hooks for site in sites for module in site.vectors.modules() for hooks in hooks_of(module)]
         self.vectors = list(sites[0].vectors)  # they compute those of all others
         names = scaled_names(sites[0].layer)
         # Scaled tensors with one value a channel, and those with more, such as the weights of linear layers.
@@ -56,7 +59,8 @@ class _Group:
 
     def read(self) -> list[_Tensors] | None:
         """The tensors as they are now; None where the sites are no longer what they were when they were grouped."""
-        if None in (ref() for ref in self._sites) or any(own.get(key) is not child for own, key, child in self.links):
+        if (any(self.hooks) or None in (ref() for ref in self._sites)
+                or any(own.get(key) is not it for own, key, it in self.links)):
             return None
         # Not by ``getattr``, which would find what a hook or a parametrization has made of a parameter.
         tensors = [[module._parameters.get(leaf, module._buffers.get(leaf)) for module, leaf in places]
@@ -224,6 +228,11 @@ _groups: 'weakref.WeakKeyDictionary[nn.Module, list[_Group]]' = weakref.WeakKeyD
 _OWN = vars(nn.Module()).keys()
 
 
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What decides what a module computes, beside its tensors and the modules inside."""
+    return {key: value for key, value in vars(module).items() if key == 'training' or key not in _OWN}
+
+
 def _watched(site: ASR) -> bool:
     """Whether vectors have hooks, each of which wants a pass of its own: those of the backward pass too."""
     return any(map(is_hooked, site.vectors.modules()))
@@ -237,8 +246,7 @@ def _key(site: ASR) -> Any:
     if (_watched(site) or next(site.vectors.buffers(), None) is not None
             or not all(stacks(owner) for owner, _ in places.values())):
         return None
-    settings = [(name, type(module), sorted((key, repr(value)) for key, value in vars(module).items()
-                                           if key == 'training' or key not in _OWN))
+    settings = [(name, type(module), sorted((key, repr(value)) for key, value in _settings(module).items()))
                 for name, module in site.vectors.named_modules()]
     tensors = [*site.vectors.named_parameters(), *((name, getattr(*place)) for name, place in places.items())]
     return repr(settings), *((name, t.shape, t.dtype, t.device) for name, t in tensors)

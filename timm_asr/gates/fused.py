@@ -52,8 +52,12 @@ def is_plain(layer: nn.Module) -> bool:
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether a module has hooks, which only a call of it runs."""
-    return bool(module._forward_hooks or module._forward_pre_hooks
-                or module._backward_hooks or module._backward_pre_hooks)
+    return any(hooks_of(module))
+
+
+def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
+    """Where a module keeps its hooks."""
+    return (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
 
 
 def alike(*tensors: Tensor) -> bool:
