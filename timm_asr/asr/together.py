@@ -83,12 +83,16 @@ class _Group:
 
 
 class _Columns(TorchFunctionMode):
-    """Linear layers as W x^T + b: under ``vmap`` two operations instead of five, and W gets a contiguous gradient."""
+    """Linear layers as W x^T + b: under ``vmap`` two operations instead of five, and W gets a contiguous gradient.
+
+    Without b that is a view, on which an activation in place would take six operations more in the backward pass.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func is F.linear and args[0].ndim == 2:
-            return _linear(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+            return _linear(*args, **kwargs)
+        return func(*args, **{**kwargs, 'inplace': False} if kwargs.get('inplace') else kwargs)
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
