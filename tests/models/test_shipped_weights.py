@@ -128,6 +128,8 @@ def test_only_weights_that_exist_are_promised():
     if 'resnet164' not in {content['architecture'] for content in shipped().values()}:
         with pytest.raises(RuntimeError, match='No pretrained weights exist for resnet164'):
             timm.create_model('resnet164', pretrained=True)
+    with pytest.raises(RuntimeError, match=r"create_model\('resnet50', pretrained=True, asr='se'\) puts ASR on those"):
+        timm.create_model('resnet50_asr_se', pretrained=True)
 
 
 FROM_THE_WHEEL = """

@@ -147,7 +147,15 @@ def _register(module: str, variant: Variant) -> None:
         raise RuntimeError(f"The model name '{name}' is registered already.")
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return _build(backbone, name, pretrained, **{**variant.options, **kwargs})
+        try:
+            return _build(backbone, name, pretrained, **{**variant.options, **kwargs})
+        except RuntimeError as error:
+            plain = variant.without('asr')
+            weights = getattr(get_pretrained_cfg(plain), 'has_weights', False)
+            if not weights or not str(error).startswith('No pretrained weights'):
+                raise
+            raise RuntimeError(f"{name} has no pretrained weights; timm_asr.create_model('{plain}', pretrained=True, "
+                               f"asr='{variant.asr}') puts ASR on those of {plain}.") from None
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__module__ = module
