@@ -173,3 +173,10 @@ def test_preserving_is_the_default_where_the_model_is_not_fresh(change, preserve
     assert (relative_error(expected, attach_asr(clone(model))(x)) < 1e-4) == preserves
     assert relative_error(expected, attach_asr(clone(model), preserve=True)(x)) < 1e-4
     assert relative_error(expected, attach_asr(clone(model), preserve=False)(x)) > 1e-3
+
+
+def test_a_trained_model_with_a_new_norm_is_preserved():
+    model = randomize(timm.create_model('test_vit', num_classes=3, img_size=32)).eval()
+    model.head = nn.Sequential(nn.BatchNorm1d(model.num_features, affine=False), model.head).eval()
+    expected = model(x := torch.randn(2, 3, 32, 32))
+    assert relative_error(expected, attach_asr(model)(x)) < 1e-4

@@ -267,6 +267,18 @@ def test_the_newest_run_is_the_one_written_last(tmp_path):
     assert checkpoint[0].name == 'last.pth.tar'
 
 
+@pytest.mark.parametrize(('key', 'value'), [
+    ('seed', 1), ('data_dir', 'b'), ('dataset', 'digits'), ('model_kwargs', {'drop_rate': 0.5})])
+def test_the_newest_run_has_the_same_data_seed_and_model_keywords(key, value, tmp_path):
+    folder = saved(tmp_path / '20260101-000000-resnet20-32', [1.0]).folder
+    (folder / 'args.yaml').write_text(f'{key}: {value}')
+    ours = {'seed': 0, 'data_dir': 'a', 'dataset': '', 'model_kwargs': {}}
+    for own, same in ((ours, False), ({**ours, key: value}, True)):
+        found, checkpoint, lock = open_run_folder(options(tmp_path, resume='auto', **own), 32)
+        lock.close()
+        assert (found == folder) == (checkpoint is not None) == same
+
+
 def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path, monkeypatch):
     monkeypatch.setattr(module, '_new_name_beside', lambda path: path.with_name('.x.tmp'))
     (tmp_path / 'elsewhere').write_text('precious')

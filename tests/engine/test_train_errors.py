@@ -74,6 +74,7 @@ def checkpoint(images, tmp_path_factory):
     (('--model', 'resnet20_asr_se', '--dataset', 'torch/cifar10'), 'torch/cifar10 needs a folder: --data-dir DIR'),
     ((*DIGITS, '--resume', 'nowhere'), '--resume nowhere: no such file'),
     ((*DIGITS, '--initial-checkpoint', 'nowhere'), 'no checkpoint at nowhere'),
+    ((*DIGITS, '--model', 'resnet20_ras', '--split-bn', '--aug-splits', 2), '--split-bn splits norms of images'),
     ((*DIGITS, '--asr-gain', 0), 'asr_gain is 0.0; it takes a positive number'),
     ((*DIGITS, '--seed', 5 * 10 ** 9), '--seed must be between 0 and 4294967295, not 5e'),
     ((*DIGITS, '--clip-grad', 0), '--clip-grad must be above 0, not 0'),
@@ -99,7 +100,7 @@ def test_checkpoints_that_do_not_fit(refused, images, checkpoint, tmp_path):
     for option in ('--resume', '--initial-checkpoint'):
         assert 'was trained for 3 classes, but 4 were asked for' in said(checkpoint, '--num-classes', 4, option=option)
     assert 'its optimizer does not fit --opt sgd' in said(checkpoint, '--layer-decay', 0.5)
-    assert 'it was trained with --asr-gain 1, not with --asr-gain 2' in said(checkpoint, '--asr-gain', 2)
+    assert 'it was trained with no keywords, not with asr_gain=2' in said(checkpoint, '--asr-gain', 2)
     assert 'goes on at epoch 1, and its checkpoints would be replaced; name another folder' in refused(
         '--data-dir', images, *SMALL[:-2], '--resume', checkpoint, '--start-epoch', 0)
     path, data = tmp_path / 'changed.pth.tar', checkpoint.read_bytes()

@@ -120,6 +120,7 @@ def test_keywords(kwargs, check):
     ('resnet20_se', {'asr_constant': True}, 'asr_constant is for models with ASR'),
     ('resnet20', {'rd_ratio': 0.5}, 'rd_ratio is for models with a gate or with ASR'),
     ('resnet20_asr_eca', {'rd_ratio': 0.5}, "'eca' has no hidden layer"),
+    ('resnet18_asr_se', {'norm_layer': 'iebn'}, 'a model has asr or iebn'),
     *(('resnet20', {'no_norm': True, **more}, 'no_norm removes the norms that asr and last_norm_init scale')
       for more in ({'last_norm_init': 0.5}, {'asr': 'se'}))])
 def test_keywords_without_meaning_are_refused(name, kwargs, sentence):

@@ -105,14 +105,14 @@ def attach_asr(
 
 @torch.no_grad()
 def _is_fresh(model: nn.Module) -> bool:
-    """Whether a model looks untrained: running statistics as they start; without any, norms and layer scales with equal
-    weights. (RepVGG's norms start with weights that are drawn.)
+    """Whether a model looks untrained: every module's running statistics are as they start; or, where it has none, its
+    weights are equal if it is a norm or a layer scale. (RepVGG's norms start with weights that are drawn.)
     """
-    def leaf(name: str) -> str:
-        return name.rpartition('.')[2]
-
-    told = [t for name, t in model.named_buffers() if leaf(name) in ('running_mean', 'running_var')] or [
-        # Those of norms, of layer scales and of NFNets' convolutions; no weights of a layer with one output.
-        t for name, t in model.named_parameters() if '.vectors.' not in name and (
-            (leaf(name) == 'weight' and t.ndim == 1) or leaf(name) in ('gamma', 'gain'))]
+    told: list[torch.Tensor] = []
+    for name, module in model.named_modules():
+        own = dict(module.named_buffers(recurse=False)), dict(module.named_parameters(recurse=False))
+        if '.vectors.' not in f'.{name}.':
+            told += [t for key, t in own[0].items() if key in ('running_mean', 'running_var')] or [
+                # Those of norms, of layer scales and of NFNets' convolutions; no weights of a layer with one output.
+                t for key, t in own[1].items() if (key == 'weight' and t.ndim == 1) or key in ('gamma', 'gain')]
     return not any((t != t.flatten()[:1]).any() for t in told if not t.is_meta)

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from timm.models import safe_model_name
 
-from ..checkpoints.names import ATTENTION, BEST, CURVE, LAST, SUMMARY, WEIGHTS
-from ..checkpoints.read import HASH, hash_of, read_checkpoint
+from ..checkpoints.names import ARGS, ATTENTION, BEST, CURVE, LAST, SUMMARY, WEIGHTS
+from ..checkpoints.read import HASH, hash_of, read_checkpoint, read_yaml
 from ..errors import BadInput, InUse, NotACheckpoint, Stopped
 from ..export.place import remove_export
 from .build import title_of
@@ -220,10 +220,17 @@ def find_checkpoint(folder: Path) -> Found | None:
     return None
 
 
-def _newest_run(output: Path, ending: str) -> tuple[Path | None, Found | None]:
-    """The run folder ``*-ENDING`` whose checkpoint was written last, and that checkpoint; None if none has one."""
+def _is_alike(folder: Path, args: Any) -> bool:
+    """Whether the run of a folder has the data, the seed and the model keywords of these options, or does not say."""
+    told = read_yaml(folder / ARGS) if (folder / ARGS).is_file() else {}
+    own = ('data_dir', 'dataset', 'seed', 'model_kwargs')
+    return all(told[key] == getattr(args, key) for key in own if key in told)
+
+
+def _newest_run(output: Path, ending: str, args: Any) -> tuple[Path | None, Found | None]:
+    """The run folder ``*-ENDING`` like ours that was written last, and its checkpoint; None if there is none."""
     written = {folder: max((path.stat().st_mtime for path in checkpoints_in(folder)), default=0.0)
-               for folder in output.glob(f'*-{ending}')}
+               for folder in output.glob(f'*-{ending}') if _is_alike(folder, args)}
     return next(((folder, found) for folder in sorted(written, key=written.__getitem__, reverse=True)
                  if (found := find_checkpoint(folder))), (None, None))
 
@@ -258,8 +265,8 @@ def open_run_folder(args: Any, size: int) -> tuple[Path, Found | None, IO[str]]:
     """The folder of this run, the checkpoint that it goes on from (or None), and the lock on the folder.
 
     The folder is ``--experiment`` under ``--output``, that of the checkpoint that ``--resume`` names, the newest run
-    of this model for ``--resume auto``, or a new one named by time, model and size. BadInput where it holds another
-    run, alive or not, or cannot be written, or where the checkpoint is not there.
+    of this model, data and seed for ``--resume auto``, or a new one named by time, model and size. BadInput where it
+    holds another run, alive or not, or cannot be written, or where the checkpoint is not there.
     """
     output, ending = Path(args.output or './output/train'), f'{safe_model_name(title_of(args))}-{size}'
     named = Path(args.resume) if args.resume and args.resume != 'auto' else None
@@ -268,7 +275,7 @@ def open_run_folder(args: Any, size: int) -> tuple[Path, Found | None, IO[str]]:
     folder = output / args.experiment if args.experiment else named.resolve().parent if named else None
     found = (named, read_checkpoint(named)) if named else None
     if folder is None and args.resume == 'auto':
-        folder, found = _newest_run(output, ending)
+        folder, found = _newest_run(output, ending, args)
     try:
         if folder is None:
             folder = _make_new(output, ending)

@@ -234,9 +234,9 @@ def restore(training: Training, found: Found) -> None:
         raise BadInput(f'--resume {path}: it is a checkpoint of {content.get("arch")}, not of {args.model}')
     before = content.get('args') or {}
     had, asked = (f'with --asr {gate}' if gate else 'without --asr' for gate in (before.get('asr'), args.asr))
-    gains = [(of.get('model_kwargs') or {}).get('asr_gain') or 1.0 for of in (before, vars(args))]
-    if gains[0] != gains[1]:  # the one keyword that no parameter shows
-        had, asked = (f'with --asr-gain {gain:g}' for gain in gains)
+    keywords = [of.get('model_kwargs') or {} for of in (before, vars(args))]
+    if keywords[0] != keywords[1]:  # no parameter shows some of them, such as asr_gain
+        had, asked = (f'with {", ".join(f"{k}={v}" for k, v in own.items()) or "no keywords"}' for own in keywords)
     if had != asked:
         raise BadInput(f'--resume {path}: it was trained {had}, not {asked}')
     model = training.task.get_trainable_module()

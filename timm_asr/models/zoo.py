@@ -58,6 +58,9 @@ class ZooModel(Reparameterizable):
             raise TypeError(f'{given[0]} is for models with a gate or with ASR; this one has neither.')
         if kwargs.get('norm_layer') == 'iebn':
             kwargs['norm_layer'] = IEBN2d
+        if asr is not None and kwargs.get('norm_layer') is IEBN2d:
+            raise TypeError('IEBN weighs its scale by the image, so that no constant folds into it; a model has asr or '
+                            'iebn.')
         if gate is not None:
             attn_layer = partial(get_gate(gate), **gate_arguments(gate, own))
             if self.GATED is None:
