@@ -10,7 +10,7 @@ import timm_asr
 #: Operations of a training step over those of the plain network, as they are today; none may exceed 1.15.
 RATIOS = {
     'resnet164_asr_se': 1.04, 'resnet164_asr_ie': 1.03, 'resnet164_asr_srm': 1.04, 'resnet164_asr_eca': 1.02,
-    'resnet164_asr_spa': 1.05, 'resnet50_asr_se': 1.14, 'vit_small_asr_se': 1.13, 'vit_small_asr_eca': 1.09}
+    'resnet164_asr_spa': 1.051, 'resnet50_asr_se': 1.14, 'vit_small_asr_se': 1.13, 'vit_small_asr_eca': 1.09}
 
 
 @pytest.mark.parametrize('name', RATIOS)

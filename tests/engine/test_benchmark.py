@@ -300,7 +300,6 @@ def test_an_interrupt_keeps_what_is_measured_the_fastest_first(run, tmp_path, mo
     (['--model-list', 'nowhere.txt'], 'nowhere.txt cannot be read'),
     (['-m', 'resnet20', '--bench', 'train', '--fold-bn'], 'is not trained'),
     (['-m', 'resnet20', '--bench', 'profile', '--versus', 'resnet20_se'], '--versus compares times'),
-    (['-m', 'resnet20', '--precision', 'tf32'], '--precision tf32'),
     (['-m', 'resnet20', '--device', 'warp'], '--device warp'),
     (['-m', 'resnet20', '--opt', 'nope', '--bench', 'train'], '--opt nope'),
     (['-m', 'resnet20', '--results-file', 'no/such/a.csv'], 'there is no folder'),

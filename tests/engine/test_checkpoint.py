@@ -17,6 +17,7 @@ from timm_asr.checkpoints.open import open_source
 from timm_asr.checkpoints.read import read_checkpoint
 from timm_asr.engine import checkpoint as module
 from timm_asr.engine.checkpoint import SaveFailed, Saver, find_checkpoint, make_room, open_run_folder, write_atomically
+from timm_asr.engine.options import as_yaml
 from timm_asr.errors import BadInput, InUse, Stopped
 
 
@@ -268,11 +269,12 @@ def test_the_newest_run_is_the_one_written_last(tmp_path):
 
 
 @pytest.mark.parametrize(('key', 'value'), [
-    ('seed', 1), ('data_dir', 'b'), ('dataset', 'digits'), ('model_kwargs', {'drop_rate': 0.5})])
+    ('seed', 1), ('data_dir', 'b'), ('dataset', 'digits'), ('model_kwargs', {'channels': (1, 2)}),
+    ('last_norm_init', 0.5)])
 def test_the_newest_run_has_the_same_data_seed_and_model_keywords(key, value, tmp_path):
     folder = saved(tmp_path / '20260101-000000-resnet20-32', [1.0]).folder
-    (folder / 'args.yaml').write_text(f'{key}: {value}')
-    ours = {'seed': 0, 'data_dir': 'a', 'dataset': '', 'model_kwargs': {}}
+    (folder / 'args.yaml').write_text(as_yaml({key: value}))
+    ours = {'seed': 0, 'data_dir': 'a', 'dataset': '', 'model_kwargs': {}, 'last_norm_init': None}
     for own, same in ((ours, False), ({**ours, key: value}, True)):
         found, checkpoint, lock = open_run_folder(options(tmp_path, resume='auto', **own), 32)
         lock.close()

@@ -12,9 +12,11 @@ import yaml
 from export_helpers import SECRET, command, digits_model, nudged, our_checkpoint, timm_checkpoint
 from helpers import images, randomize, relative_error
 from safetensors.torch import save_file
+from train_helpers import make_images
 
 import timm_asr
 from timm_asr.checkpoints import provenance
+from timm_asr.checkpoints.open import open_source
 from timm_asr.checkpoints.provenance import base_name, file_sha256, git_commit, public_arguments
 from timm_asr.checkpoints.read import read_config
 from timm_asr.engine import exporting
@@ -220,11 +222,24 @@ def test_a_folder_and_a_bare_state_dict(model, tmp_path, capsys):
         status, _, err = command(capsys, 'export', source, '--output', first, '--force')
         assert status == 2
         assert 'is the folder that is read, and its trainable form would be lost; name another one' in err
+    with pytest.raises(BadInput, match='first holds resnet20 or resnet20_asr_se, not resnet56; leave --model out'):
+        open_source(first, name='resnet56')
     assert command(capsys, 'export', first, '--output', second)[0] == 0
     a, b = (json.loads((f / 'config.json').read_text()) for f in (first, second))
     assert a == b
     assert list(b['label_names']) == list('abcdefghij')
     assert file_sha256(first / 'model.safetensors') == file_sha256(second / 'model.safetensors')
+
+
+def test_figures_are_of_the_size_that_the_folder_states(tmp_path, capsys):
+    make_images(tmp_path / 'images', 2, 1, 1)
+    name = 'mobilenetv4_conv_small_035'  # trained on 224 pixels and tested on 256
+    torch.save(timm.create_model(name, num_classes=2).state_dict(), tmp_path / 'a.pth')
+    status, _, err = command(capsys, 'export', tmp_path / 'a.pth', '--model', name, '--data-dir', tmp_path / 'images',
+                             '-o', tmp_path / 'out', '-j', 0)
+    assert (status, err) == (0, '')
+    cfg = json.loads((tmp_path / 'out' / 'config.json').read_text())['pretrained_cfg']
+    assert (cfg['input_size'], cfg['crop_pct']) == ([3, 256, 256], 0.95)
 
 
 def test_published_weights_are_a_source(tmp_path):

@@ -38,6 +38,7 @@ def test_a_network_without_gates_is_written(checkpoint, tmp_path, capsys):
     assert not [name for name in candidates(loaded) if name.endswith('.se')]
     figures = json.loads((folder / 'metrics.json').read_text())
     assert figures['top1_folded'] == told['top1_after']
+    assert (figures['dataset'], figures['split']) == ('digits', told['compared_split'])
 
     # The same by hand.
     model = timm.create_model('resnet20_se', **SMALL)

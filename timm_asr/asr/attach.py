@@ -44,8 +44,8 @@ def attach_asr(
         learnable: Whether psi is trained.
         rd_ratio: Hidden width of the gate over its channels, for gates with a hidden layer.
         preserve: Divide each layer's parameters by the initial v, so that the model computes exactly what it did
-            before: the way to fine-tune pretrained weights. By default where the model does not look fresh: its running
-            statistics have moved, or the weights of a norm or layer scale differ from channel to channel.
+            before: the way to fine-tune pretrained weights. By default where the model does not look fresh: running
+            statistics have moved, or, in a layer that has none, the weights of a norm or layer scale differ.
         constant: Train neither psi nor the gate: v stays what it starts as.
         gain: Factor of each vector's v, which folds like the rest: with 2, v = 2 sigmoid(F(psi)) starts near one.
 
@@ -110,9 +110,9 @@ def _is_fresh(model: nn.Module) -> bool:
     """
     told: list[torch.Tensor] = []
     for name, module in model.named_modules():
-        own = dict(module.named_buffers(recurse=False)), dict(module.named_parameters(recurse=False))
         if '.vectors.' not in f'.{name}.':
-            told += [t for key, t in own[0].items() if key in ('running_mean', 'running_var')] or [
+            told += [t for key, t in module.named_buffers(recurse=False) if key in ('running_mean', 'running_var')] or [
                 # Those of norms, of layer scales and of NFNets' convolutions; no weights of a layer with one output.
-                t for key, t in own[1].items() if (key == 'weight' and t.ndim == 1) or key in ('gamma', 'gain')]
+                t for key, t in module.named_parameters(recurse=False)
+                if (key == 'weight' and t.ndim == 1) or key in ('gamma', 'gain')]
     return not any((t != t.flatten()[:1]).any() for t in told if not t.is_meta)

@@ -34,11 +34,11 @@ class _Group:
 
     def __init__(self, sites: list[ASR]) -> None:
         self._sites = [weakref.ref(site) for site in sites]  # of which a network may be pruned
-        # Every module inside, and where it hangs: one that is replaced must not go on computing. Then settings.
+        # Every module inside, and where it hangs: one that is replaced must not go on computing.
         self.links = [(parent._modules, key, child) for site in sites for parent in site.modules()
                       for key, child in parent._modules.items()]
         self.links += [(vars(module), key, value) for site in sites for module in site.vectors.modules()
-                       for key, value in _settings(module).items()]
+                       for key, value in _settings(module).items() if key != 'training']  # which changes in all at once
         self.hooks = [hooks for site in sites for module in site.vectors.modules() for hooks in hooks_of(module)]
         self.vectors = list(sites[0].vectors)  # they compute those of all others
         names = scaled_names(sites[0].layer)
@@ -83,21 +83,17 @@ class _Group:
 
 
 class _Columns(TorchFunctionMode):
-    """Linear layers as W x^T + b: under ``vmap`` two operations instead of five, and W gets a contiguous gradient.
-
-    Without b that is a view, on which an activation in place would take six operations more in the backward pass.
-    """
+    """Linear layers as W x^T + b: under ``vmap`` two operations instead of five, and W gets a contiguous gradient."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         if func is F.linear and args[0].ndim == 2:
-            return _linear(*args, **kwargs)
-        return func(*args, **{**kwargs, 'inplace': False} if kwargs.get('inplace') else kwargs)
+            return _linear(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     y = torch.mm(weight, x.t()).t()
-    return y if bias is None else y + bias
+    return y.clone() if bias is None else y + bias  # an activation in place on a view takes six operations backward
 
 
 class _ScaledStack(torch.autograd.Function):

@@ -79,7 +79,11 @@ def open_source(what: str | os.PathLike, use_ema: bool = False, name: str = '', 
     if kind == 'file' or (not kind and path.endswith(WEIGHT_SUFFIXES)):
         return _open_checkpoint(Path(path), use_ema, name, shape, kwargs)
     if kind == 'folder':
-        return _open_folder(Path(path.removeprefix(FOLDER_PREFIX)), use_ema, shape, kwargs)
+        found = _open_folder(Path(path.removeprefix(FOLDER_PREFIX)), use_ema, shape, kwargs)
+        held = dict.fromkeys(filter(None, (name_of(found.model), found.facts.get('model'))))
+        if name and name.partition('.')[0] not in (one.partition('.')[0] for one in held):
+            raise BadInput(f'{path} holds {" or ".join(held)}, not {name}; leave --model out')
+        return found
     if not kind and path and Path(path).is_dir():
         best = Path(path) / BEST
         raise BadInput(f'{path} is the folder of a run, not a checkpoint: name {best}' if best.is_file() else

@@ -295,8 +295,6 @@ def benchmark(args: argparse.Namespace, *_: Any) -> int:
     check_results_file(args.results_file)
     if args.amp:
         args.precision = f'amp_{args.amp_dtype}'
-    if args.precision == 'tf32' and device.type != 'cuda':
-        raise BadInput(f'--precision tf32: a number format of CUDA GPUs; this run is on {device.type}')
     for flag in ('batch_size', 'num_bench_iter', 'rounds'):
         if getattr(args, flag) < 1:
             raise BadInput(f'--{flag.replace("_", "-")} must be at least 1')

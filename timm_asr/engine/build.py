@@ -142,7 +142,7 @@ def prepare_model(model: nn.Module, args: argparse.Namespace, device: torch.devi
         checkpoint_gradients(model, args.model)
     if args.split_bn:
         if any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
-            raise BadInput(f'--split-bn splits norms of images, and the gates of {args.model} have norms of vectors')
+            raise BadInput(f'--split-bn splits norms of images, and {title_of(args)} has norms of vectors')
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
     model.to(device=device, dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
     if args.channels_last:

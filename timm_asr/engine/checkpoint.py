@@ -25,6 +25,7 @@ from ..checkpoints.read import HASH, hash_of, read_checkpoint, read_yaml
 from ..errors import BadInput, InUse, NotACheckpoint, Stopped
 from ..export.place import remove_export
 from .build import title_of
+from .options import as_read
 
 _logger = logging.getLogger(__name__)
 
@@ -35,6 +36,10 @@ except ImportError:  # Windows has no such locks
 
 _NUMBERED = re.compile(r'checkpoint-(\d+)\.pth\.tar')
 _RECOVERY = re.compile(r'recovery-(\d+)-(\d+)\.pth\.tar')
+#: Options that another arm or seed has, beside the model.
+_KEYWORDS = (
+    'data_dir', 'dataset', 'train_split', 'train_images', 'holdout', 'split_seed', 'seed', 'pretrained', 'model_kwargs',
+    'last_norm_init', 'decay_all', 'site_lr', 'psi_lr', 'backbone_kwargs', 'detector_kwargs')
 _ASIDE = re.compile(r'\..+\.\d+-[0-9a-f]+\.tmp')
 #: A checkpoint and its content.
 Found = tuple[Path, dict[str, Any]]
@@ -221,10 +226,17 @@ def find_checkpoint(folder: Path) -> Found | None:
 
 
 def _is_alike(folder: Path, args: Any) -> bool:
-    """Whether the run of a folder has the data, the seed and the model keywords of these options, or does not say."""
-    told = read_yaml(folder / ARGS) if (folder / ARGS).is_file() else {}
-    own = ('data_dir', 'dataset', 'seed', 'model_kwargs')
-    return all(told[key] == getattr(args, key) for key in own if key in told)
+    """Whether the run of a folder has the data, the seed and the keywords of these options, or does not say."""
+    told, ours = {}, as_read(vars(args))
+    with suppress(BadInput):
+        told = read_yaml(folder / ARGS)
+    for options in (told, ours):
+        if 'data_dir' in options:  # where scratch folders are, they may be others in each job; timm has ``data`` too
+            options['data_dir'] = Path(options['data_dir'] or options.get('data') or '').absolute().name
+    other = [key for key in _KEYWORDS if key in told and key in ours and told[key] != ours[key]]
+    if other and checkpoints_in(folder):
+        _logger.info(f'--resume auto passes over {folder}, which has another {", ".join(other)}.')
+    return not other
 
 
 def _newest_run(output: Path, ending: str, args: Any) -> tuple[Path | None, Found | None]:
@@ -265,8 +277,8 @@ def open_run_folder(args: Any, size: int) -> tuple[Path, Found | None, IO[str]]:
     """The folder of this run, the checkpoint that it goes on from (or None), and the lock on the folder.
 
     The folder is ``--experiment`` under ``--output``, that of the checkpoint that ``--resume`` names, the newest run
-    of this model, data and seed for ``--resume auto``, or a new one named by time, model and size. BadInput where it
-    holds another run, alive or not, or cannot be written, or where the checkpoint is not there.
+    of this model, keywords, data and seed for ``--resume auto``, or a new one named by time, model and size. BadInput
+    where it holds another run, alive or not, or cannot be written, or where the checkpoint is not there.
     """
     output, ending = Path(args.output or './output/train'), f'{safe_model_name(title_of(args))}-{size}'
     named = Path(args.resume) if args.resume and args.resume != 'auto' else None

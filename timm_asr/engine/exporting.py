@@ -53,13 +53,13 @@ class _Opened:
             refuse_taken(folder, args.force, {*source.files, *taken})
         self.config = data_config_of(args, source.model, source.data_config)
         given = any((args.img_size, args.mean, args.std, args.crop_pct, args.interpolation))
-        if source.data_config or given:
+        if not args.dataset and not args.data_dir and source.model.num_classes == 10:
+            args.dataset = 'digits' if source.args.get('dataset') == 'digits' else ''  # which come with this package
+        if source.data_config or given or args.dataset or args.data_dir:  # figures are stated of these images
             source.data_config = used_data_config(self.config)
         if given:  # the figures are of images that went through something else
             source.metrics = None
             source.facts.pop('metrics', None)
-        if not args.dataset and not args.data_dir and source.model.num_classes == 10:
-            args.dataset = 'digits' if source.args.get('dataset') == 'digits' else ''  # which come with this package
         self.loader = self.images(args.split) if args.dataset or args.data_dir else None
 
     def images(self, split: str) -> Any:
@@ -260,7 +260,8 @@ def _write_frozen(folder: Path, opened: _Opened, report: FreezeReport) -> None:
     source.files, source.metrics = files, None
     if report.change is not None and report.change.top1 and not compared.lower().startswith('train'):
         before, after = report.change.top1
-        source.metrics = {'images': report.change.labelled, 'top1': before, 'top1_folded': after}
+        source.metrics = {'images': report.change.labelled, 'top1': before, 'top1_folded': after,
+                          'dataset': dataset_name(vars(args)), 'split': compared}
     source.facts.pop('metrics', None)
     save_fused(source, folder, provenance={'frozen_gates': len(report.frozen)}, overwrite=args.force, report=step)
     (folder / PROGRAM).unlink(missing_ok=True)

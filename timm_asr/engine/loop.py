@@ -24,7 +24,7 @@ from .checkpoint import Found
 from .device import synchronize
 from .interrupt import stoppable
 from .loaders import Loaders, label_names
-from .options import plain_options
+from .options import as_read, plain_options
 from .progress import Progress
 
 _logger = logging.getLogger(__name__)
@@ -234,7 +234,7 @@ def restore(training: Training, found: Found) -> None:
         raise BadInput(f'--resume {path}: it is a checkpoint of {content.get("arch")}, not of {args.model}')
     before = content.get('args') or {}
     had, asked = (f'with --asr {gate}' if gate else 'without --asr' for gate in (before.get('asr'), args.asr))
-    keywords = [of.get('model_kwargs') or {} for of in (before, vars(args))]
+    keywords = [as_read(of.get('model_kwargs') or {}) for of in (before, vars(args))]
     if keywords[0] != keywords[1]:  # no parameter shows some of them, such as asr_gain
         had, asked = (f'with {", ".join(f"{k}={v}" for k, v in own.items()) or "no keywords"}' for own in keywords)
     if had != asked:

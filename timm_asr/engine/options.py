@@ -174,6 +174,11 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
             for key, value in options.items()}
 
 
+def as_read(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as they come back out of ``args.yaml``: lists for tuples."""
+    return yaml.safe_load(as_yaml(options))
+
+
 def as_yaml(options: Mapping[str, Any]) -> str:
     """The options as YAML that ``--config`` reads back (``config`` and ``print_config`` themselves left out)."""
     plain = {key: value for key, value in plain_options(options).items() if key not in ('config', 'print_config')}

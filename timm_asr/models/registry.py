@@ -151,11 +151,11 @@ def _register(module: str, variant: Variant) -> None:
             return _build(backbone, name, pretrained, **{**variant.options, **kwargs})
         except RuntimeError as error:
             plain = variant.without('asr')
-            weights = getattr(get_pretrained_cfg(plain), 'has_weights', False)
-            if not weights or not str(error).startswith('No pretrained weights'):
+            if not (variant.asr and str(error).startswith('No pretrained weights')
+                    and getattr(get_pretrained_cfg(plain), 'has_weights', False)):
                 raise
-            raise RuntimeError(f"{name} has no pretrained weights; timm_asr.create_model('{plain}', pretrained=True, "
-                               f"asr='{variant.asr}') puts ASR on those of {plain}.") from None
+            raise RuntimeError(f"{error} timm_asr.create_model('{plain}', pretrained=True, asr='{variant.asr}') puts "
+                               f'ASR on those of {plain}.') from None
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__module__ = module

@@ -58,9 +58,6 @@ class ZooModel(Reparameterizable):
             raise TypeError(f'{given[0]} is for models with a gate or with ASR; this one has neither.')
         if kwargs.get('norm_layer') == 'iebn':
             kwargs['norm_layer'] = IEBN2d
-        if asr is not None and kwargs.get('norm_layer') is IEBN2d:
-            raise TypeError('IEBN weighs its scale by the image, so that no constant folds into it; a model has asr or '
-                            'iebn.')
         if gate is not None:
             attn_layer = partial(get_gate(gate), **gate_arguments(gate, own))
             if self.GATED is None:
@@ -79,6 +76,9 @@ class ZooModel(Reparameterizable):
         if asr is not None or last_norm_init is not None:
             # Following an image through the network finds the same sites in blocks of known classes, and takes longer.
             sites = class_sites(self) or None  # type: ignore[arg-type]
+            if asr is not None and sites is None and kwargs.get('norm_layer') is IEBN2d:
+                raise TypeError('IEBN weighs its scale by the image, so that no constant folds into it, and the '
+                                'residual branches of this model end in it; a model has asr or iebn.')
             if last_norm_init is not None:
                 init_last_norms(self, last_norm_init, sites)  # type: ignore[arg-type]
             if asr is not None:

@@ -5,7 +5,7 @@ from ..options import Option, group, switch, value
 from . import command
 from .validate import AOT, FUSER
 
-_PRECISIONS = ('amp', 'amp_bfloat16', 'float32', 'float16', 'bfloat16', 'tf32')
+_PRECISIONS = ('amp', 'amp_bfloat16', 'float32', 'float16', 'bfloat16')
 
 OPTIONS: list[Option] = [
     *pick('model', default='resnet50', help='registry name, hf-hub: name, folder with config.json, training '
