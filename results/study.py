@@ -97,7 +97,8 @@ def section(plan: Plan, rows: Sequence[dict[str, Any]], margin: float) -> str:
     """What is known of an experiment."""
     whole = balanced(plan, rows)
     if not whole:
-        return f'## {plan.name}\n\n{len(rows)} of {len(plan.runs)} runs are done, no seed by all arms yet.'
+        found = ', '.join(f'{row["arm"]} {row["top1"]:.1f} % (seed {row["seed"]})' for row in rows)
+        return f'## {plan.name}\n\n{len(rows)} of {len(plan.runs)} runs are done, no seed by all arms yet: {found}.'
     text = markdown(plan, whole).replace('# ', '## ', 1).rstrip()
     if len(rows) > len(whole):
         text = text.replace(f'{len(whole)} of {len(plan.runs)} runs are done.',
