@@ -201,7 +201,7 @@ def clock(args: Any, table: Table, backbone: str, device: str, mode: str, precis
                   budget=args.budget, device=device)
     prefix = 'cpu' if device == 'cpu' else f'{mode}_{precision}'
     for name, ratio in ratios(times, 'plain').items():
-        found = {'rounds': len(times[name]), 'ms': round(1000 * Spread.of(times[name]).median, 2), **quartiles(ratio)}
+        found = {'machine': machine(), 'rounds': len(times[name]), 'ms': round(1000 * Spread.of(times[name]).median, 2), **quartiles(ratio)}
         table.add(backbone, name, **{f'{prefix}_{key}': value for key, value in found.items()})
 
 
@@ -229,7 +229,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 Command: `python results/operations.py --asr FOLDER --dianet FOLDER --ram FOLDER` (seed {SEED}; it sets
 `{SETTINGS_TEXT}` itself).
-Machine: {machine()}; GPU: {gpu}; PyTorch {torch.__version__}, timm {timm.__version__}, timm_asr
+GPU: {gpu}; PyTorch {torch.__version__}, timm {timm.__version__}, timm_asr
 {timm_asr.__version__}; ten classes, 32x32 for resnet164, 224x224 for the others.
 
 An *operation* is a call of ATen below autograd, views left out: what an accelerator has to launch. `operations` is
@@ -271,6 +271,7 @@ other processes took more than {QUIET:.0%} of the processors ran again while the
                               *((c.replace('-', '_'), f'GPU, {c}, batch {CUDA_BATCH[backbone]}') for c in CUDA)]:
             timed = [row for row in own if row.get(f'{prefix}_ms') not in (None, '')]
             if timed:
+                title += f', {timed[0][f"{prefix}_machine"]}'
                 parts.append(f'## {backbone}: {title}\n\n' + as_markdown([{
                     'variant': row['variant'], **{key.replace('_', ' '): row[f'{prefix}_{key}'] for key in (
                         'rounds', 'ms', 'over_plain', 'q1', 'q3')}} for row in timed]))
