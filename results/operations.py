@@ -201,7 +201,8 @@ def clock(args: Any, table: Table, backbone: str, device: str, mode: str, precis
                   budget=args.budget, device=device)
     prefix = 'cpu' if device == 'cpu' else f'{mode}_{precision}'
     for name, ratio in ratios(times, 'plain').items():
-        found = {'machine': machine(), 'rounds': len(times[name]), 'ms': round(1000 * Spread.of(times[name]).median, 2), **quartiles(ratio)}
+        found = {'machine': machine(), 'rounds': len(times[name]),
+                 'ms': round(1000 * Spread.of(times[name]).median, 2), **quartiles(ratio)}
         table.add(backbone, name, **{f'{prefix}_{key}': value for key, value in found.items()})
 
 
