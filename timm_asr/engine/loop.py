@@ -235,7 +235,7 @@ def restore(training: Training, found: Found) -> None:
     before = content.get('args') or {}
     had, asked = (f'with --asr {gate}' if gate else 'without --asr' for gate in (before.get('asr'), args.asr))
     keywords = [as_read(of.get('model_kwargs') or {}) for of in (before, vars(args))]
-    if keywords[0] != keywords[1]:  # no parameter shows some of them, such as asr_gain
+    if had == asked and keywords[0] != keywords[1]:  # no parameter shows some of them, such as asr_gain
         had, asked = (f'with {", ".join(f"{k}={v}" for k, v in own.items()) or "no keywords"}' for own in keywords)
     if had != asked:
         raise BadInput(f'--resume {path}: it was trained {had}, not {asked}')
