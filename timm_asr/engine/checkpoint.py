@@ -225,15 +225,20 @@ def find_checkpoint(folder: Path) -> Found | None:
     return None
 
 
-def _is_alike(folder: Path, args: Any) -> bool:
-    """Whether the run of a folder has the data, the seed and the keywords of these options, or does not say."""
-    told, ours = {}, as_read(vars(args))
+def _identity(options: dict[str, Any]) -> dict[str, Any]:
+    """The data, the seed and the keywords of a run, as far as its options say them."""
+    found = {key: options[key] for key in _KEYWORDS if key in options}
+    if 'data_dir' in found:  # where scratch folders are, they may be others in each job; timm has ``data`` too
+        found['data_dir'] = Path(found['data_dir'] or options.get('data') or '').absolute().name
+    return found
+
+
+def _is_alike(folder: Path, ours: dict[str, Any]) -> bool:
+    """Whether the run of a folder has our identity, or does not say."""
+    told: dict[str, Any] = {}
     with suppress(BadInput):
-        told = read_yaml(folder / ARGS)
-    for options in (told, ours):
-        if 'data_dir' in options:  # where scratch folders are, they may be others in each job; timm has ``data`` too
-            options['data_dir'] = Path(options['data_dir'] or options.get('data') or '').absolute().name
-    other = [key for key in _KEYWORDS if key in told and key in ours and told[key] != ours[key]]
+        told = _identity(read_yaml(folder / ARGS))
+    other = [key for key in told if key in ours and told[key] != ours[key]]
     if other and checkpoints_in(folder):
         _logger.info(f'--resume auto passes over {folder}, which has another {", ".join(other)}.')
     return not other
@@ -241,8 +246,9 @@ def _is_alike(folder: Path, args: Any) -> bool:
 
 def _newest_run(output: Path, ending: str, args: Any) -> tuple[Path | None, Found | None]:
     """The run folder ``*-ENDING`` like ours that was written last, and its checkpoint; None if there is none."""
+    ours = _identity(as_read(vars(args)))
     written = {folder: max((path.stat().st_mtime for path in checkpoints_in(folder)), default=0.0)
-               for folder in output.glob(f'*-{ending}') if _is_alike(folder, args)}
+               for folder in output.glob(f'*-{ending}') if _is_alike(folder, ours)}
     return next(((folder, found) for folder in sorted(written, key=written.__getitem__, reverse=True)
                  if (found := find_checkpoint(folder))), (None, None))
 
